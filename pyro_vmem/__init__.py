@@ -1,0 +1,46 @@
+"""Variational memory addressing in Pyro: generative models that look things up in a memory."""
+
+from pyro_vmem import data, diagnostics, infer, nn
+from pyro_vmem._version import __version__
+from pyro_vmem.addressing import AddressGuide, AddressPrior, LearnedPrior, SimilarityGuide, UniformPrior, over_slots
+from pyro_vmem.build import build, load
+from pyro_vmem.latent import GaussianGuide, LatentGuide, LatentPrior, StandardPrior, TemplatePrior
+from pyro_vmem.likelihood import BernoulliDecoder, GaussianDecoder, Likelihood
+from pyro_vmem.memory import EncodedMemory, Memory, Template
+from pyro_vmem.part import Part
+from pyro_vmem.reference import LinearGaussianMemory
+from pyro_vmem.training import FitResult, fit, validate
+from pyro_vmem.vma import VMA
+
+__all__ = [
+    "VMA",
+    "AddressGuide",
+    "AddressPrior",
+    "BernoulliDecoder",
+    "EncodedMemory",
+    "FitResult",
+    "GaussianDecoder",
+    "GaussianGuide",
+    "LatentGuide",
+    "LatentPrior",
+    "LearnedPrior",
+    "Likelihood",
+    "LinearGaussianMemory",
+    "Memory",
+    "Part",
+    "SimilarityGuide",
+    "StandardPrior",
+    "Template",
+    "TemplatePrior",
+    "UniformPrior",
+    "__version__",
+    "build",
+    "data",
+    "diagnostics",
+    "fit",
+    "infer",
+    "load",
+    "nn",
+    "over_slots",
+    "validate",
+]

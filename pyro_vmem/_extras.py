@@ -1,0 +1,39 @@
+"""Optional dependencies, imported where they are used."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+__all__ = ["require"]
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional dependency, or say how to install it.
+
+    Arguments:
+        module: The module's full name, for example ``"matplotlib.pyplot"``.
+        extra: The extra of ``pyro_vmem`` that installs it, for example ``"plots"``.
+
+    Returns:
+        The imported module.
+
+    Raises:
+        ImportError: The module is not installed. The message names the ``pip`` command that adds it.
+
+    Example:
+        >>> require("math", "plots").sqrt(9.0)
+        3.0
+        >>> require("no_such_module", "plots")
+        Traceback (most recent call last):
+            ...
+        ImportError: this feature needs no_such_module: pip install 'pyro_vmem[plots]'
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        # A module that is installed but fails inside on another name is not ours to explain.
+        if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
+            raise
+        package = module.partition(".")[0]
+        raise ImportError(f"this feature needs {package}: pip install 'pyro_vmem[{extra}]'") from error

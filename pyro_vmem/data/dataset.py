@@ -1,0 +1,354 @@
+"""Images grouped by class and alphabet, and the disjoint splits that few-shot learning needs."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pyro_vmem.data._files import save_npz
+
+__all__ = ["FewShotDataset"]
+
+
+class FewShotDataset:
+    r"""Observations :math:`x`, the class of each, and the alphabet of each class.
+
+    Images are channel-first, ``(C, H, W)``. ``uint8`` images hold 0 for paper and 255 for ink. Any other
+    event shape, such as ``(D,)``, works with floating-point values.
+
+    Arguments:
+        images: The observations, with shape :math:`(N, *)`; ``uint8`` in 0..255, or floating point.
+        classes: The class index of each observation, with shape :math:`(N)`; every class has at least one.
+        class_names: The :math:`n` class names, unique; by default ``"0"``, ``"1"``, ...
+        alphabets: The alphabet index of each class, with shape :math:`(n)`; by default one alphabet for all.
+        alphabet_names: The alphabet names, unique, each in use; by default ``"0"``, ``"1"``, ...
+
+    Raises:
+        ValueError: Lengths, types or indices do not agree, a class or an alphabet is empty, a name comes
+            twice, or a floating-point image holds NaN or infinity.
+
+    Example:
+        >>> images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+        >>> dataset = FewShotDataset(images, torch.tensor([0, 0, 0, 1, 1, 2]), ["a", "b", "c"])
+        >>> dataset
+        FewShotDataset(6 images of shape (1, 4, 4), 3 classes, 1 alphabet, 1..3 drawings per class)
+    """
+
+    images: Tensor
+    classes: Tensor
+    class_names: list[str]
+    alphabets: Tensor
+    alphabet_names: list[str]
+
+    def __init__(
+        self,
+        images: Tensor,
+        classes: Tensor,
+        class_names: Sequence[str] | None = None,
+        alphabets: Tensor | None = None,
+        alphabet_names: Sequence[str] | None = None,
+    ) -> None:
+        _check_images(images)
+        _check_index("classes", classes, length=len(images), of="images")
+        num_classes = int(classes.max()) + 1 if class_names is None else len(class_names)
+        names = [str(i) for i in range(num_classes)] if class_names is None else [str(n) for n in class_names]
+        _check_groups("classes", classes, names, "class", "image")
+
+        if alphabets is None:
+            alphabets = torch.zeros(num_classes, dtype=torch.long)
+        _check_index("alphabets", alphabets, length=num_classes, of="classes")
+        num_alphabets = int(alphabets.max()) + 1 if alphabet_names is None else len(alphabet_names)
+        if alphabet_names is None:
+            alphabet_names = [str(i) for i in range(num_alphabets)]
+        _check_groups("alphabets", alphabets, list(alphabet_names), "alphabet", "class")
+
+        self.images = images
+        self.classes = classes.long()
+        self.class_names = names
+        self.alphabets = alphabets.long()
+        self.alphabet_names = [str(name) for name in alphabet_names]
+
+    def __len__(self) -> int:
+        """The number of observations :math:`N`."""
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        def count(n: int, one: str, many: str) -> str:
+            return f"{n:,} {one if n == 1 else many}"
+
+        per_class = self.class_sizes
+        low, high = int(per_class.min()), int(per_class.max())
+        spread = str(low) if low == high else f"{low}..{high}"
+        return (
+            f"FewShotDataset({count(len(self), 'image', 'images')} of shape {self.image_shape}, "
+            f"{count(self.num_classes, 'class', 'classes')}, "
+            f"{count(len(self.alphabet_names), 'alphabet', 'alphabets')}, {spread} drawings per class)"
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes :math:`n`."""
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """The event shape of one observation: ``(C, H, W)`` for images."""
+        return tuple(self.images.shape[1:])
+
+    @property
+    def class_sizes(self) -> Tensor:
+        """The number of observations in each class, with shape :math:`(n)`."""
+        return torch.bincount(self.classes, minlength=self.num_classes)
+
+    @staticmethod
+    def to_float(images: Tensor) -> Tensor:
+        """Return observations as ``float32``; ``uint8`` values 0..255 become 0..1.
+
+        Arguments:
+            images: Any selection of a data set's images, with shape :math:`(*)`.
+
+        Returns:
+            The values, with the same shape.
+
+        Example:
+            >>> FewShotDataset.to_float(torch.tensor([0, 255], dtype=torch.uint8))
+            tensor([0., 1.])
+        """
+        if images.dtype == torch.uint8:
+            return images.float().div_(255)
+        return images.float()
+
+    def images_of(self, class_index: int) -> Tensor:
+        r"""Return the observations of one class, in their order in :attr:`images`.
+
+        Arguments:
+            class_index: The class, in 0..n-1.
+
+        Returns:
+            The observations, with shape :math:`(n_c, *)`.
+
+        Raises:
+            ValueError: There is no such class.
+
+        Example:
+            >>> images = torch.zeros(5, 1, 4, 4, dtype=torch.uint8)
+            >>> FewShotDataset(images, torch.tensor([0, 1, 0, 1, 0])).images_of(0).shape
+            torch.Size([3, 1, 4, 4])
+        """
+        if not 0 <= class_index < self.num_classes:
+            raise ValueError(
+                f"class_index: got {class_index}, expected 0 to {self.num_classes - 1} "
+                f"(class_names.index(name) finds the index of a name)."
+            )
+        return self.images[self.classes == class_index]
+
+    def subset(self, class_indices: Sequence[int] | Tensor) -> FewShotDataset:
+        r"""Return the data set of some classes, renumbered from 0 in the order given.
+
+        Arguments:
+            class_indices: The classes to keep, each once, with shape :math:`(n')`.
+
+        Returns:
+            A data set of :math:`n'` classes and the alphabets they belong to.
+
+        Raises:
+            ValueError: The selection is empty, repeats a class or names one that does not exist.
+
+        Example:
+            >>> images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
+            >>> dataset = FewShotDataset(images, torch.arange(4), ["a", "b", "c", "d"])
+            >>> dataset.subset([3, 1]).class_names
+            ['d', 'b']
+        """
+        chosen = torch.as_tensor(class_indices)
+        if chosen.ndim != 1 or len(chosen) == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
+            raise ValueError(
+                f"class_indices: got {tuple(chosen.shape)} of {chosen.dtype}, expected a list of at least "
+                "one class index."
+            )
+        chosen = chosen.long()
+        if int(chosen.min()) < 0 or int(chosen.max()) >= self.num_classes:
+            raise ValueError(
+                f"class_indices: got values {int(chosen.min())}..{int(chosen.max())}, expected 0 to "
+                f"{self.num_classes - 1}."
+            )
+        if int(torch.bincount(chosen).max()) > 1:
+            raise ValueError("class_indices: got a class more than once, expected each class once.")
+
+        renumbered = torch.full((self.num_classes,), -1)
+        renumbered[chosen] = torch.arange(len(chosen))
+        classes = renumbered[self.classes]
+        kept = classes >= 0
+        alphabets_in_use, alphabets = torch.unique(self.alphabets[chosen], return_inverse=True)
+        return FewShotDataset(
+            images=self.images[kept],
+            classes=classes[kept],
+            class_names=[self.class_names[i] for i in chosen.tolist()],
+            alphabets=alphabets,
+            alphabet_names=[self.alphabet_names[i] for i in alphabets_in_use.tolist()],
+        )
+
+    def split(
+        self,
+        by: Literal["alphabet", "class"] = "alphabet",
+        test: float | Sequence[str] = 0.2,
+        seed: int = 0,
+    ) -> tuple[FewShotDataset, FewShotDataset]:
+        """Split into two data sets that share no class, and by default no alphabet.
+
+        Arguments:
+            by: ``"alphabet"`` keeps whole alphabets together; ``"class"`` draws classes from all alphabets.
+            test: The share of the classes to hold out, in (0, 1), or the names of the alphabets (of the
+                classes with ``by="class"``). A share is met as nearly as whole alphabets, drawn at random,
+                allow.
+            seed: The seed of the draw; unused where names are given.
+
+        Returns:
+            The data sets to train and to test on. The order of the classes is kept.
+
+        Raises:
+            ValueError: A name is unknown or comes twice, the share is out of range, or one side would be
+                empty.
+
+        Example:
+            >>> images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
+            >>> dataset = FewShotDataset(
+            ...     images, torch.arange(6), alphabets=torch.tensor([0, 0, 1, 1, 2, 2]),
+            ...     alphabet_names=["Greek", "Latin", "Lao"],
+            ... )
+            >>> train, test = dataset.split(by="alphabet", test=["Lao"])
+            >>> train.alphabet_names, test.alphabet_names
+            (['Greek', 'Latin'], ['Lao'])
+            >>> train, test = dataset.split(by="class", test=0.5, seed=1)
+            >>> train.num_classes, test.num_classes
+            (3, 3)
+        """
+        if by not in ("alphabet", "class"):
+            raise ValueError(f"by: got {by!r}, expected 'alphabet' or 'class'.")
+        names = self.alphabet_names if by == "alphabet" else self.class_names
+        group = self.alphabets if by == "alphabet" else torch.arange(self.num_classes)
+        if len(names) < 2:
+            raise ValueError(
+                f"by: got {by!r}, but this data set has one {by} ({names[0]!r}), and both sides of a split "
+                "need one. " + ("Use by='class'." if by == "alphabet" and self.num_classes > 1 else "Add classes.")
+            )
+        if isinstance(test, str):
+            raise ValueError(f"test: got the string {test!r}, expected a share or a list of names: [{test!r}].")
+        if isinstance(test, (int, float)):
+            held_out = _draw_groups(group, len(names), float(test), seed)
+        else:
+            held_out = _named_groups(names, list(test), by)
+        is_test = torch.isin(group, held_out)
+        return self.subset(torch.nonzero(~is_test)[:, 0]), self.subset(torch.nonzero(is_test)[:, 0])
+
+    def save_npz(self, path: str | os.PathLike[str]) -> None:
+        """Write the data set to one ``.npz`` file that :func:`~pyro_vmem.data.from_npz` reads.
+
+        The file holds ``images``, ``classes``, ``class_names``, ``alphabets`` and ``alphabet_names``. It
+        appears whole or not at all, and replaces an older one.
+
+        Arguments:
+            path: The file to write.
+
+        Example:
+            >>> import tempfile
+            >>> from pyro_vmem.data import from_npz
+            >>> dataset = FewShotDataset(torch.randn(3, 2), torch.tensor([0, 0, 1]), ["a", "b"])
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     dataset.save_npz(f"{folder}/mine.npz")
+            ...     from_npz(f"{folder}/mine.npz")
+            FewShotDataset(3 images of shape (2,), 2 classes, 1 alphabet, 1..2 drawings per class)
+        """
+        images = self.images.detach().cpu()
+        if images.dtype == torch.bfloat16:  # numpy has no such type; float32 holds every value of it
+            images = images.float()
+        save_npz(
+            path,
+            images=images.numpy(),
+            classes=self.classes.cpu().numpy(),
+            class_names=np.array(self.class_names, dtype=np.str_),
+            alphabets=self.alphabets.cpu().numpy(),
+            alphabet_names=np.array(self.alphabet_names, dtype=np.str_),
+        )
+
+
+def _check_images(images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images: got {type(images).__name__}, expected a torch.Tensor (torch.as_tensor makes one).")
+    if images.ndim < 2 or 0 in images.shape:
+        raise ValueError(
+            f"images: got shape {tuple(images.shape)}, expected (N, C, H, W) or (N, D), with at least one entry."
+        )
+    if images.dtype == torch.uint8:
+        if int(images.max()) == 1:
+            raise ValueError(
+                "images: got uint8 values 0 and 1, expected 0..255 with 255 = ink. Multiply by 255, or pass "
+                "images.float()."
+            )
+    elif not images.is_floating_point():
+        raise ValueError(f"images: got {images.dtype}, expected torch.uint8 in 0..255 or floating point.")
+    elif not bool(torch.isfinite(images).all()):
+        raise ValueError("images: got NaN or infinite values, expected finite ones. Drop or fill them first.")
+
+
+def _check_index(name: str, index: Tensor, *, length: int, of: str) -> None:
+    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
+        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
+        raise ValueError(f"{name}: got {got}, expected a torch.Tensor of integer indices.")
+    if index.shape != (length,):
+        raise ValueError(f"{name}: got shape {tuple(index.shape)}, expected ({length},), one for each of the {of}.")
+
+
+def _check_groups(name: str, index: Tensor, names: list[str], group: str, member: str) -> None:
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= len(names):
+        raise ValueError(f"{name}: got indices {low}..{high}, expected 0 to {len(names) - 1} for {len(names)} names.")
+    if len(set(names)) != len(names):
+        twice = next(n for i, n in enumerate(names) if n in names[:i])
+        raise ValueError(f"{group}_names: got {twice!r} more than once, expected unique names.")
+    sizes = torch.bincount(index.long(), minlength=len(names))
+    if int(sizes.min()) == 0:
+        empty = int(sizes.argmin())
+        raise ValueError(
+            f"{name}: {group} {empty} ({names[empty]!r}) is empty, expected at least one {member}. Leave it "
+            "out and renumber."
+        )
+
+
+def _draw_groups(group: Tensor, num_groups: int, share: float, seed: int) -> Tensor:
+    """Draw whole groups until their classes come nearest to a share of all classes."""
+    if not 0 < share < 1:
+        raise ValueError(f"test: got {share}, expected a share between 0 and 1, or a list of names.")
+    sizes = torch.bincount(group, minlength=num_groups)
+    target = share * len(group)
+    order = torch.randperm(num_groups, generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out: list[int] = []
+    total = 0
+    for i in order:
+        size = int(sizes[i])
+        # A group too large to bring the total nearer to the target is passed over.
+        if len(held_out) < num_groups - 1 and abs(total + size - target) < abs(total - target):
+            held_out.append(i)
+            total += size
+    if not held_out:  # every group is more than twice the share: the smallest comes nearest
+        held_out = [int(sizes.argmin())]
+    return torch.tensor(held_out)
+
+
+def _named_groups(names: list[str], chosen: list[str], by: str) -> Tensor:
+    unknown = [name for name in chosen if name not in names]
+    if unknown:
+        some = ", ".join(map(repr, names[:8])) + (", ..." if len(names) > 8 else "")
+        raise ValueError(f"test: got {unknown[0]!r}, expected names of {by} groups such as {some}.")
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"test: got {chosen}, expected each name once.")
+    if not 0 < len(chosen) < len(names):
+        raise ValueError(
+            f"test: got {len(chosen)} of {len(names)} names, expected at least one on each side of the split."
+        )
+    return torch.tensor([names.index(name) for name in chosen])

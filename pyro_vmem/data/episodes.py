@@ -1,0 +1,285 @@
+"""Episodes: a memory of a few classes, and targets of the same classes to explain with it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyro_vmem.data.dataset import FewShotDataset
+from pyro_vmem.memory import Memory
+
+__all__ = ["Episode", "EpisodeSampler"]
+
+# What a DataLoader sees as the length of an endless sampler: more episodes than a training run draws.
+_ENDLESS = 10**9
+
+_EPISODE, _DISTRACTORS = 0, 1
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    r"""A memory :math:`M` and a minibatch of targets :math:`x` that share its classes.
+
+    Attributes:
+        memory: The memory, shared by all targets, with templates of shape :math:`(S, *)` and labels.
+        x: The targets, with shape :math:`(B, *)` and values as in the memory.
+        labels: The class of each target, with shape :math:`(B)`, numbered as ``memory.labels``.
+
+    Example:
+        >>> memory = Memory(torch.rand(3, 1, 4, 4), labels=torch.tensor([7, 7, 9]))
+        >>> Episode(memory, torch.rand(2, 1, 4, 4), torch.tensor([9, 7]))
+        Episode(3 slots, 2 targets of shape (1, 4, 4), 2 classes)
+    """
+
+    memory: Memory
+    x: Tensor
+    labels: Tensor
+
+    def __repr__(self) -> str:
+        return (
+            f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape "
+            f"{tuple(self.x.shape[1:])}, {len(torch.unique(self.labels))} classes)"
+        )
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
+        """Return the episode on a device.
+
+        Arguments:
+            device: The device.
+            non_blocking: Whether a copy from pinned memory may overlap with computation.
+
+        Example:
+            >>> episode = Episode(Memory(torch.rand(3, 2)), torch.rand(1, 2), torch.tensor([0]))
+            >>> episode.to("cpu").x.device
+            device(type='cpu')
+        """
+        return Episode(
+            self.memory.to(device, non_blocking=non_blocking),
+            self.x.to(device, non_blocking=non_blocking),
+            self.labels.to(device, non_blocking=non_blocking),
+        )
+
+    def pin_memory(self) -> Episode:
+        """Return the episode in page-locked memory, as ``DataLoader(pin_memory=True)`` asks for."""
+        return Episode(self.memory.pin_memory(), self.x.pin_memory(), self.labels.pin_memory())
+
+
+class EpisodeSampler(Dataset[Episode]):
+    r"""Draws episodes: ``n_way`` classes, ``k_shot`` memory slots and ``n_query`` targets of each.
+
+    Classes are drawn without replacement, and so are the drawings of a class: a target is never in the
+    memory. The order of the slots and of the targets is random, so that a position tells nothing about a
+    class.
+
+    ``sampler[i]`` depends on nothing but the arguments and ``i``: it is the same in any process, in any
+    order. ``DataLoader(sampler, batch_size=None, num_workers=2)`` therefore gives the episodes that iterating
+    gives.
+
+    With ``rotate`` or ``flip`` each class comes in variants that are classes of their own: class :math:`c`
+    under the :math:`t`-th transform has the label :math:`c + n t`, where :math:`n` is the number of classes
+    of the data set. The transforms are the identity, the rotations by 90, 180 and 270 degrees
+    (counter-clockwise) if ``rotate``, and then each of these after a left-right mirroring if ``flip``.
+
+    Arguments:
+        dataset: The classes to draw from.
+        n_way: The number of classes in an episode.
+        k_shot: The number of memory slots of each class; :math:`S` = ``n_way * k_shot``.
+        n_query: The number of targets of each class; :math:`B` = ``n_way * n_query``.
+        seed: The seed of the episodes.
+        rotate: Whether to add the classes turned by 90, 180 and 270 degrees.
+        flip: Whether to add the mirrored classes.
+        num_episodes: The number of episodes. By default there is no end to them, and ``len`` is :math:`10^9`.
+
+    Raises:
+        ValueError: A number is not positive, or the data set has too few classes or too few drawings of a
+            class, or variants are asked for and the images are not square.
+
+    Example:
+        >>> images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
+        >>> dataset = FewShotDataset(images, torch.arange(60) % 6)
+        >>> sampler = EpisodeSampler(dataset, n_way=3, k_shot=4, n_query=2, seed=0)
+        >>> sampler[5]
+        Episode(12 slots, 6 targets of shape (1, 8, 8), 3 classes)
+        >>> torch.equal(sampler[5].x, sampler[5].x)
+        True
+    """
+
+    def __init__(
+        self,
+        dataset: FewShotDataset,
+        n_way: int = 8,
+        k_shot: int = 4,
+        n_query: int = 4,
+        seed: int = 0,
+        *,
+        rotate: bool = False,
+        flip: bool = False,
+        num_episodes: int | None = None,
+    ) -> None:
+        for name, value in (
+            ("n_way", n_way),
+            ("k_shot", k_shot),
+            ("n_query", n_query),
+            ("num_episodes", num_episodes),
+        ):
+            if value is not None and value < 1:
+                raise ValueError(f"{name}: got {value}, expected at least 1.")
+        if seed < 0:
+            raise ValueError(f"seed: got {seed}, expected 0 or more.")
+        shape = dataset.image_shape
+        if (rotate or flip) and (len(shape) != 3 or shape[1] != shape[2]):
+            raise ValueError(
+                f"rotate, flip: got images of shape {shape}, expected square images (C, H, H). Pass "
+                "rotate=False, flip=False."
+            )
+        turns = range(4) if rotate else range(1)
+        self._transforms = [(mirror, turn) for mirror in ((False, True) if flip else (False,)) for turn in turns]
+        self.num_classes = dataset.num_classes * len(self._transforms)
+        if n_way > self.num_classes:
+            raise ValueError(
+                f"n_way: got {n_way}, expected at most {self.num_classes}, the classes there are to draw "
+                "from. Lower it or use more classes."
+            )
+        sizes = dataset.class_sizes
+        smallest = int(sizes.argmin())
+        if k_shot + n_query > int(sizes[smallest]):
+            raise ValueError(
+                f"k_shot + n_query: got {k_shot} + {n_query}, expected at most {int(sizes[smallest])}, the "
+                f"drawings of class {dataset.class_names[smallest]!r}. Lower them or leave that class out "
+                "with dataset.subset."
+            )
+
+        self.dataset = dataset
+        self.n_way = n_way
+        self.k_shot = k_shot
+        self.n_query = n_query
+        self.seed = seed
+        self.rotate = rotate
+        self.flip = flip
+        self.num_episodes = num_episodes
+        self.position = 0
+        """The index of the episode that :meth:`sample` returns next; setting it resumes an earlier run."""
+        self._sizes = sizes
+        self._starts = sizes.cumsum(0) - sizes
+        self._by_class = dataset.classes.argsort(stable=True)
+
+    def __repr__(self) -> str:
+        variants = f", rotate={self.rotate}, flip={self.flip}" if self.rotate or self.flip else ""
+        return (
+            f"EpisodeSampler({self.num_classes:,} classes, n_way={self.n_way}, k_shot={self.k_shot}, "
+            f"n_query={self.n_query}, seed={self.seed}{variants}, num_episodes={self.num_episodes})"
+        )
+
+    def __len__(self) -> int:
+        """The number of episodes; :math:`10^9` where none was given."""
+        return _ENDLESS if self.num_episodes is None else self.num_episodes
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return the episode of an index, which depends on the arguments and the index only."""
+        generator = self._generator(index, _EPISODE)
+        variants = torch.randperm(self.num_classes, generator=generator)[: self.n_way]
+        drawings = self._draw(variants, self.k_shot + self.n_query, generator)
+        labels = variants[:, None].expand_as(drawings)
+        slots = torch.randperm(self.n_way * self.k_shot, generator=generator)
+        targets = torch.randperm(self.n_way * self.n_query, generator=generator)
+
+        def both(table: Tensor) -> Tensor:
+            memory, query = table[:, : self.k_shot], table[:, self.k_shot :]
+            return torch.cat([memory.reshape(-1)[slots], query.reshape(-1)[targets]])
+
+        labels = both(labels)
+        events = self._load(both(drawings), labels)
+        size = len(slots)
+        return Episode(Memory(events[:size], labels=labels[:size]), events[size:], labels[size:])
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Iterate over the episodes from the first, whatever :meth:`sample` has returned."""
+        for index in range(len(self)):
+            yield self[index]
+
+    def sample(self) -> Episode:
+        """Return the next episode: ``sampler[0]``, then ``sampler[1]`` and so on.
+
+        Raises:
+            IndexError: All ``num_episodes`` episodes were returned.
+
+        Example:
+            >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
+            >>> sampler = EpisodeSampler(dataset, n_way=3)
+            >>> torch.equal(sampler.sample().x, sampler[0].x), torch.equal(sampler.sample().x, sampler[1].x)
+            (True, True)
+        """
+        episode = self[self.position]
+        self.position += 1
+        return episode
+
+    def distractors(self, index: int) -> Memory:
+        r"""Return a memory like that of episode ``index``, but of other classes.
+
+        The gap between the evidence of the targets under the right memory and under this one tells what the
+        right memory is worth. No variant of a class of the episode is in it.
+
+        Arguments:
+            index: The index of the episode.
+
+        Returns:
+            A memory of ``n_way`` classes with ``k_shot`` slots each; it depends on the arguments and the
+            index only.
+
+        Raises:
+            ValueError: The data set has too few classes that are not in the episode.
+
+        Example:
+            >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
+            >>> sampler = EpisodeSampler(dataset, n_way=3)
+            >>> bool(torch.isin(sampler.distractors(0).labels, sampler[0].labels).any())
+            False
+        """
+        taken = torch.randperm(self.num_classes, generator=self._generator(index, _EPISODE))[: self.n_way]
+        n = self.dataset.num_classes
+        allowed = torch.ones(n, dtype=torch.bool)
+        allowed[taken % n] = False
+        others = torch.nonzero(allowed.repeat(len(self._transforms)))[:, 0]
+        if len(others) < self.n_way:
+            raise ValueError(
+                f"n_way: got {self.n_way}, but only {len(others)} of {self.num_classes} classes are not in "
+                f"episode {index}, and distractors need {self.n_way}. Lower n_way or use more classes."
+            )
+        generator = self._generator(index, _DISTRACTORS)
+        variants = others[torch.randperm(len(others), generator=generator)[: self.n_way]]
+        drawings = self._draw(variants, self.k_shot, generator)
+        slots = torch.randperm(self.n_way * self.k_shot, generator=generator)
+        labels = variants.repeat_interleave(self.k_shot)[slots]
+        return Memory(self._load(drawings.reshape(-1)[slots], labels), labels=labels)
+
+    def _generator(self, index: int, purpose: int) -> torch.Generator:
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: got {index}, expected 0 to {len(self) - 1}.")
+        state = np.random.SeedSequence((self.seed, index, purpose)).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(state[0]))
+
+    def _draw(self, variants: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """Draw distinct images of each class, as indices into the data set, with shape (n_way, count)."""
+        classes = variants % self.dataset.num_classes
+        sizes = self._sizes[classes]
+        keys = torch.rand(len(classes), int(sizes.max()), generator=generator)
+        keys.masked_fill_(torch.arange(keys.shape[1]) >= sizes[:, None], -1.0)
+        return self._by_class[self._starts[classes][:, None] + keys.topk(count).indices]
+
+    def _load(self, drawings: Tensor, labels: Tensor) -> Tensor:
+        """Gather images as floats, each under the transform that its label names."""
+        events = FewShotDataset.to_float(self.dataset.images[drawings])
+        if len(self._transforms) == 1:
+            return events
+        transform = labels // self.dataset.num_classes
+        for t in torch.unique(transform).tolist():
+            mirror, turn = self._transforms[t]
+            rows = torch.nonzero(transform == t)[:, 0]
+            chosen = events[rows]
+            events[rows] = torch.rot90(chosen.flip(-1) if mirror else chosen, turn, (-2, -1))
+        return events

@@ -1,0 +1,286 @@
+"""Omniglot from its folders or archives, at the image sizes that the literature uses."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pyro_vmem._extras import require
+from pyro_vmem.data._files import cache_folder, data_root, save_npz
+from pyro_vmem.data.dataset import FewShotDataset
+
+__all__ = ["omniglot"]
+
+Bits = NDArray[np.bool_]
+
+_SIDE = 105
+_MAX_FILE_BYTES = 1 << 20  # the drawings take a few hundred bytes each
+_CACHE_VERSION = 1
+_PARTS = {
+    "all": ("images_background", "images_evaluation"),
+    "background": ("images_background",),
+    "evaluation": ("images_evaluation",),
+}
+
+
+def _pick(size: int, shift: float) -> Callable[[Bits], Bits]:
+    index = np.floor((np.arange(size) + shift) * _SIDE / size).astype(int)
+    return lambda ink: ink[:, index][:, :, index]
+
+
+def _max_pool(ink: Bits) -> Bits:
+    pooled: Bits = ink[:, :104, :104].reshape(-1, 26, 4, 26, 4).max(axis=(2, 4))
+    return pooled
+
+
+_RESIZE: dict[str | None, Callable[[Bits], Bits]] = {
+    "index28": _pick(28, 0.0),
+    "nearest26": _pick(26, 0.5),  # PIL's NEAREST takes the source pixel under the centre of the new one
+    "maxpool26": _max_pool,
+    None: lambda ink: ink,
+}
+
+
+def omniglot(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    subset: Literal["all", "background", "evaluation"] = "all",
+    resize: Literal["index28", "nearest26", "maxpool26"] | None = "index28",
+    cache_dir: str | os.PathLike[str] | None = None,
+    download: bool = False,
+) -> FewShotDataset:
+    r"""Omniglot: handwritten characters of 50 alphabets, 20 drawings of each.
+
+    Reads the folders ``images_background/<Alphabet>/characterNN/*.png`` and ``images_evaluation/...``, or zip
+    archives of them, in ``root``, ``root/omniglot`` or ``root/omniglot-py``. Images are ``(1, H, W)`` with
+    255 for ink; classes are named ``"Alphabet/characterNN"``. What was read is kept in a small cache file, so
+    that only the first call takes seconds.
+
+    References:
+        | Human-level concept learning through probabilistic program induction (Lake et al., 2015)
+        | https://github.com/brendenlake/omniglot
+
+    Arguments:
+        root: The folder to look in; by default the environment variable ``PYRO_VMEM_DATA``.
+        subset: ``"background"`` (964 characters of 30 alphabets), ``"evaluation"`` (659 of 20) or ``"all"``.
+        resize: How 105x105 becomes smaller. ``"index28"`` takes rows and columns
+            :math:`\lfloor 105 i / 28 \rfloor`; ``"nearest26"`` is PIL's NEAREST at 26x26; ``"maxpool26"`` is
+            4x4 max-pooling of the ink in the 104x104 crop; None keeps 105x105.
+        cache_dir: The folder of the cache file; by default ``$PYRO_VMEM_CACHE``, else
+            ``$XDG_CACHE_HOME/pyro_vmem``, else ``~/.cache/pyro_vmem``.
+        download: Whether to fetch what ``root`` lacks, by ``torchvision.datasets.Omniglot``.
+
+    Returns:
+        The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
+
+    Raises:
+        ValueError: An argument is out of range, or a file is not a readable 105x105 drawing.
+        FileNotFoundError: ``root`` does not hold the data.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as root:
+        ...     folder = Path(root, "images_background", "Tiny", "character01")
+        ...     folder.mkdir(parents=True)
+        ...     Image.new("1", (105, 105), 1).save(folder / "0001_01.png")
+        ...     omniglot(root, subset="background", cache_dir=root)
+        FewShotDataset(1 image of shape (1, 28, 28), 1 class, 1 alphabet, 1 drawings per class)
+    """
+    if subset not in _PARTS:
+        raise ValueError(f"subset: got {subset!r}, expected 'all', 'background' or 'evaluation'.")
+    if resize not in _RESIZE:
+        raise ValueError(f"resize: got {resize!r}, expected 'index28', 'nearest26', 'maxpool26' or None.")
+    folder = data_root(root, "Omniglot")
+    sources = [_find(folder, part) or _fetch(folder, part, download) for part in _PARTS[subset]]
+    listings = [source.drawings() for source in sources]
+    file = cache_folder(cache_dir) / f"omniglot-{resize}-{subset}-{_key(resize, sources, listings)}.npz"
+    cached = _load_cache(file)
+    if cached is None:
+        cached = _parse(sources, listings, _RESIZE[resize])
+        _save_cache(file, *cached)
+    ink, names = cached
+
+    class_names = sorted(set(names))
+    alphabet_of = [name.partition("/")[0] for name in class_names]
+    alphabet_names = sorted(set(alphabet_of))
+    class_index = {name: i for i, name in enumerate(class_names)}
+    alphabet_index = {name: i for i, name in enumerate(alphabet_names)}
+    return FewShotDataset(
+        images=torch.from_numpy(ink[:, None].astype(np.uint8) * np.uint8(255)),
+        classes=torch.tensor([class_index[name] for name in names]),
+        class_names=class_names,
+        alphabets=torch.tensor([alphabet_index[name] for name in alphabet_of]),
+        alphabet_names=alphabet_names,
+    )
+
+
+@dataclass(frozen=True)
+class _Drawing:
+    """One image file of a source: where it is, and what identifies its content for the cache."""
+
+    member: str
+    class_name: str
+    stamp: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A folder or a zip archive that holds one part of the data set.
+
+    Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a
+    drawing, so that a hostile name cannot reach the disk.
+    """
+
+    path: Path
+    part: str
+
+    def drawings(self) -> list[_Drawing]:
+        """List the drawings in the order of their names."""
+        layout = re.compile(rf"{self.part}/([^/\\]+)/(character\d+)/[^/\\]+\.png")
+        found = []
+        for member, stamp in self._files():
+            match = layout.fullmatch(member)
+            if match and match[1] not in (".", ".."):
+                found.append(_Drawing(member, f"{match[1]}/{match[2]}", stamp))
+        if not found:
+            raise ValueError(
+                f"root: {self.path} holds no drawing, expected {self.part}/<Alphabet>/characterNN/*.png. It "
+                "may be an interrupted copy: remove it and fetch it again."
+            )
+        return sorted(found, key=lambda drawing: drawing.member)
+
+    def _files(self) -> Iterator[tuple[str, tuple[int, int]]]:
+        if self.path.is_dir():
+            for file in self.path.glob("*/*/*.png"):
+                stat = file.stat()
+                yield (
+                    f"{self.part}/{file.relative_to(self.path).as_posix()}",
+                    (stat.st_size, stat.st_mtime_ns),
+                )
+        else:
+            stat = self.path.stat()
+            with self._archive() as archive:
+                for info in archive.infolist():
+                    yield info.filename, (stat.st_size, stat.st_mtime_ns)
+
+    def _archive(self) -> zipfile.ZipFile:
+        try:
+            return zipfile.ZipFile(self.path)
+        except (zipfile.BadZipFile, OSError) as error:
+            raise ValueError(
+                f"root: {self.path} is not a readable zip archive ({error}). Remove it and fetch it again."
+            ) from error
+
+    def read(self, drawings: list[_Drawing]) -> Iterator[Bits]:
+        """Read drawings as ink, each with shape (105, 105), True for ink."""
+        with contextlib.ExitStack() as stack:
+            archive = None if self.path.is_dir() else stack.enter_context(self._archive())
+            for drawing in drawings:
+                where = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
+                try:
+                    if archive is None:
+                        handle: Any = (self.path.parent / drawing.member).open("rb")
+                        size = drawing.stamp[0]
+                    else:
+                        handle = archive.open(drawing.member)
+                        size = archive.getinfo(drawing.member).file_size
+                    with handle as file:
+                        if size > _MAX_FILE_BYTES:
+                            raise ValueError(f"{size} bytes")
+                        ink = _decode(file)
+                except (OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile) as error:
+                    raise ValueError(
+                        f"root: cannot read {where} ({error}), expected a PNG of a drawing. Replace the file."
+                    ) from error
+                if ink.shape != (_SIDE, _SIDE):
+                    raise ValueError(
+                        f"root: {where} is {ink.shape[1]}x{ink.shape[0]}, expected {_SIDE}x{_SIDE}. For "
+                        "images of other sizes use from_folder."
+                    )
+                yield ink
+
+
+def _decode(file: BinaryIO) -> Bits:
+    image = require("PIL.Image", "vision").open(file)
+    if max(image.size) > 10 * _SIDE:  # refuse before decoding: a small file can hold a huge image
+        raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
+    ink: Bits = np.asarray(image.convert("L")) < 128
+    return ink
+
+
+def _find(root: Path, part: str) -> _Source | None:
+    for folder in (root, root / "omniglot", root / "omniglot-py"):
+        for path in (folder / part, folder / f"{part}.zip"):
+            if path.is_dir() or (path.suffix and path.is_file()):
+                return _Source(path, part)
+    return None
+
+
+def _fetch(root: Path, part: str, download: bool) -> _Source:
+    if download:
+        datasets = require("torchvision.datasets", "vision")
+        datasets.Omniglot(str(root), background=part == "images_background", download=True)
+        source = _find(root, part)
+        if source is not None:
+            return source
+    raise FileNotFoundError(
+        f"root: got {root}, expected a folder with {part}/ or {part}.zip in it, in its omniglot/ or in its "
+        f"omniglot-py/. Pass download=True to fetch it, or point root (or PYRO_VMEM_DATA) at the data."
+    )
+
+
+def _key(resize: str | None, sources: list[_Source], listings: list[list[_Drawing]]) -> str:
+    stamps = [[(drawing.member, *drawing.stamp) for drawing in drawings] for drawings in listings]
+    content = (_CACHE_VERSION, resize, [source.path.name for source in sources], stamps)
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def _parse(
+    sources: list[_Source], listings: list[list[_Drawing]], resize: Callable[[Bits], Bits]
+) -> tuple[Bits, list[str]]:
+    images: list[Bits] = []
+    names: list[str] = []
+    with tqdm(total=sum(map(len, listings)), desc="Omniglot", unit=" drawings", leave=False) as progress:
+        for source, drawings in zip(sources, listings, strict=True):
+            for drawing, ink in zip(drawings, source.read(drawings), strict=True):
+                images.append(resize(ink[None])[0])
+                names.append(drawing.class_name)
+                progress.update()
+    return np.stack(images), names
+
+
+def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
+    # A folder that cannot be written costs the next call some seconds; it is no reason to fail this one.
+    with contextlib.suppress(OSError):
+        save_npz(
+            file,
+            bits=np.packbits(ink.reshape(len(ink), -1), axis=1),
+            shape=np.array(ink.shape),
+            names=np.array(names, dtype=np.str_),
+        )
+
+
+def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
+    """Return what a cache file holds, or None if it is absent or damaged."""
+    try:
+        with np.load(file, allow_pickle=False) as arrays:
+            shape = tuple(int(n) for n in arrays["shape"])
+            names = [str(name) for name in arrays["names"]]
+            ink = np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).astype(bool)
+    except Exception:  # np.load raises many types on damaged files; each means: parse the sources again
+        return None
+    return (ink, names) if len(names) == len(ink) else None

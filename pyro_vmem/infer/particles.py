@@ -1,0 +1,169 @@
+"""Draws particles of a model and a guide, and sums their log-probabilities per datapoint."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.infer import ELBO
+from pyro.poutine import Trace
+from torch import Tensor
+
+__all__ = ["Particles", "draw_particles"]
+
+PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wraps around model and guide
+
+
+@dataclass(frozen=True, eq=False)
+class Particles:
+    r""":math:`K` particles for each of :math:`B` datapoints: every tensor is `(K, B)`, in nats.
+
+    A datapoint is one element of the plates that all sites share. Sums over other plates are taken.
+
+    Attributes:
+        log_prior: :math:`\log p` of each latent site.
+        log_guide: :math:`\log q` of each latent site.
+        log_likelihood: :math:`\log p` of all observed sites together.
+        score: :math:`\log q` of all latents that are not reparameterised, unscaled; `None` if all are.
+        kl: :math:`KL(q \| p)` in closed form, of each categorical latent.
+        scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
+    """
+
+    log_prior: dict[str, Tensor]
+    log_guide: dict[str, Tensor]
+    log_likelihood: Tensor
+    score: Tensor | None
+    kl: dict[str, Tensor]
+    scale: float
+
+    @property
+    def log_weights(self) -> Tensor:
+        r""":math:`\log w_k = \log p(x, h_k) - \log q(h_k | x)`, with shape `(K, B)`."""
+        log_weights = self.log_likelihood
+        for name in self.log_prior:
+            log_weights = log_weights + self.log_prior[name] - self.log_guide[name]
+        return log_weights
+
+
+def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
+    """Runs the guide and the model against it, as the settings of `elbo` say.
+
+    Arguments:
+        elbo: Gives the number of particles, and whether they are vectorized.
+        model: A Pyro model whose latents all sit in one data plate (or in the same plates).
+        guide: Its guide.
+        args: Their arguments.
+        kwargs: Their keyword arguments.
+
+    Raises:
+        ValueError: If a site is outside of the data plate, is enumerated, or sits in a subsampled inner plate.
+    """
+    rows = [_particles(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
+    if len(rows) == 1:
+        return rows[0]
+
+    def stack(parts: Iterable[Tensor]) -> Tensor:
+        return torch.cat(list(parts))
+
+    first = rows[0]
+    return Particles(
+        log_prior={name: stack(row.log_prior[name] for row in rows) for name in first.log_prior},
+        log_guide={name: stack(row.log_guide[name] for row in rows) for name in first.log_guide},
+        log_likelihood=stack(row.log_likelihood for row in rows),
+        score=None if first.score is None else stack(row.score for row in rows if row.score is not None),
+        kl={name: stack(row.kl[name] for row in rows) for name in first.kl},
+        scale=first.scale,
+    )
+
+
+def _particles(model_trace: Trace, guide_trace: Trace) -> Particles:
+    """The particles of one pair of traces: K of them if vectorized, else one."""
+    model_sites = {name: site for name, site in model_trace.nodes.items() if site["type"] == "sample"}
+    guide_sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
+    latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
+    _check_sites(latents, guide_sites)
+    layout = _Layout([*model_sites.values(), *guide_sites.values()])
+    observed = [layout.per_datapoint(site["log_prob"]) for site in model_sites.values() if site["is_observed"]]
+    scores = [
+        layout.per_datapoint(site["score_parts"].score_function)
+        for site in guide_sites.values()
+        if isinstance(site["score_parts"].score_function, Tensor)
+    ]
+    zero = torch.zeros_like(layout.per_datapoint(next(iter((latents or model_sites).values()))["log_prob"]))
+    return Particles(
+        log_prior={name: layout.per_datapoint(site["log_prob"]) for name, site in latents.items()},
+        log_guide={name: layout.per_datapoint(guide_sites[name]["log_prob"]) for name in latents},
+        log_likelihood=sum(observed, zero),
+        score=sum(scores[1:], scores[0]) if scores else None,
+        kl={
+            name: layout.per_datapoint(_kl(guide_sites[name]["fn"], site["fn"]))
+            for name, site in latents.items()
+            if _is_categorical(site["fn"]) and _is_categorical(guide_sites[name]["fn"])
+        },
+        scale=layout.scale,
+    )
+
+
+class _Layout:
+    """Which dims of a site's log-probability are particles and datapoints."""
+
+    def __init__(self, sites: list[Any]) -> None:
+        stacks = [{frame for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
+        shared = set.intersection(*stacks)
+        data = sorted((f for f in shared if f.name != PARTICLE_PLATE), key=lambda f: f.dim)
+        if not data:
+            loose = [
+                site["name"]
+                for site, stack in zip(sites, stacks, strict=True)
+                if all(f.name == PARTICLE_PLATE for f in stack)
+            ]
+            raise ValueError(
+                "model and guide: expected all sample sites in one data plate, so that each datapoint has its own "
+                f"importance weights; outside of any plate: {sorted(set(loose)) or 'none, but they share no plate'}. "
+                'Wrap the local latents and the observation in `with pyro.plate("data", len(x)):`; global latents '
+                "need a guide of their own."
+            )
+        inner = set.union(*stacks) - shared
+        for frame in inner:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"model and guide: plate {frame.name!r} inside the data plate is subsampled, so importance weights "
+                    "of a datapoint are not known. Subsample the data plate only."
+                )
+        particles = [f.dim for f in shared if f.name == PARTICLE_PLATE]
+        self.dims = particles + [f.dim for f in data]
+        self.sizes = [1] * (not particles) + [f.size for f in sorted(shared, key=lambda f: f.dim)]
+        # A plate scales every site in it by (size of the data) / (size of the minibatch). Inside of a logarithm of
+        # weights that would be a temperature; it belongs on the sum over datapoints.
+        self.scale = math.prod((f.full_size or f.size) / f.size for f in data)
+
+    def per_datapoint(self, log_prob: Tensor) -> Tensor:
+        """Sums a log-probability over all other plates, and returns it as `(K, B)` without the plate's scale."""
+        others = [dim for dim in range(-log_prob.dim(), 0) if dim not in self.dims]
+        if others:
+            log_prob = log_prob.sum(others)
+        rows = log_prob.expand(self.sizes[-log_prob.dim() :] if log_prob.dim() else ()).expand(self.sizes)
+        rows = rows.reshape(self.sizes[0], -1)
+        return rows / self.scale if self.scale != 1.0 else rows
+
+
+def _kl(q: Any, p: Any) -> Tensor:
+    return torch.distributions.kl_divergence(q, p)
+
+
+def _is_categorical(fn: Any) -> bool:
+    return isinstance(fn, torch.distributions.Categorical)
+
+
+def _check_sites(latents: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    for name, site in latents.items():
+        if name not in guide_sites:
+            raise ValueError(f"guide: it has no sample site {name!r}, which the model leaves unobserved. Add one.")
+        if site["infer"].get("_enumerate_dim") is not None or guide_sites[name]["infer"].get("enumerate"):
+            raise ValueError(
+                f"guide: site {name!r} is marked for enumeration, but this objective samples. Remove config_enumerate, "
+                "or sum the site out with pyro.infer.TraceEnum_ELBO."
+            )

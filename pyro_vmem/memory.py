@@ -1,0 +1,249 @@
+"""The memory of a model: templates in slots, and how they are read."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["EncodedMemory", "Memory", "Template"]
+
+
+@dataclass(frozen=True, eq=False)
+class Template:
+    r"""An observation beside its features: a slot's template :math:`m_a`, or a target :math:`x` seen the same way.
+
+    Leading dims are (enumeration, particle, batch); they are the same for all fields.
+
+    Attributes:
+        raw: The observation itself, with shape `(*, *event)`.
+        features: One vector for the whole observation, with shape `(*, F)`.
+        maps: Feature maps, fine to coarse, each with shape `(*, C, H, W)`; empty where there is no image.
+
+    Example:
+        >>> template = Template(torch.rand(5, 1, 8, 8), torch.rand(5, 16))
+        >>> template.leading_shape
+        torch.Size([5])
+    """
+
+    raw: Tensor
+    features: Tensor
+    maps: tuple[Tensor, ...] = ()
+
+    @property
+    def leading_shape(self) -> torch.Size:
+        """The dims that are not the event's."""
+        return self.features.shape[:-1]
+
+
+class Memory:
+    r"""A memory :math:`M = (m_1, \ldots, m_S)`: one template to a slot.
+
+    A memory is read, never written. It is shared by the whole minibatch, or there is one for each datapoint.
+
+    Arguments:
+        templates: The templates, with shape `(S, *event)` if shared, or `(B, S, *event)` if one per datapoint.
+        labels: The class of each slot, with shape `(S,)` or `(B, S)`; integers. Only evaluation looks at them.
+        mask: True where a slot is in use, with shape `(S,)` or `(B, S)`. A slot that is not in use is never read.
+        per_datapoint: Whether the templates are `(B, S, *event)`. If not given, the number of dims of `labels` or
+            `mask` tells; if those are not given either, the memory is taken to be shared.
+
+    Raises:
+        ValueError: If shapes or dtypes do not fit together, a template is not finite, or no slot is in use.
+
+    Example:
+        >>> memory = Memory(torch.rand(5, 1, 8, 8), labels=torch.tensor([0, 0, 1, 1, 2]))
+        >>> memory
+        Memory(5 slots of (1, 8, 8), shared, 3 classes)
+        >>> memory.read(torch.tensor([[4, 0, 0], [1, 2, 3]])).shape
+        torch.Size([2, 3, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        templates: Tensor,
+        labels: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        per_datapoint: bool | None = None,
+    ) -> None:
+        if per_datapoint is None:
+            guide = labels if labels is not None else mask
+            per_datapoint = guide is not None and guide.dim() == 2
+        self.templates = templates
+        self.labels = labels
+        self.mask = mask
+        self.per_datapoint = per_datapoint
+        self._check()
+
+    def _check(self) -> None:
+        templates, slot_dims = self.templates, 2 if self.per_datapoint else 1
+        layout = "(B, S, *event)" if self.per_datapoint else "(S, *event)"
+        if not templates.is_floating_point():
+            raise ValueError(
+                f"templates: expected floating-point values, got {templates.dtype}. "
+                "Convert them: images in 0..255 become `images / 255`."
+            )
+        if templates.dim() <= slot_dims or templates.numel() == 0:
+            raise ValueError(
+                f"templates: expected shape {layout} with at least one slot, got {tuple(templates.shape)}. "
+                "A scalar event needs a trailing dim of size 1."
+            )
+        slots = templates.shape[:slot_dims]
+        for name, value in (("labels", self.labels), ("mask", self.mask)):
+            if value is not None and value.shape != slots:
+                raise ValueError(
+                    f"{name}: expected shape {tuple(slots)}, one entry a slot of templates {tuple(templates.shape)}, "
+                    f"got {tuple(value.shape)}. For one memory per datapoint pass per_datapoint=True."
+                )
+        if self.labels is not None and (self.labels.is_floating_point() or self.labels.is_complex()):
+            raise ValueError(f"labels: expected integers, got {self.labels.dtype}. Use `labels.long()`.")
+        if self.mask is not None and self.mask.dtype != torch.bool:
+            raise ValueError(f"mask: expected dtype torch.bool, got {self.mask.dtype}. Use `mask.bool()`.")
+        if self.mask is not None and not bool(self.mask.any(-1).all()):
+            raise ValueError("mask: no slot is in use. A memory needs at least one; add a blank template.")
+        if not bool(torch.isfinite(templates).all()):
+            raise ValueError(
+                "templates: found NaN or infinite values. Clean them, or mask those slots and set them to 0"
+            )
+
+    @property
+    def num_slots(self) -> int:
+        """The number of slots :math:`S`, masked ones included."""
+        return self.templates.shape[1 if self.per_datapoint else 0]
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """`(B,)` for one memory per datapoint, `()` for a shared one."""
+        return self.templates.shape[: 1 if self.per_datapoint else 0]
+
+    @property
+    def event_shape(self) -> torch.Size:
+        """The shape of one template."""
+        return self.templates.shape[2 if self.per_datapoint else 1 :]
+
+    @property
+    def slots_in_use(self) -> Tensor:
+        """The number of unmasked slots, with shape `batch_shape`; integers."""
+        if self.mask is None:
+            return torch.full(self.batch_shape, self.num_slots, device=self.templates.device)
+        return self.mask.sum(-1)
+
+    def read(self, a: Tensor) -> Tensor:
+        r"""Reads :math:`m_a`.
+
+        Arguments:
+            a: The addresses, with shape `(*, B)` (or `(*, 1)` for one address for the whole batch); integers.
+
+        Returns:
+            The templates at those addresses, with shape `(*, B, *event)`.
+        """
+        return self._gather(self.templates, a)
+
+    def _gather(self, values: Tensor, a: Tensor) -> Tensor:
+        """Gathers `values` `(S, ...)` or `(B, S, ...)` at the addresses `a`."""
+        if self.per_datapoint:
+            batch = values.shape[0]
+            offset = self.num_slots * torch.arange(batch, device=a.device)
+            a = (a + offset).expand(torch.broadcast_shapes(a.shape, (batch,)))
+            values = values.flatten(0, 1)
+        # An embedding lookup of whole rows: the backward pass of advanced indexing is several times slower. Maps are
+        # looked up channels last, the layout in which the convolutions around them are fastest.
+        is_map = values.dim() == 4
+        if is_map:
+            values = values.permute(0, 2, 3, 1)
+        rows = F.embedding(a, values.reshape(values.shape[0], -1)).reshape(*a.shape, *values.shape[1:])
+        return rows.movedim(-1, -3) if is_map else rows
+
+    def to(self, *args: Any, **kwargs: Any) -> Memory:
+        """Moves templates, labels and mask to a device, templates also to a dtype; arguments as of `Tensor.to`."""
+        return self._map(lambda tensor, is_value: _to(tensor, is_value, *args, **kwargs))
+
+    def pin_memory(self) -> Memory:
+        """Copies every tensor to page-locked memory, as `torch.utils.data.DataLoader(pin_memory=True)` asks."""
+        return self._map(lambda tensor, _: tensor.pin_memory())
+
+    def _map(self, fn: Any) -> Memory:
+        labels = None if self.labels is None else fn(self.labels, False)
+        mask = None if self.mask is None else fn(self.mask, False)
+        return Memory(fn(self.templates, True), labels, mask, per_datapoint=self.per_datapoint)
+
+    def __len__(self) -> int:
+        return self.num_slots
+
+    def __repr__(self) -> str:
+        kind = f"one for each of {self.templates.shape[0]} datapoints" if self.per_datapoint else "shared"
+        parts = [f"{self.num_slots} slots of {tuple(self.event_shape)}", kind]
+        if self.labels is not None:
+            parts.append(f"{self.labels.unique().numel()} classes")
+        if self.mask is not None:
+            parts.append(f"{int(self.mask.sum())} of {self.mask.numel()} in use")
+        return f"{type(self).__name__}({', '.join(parts)})"
+
+
+class EncodedMemory(Memory):
+    r"""A memory whose templates have been through the template encoder: what the parts of a model read.
+
+    Made by `VMA.encode`; it stands wherever a :class:`Memory` does. Encoding once and using the result in guide and
+    model is what makes a step cheap.
+
+    Arguments:
+        memory: The memory that was encoded.
+        encoded: Its templates with their features; leading shape `(S,)` or `(B, S)`.
+
+    Example:
+        >>> memory = Memory(torch.rand(5, 8))
+        >>> encoded = EncodedMemory(memory, Template(memory.templates, torch.rand(5, 16)))
+        >>> encoded.read(torch.tensor([4, 0])).features.shape
+        torch.Size([2, 16])
+    """
+
+    def __init__(self, memory: Memory, encoded: Template) -> None:
+        # No second check: the tensors are those of a memory that passed it.
+        self.templates, self.labels, self.mask = memory.templates, memory.labels, memory.mask
+        self.per_datapoint = memory.per_datapoint
+        self.encoded = encoded
+
+    @property
+    def features(self) -> Tensor:
+        """One feature vector a slot, with shape `(S, F)` or `(B, S, F)`."""
+        return self.encoded.features
+
+    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
+        r"""Reads :math:`m_a` with its features.
+
+        Arguments:
+            a: The addresses, with shape `(*, B)` (or `(*, 1)` for one address for the whole batch); integers.
+
+        Returns:
+            The templates at those addresses, with leading shape `(*, B)`.
+        """
+        return Template(
+            self._gather(self.templates, a),
+            self._gather(self.encoded.features, a),
+            tuple(self._gather(m, a) for m in self.encoded.maps),
+        )
+
+    def of_datapoints(self, rows: slice) -> EncodedMemory:
+        """The memories of some of the datapoints; a shared memory as it is."""
+        if not self.per_datapoint:
+            return self
+        return self._map(lambda tensor, _: tensor[rows])
+
+    def _map(self, fn: Any) -> EncodedMemory:
+        encoded = dataclasses.replace(
+            self.encoded,
+            raw=fn(self.encoded.raw, True),
+            features=fn(self.encoded.features, True),
+            maps=tuple(fn(m, True) for m in self.encoded.maps),
+        )
+        return EncodedMemory(super()._map(fn), encoded)
+
+
+def _to(tensor: Tensor, is_value: bool, *args: Any, **kwargs: Any) -> Tensor:
+    moved = tensor.to(*args, **kwargs)
+    return moved if is_value else moved.to(tensor.dtype)  # labels and mask keep their dtype

@@ -1,0 +1,273 @@
+"""Decoders: a latent and a template become the parameters of an observation's distribution."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyro_vmem.memory import Template
+from pyro_vmem.nn.layers import Join, Residual, as_images, check_image_shape, conv3, half_size, mlp
+from pyro_vmem.part import Part
+
+__all__ = ["ConvDecoder", "Decoder", "MLPDecoder", "WarpDecoder"]
+
+
+class Decoder(Part):
+    """A network from a latent and a template to an output with the shape of an observation.
+
+    Attributes:
+        event_shape: The shape of one observation.
+        latent_dim: The length `D` of the latent.
+    """
+
+    event_shape: tuple[int, ...]
+    latent_dim: int
+
+    @abc.abstractmethod
+    def forward(self, z: Tensor, template: Template) -> Tensor:
+        """
+        Arguments:
+            z: The latent, with shape `(*, D)`.
+            template: The template; its leading shape broadcasts with `(*)`.
+
+        Returns:
+            The output, with shape `(*, *event_shape)`.
+        """
+
+    @abc.abstractmethod
+    def shift_output(self, value: float) -> None:
+        """Makes `value` the output's mean level: set before training from the data (the log-odds of ink, say)."""
+
+
+class MLPDecoder(Decoder):
+    """A multilayer perceptron on the latent and the template's features.
+
+    Arguments:
+        event_shape: The shape of one observation.
+        latent_dim: The length `D` of the latent.
+        num_features: The length `F` of the template's feature vector.
+        hidden: The widths of the hidden layers, at least one.
+
+    Raises:
+        ValueError: If `hidden` is empty.
+
+    Example:
+        >>> decoder = MLPDecoder((8,), latent_dim=4, num_features=16)
+        >>> decoder(torch.randn(5, 3, 4), Template(torch.rand(3, 8), torch.rand(3, 16))).shape
+        torch.Size([5, 3, 8])
+    """
+
+    def __init__(
+        self,
+        event_shape: Sequence[int],
+        latent_dim: int = 32,
+        num_features: int = 128,
+        hidden: tuple[int, ...] = (256,),
+    ) -> None:
+        super().__init__()
+        if len(hidden) == 0:
+            raise ValueError("hidden: expected at least one hidden width, got (). Try hidden=(256,).")
+        self.event_shape = tuple(event_shape)
+        self.latent_dim = latent_dim
+        self.join = Join(latent_dim, num_features, hidden[0])
+        self.network = nn.Sequential(nn.ReLU(), mlp(*hidden, math.prod(self.event_shape)))
+
+    def forward(self, z: Tensor, template: Template) -> Tensor:
+        out: Tensor = self.network(self.join(z, template.features)).unflatten(-1, self.event_shape)
+        return out
+
+    def shift_output(self, value: float) -> None:
+        last = [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1]
+        nn.init.constant_(last.bias, value)
+
+
+class ConvDecoder(Decoder):
+    """A convolutional decoder that sees the template as features: a pooled vector, and maps added as skips.
+
+    Kept for comparison. It learns to use the memory far later than :class:`WarpDecoder`, which is the default.
+
+    Arguments:
+        image_shape: `(channels, height, width)`.
+        latent_dim: The length `D` of the latent.
+        num_features: The length `F` of the template's feature vector.
+        map_channels: The channels of the template's maps, those at half and those at quarter resolution, as
+            :class:`ConvEncoder` makes them; `None` for a decoder without skips.
+        width: The channels at half resolution; twice as many below.
+
+    Raises:
+        ValueError: If `image_shape` is not three positive numbers.
+
+    Example:
+        >>> from pyro_vmem.nn import ConvEncoder
+        >>> template = ConvEncoder((1, 28, 28))(torch.rand(3, 1, 28, 28))
+        >>> ConvDecoder((1, 28, 28), latent_dim=4)(torch.randn(5, 3, 4), template).shape
+        torch.Size([5, 3, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int = 32,
+        num_features: int = 128,
+        map_channels: tuple[int, int] | None = (32, 64),
+        width: int = 32,
+    ) -> None:
+        super().__init__()
+        self.event_shape = check_image_shape(image_shape)
+        self.latent_dim = latent_dim
+        self.coarse = _Coarse(self.event_shape, latent_dim, num_features, map_channels, width)
+        self.fine = _Fine(self.event_shape, 0, map_channels, width)
+
+    def forward(self, z: Tensor, template: Template) -> Tensor:
+        leading = torch.broadcast_shapes(z.shape[:-1], template.leading_shape)
+        images = self.fine(self.coarse(z, template, leading), None, template, leading)
+        return images.reshape(*leading, *self.event_shape)
+
+    def shift_output(self, value: float) -> None:
+        self.fine.shift_output(value)
+
+
+class WarpDecoder(Decoder):
+    r"""A convolutional decoder that also warps the template by a displacement field which the latent decides.
+
+    The template and two blurs of it are sampled at :math:`u + A u + d(u)`: an affine map, and a smooth field given on
+    a grid at quarter resolution. A blank piece of paper and a good field are enough to draw a new example of a
+    character, so the memory pays from the first steps on, and the address guide has something to learn from; a decoder
+    that sees only features of the template, like :class:`ConvDecoder`, ignores the memory for thousands of steps.
+    The warping follows Spatial Transformer Networks (Jaderberg et al., 2015) | https://arxiv.org/abs/1506.02025
+
+    Arguments:
+        image_shape: `(channels, height, width)`.
+        latent_dim: The length `D` of the latent.
+        num_features: The length `F` of the template's feature vector.
+        map_channels: The channels of the template's maps, those at half and those at quarter resolution, as
+            :class:`ConvEncoder` makes them; `None` for a decoder without skips.
+        width: The channels at half resolution; twice as many below.
+
+    Raises:
+        ValueError: If `image_shape` is not three positive numbers.
+
+    Example:
+        >>> from pyro_vmem.nn import ConvEncoder
+        >>> template = ConvEncoder((1, 28, 28))(torch.rand(3, 1, 28, 28))
+        >>> WarpDecoder((1, 28, 28), latent_dim=4)(torch.randn(5, 3, 4), template).shape
+        torch.Size([5, 3, 1, 28, 28])
+    """
+
+    def __init__(
+        self,
+        image_shape: Sequence[int],
+        latent_dim: int = 32,
+        num_features: int = 128,
+        map_channels: tuple[int, int] | None = (32, 64),
+        width: int = 32,
+    ) -> None:
+        super().__init__()
+        self.event_shape = check_image_shape(image_shape)
+        self.latent_dim = latent_dim
+        views = 3 * self.event_shape[0]  # the template and two blurs of it
+        self.coarse = _Coarse(self.event_shape, latent_dim, num_features, map_channels, width)
+        self.affine = nn.Linear(2 * width, 6)
+        self.field = conv3(2 * width, 2)
+        self.fine = _Fine(self.event_shape, 4 * views, map_channels, width)
+        self.show = nn.Conv2d(views, self.event_shape[0], 1, bias=False)
+        with torch.no_grad():
+            for layer in (self.affine, self.field):  # no warp at first
+                layer.weight.mul_(0.1)
+                assert layer.bias is not None
+                layer.bias.zero_()
+
+    def forward(self, z: Tensor, template: Template) -> Tensor:
+        leading = torch.broadcast_shapes(z.shape[:-1], template.leading_shape)
+        coarse = self.coarse(z, template, leading)
+        hidden = F.relu(coarse)
+        grid = self._grid(self.affine(hidden.mean((-2, -1))).float(), self.field(hidden).float())
+        views = as_images(template.raw.expand(*leading, *self.event_shape))
+        blurred = F.avg_pool2d(views, 3, stride=1, padding=1)
+        views = torch.cat([views, blurred, F.avg_pool2d(blurred, 5, stride=1, padding=2)], dim=1)
+        warped = F.grid_sample(views, grid.to(views.dtype), align_corners=False)
+        height, width = self.event_shape[1:]
+        patches = F.pixel_unshuffle(F.pad(warped, (0, width % 2, 0, height % 2)), 2)
+        images = self.fine(coarse, patches, template, leading) + self.show(warped)
+        return images.reshape(*leading, *self.event_shape)
+
+    def _grid(self, affine: Tensor, field: Tensor) -> Tensor:
+        """Where each pixel of the output looks in the template: `(N, H, W, 2)`, in [-1, 1]."""
+        identity = torch.eye(2, 3, dtype=affine.dtype, device=affine.device)
+        size = [affine.shape[0], 1, *self.event_shape[1:]]
+        straight = F.affine_grid(identity + affine.unflatten(-1, (2, 3)), size, align_corners=False)
+        bent = F.interpolate(field, size=size[2:], mode="bilinear", align_corners=False)
+        return straight + bent.permute(0, 2, 3, 1)
+
+    def shift_output(self, value: float) -> None:
+        self.fine.shift_output(value)
+
+
+class _Coarse(nn.Module):
+    """From latent and template to feature maps at quarter resolution."""
+
+    def __init__(
+        self,
+        image_shape: tuple[int, int, int],
+        latent_dim: int,
+        num_features: int,
+        map_channels: tuple[int, int] | None,
+        width: int,
+    ) -> None:
+        super().__init__()
+        self.size = (2 * width, *half_size(half_size(image_shape[1:])))
+        self.join = Join(latent_dim, num_features, 4 * width)
+        self.spread = nn.Linear(4 * width, math.prod(self.size))
+        self.skip = nn.Conv2d(map_channels[1], 2 * width, 1) if map_channels else None
+        self.mix = Residual(2 * width)
+
+    def forward(self, z: Tensor, template: Template, leading: torch.Size) -> Tensor:
+        joined = F.relu(self.join(z, template.features)).expand(*leading, -1)
+        # channels last from the start: the linear layer's outputs are laid out as (height, width, channel)
+        channels, height, width = self.size
+        maps = self.spread(joined).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
+        if self.skip is not None:
+            maps = maps + _skip(self.skip, template.maps[1], leading)
+        out: Tensor = self.mix(maps)
+        return out
+
+
+class _Fine(nn.Module):
+    """From maps at quarter resolution, patches at half resolution and the template to images."""
+
+    def __init__(
+        self, image_shape: tuple[int, int, int], patches: int, map_channels: tuple[int, int] | None, width: int
+    ) -> None:
+        super().__init__()
+        channels, *size = image_shape
+        self.size = size
+        self.up = nn.Conv2d(2 * width, 4 * width, 1)
+        self.look = conv3(patches, width) if patches else None
+        self.skip = nn.Conv2d(map_channels[0], width, 1) if map_channels else None
+        self.mix = Residual(width)
+        self.out = conv3(width, channels * 4)
+
+    def forward(self, coarse: Tensor, patches: Tensor | None, template: Template, leading: torch.Size) -> Tensor:
+        height, width = half_size(self.size)
+        maps = F.pixel_shuffle(self.up(F.relu(coarse)), 2)[..., :height, :width]
+        if self.look is not None:
+            maps = maps + self.look(patches)
+        if self.skip is not None:
+            maps = maps + _skip(self.skip, template.maps[0], leading)
+        images = F.pixel_shuffle(self.out(F.relu(self.mix(maps))), 2)
+        return images[..., : self.size[0], : self.size[1]]
+
+    def shift_output(self, value: float) -> None:
+        assert self.out.bias is not None
+        nn.init.constant_(self.out.bias, value)
+
+
+def _skip(layer: nn.Module, maps: Tensor, leading: torch.Size) -> Tensor:
+    """Applies `layer` to maps of leading shape that broadcasts to `leading`: first the layer, then the copies."""
+    out: Tensor = layer(as_images(maps)).reshape(*maps.shape[:-3], -1, *maps.shape[-2:])
+    return as_images(out.expand(*leading, *out.shape[-3:]))

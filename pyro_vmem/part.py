@@ -1,0 +1,74 @@
+"""What all swappable parts have in common: they remember how they were built."""
+
+from __future__ import annotations
+
+import abc
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["Part", "full_precision"]
+
+
+class Part(nn.Module, abc.ABC):
+    """A module that remembers the arguments it was built with.
+
+    From them it prints itself, and gives a spec (plain data) from which :func:`pyro_vmem.build` makes it again.
+
+    Example:
+        >>> from pyro_vmem import StandardPrior
+        >>> StandardPrior(latent_dim=8)
+        StandardPrior(latent_dim=8)
+        >>> StandardPrior()
+        StandardPrior()
+        >>> StandardPrior(latent_dim=8).spec()
+        {'class_path': 'pyro_vmem.latent.StandardPrior', 'init_args': {'latent_dim': 8}}
+    """
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Part:
+        part = super().__new__(cls)
+        try:
+            bound = inspect.signature(cls.__init__).bind(part, *args, **kwargs)
+            bound.apply_defaults()
+            part.__dict__["_arguments"] = {name: bound.arguments[name] for name in list(bound.arguments)[1:]}
+        except TypeError:  # wrong arguments, which __init__ reports better; or a copy, which restores __dict__
+            part.__dict__["_arguments"] = {}
+        return part
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that this part was built with, defaults included; a part among them is the one in place now."""
+        return {
+            name: getattr(self, name, value) if isinstance(value, Part) else value
+            for name, value in self._arguments.items()
+        }
+
+    def spec(self) -> dict[str, Any]:
+        """This part as plain data: `{"class_path": ..., "init_args": {...}}`, without its weights."""
+        cls = type(self)
+        init_args = {name: _plain(value) for name, value in self.arguments().items()}
+        return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+
+    def __repr__(self) -> str:
+        """The class and those arguments that are not the defaults."""
+        parameters = inspect.signature(type(self).__init__).parameters
+        shown = [f"{name}={value!r}" for name, value in self.arguments().items() if value != parameters[name].default]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.spec()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    return value
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Half-precision network outputs as float32, in which densities are computed; anything else as it is."""
+    return values.float() if values.dtype.itemsize < 4 else values

@@ -1,0 +1,239 @@
+"""EpisodeSampler: counts, independence of order and process, and what may not leak into the memory."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset
+from pyro_vmem.memory import Memory
+
+
+def numbered(sizes: list[int], side: int = 4) -> FewShotDataset:
+    """A data set whose images are all different, also when turned: pixel 0 of image i holds i, others are 0."""
+    n = sum(sizes)
+    images = torch.zeros(n, 1, side, side)
+    images[:, 0, 0, 1] = torch.arange(1, n + 1).float()
+    classes = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(3))
+    return FewShotDataset(images[shuffled], classes[shuffled])
+
+
+def identity(images: torch.Tensor) -> list[int]:
+    return images.flatten(1).amax(1).int().tolist()
+
+
+def same(a: Episode, b: Episode) -> bool:
+    assert a.memory.labels is not None and b.memory.labels is not None
+    return (
+        torch.equal(a.memory.templates, b.memory.templates)
+        and torch.equal(a.memory.labels, b.memory.labels)
+        and torch.equal(a.x, b.x)
+        and torch.equal(a.labels, b.labels)
+    )
+
+
+@pytest.mark.parametrize("sizes", [[9] * 12, [7, 30, 8, 7, 11, 9]])
+@pytest.mark.parametrize("rotate", [False, True])
+def test_counts_labels_and_no_target_in_memory(sizes: list[int], rotate: bool) -> None:
+    dataset = numbered(sizes)
+    class_of = dict(zip(identity(dataset.images), dataset.classes.tolist(), strict=True))
+    sampler = EpisodeSampler(dataset, n_way=5, k_shot=4, n_query=3, seed=1, rotate=rotate)
+    for index in range(50):
+        episode = sampler[index]
+        labels = episode.memory.labels
+        assert labels is not None
+        assert episode.memory.templates.shape == (20, 1, 4, 4)
+        assert episode.x.shape == (15, 1, 4, 4)
+        assert episode.x.dtype == torch.float32
+        assert sorted(torch.bincount(labels)[torch.unique(labels)].tolist()) == [4] * 5
+        assert sorted(torch.bincount(episode.labels)[torch.unique(episode.labels)].tolist()) == [3] * 5
+        assert torch.equal(torch.unique(labels), torch.unique(episode.labels))
+        for images, own in ((episode.memory.templates, labels), (episode.x, episode.labels)):
+            assert [class_of[i] for i in identity(images)] == (own % len(sizes)).tolist()
+        for label in torch.unique(labels).tolist():
+            drawn = identity(episode.memory.templates[labels == label])
+            drawn += identity(episode.x[episode.labels == label])
+            assert len(set(drawn)) == 7
+
+
+def test_all_drawings_of_the_smallest_class_can_be_used() -> None:
+    dataset = numbered([5, 40])
+    episode = EpisodeSampler(dataset, n_way=2, k_shot=3, n_query=2)[0]
+    labels = episode.memory.labels
+    assert labels is not None
+    drawn = identity(episode.memory.templates[labels == 0]) + identity(episode.x[episode.labels == 0])
+    assert sorted(drawn) == [1, 2, 3, 4, 5]
+
+
+def test_every_class_and_every_drawing_comes_up_about_equally_often() -> None:
+    dataset = numbered([6, 12, 6, 6])
+    sampler = EpisodeSampler(dataset, n_way=2, k_shot=1, n_query=1)
+    classes = torch.zeros(4)
+    targets = torch.zeros(31)
+    episodes = 2000
+    for index in range(episodes):
+        episode = sampler[index]
+        classes[episode.labels] += 1
+        targets[identity(episode.x)] += 1
+    # Class counts are binomial(2000, 1/2): 5 standard deviations are 112. Those of a drawing of the class of 12
+    # are binomial(2000, 1/24): mean 83, 5 standard deviations are 45; of the others, mean 167 and 62.
+    assert (classes - 1000).abs().max() < 112
+    assert (targets[7:19] - 2000 / 24).abs().max() < 45
+    assert (torch.cat([targets[1:7], targets[19:]]) - 2000 / 12).abs().max() < 62
+
+
+def test_positions_tell_nothing_about_the_class() -> None:
+    sampler = EpisodeSampler(numbered([8] * 4), n_way=2, k_shot=4, n_query=2)
+    pairs = torch.zeros(8, 8)
+    targets = 0
+    episodes = 1000
+    for index in range(episodes):
+        episode = sampler[index]
+        labels = episode.memory.labels
+        assert labels is not None
+        pairs += labels[:, None] == labels
+        targets += int(episode.labels[0] == episode.labels[1])
+    # Two slots share a class with probability 3/7, two targets with 1/3; 5 standard deviations are 78 and 75.
+    off_diagonal = pairs[~torch.eye(8, dtype=torch.bool)]
+    assert (off_diagonal - episodes * 3 / 7).abs().max() < 78
+    assert abs(targets - episodes / 3) < 75
+
+
+def test_an_episode_depends_on_seed_and_index_only() -> None:
+    dataset = numbered([8] * 12)
+    one = EpisodeSampler(dataset, n_way=3, seed=5)
+    two = EpisodeSampler(dataset, n_way=3, seed=5)
+    state = torch.random.get_rng_state()
+    late = one[100]
+    for index in range(3):
+        assert same(one.sample(), two[index])
+    assert one.position == 3
+    assert same(late, two[100])
+    one.position = 100
+    assert same(one.sample(), late)
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not same(one[0], one[1])
+    assert not same(one[0], EpisodeSampler(dataset, n_way=3, seed=6)[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_loader_with_and_without_workers_gives_the_same_episodes(workers: int) -> None:
+    sampler = EpisodeSampler(numbered([8] * 12), n_way=3, rotate=True, num_episodes=7)
+    loader = DataLoader(sampler, batch_size=None, num_workers=workers)
+    loaded = list(loader)
+    assert len(loaded) == len(sampler) == 7
+    for a, b in zip(loaded, sampler, strict=True):
+        assert same(a, b)
+
+
+def test_length_and_end() -> None:
+    dataset = numbered([8] * 12)
+    assert len(EpisodeSampler(dataset)) == 10**9
+    sampler = EpisodeSampler(dataset, num_episodes=2)
+    assert len(list(sampler)) == 2
+    sampler.sample()
+    sampler.sample()
+    with pytest.raises(IndexError, match="index: got 2, expected 0 to 1"):
+        sampler.sample()
+    with pytest.raises(IndexError, match="index: got -1"):
+        sampler[-1]
+
+
+@pytest.mark.parametrize(
+    ("rotate", "flip", "variants"), [(True, False, 4), (False, True, 2), (True, True, 8), (False, False, 1)]
+)
+def test_variants_are_exact_turns_and_classes_of_their_own(rotate: bool, flip: bool, variants: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (3 * 6, 2, 5, 5), generator=generator, dtype=torch.uint8)
+    dataset = FewShotDataset(images, torch.arange(18) % 3)
+    sampler = EpisodeSampler(dataset, n_way=2, k_shot=2, n_query=2, rotate=rotate, flip=flip)
+    assert sampler.num_classes == 3 * variants
+    seen = set()
+    for index in range(60):
+        episode = sampler[index]
+        for image, label in zip(episode.x, episode.labels.tolist(), strict=True):
+            c, t = label % 3, label // 3
+            mirrored, turn = (t >= 4, t % 4) if rotate else (t == 1, 0)
+            source = dataset.to_float(dataset.images_of(c))
+            turned = torch.rot90(source.flip(-1) if mirrored else source, turn, (-2, -1))
+            assert (turned == image).flatten(1).all(1).sum() == 1
+            seen.add(label)
+    assert seen == set(range(3 * variants))
+
+
+@pytest.mark.parametrize("rotate", [False, True])
+def test_distractors_share_no_class_with_their_episode(rotate: bool) -> None:
+    dataset = numbered([8] * 7)
+    sampler = EpisodeSampler(dataset, n_way=3, k_shot=2, seed=2, rotate=rotate)
+    class_of = dict(zip(identity(dataset.images), dataset.classes.tolist(), strict=True))
+    for index in range(50):
+        memory, episode = sampler.distractors(index), sampler[index]
+        assert memory.labels is not None
+        assert memory.templates.shape == (6, 1, 4, 4)
+        assert torch.bincount(memory.labels)[torch.unique(memory.labels)].tolist() == [2, 2, 2]
+        assert not {c % 7 for c in memory.labels.tolist()} & {c % 7 for c in episode.labels.tolist()}
+        assert [class_of[i] for i in identity(memory.templates)] == (memory.labels % 7).tolist()
+        assert len(set(zip(identity(memory.templates), memory.labels.tolist(), strict=True))) == 6
+    assert torch.equal(sampler.distractors(4).templates, sampler.distractors(4).templates)
+    assert not torch.equal(sampler.distractors(4).templates, sampler.distractors(5).templates)
+
+
+def test_distractors_need_enough_other_classes() -> None:
+    sampler = EpisodeSampler(numbered([8] * 5), n_way=3)
+    with pytest.raises(ValueError, match="n_way: got 3, but only 2 of 5 classes are not in episode 0"):
+        sampler.distractors(0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_way": 0}, "n_way: got 0, expected at least 1"),
+        ({"k_shot": -1}, "k_shot: got -1"),
+        ({"n_query": 0}, "n_query: got 0"),
+        ({"num_episodes": 0}, "num_episodes: got 0"),
+        ({"seed": -1}, "seed: got -1"),
+        ({"n_way": 4}, "n_way: got 4, expected at most 3"),
+        ({"n_way": 13, "rotate": True}, "n_way: got 13, expected at most 12"),
+        ({"n_way": 2, "k_shot": 4, "n_query": 3}, r"got 4 \+ 3, expected at most 6, the drawings of class '1'"),
+    ],
+)
+def test_refuses(arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EpisodeSampler(numbered([8, 6, 9]), **{"n_way": 2, "k_shot": 2, "n_query": 2, **arguments})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("event", [(5,), (1, 4, 5)])
+@pytest.mark.parametrize("variant", ["rotate", "flip"])
+def test_variants_need_square_images(event: tuple[int, ...], variant: str) -> None:
+    dataset = FewShotDataset(torch.rand(8, *event), torch.zeros(8).long())
+    with pytest.raises(ValueError, match="rotate, flip: .* expected square images"):
+        EpisodeSampler(dataset, n_way=1, **{variant: True})  # type: ignore[arg-type]
+
+
+def test_vector_events() -> None:
+    episode = EpisodeSampler(FewShotDataset(torch.rand(40, 3), torch.arange(40) % 4), n_way=2)[0]
+    assert (episode.memory.templates.shape, episode.x.shape) == ((8, 3), (8, 3))
+
+
+def test_to_moves_everything_and_keeps_what_is_missing() -> None:
+    mask = torch.tensor([True, False])
+    episode = Episode(Memory(torch.rand(2, 3), mask=mask), torch.rand(1, 3), torch.tensor([0]))
+    moved = episode.to("meta") if False else episode.to("cpu")
+    assert moved.memory.labels is None
+    assert moved.memory.mask is not None
+    assert torch.equal(moved.memory.mask, mask)
+    assert same_tensors(moved.x, episode.x)
+
+
+def same_tensors(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.device == b.device and torch.equal(a, b)
+
+
+def test_repr() -> None:
+    sampler = EpisodeSampler(numbered([8] * 4), n_way=2, flip=True)
+    assert repr(sampler) == (
+        "EpisodeSampler(8 classes, n_way=2, k_shot=4, n_query=4, seed=0, rotate=False, flip=True, num_episodes=None)"
+    )
+    assert repr(sampler[0]) == "Episode(8 slots, 8 targets of shape (1, 4, 4), 2 classes)"
