@@ -36,7 +36,9 @@ def over_slots(logits: Tensor, memory: Memory) -> dist.Categorical:
     """
     logits = full_precision(logits)
     if memory.mask is not None:
-        logits = logits.masked_fill(~memory.mask, UNUSED_LOGIT)
+        # The best slot in use is moved to zero, so that UNUSED_LOGIT is far below it however large the logits are.
+        best = logits.detach().masked_fill(~memory.mask, -torch.inf).amax(-1, keepdim=True)
+        logits = (logits - best).masked_fill(~memory.mask, UNUSED_LOGIT)
     return dist.Categorical(logits=logits)
 
 
@@ -104,7 +106,9 @@ class LearnedPrior(AddressPrior):
         self.query = nn.Parameter(torch.zeros(num_features))
 
     def forward(self, memory: EncodedMemory) -> dist.Categorical:
-        return over_slots(_unit(memory.features) @ self.query.to(memory.features.dtype), memory)
+        unit = _unit(memory.features)
+        with _no_autocast(unit):
+            return over_slots(unit @ self.query.to(unit.dtype), memory)
 
 
 class SimilarityGuide(AddressGuide):
@@ -112,9 +116,11 @@ class SimilarityGuide(AddressGuide):
 
     .. math:: q(a = s | M, x) \propto \exp(\langle h(m_s), g(x) \rangle / (\|h(m_s)\| \, \tau))
 
-    `normalise` says which of the two embeddings is divided by its norm: the memory's (`"memory"`, the paper's choice),
-    both (`"cosine"`) or neither (`"dot"`). One embedding of a shared memory serves the whole minibatch, so the cost is
-    :math:`O(S B E)`.
+    `normalise` says which of the two embeddings is divided by its norm: the memory's (`"memory"`), both (`"cosine"`) or
+    neither (`"dot"`). The paper's guide is `normalise="memory", temperature=1.0, tied=False`. The default has one
+    embedding for both, so that before any training a target already looks up what resembles it: with weights of their
+    own, it takes hundreds of steps until there is anything to learn from. One embedding of a shared memory serves the
+    whole minibatch, so the cost is :math:`O(S B E)`.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), section 3.2
@@ -123,7 +129,7 @@ class SimilarityGuide(AddressGuide):
     Arguments:
         num_features: The length :math:`F` of a feature vector, of templates as of targets.
         embed_dim: The length :math:`E` of an embedding.
-        normalise: `"memory"`, `"cosine"` or `"dot"`.
+        normalise: `"cosine"`, `"memory"` or `"dot"`.
         temperature: The temperature :math:`\tau > 0` to start from; it is learned.
         tied: Whether :math:`h` and :math:`g` share their weights.
 
@@ -141,9 +147,9 @@ class SimilarityGuide(AddressGuide):
         self,
         num_features: int = 128,
         embed_dim: int = 64,
-        normalise: Literal["memory", "cosine", "dot"] = "memory",
-        temperature: float = 1.0,
-        tied: bool = False,
+        normalise: Literal["memory", "cosine", "dot"] = "cosine",
+        temperature: float = 0.1,
+        tied: bool = True,
     ) -> None:
         super().__init__()
         if normalise not in ("memory", "cosine", "dot"):
@@ -168,9 +174,15 @@ class SimilarityGuide(AddressGuide):
             keys = _unit(keys)
         if self.normalise == "cosine":
             query = _unit(query)
-        logits = (keys @ query.unsqueeze(-1)).squeeze(-1) if memory.per_datapoint else query @ keys.mT
+        with _no_autocast(keys):
+            logits = (keys @ query.unsqueeze(-1)).squeeze(-1) if memory.per_datapoint else query @ keys.mT
         return over_slots(logits / self.temperature, memory)
 
 
 def _unit(vectors: Tensor) -> Tensor:
     return nn.functional.normalize(full_precision(vectors), dim=-1)
+
+
+def _no_autocast(values: Tensor) -> torch.autocast:
+    """A context in which matrix products are not rounded to half precision."""
+    return torch.autocast(values.device.type, enabled=False)

@@ -245,5 +245,8 @@ class EncodedMemory(Memory):
 
 
 def _to(tensor: Tensor, is_value: bool, *args: Any, **kwargs: Any) -> Tensor:
-    moved = tensor.to(*args, **kwargs)
-    return moved if is_value else moved.to(tensor.dtype)  # labels and mask keep their dtype
+    if is_value:
+        return tensor.to(*args, **kwargs)
+    # Labels and mask keep their dtype: a class of 257 would not survive the way through bfloat16.
+    device = torch.empty(0, device=tensor.device).to(*args, **kwargs).device
+    return tensor.to(device, non_blocking=kwargs.get("non_blocking", False))

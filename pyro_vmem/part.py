@@ -43,8 +43,9 @@ class Part(nn.Module, abc.ABC):
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that this part was built with, defaults included; a part among them is the one in place now."""
+        in_place = {name: getattr(self, name, value) for name, value in self._arguments.items()}
         return {
-            name: getattr(self, name, value) if isinstance(value, Part) else value
+            name: in_place[name] if isinstance(value, Part) or isinstance(in_place[name], Part) else value
             for name, value in self._arguments.items()
         }
 

@@ -57,7 +57,7 @@ def fit(
     *,
     minutes: float | None = None,
     num_particles: int = 4,
-    lr: float = 1e-3,
+    lr: float = 3e-3,
     lr_warmup: int = 100,
     kl_warmup: float = 0.5,
     kl_start: float = 0.1,

@@ -49,8 +49,8 @@ _REGULAR_FONTS = _UNICODE_FONTS[:4]
 
 # Two letters look alike if, in some regular font and scaled to the same frame, no more than this share of the
 # ink of either is further than one pixel in 36 from the ink of the other. At 0.06 Latin A, Greek Alpha and
-# Cyrillic A are one class, and so are an E with a caron and an E with a tilde; the closest pairs that stay apart
-# differ by an accent or a small stroke, such as an s with a circumflex and an s with a caron.
+# Cyrillic A are one class, and so are an E with a caron and an E with a tilde; the closest pairs that stay
+# apart differ by an accent or a small stroke, such as an s with a circumflex and an s with a caron.
 _ALIKE = 0.06
 _ALIKE_INK = 36
 _ALIKE_RESOLUTION = 48
@@ -133,7 +133,10 @@ def glyphs(
     sources = _render_styles(letters, drawings, resolution=math.ceil(1.5 * size))
     generator = torch.Generator().manual_seed(seed)
     images = torch.cat(
-        [_warp(sources[start : start + _CHUNK], size, jitter, generator) for start in range(0, len(sources), _CHUNK)]
+        [
+            _warp(sources[start : start + _CHUNK], size, jitter, generator)
+            for start in range(0, len(sources), _CHUNK)
+        ]
     )
     scripts = sorted({letter.script for letter in letters})
     return FewShotDataset(
@@ -176,7 +179,9 @@ class _Font:
     def _bitmap(self, char: str, size: int) -> Bitmap | None:
         if size not in self._sizes:
             # The basic layout draws the character itself; Raqm would shape Arabic letters by context.
-            self._sizes[size] = self._image_font.truetype(self._path, size, layout_engine=self._image_font.Layout.BASIC)
+            self._sizes[size] = self._image_font.truetype(
+                self._path, size, layout_engine=self._image_font.Layout.BASIC
+            )
         mask = self._sizes[size].getmask(char, mode="L")
         width, height = mask.size
         bitmap = np.frombuffer(bytes(mask), dtype=np.uint8).reshape(height, width)
@@ -213,7 +218,7 @@ def _letters(min_styles: int) -> tuple[_Letter, ...]:
         if len(fonts_of[char]) >= min_styles and fonts[fonts_of[char][0]].extent(char) >= _MARK
     ]
 
-    letters = []
+    letters: list[_Letter] = []
     for char in _distinct_letters(chars, [len(fonts_of[char]) for char in chars], fonts):
         bitmaps: dict[tuple[tuple[int, ...], bytes], str] = {}  # the first font of each bitmap
         for name in fonts_of[char]:
@@ -222,7 +227,9 @@ def _letters(min_styles: int) -> tuple[_Letter, ...]:
                 bitmaps.setdefault((bitmap.shape, bitmap.tobytes()), name)
         if len(bitmaps) >= min_styles:
             script = unicodedata.name(char).split()[0]
-            letters.append(_Letter(char, _SCRIPT_NAMES.get(script, script.capitalize()), tuple(bitmaps.values())))
+            letters.append(
+                _Letter(char, _SCRIPT_NAMES.get(script, script.capitalize()), tuple(bitmaps.values()))
+            )
 
     sizes = Counter(letter.script for letter in letters)
     letters = [letter for letter in letters if sizes[letter.script] >= _MIN_LETTERS]
@@ -240,10 +247,15 @@ def _distinct_letters(chars: Sequence[str], ranks: Sequence[int], fonts: dict[st
     alike = torch.zeros(len(chars), len(chars), dtype=torch.bool)
     for name in _REGULAR_FONTS:
         in_font = set(fonts[name].letters())
-        found = [(i, fonts[name].render(char, _ALIKE_RESOLUTION)) for i, char in enumerate(chars) if char in in_font]
-        index = torch.tensor([i for i, bitmap in found if bitmap is not None])
-        share = _stray_ink([bitmap for _, bitmap in found if bitmap is not None])
-        alike[index[:, None], index] |= share <= _ALIKE
+        found = [
+            (i, fonts[name].render(char, _ALIKE_RESOLUTION))
+            for i, char in enumerate(chars)
+            if char in in_font
+        ]
+        bitmaps = {i: bitmap for i, bitmap in found if bitmap is not None}
+        if bitmaps:
+            index = torch.tensor(list(bitmaps))
+            alike[index[:, None], index] |= _stray_ink(list(bitmaps.values())) <= _ALIKE
 
     kept = []
     free = torch.ones(len(chars), dtype=torch.bool)
@@ -281,7 +293,9 @@ def _warp(bitmaps: Sequence[Bitmap], size: int, jitter: float, generator: torch.
     """Draw bitmaps in frames under random affine maps that keep all ink inside, shape (n, size, size)."""
     n = len(bitmaps)
     draw = torch.rand(n, 6, generator=generator)
-    angle, aspect, shear = ((2 * draw[:, :3] - 1) * torch.tensor([_ROTATION, _LOG_ASPECT, _SHEAR]) * jitter).unbind(1)
+    angle, aspect, shear = (
+        (2 * draw[:, :3] - 1) * torch.tensor([_ROTATION, _LOG_ASPECT, _SHEAR]) * jitter
+    ).unbind(1)
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
     stretch = torch.stack(
@@ -314,8 +328,8 @@ def _resample(bitmaps: Sequence[Bitmap], linear: Tensor, shift: Tensor, size: in
         top, left = (side - height) // 2, (side - width) // 2
         page[top : top + height, left : left + width] = bitmap
     source = torch.from_numpy(canvas).float().div_(255)[:, None]
-    # What affine_grid computes, by broadcasting, which is several times faster: for each pixel of the frame its
-    # place in the source, both in coordinates from -1 to 1.
+    # What affine_grid computes, by broadcasting, which is several times faster: for each pixel of the frame
+    # its place in the source, both in coordinates from -1 to 1.
     inverse = torch.linalg.inv(linear)
     along_x, along_y = (inverse * (size / side)).unbind(-1)
     offset = -(inverse @ shift[:, :, None])[:, :, 0] * (2 / side)

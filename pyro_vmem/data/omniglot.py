@@ -190,7 +190,9 @@ class _Source:
         with contextlib.ExitStack() as stack:
             archive = None if self.path.is_dir() else stack.enter_context(self._archive())
             for drawing in drawings:
-                where = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
+                where = (
+                    f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
+                )
                 try:
                     if archive is None:
                         handle: Any = (self.path.parent / drawing.member).open("rb")
@@ -277,7 +279,8 @@ def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
 def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
     """Return what a cache file holds, or None if it is absent or damaged."""
     try:
-        with np.load(file, allow_pickle=False) as arrays:
+        # Opened here: on a damaged archive np.load leaves what it opened itself to the garbage collector.
+        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             shape = tuple(int(n) for n in arrays["shape"])
             names = [str(name) for name in arrays["names"]]
             ink = np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).astype(bool)

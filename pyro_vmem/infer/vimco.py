@@ -8,9 +8,8 @@ from typing import Any, Literal
 import torch
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
-from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
-from pyro.util import check_if_enumerated, warn_if_nan
+from pyro.util import warn_if_nan
 from torch import Tensor
 
 from pyro_vmem.infer.particles import draw_particles
@@ -91,10 +90,7 @@ class VIMCO_ELBO(ELBO):  # noqa: N801  # named as Pyro names its objectives
         return f"{type(self).__name__}(num_particles={self.num_particles}, baseline={self.baseline!r})"
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        traces = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-        if is_validation_enabled():
-            check_if_enumerated(traces[1])
-        return traces
+        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
         """The loss and what it is made of, from one draw of particles; arguments as of `loss`."""

@@ -177,7 +177,9 @@ class WarpDecoder(Decoder):
         self.fine = _Fine(self.event_shape, 4 * views, map_channels, width)
         self.show = nn.Conv2d(views, self.event_shape[0], 1, bias=False)
         with torch.no_grad():
-            for layer in (self.affine, self.field):  # no warp at first
+            # the first guess is the template itself
+            self.show.weight.copy_(torch.eye(self.event_shape[0]).repeat(1, 3)[..., None, None])
+            for layer in (self.affine, self.field):  # not warped at first
                 layer.weight.mul_(0.1)
                 assert layer.bias is not None
                 layer.bias.zero_()

@@ -11,7 +11,7 @@ from pyro_vmem.memory import Memory
 
 
 def numbered(sizes: list[int], side: int = 4) -> FewShotDataset:
-    """A data set whose images are all different, also when turned: pixel 0 of image i holds i, others are 0."""
+    """A data set whose images all differ, also when turned: the largest pixel of each has its own value."""
     n = sum(sizes)
     images = torch.zeros(n, 1, side, side)
     images[:, 0, 0, 1] = torch.arange(1, n + 1).float()
@@ -25,7 +25,8 @@ def identity(images: torch.Tensor) -> list[int]:
 
 
 def same(a: Episode, b: Episode) -> bool:
-    assert a.memory.labels is not None and b.memory.labels is not None
+    assert a.memory.labels is not None
+    assert b.memory.labels is not None
     return (
         torch.equal(a.memory.templates, b.memory.templates)
         and torch.equal(a.memory.labels, b.memory.labels)
@@ -77,8 +78,8 @@ def test_every_class_and_every_drawing_comes_up_about_equally_often() -> None:
         episode = sampler[index]
         classes[episode.labels] += 1
         targets[identity(episode.x)] += 1
-    # Class counts are binomial(2000, 1/2): 5 standard deviations are 112. Those of a drawing of the class of 12
-    # are binomial(2000, 1/24): mean 83, 5 standard deviations are 45; of the others, mean 167 and 62.
+    # Class counts are binomial(2000, 1/2): 5 standard deviations are 112. Those of a drawing of the class of
+    # 12 are binomial(2000, 1/24): mean 83, 5 standard deviations are 45; of the others, mean 167 and 62.
     assert (classes - 1000).abs().max() < 112
     assert (targets[7:19] - 2000 / 24).abs().max() < 45
     assert (torch.cat([targets[1:7], targets[19:]]) - 2000 / 12).abs().max() < 62
@@ -196,7 +197,10 @@ def test_distractors_need_enough_other_classes() -> None:
         ({"seed": -1}, "seed: got -1"),
         ({"n_way": 4}, "n_way: got 4, expected at most 3"),
         ({"n_way": 13, "rotate": True}, "n_way: got 13, expected at most 12"),
-        ({"n_way": 2, "k_shot": 4, "n_query": 3}, r"got 4 \+ 3, expected at most 6, the drawings of class '1'"),
+        (
+            {"n_way": 2, "k_shot": 4, "n_query": 3},
+            r"got 4 \+ 3, expected at most 6, the drawings of class '1'",
+        ),
     ],
 )
 def test_refuses(arguments: dict[str, int], message: str) -> None:
@@ -208,8 +212,8 @@ def test_refuses(arguments: dict[str, int], message: str) -> None:
 @pytest.mark.parametrize("variant", ["rotate", "flip"])
 def test_variants_need_square_images(event: tuple[int, ...], variant: str) -> None:
     dataset = FewShotDataset(torch.rand(8, *event), torch.zeros(8).long())
-    with pytest.raises(ValueError, match="rotate, flip: .* expected square images"):
-        EpisodeSampler(dataset, n_way=1, **{variant: True})  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"rotate, flip: .* expected square images"):
+        EpisodeSampler(dataset, n_way=1, **{variant: True})
 
 
 def test_vector_events() -> None:
@@ -217,23 +221,30 @@ def test_vector_events() -> None:
     assert (episode.memory.templates.shape, episode.x.shape) == ((8, 3), (8, 3))
 
 
-def test_to_moves_everything_and_keeps_what_is_missing() -> None:
-    mask = torch.tensor([True, False])
-    episode = Episode(Memory(torch.rand(2, 3), mask=mask), torch.rand(1, 3), torch.tensor([0]))
-    moved = episode.to("meta") if False else episode.to("cpu")
-    assert moved.memory.labels is None
-    assert moved.memory.mask is not None
-    assert torch.equal(moved.memory.mask, mask)
-    assert same_tensors(moved.x, episode.x)
+class Recorder:
+    """Stands in for a tensor or a memory, where no second device can be counted on."""
+
+    def to(self, device: str, non_blocking: bool) -> tuple[str, bool]:
+        return device, non_blocking
+
+    def pin_memory(self) -> str:
+        return "pinned"
 
 
-def same_tensors(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.device == b.device and torch.equal(a, b)
+def test_to_and_pin_memory_reach_every_part() -> None:
+    episode = Episode(Recorder(), Recorder(), Recorder())  # type: ignore[arg-type]
+    moved = episode.to("cuda", non_blocking=True)
+    assert (moved.memory, moved.x, moved.labels) == (("cuda", True),) * 3  # type: ignore[comparison-overlap]
+    pinned = episode.pin_memory()
+    assert (pinned.memory, pinned.x, pinned.labels) == ("pinned",) * 3  # type: ignore[comparison-overlap]
+    real = Episode(Memory(torch.rand(2, 3)), torch.rand(1, 3), torch.tensor([0])).to("cpu")
+    assert real.memory.num_slots == 2
 
 
 def test_repr() -> None:
     sampler = EpisodeSampler(numbered([8] * 4), n_way=2, flip=True)
     assert repr(sampler) == (
-        "EpisodeSampler(8 classes, n_way=2, k_shot=4, n_query=4, seed=0, rotate=False, flip=True, num_episodes=None)"
+        "EpisodeSampler(8 classes, n_way=2, k_shot=4, n_query=4, seed=0, rotate=False, flip=True, "
+        "num_episodes=None)"
     )
     assert repr(sampler[0]) == "Episode(8 slots, 8 targets of shape (1, 4, 4), 2 classes)"
