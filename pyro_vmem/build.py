@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pyro_vmem._extras import require
 from pyro_vmem.checkpoint import load_checkpoint
+from pyro_vmem.part import Part
 from pyro_vmem.vma import VMA
 
 __all__ = ["build", "load"]
@@ -41,11 +44,14 @@ def build(spec: dict[str, Any] | str | Path) -> VMA:
     try:
         if isinstance(spec, str | Path):
             spec = _read(Path(spec))
+        if not isinstance(spec, dict):
+            raise ValueError(f"spec: expected a dict, or the path of a JSON or YAML file, got {type(spec).__name__}.")
         if "class_path" not in spec:
             spec = {"class_path": "pyro_vmem.VMA", "init_args": spec}
         vma: VMA = parser.instantiate_classes(parser.parse_object({"vma": spec})).vma
     except jsonargparse.ArgumentError as error:
-        raise ValueError(f"spec: {error}") from None  # the parser's own chain says the same five times
+        hint = f"\nThe parts of pyro_vmem: {', '.join(sorted(_names(Part)))}." if "mport path" in str(error) else ""
+        raise ValueError(f"spec: {error}{hint}") from None  # the parser's own chain says the same five times
     return vma
 
 
@@ -89,7 +95,25 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise ValueError(f"spec: there is no file {str(path)!r}. Give a dict, or the path of a JSON or YAML file.")
     text = path.read_text()
-    data = json.loads(text) if path.suffix == ".json" else require("yaml", extra="cli").safe_load(text)
+    if path.suffix == ".json":
+        data = _parsed(path, json.loads, text, json.JSONDecodeError)
+    else:
+        yaml = require("yaml", extra="cli")
+        data = _parsed(path, yaml.safe_load, text, yaml.YAMLError)
     if not isinstance(data, dict):
         raise ValueError(f"spec: {str(path)!r} holds {type(data).__name__}, expected a mapping of arguments.")
     return data
+
+
+def _parsed(path: Path, parse: Callable[[str], Any], text: str, kind: type[Exception]) -> Any:
+    try:
+        return parse(text)
+    except kind as error:
+        raise ValueError(f"spec: {str(path)!r} is not valid {path.suffix or 'YAML'} ({error}). Correct it.") from error
+
+
+def _names(cls: type[Part]) -> set[str]:
+    """The names of the public classes of parts that can be made, below this one."""
+    below: set[str] = set().union(*(_names(sub) for sub in cls.__subclasses__()))
+    made = not inspect.isabstract(cls) and not cls.__name__.startswith("_") and cls is not Part
+    return below | {cls.__name__} if made else below

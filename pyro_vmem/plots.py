@@ -85,7 +85,7 @@ def learning_curves(
         ax.plot(*zip(*points, strict=True), color=colour, label=label + ", validation" * held_out, **style)
     _tidy(ax, "step", "nats per datapoint")
     ax.xaxis.set_major_formatter("{x:,.0f}")
-    ax.locator_params(axis="x", nbins=4, integer=True)
+    ax.locator_params(axis="x", nbins=5, integer=True)
     _legend_below(ax)
     return ax
 
@@ -351,7 +351,7 @@ def _sheet(figure: Any, width: float, height: float) -> tuple[Axes, float]:
     ax.set(xlim=(-_MARGIN, width - _MARGIN), ylim=(height - _MARGIN, -_MARGIN), aspect="equal")
     ax.set_axis_off()
     points = min(figure.bbox.width / width, figure.bbox.height / height) * 72 / figure.dpi
-    return ax, _FONT * points
+    return ax, min(_FONT * points, 12.0)
 
 
 def _picture(
@@ -383,4 +383,4 @@ def _tidy(ax: Axes, xlabel: str, ylabel: str) -> None:
 
 def _legend_below(ax: Axes, columns: int = 2) -> None:
     below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22), "frameon": False}
-    ax.legend(ncols=columns, fontsize=9, labelcolor=TEXT, handlelength=2.2, columnspacing=1.2, **below)
+    ax.legend(ncols=columns, fontsize=9, labelcolor=TEXT, handlelength=1.7, columnspacing=1.0, **below)

@@ -339,9 +339,15 @@ class VMA(Part):
 
     def _register(self) -> None:
         """`pyro.module(self.name, self)`, refusing to train parameters that are not this module's own."""
+        store = pyro.get_param_store()
         for name, parameter in self.named_parameters():
+            if not parameter.requires_grad:
+                continue
             full_name = param_with_module_name(self.name, name)
-            if parameter.requires_grad and pyro.param(full_name, parameter) is not parameter:
+            value = pyro.param(full_name, parameter)  # which a handler may wrap, as pyro.render_model does
+            if full_name in store:
+                value = store[full_name]
+            if value is not parameter:
                 if not parameter.is_contiguous():
                     raise RuntimeError(
                         f"parameter {name!r} is not contiguous in memory (channels_last?), so Pyro's parameter store "
@@ -368,9 +374,16 @@ class VMA(Part):
                 f"memory: its templates {tuple(memory.templates.shape)} hold events of shape "
                 f"{tuple(memory.event_shape)}, this model's are {event_shape}.{hint}"
             )
+        device, dtype = memory.templates.device, memory.templates.dtype
+        own = next((p.dtype for p in self.parameters()), dtype)
+        if dtype != own and not torch.is_autocast_enabled(device.type):
+            raise ValueError(
+                f"memory: the dtype of its templates is {dtype}, that of this model's weights {own}. "
+                f"Convert one: `memory.to({own})`, or the model as any module."
+            )
         if x is None:
             return
-        if tuple(x.shape[1:]) != event_shape or x.dim() != len(event_shape) + 1:
+        if tuple(x.shape[1:]) != event_shape or x.dim() != len(event_shape) + 1 or len(x) == 0:
             raise ValueError(
                 f"x: expected shape (B, {', '.join(map(str, event_shape))}) to go with memory templates "
                 f"{tuple(memory.templates.shape)}, got {tuple(x.shape)}. One target alone is x[None]."

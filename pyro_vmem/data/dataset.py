@@ -83,11 +83,11 @@ class FewShotDataset:
 
         per_class = self.class_sizes
         low, high = int(per_class.min()), int(per_class.max())
-        spread = str(low) if low == high else f"{low}..{high}"
+        spread = count(low, "drawing", "drawings") if low == high else f"{low:,}..{high:,} drawings"
         return (
             f"FewShotDataset({count(len(self), 'image', 'images')} of shape {self.image_shape}, "
             f"{count(self.num_classes, 'class', 'classes')}, "
-            f"{count(len(self.alphabet_names), 'alphabet', 'alphabets')}, {spread} drawings per class)"
+            f"{count(len(self.alphabet_names), 'alphabet', 'alphabets')}, {spread} per class)"
         )
 
     @property

@@ -98,7 +98,7 @@ def omniglot(
         ...     folder.mkdir(parents=True)
         ...     Image.new("1", (105, 105), 1).save(folder / "0001_01.png")
         ...     omniglot(root, subset="background", cache_dir=root)
-        FewShotDataset(1 image of shape (1, 28, 28), 1 class, 1 alphabet, 1 drawings per class)
+        FewShotDataset(1 image of shape (1, 28, 28), 1 class, 1 alphabet, 1 drawing per class)
     """
     if subset not in _PARTS:
         raise ValueError(f"subset: got {subset!r}, expected 'all', 'background' or 'evaluation'.")
@@ -120,7 +120,7 @@ def omniglot(
     class_index = {name: i for i, name in enumerate(class_names)}
     alphabet_index = {name: i for i, name in enumerate(alphabet_names)}
     return FewShotDataset(
-        images=torch.from_numpy(ink[:, None].astype(np.uint8) * np.uint8(255)),
+        images=torch.from_numpy(ink[:, None].view(np.uint8) * np.uint8(255)),
         classes=torch.tensor([class_index[name] for name in names]),
         class_names=class_names,
         alphabets=torch.tensor([alphabet_index[name] for name in alphabet_of]),
@@ -283,7 +283,9 @@ def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             shape = tuple(int(n) for n in arrays["shape"])
             names = [str(name) for name in arrays["names"]]
-            ink = np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).astype(bool)
+            ink = (
+                np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).view(np.bool_)
+            )
     except Exception:  # np.load raises many types on damaged files; each means: parse the sources again
         return None
     return (ink, names) if len(names) == len(ink) else None

@@ -127,7 +127,7 @@ def from_folder(
         ...         Path(folder, name).mkdir()
         ...         Image.new("L", (6, 4)).save(Path(folder, name, "1.png"))
         ...     from_folder(folder)
-        FewShotDataset(2 images of shape (1, 4, 6), 2 classes, 1 alphabet, 1 drawings per class)
+        FewShotDataset(2 images of shape (1, 4, 6), 2 classes, 1 alphabet, 1 drawing per class)
     """
     root = Path(path).expanduser()
     if not root.is_dir():

@@ -25,7 +25,6 @@ class FewShotEvaluation:
     Attributes:
         log_evidence: :math:`\log p(x | M)`.
         log_evidence_wrong: The same with a memory of other classes.
-        log_evidence_empty: The same with a memory of one blank template.
         information_gain: :math:`KL(q(a|x,M) \| p(a|M))`, by the guide.
         information_gain_exact: :math:`KL(p(a|x,M) \| p(a|M))`, by the evidence of each slot.
         hit: Whether the guide's most probable class is the target's.
@@ -37,7 +36,6 @@ class FewShotEvaluation:
 
     log_evidence: Tensor
     log_evidence_wrong: Tensor
-    log_evidence_empty: Tensor
     information_gain: Tensor
     information_gain_exact: Tensor
     hit: Tensor
@@ -60,9 +58,7 @@ class FewShotEvaluation:
         columns = {
             "nll": -self.log_evidence,
             "nll_wrong_memory": -self.log_evidence_wrong,
-            "nll_empty_memory": -self.log_evidence_empty,
             "memory_worth_nats": self.log_evidence - self.log_evidence_wrong,
-            "memory_worth_over_empty_nats": self.log_evidence - self.log_evidence_empty,
             "information_gain": self.information_gain,
             "information_gain_exact": self.information_gain_exact,
             "hit_rate": self.hit.to(self.log_evidence.dtype),
@@ -133,9 +129,8 @@ def evaluate(
         torch.manual_seed(seed)
         for index in bar:
             episode = episodes[index].to(next(vma.parameters()).device)
-            empty = Memory(torch.zeros_like(episode.memory.templates[:1]))
-            memories = (episode.memory, episodes.distractors(index).to(episode.x.device), empty)
-            rows.append(_measure(vma, episode.x, episode.labels, *memories, num_samples, max_decodes))
+            wrong = episodes.distractors(index).to(episode.x.device)
+            rows.append(_measure(vma, episode.x, episode.labels, episode.memory, wrong, num_samples, max_decodes))
     columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
     return FewShotEvaluation(**columns, n_way=episodes.n_way, k_shot=episodes.k_shot, num_samples=num_samples)
 
@@ -146,7 +141,6 @@ def _measure(
     labels: Tensor,
     memory: Memory,
     wrong: Memory,
-    empty: Memory,
     num_samples: int,
     max_decodes: int,
 ) -> dict[str, Tensor]:
@@ -162,7 +156,6 @@ def _measure(
     return {
         "log_evidence": right.logsumexp(-1),
         "log_evidence_wrong": joint(wrong)[1].logsumexp(-1),
-        "log_evidence_empty": joint(empty)[1].logsumexp(-1),
         "information_gain": information_gain(guide, prior),
         "information_gain_exact": information_gain(right, prior),
         "hit": _top_class(guide, memory) == labels,

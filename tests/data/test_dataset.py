@@ -106,7 +106,7 @@ def test_split_depends_on_the_seed() -> None:
 
 
 def test_split_passes_over_an_alphabet_too_large_for_the_share() -> None:
-    dataset = numbered([1] * 20, [0] * 14 + [1] * 3 + [2] * 3)
+    dataset = numbered([1] * 20, [0] * 8 + [1, 2, 3, 4] * 3)
     for seed in range(6):
         assert dataset.split(test=0.3, seed=seed)[1].num_classes == 6
         # No alphabet comes nearer to 1 % than none at all would; the smallest is the least wrong.

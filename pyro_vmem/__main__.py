@@ -1,0 +1,8 @@
+"""`python -m pyro_vmem` is `pyro-vmem`."""
+
+import sys
+
+from pyro_vmem.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,228 @@
+"""The command line: pyro-vmem demo | train | evaluate | sample."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import inspect
+import json as json_module
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pyro_vmem._extras import require
+from pyro_vmem.build import load
+from pyro_vmem.experiment import Evaluation, Experiment
+
+__all__ = ["demo", "evaluate", "main", "sample", "train"]
+
+
+def demo(
+    data: Literal["glyphs", "omniglot"] = "glyphs",
+    data_root: str | None = None,
+    minutes: float = 3.0,
+    steps: int | None = None,
+    out: str | None = None,
+    seed: int = 0,
+    how: Evaluation = Evaluation(),  # noqa: B008  # frozen
+) -> dict[str, Any]:
+    """Trains on characters for a few minutes and shows what the memory does for unseen ones.
+
+    Examples:
+        pyro-vmem demo
+        pyro-vmem demo --data omniglot --data-root ~/data/omniglot --json
+
+    Args:
+        data: The images: letters of the fonts that matplotlib ships, or Omniglot.
+        data_root: Where Omniglot is: the folder with images_background and images_evaluation, or their zip files.
+        minutes: How long to train; evaluation comes on top.
+        steps: Train this many steps instead, for the same numbers on any machine of the kind.
+        out: A new folder for report, metrics and checkpoints. By default runs/demo, or the next number that is free.
+        seed: Seeds everything.
+        how: How to evaluate.
+    """
+    start = time.perf_counter()
+    folder = Path(out) if out is not None else _free(Path("runs/demo"))
+    budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
+    experiment = Experiment(data=data, data_root=data_root, seed=seed, **budget)
+    result = experiment.train(folder)
+    metrics = experiment.report(folder, how, result, lambda: time.perf_counter() - start)
+    _show(metrics)
+    _say(f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}\nModel: {folder / 'best.safetensors'}")
+    return metrics
+
+
+def train(experiment: Experiment, out: str, resume: bool = False) -> dict[str, Any]:
+    """Trains a model into a folder.
+
+    Examples:
+        pyro-vmem train --out runs/glyphs --steps 5000
+        pyro-vmem train --out runs/glyphs --resume
+
+    Args:
+        experiment: What to train, on what, and how.
+        out: A new folder for checkpoints and history, or that of a run to resume.
+        resume: Go on with the run that the folder holds, with its own settings.
+    """
+    if resume:
+        experiment = Experiment.read(out)
+    result = experiment.train(out, resume=resume)
+    _say(f"{result!r} in {out}")
+    return {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
+
+
+def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:  # noqa: B008  # frozen
+    """Evaluates the model of a run on its test classes.
+
+    Examples:
+        pyro-vmem evaluate runs/glyphs --ways 100 --episodes 50 --json
+
+    Args:
+        run: The folder that train or demo wrote.
+        how: How to evaluate.
+    """
+    metrics = Experiment.read(run).evaluate(run, how)
+    _show(metrics)
+    return metrics
+
+
+def sample(run: str, out: str | None = None, rows: int = 8, columns: int = 8, seed: int = 0) -> dict[str, Any]:
+    """Draws new examples of unseen characters, one row a template, into a PNG file.
+
+    Examples:
+        pyro-vmem sample runs/glyphs --out samples.png
+
+    Args:
+        run: The folder that train or demo wrote.
+        out: The PNG file; by default samples.png in the folder.
+        rows: How many templates.
+        columns: How many draws of each.
+        seed: Seeds the templates and the draws.
+    """
+    figure_module = require("matplotlib.figure", "plots")
+    from pyro_vmem.plots import one_shot_generations
+
+    vma = load(run)
+    memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed))[0].memory
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        samples = torch.stack([vma.generate(memory, columns, address=slot) for slot in range(rows)])
+    path = Path(out) if out is not None else Path(run) / "samples.png"
+    figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
+    one_shot_generations(figure, memory.templates, samples).savefig(path, dpi=200)
+    _say(f"Samples: {path}")
+    return {"out": str(path), "rows": rows, "columns": columns}
+
+
+COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, sample)
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command; returns its exit code: 0, 2 for an error of use, 130 after Ctrl-C.
+
+    Arguments:
+        args: The words after `pyro-vmem`; those of the process by default.
+
+    Example:
+        >>> main(["evaluate", "no/such/run"])
+        2
+    """
+    # `--data-root` is as good as `--data_root`
+    words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
+    config = _parser().parse_args(words)
+    name = config.command
+    settings = config[name].as_dict()
+    as_json = settings.pop("json")
+    command = next(fn for fn in COMMANDS if fn.__name__ == name)
+    groups = {"how": Evaluation, "experiment": Experiment}
+    for group, cls in groups.items():
+        if group in command.__annotations__:
+            fields = {field.name: settings.pop(field.name) for field in dataclasses.fields(cls)}
+            settings[group] = cls(**fields)
+    try:
+        result = command(**settings)
+    except KeyboardInterrupt:
+        _say("Interrupted; what was written before is kept.")
+        return 130
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        _say(f"pyro-vmem {name}: {error}")
+        return 2
+    if as_json:
+        sys.stdout.write(json_module.dumps(result) + "\n")
+    return 0
+
+
+def _parser() -> Any:
+    """One subcommand a function; the fields of Experiment and Evaluation are options of their own."""
+    jsonargparse = require("jsonargparse", extra="cli")
+    parser = jsonargparse.ArgumentParser(
+        prog="pyro-vmem", description="Variational memory addressing in Pyro.", formatter_class=_formatter(jsonargparse)
+    )
+    commands = parser.add_subcommands(dest="command")
+    for command in COMMANDS:
+        summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
+        sub = jsonargparse.ArgumentParser(description=summary)
+        annotations = command.__annotations__
+        skip = {"how", "experiment", "resume"} & set(annotations)
+        sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
+        if "resume" in annotations:
+            sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
+        if "experiment" in annotations:
+            sub.add_class_arguments(Experiment)
+        if "how" in annotations:
+            sub.add_class_arguments(Evaluation)
+        sub.add_argument("--json", action="store_true", help="Print the result as one JSON object in the last line.")
+        commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
+    return parser
+
+
+def _underscored(word: str) -> str:
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
+
+
+def _free(folder: Path) -> Path:
+    """The folder, or with the first number behind it that is not taken."""
+    number, candidate = 1, folder
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    """The metrics as a table on the terminal."""
+    table_module, console_module = require("rich.table", extra="cli"), require("rich.console", extra="cli")
+    ways, shots = metrics["n_way"], metrics["k_shot"]
+    title = f"Unseen characters, {ways} in memory, {shots} example{'s' * (shots > 1)} each"
+    table = table_module.Table(title=title, title_justify="left")
+    for heading, justify in (("", "left"), ("mean", "right"), ("s.e.", "right"), ("", "left")):
+        table.add_column(heading, justify=justify)
+    bits, share = metrics["information_gain_bits"], metrics["information_gain_share"]
+    gain = f"nats a lookup: {bits:.2f} bits, {share:.0%} of log {ways}"
+    for label, name, note in (
+        ("NLL", "nll", "nats an image, with the right memory"),
+        ("NLL, wrong memory", "nll_wrong_memory", "the same targets, other characters in memory"),
+        ("What the memory is worth", "memory_worth_nats", "nats an image"),
+        ("Information gain", "information_gain", gain),
+        ("  by the exact posterior", "information_gain_exact", "nats: what a perfect address guide would claim"),
+        ("Hit rate", "hit_rate", f"chance {metrics['chance']:.3f}"),
+        ("  of the exact posterior", "hit_rate_exact", ""),
+    ):
+        digits = 3 if name.startswith("hit") else 2
+        table.add_row(label, f"{metrics[name]:.{digits}f}", f"{metrics[f'{name}_se']:.{digits}f}", note)
+    console_module.Console().print(table)
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _formatter(jsonargparse: Any) -> Any:
+    """Help that keeps the line breaks of the examples."""
+    bases = (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter)
+    return type("Formatter", bases, {})

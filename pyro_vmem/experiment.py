@@ -1,0 +1,261 @@
+"""A whole experiment in a folder: data, model, training, evaluation, report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pyro_vmem import data
+from pyro_vmem._version import __version__
+from pyro_vmem.build import load
+from pyro_vmem.checkpoint import write_atomically
+from pyro_vmem.data import EpisodeSampler, FewShotDataset
+from pyro_vmem.diagnostics import FewShotEvaluation, evaluate
+from pyro_vmem.report import Report, write_report
+from pyro_vmem.training import FitResult, fit
+from pyro_vmem.vma import VMA
+
+__all__ = ["Evaluation", "Experiment"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a trained model is evaluated, on classes that it was not trained on.
+
+    Attributes:
+        ways: Classes in memory.
+        shots: Slots a class.
+        queries: Targets a class.
+        episodes: Episodes, each with a memory of its own.
+        samples: Samples of z a slot, from which the evidence is estimated; addresses are summed exactly.
+        eval_seed: Seeds the episodes and the samples.
+    """
+
+    ways: int = 20
+    shots: int = 1
+    queries: int = 2
+    episodes: int = 10
+    samples: int = 5
+    eval_seed: int = 1
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """What is trained, on what, and how: everything that a run can be repeated from.
+
+    Attributes:
+        data: The images: `"glyphs"` (letters of the fonts that matplotlib ships, always at hand), `"omniglot"`,
+            `"folder"` (folders of images, one a class) or `"npz"`.
+        data_root: Where they are; see the functions of the same names in :mod:`pyro_vmem.data`.
+        n_way: Classes in memory while training.
+        k_shot: Slots a class.
+        n_query: Targets a class.
+        rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
+        latent_dim: The length of z.
+        width: The channels of the convolutions at half resolution.
+        decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
+        objective: `"vimco"`, `"enumerate"` or `"reinforce"`.
+        num_particles: Particles of the objective.
+        steps: Training steps.
+        minutes: A time budget for training, in place of `steps`.
+        lr: The highest learning rate.
+        seed: Seeds splits, episodes, weights and samples.
+
+    Example:
+        >>> Experiment(seed=3).title
+        'glyphs, vimco, seed 3'
+    """
+
+    data: Literal["glyphs", "omniglot", "folder", "npz"] = "glyphs"
+    data_root: str | None = None
+    n_way: int = 32
+    k_shot: int = 1
+    n_query: int = 2
+    rotate: bool = True
+    latent_dim: int = 32
+    width: int = 32
+    decoder: Literal["warp", "conv"] = "warp"
+    objective: Literal["vimco", "enumerate", "reinforce"] = "vimco"
+    num_particles: int = 4
+    steps: int = 20_000
+    minutes: float | None = None
+    lr: float = 3e-3
+    seed: int = 0
+
+    @property
+    def title(self) -> str:
+        """What tells this experiment from others, in one line."""
+        return f"{self.data}, {self.objective}, seed {self.seed}"
+
+    # Data
+
+    def datasets(self) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
+        """Classes to train on, to validate on and to test on, whole alphabets apart where there are alphabets."""
+        if self.data == "omniglot":
+            background = data.omniglot(self.data_root, subset="background")
+            train, validation = background.split(by="alphabet", test=0.15, seed=self.seed)
+            return train, validation, data.omniglot(self.data_root, subset="evaluation")
+        if self.data == "glyphs":
+            whole = data.glyphs(seed=self.seed)
+        elif self.data_root is None:
+            raise ValueError(f"data_root: data={self.data!r} needs the place of the images, got None.")
+        else:
+            whole = data.from_folder(self.data_root) if self.data == "folder" else data.from_npz(self.data_root)
+        by: Literal["alphabet", "class"] = "alphabet" if len(whole.alphabet_names) > 2 else "class"
+        rest, test = whole.split(by=by, test=0.2, seed=self.seed)
+        train, validation = rest.split(by=by, test=0.15, seed=self.seed)
+        return train, validation, test
+
+    # Training
+
+    def train(self, out: str | Path, resume: bool = False, progress: bool = True) -> FitResult:
+        """Trains a new model into a folder, or goes on with the one that is there.
+
+        Arguments:
+            out: The folder; it will hold `experiment.json`, the checkpoints and `history.csv`.
+            resume: Whether to go on with a run that `out` holds.
+            progress: Whether to show progress bars.
+
+        Raises:
+            ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
+        """
+        folder = Path(out)
+        train, validation, _ = self.datasets()
+        episodes = EpisodeSampler(train, self.n_way, self.k_shot, self.n_query, seed=self.seed, rotate=self.rotate)
+        ways = min(20, validation.num_classes)
+        held_out = EpisodeSampler(validation, n_way=ways, k_shot=1, n_query=2, seed=self.seed + 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder)
+        vma.likelihood.initialise(episodes[0].x)
+        if not (folder / "last.safetensors").exists():
+            _write_json(folder / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
+        return fit(
+            vma,
+            episodes,
+            self.objective,
+            self.steps,
+            minutes=self.minutes,
+            num_particles=self.num_particles,
+            lr=self.lr,
+            validation=held_out,
+            out=folder,
+            resume=resume,
+            seed=self.seed,
+            progress=progress,
+        )
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Experiment:
+        """The experiment of a run's folder.
+
+        Raises:
+            FileNotFoundError: If the folder holds no run.
+        """
+        path = Path(folder) / "experiment.json"
+        if not path.is_file():
+            raise FileNotFoundError(f"run: there is no run in {str(folder)!r} ({path.name} is missing). Train one first.")
+        known = {field.name for field in dataclasses.fields(cls)}
+        return cls(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
+
+    # Evaluation
+
+    def test_episodes(self, how: Evaluation) -> EpisodeSampler:
+        """Episodes of classes that were neither trained nor validated on."""
+        return EpisodeSampler(self.datasets()[2], how.ways, how.shots, how.queries, seed=how.eval_seed)
+
+    def evaluate(self, folder: str | Path, how: Evaluation, progress: bool = True) -> dict[str, Any]:
+        """Evaluates a run's model and writes `metrics.json` into its folder; returns what is in it."""
+        return self._evaluate(Path(folder), load(folder), self.test_episodes(how), how, progress)[1]
+
+    def report(
+        self, folder: str | Path, how: Evaluation, result: FitResult, seconds: Callable[[], float], progress: bool = True
+    ) -> dict[str, Any]:
+        """Evaluates a run's model, writes `metrics.json` and `report.html`, and returns the metrics.
+
+        Arguments:
+            folder: The run.
+            how: How to evaluate.
+            result: What training left.
+            seconds: Tells the time since the experiment began, for the metrics.
+            progress: Whether to show progress bars.
+        """
+        folder, vma, episodes = Path(folder), load(folder), self.test_episodes(how)
+        evaluation, metrics = self._evaluate(folder, vma, episodes, how, progress)
+        metrics |= {"seconds": round(seconds(), 1), "steps": result.steps, "training_seconds": round(result.seconds, 1)}
+        _write_json(folder / "metrics.json", metrics)
+        write_report(folder / "report.html", self._report(vma, episodes, evaluation, metrics, result))
+        return metrics
+
+    def _evaluate(
+        self, folder: Path, vma: VMA, episodes: EpisodeSampler, how: Evaluation, progress: bool
+    ) -> tuple[FewShotEvaluation, dict[str, Any]]:
+        start = time.perf_counter()
+        evaluation = evaluate(vma, episodes, how.episodes, how.samples, seed=how.eval_seed, progress=progress)
+        metrics: dict[str, Any] = {**evaluation.summary(), "data": self.data, "seed": self.seed}
+        metrics["seconds"] = round(time.perf_counter() - start, 1)
+        _write_json(folder / "metrics.json", metrics)
+        return evaluation, metrics
+
+    def _report(
+        self,
+        vma: VMA,
+        episodes: EpisodeSampler,
+        evaluation: FewShotEvaluation,
+        metrics: dict[str, Any],
+        result: FitResult,
+        rows: int = 8,
+    ) -> Report:
+        """The report's contents: figures of the first episode beside the figures of all."""
+        episode = episodes[0]
+        memory = vma.encode(episode.memory)
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(self.seed)
+            chosen = torch.arange(0, len(episode.x), max(1, len(episode.x) // rows))[:rows]
+            probabilities = vma.address_guide(memory, vma.encode_x(episode.x[chosen])).probs
+            slots = range(min(rows, memory.num_slots))
+            samples = torch.stack([vma.generate(memory, 8, address=slot) for slot in slots])
+        facts = {
+            "Images": f"{self.data}, {' x '.join(map(str, vma.event_shape))}, binary",
+            "Tested on": f"{episodes.dataset.num_classes} classes of {len(episodes.dataset.alphabet_names)} alphabets, "
+            "none of them trained on",
+            "Memory": f"{episodes.n_way} classes, {episodes.k_shot} example each; targets are other drawings of them",
+            "Episodes": f"{metrics['num_episodes']} episodes, {metrics['num_targets']} targets, seed {metrics['seed']}",
+            "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z a slot; an upper bound",
+            "Trained": f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
+            f"objective {self.objective}, K = {self.num_particles}",
+            "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
+            "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
+            "Again": f"pyro-vmem demo --data {self.data} --steps {result.steps} --seed {self.seed}",
+        }
+        assert memory.labels is not None
+        return Report(
+            title=f"Variational memory addressing on {self.data}",
+            facts=facts,
+            metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
+            history=result.history,
+            information_gain=evaluation.information_gain.flatten(),
+            information_gain_exact=evaluation.information_gain_exact.flatten(),
+            num_slots=memory.num_slots,
+            num_classes=episodes.n_way,
+            targets=episode.x[chosen],
+            target_labels=episode.labels[chosen],
+            templates=memory.templates,
+            labels=memory.labels,
+            probabilities=probabilities,
+            generation_templates=memory.templates[: len(slots)],
+            generation_samples=samples,
+        )
+
+
+def _write_json(path: Path, values: dict[str, Any]) -> None:
+    with write_atomically(path) as aside:
+        aside.write_text(json.dumps(values, indent=2) + "\n")
