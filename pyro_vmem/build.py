@@ -48,7 +48,7 @@ def build(spec: dict[str, Any] | str | Path) -> VMA:
             raise ValueError(f"spec: expected a dict, or the path of a JSON or YAML file, got {type(spec).__name__}.")
         if "class_path" not in spec:
             spec = {"class_path": "pyro_vmem.VMA", "init_args": spec}
-        vma: VMA = parser.instantiate_classes(parser.parse_object({"vma": spec})).vma
+        vma: VMA = parser.instantiate(parser.parse_object({"vma": spec})).vma
     except jsonargparse.ArgumentError as error:
         hint = f"\nThe parts of pyro_vmem: {', '.join(sorted(_names(Part)))}." if "mport path" in str(error) else ""
         raise ValueError(f"spec: {error}{hint}") from None  # the parser's own chain says the same five times

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +10,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-__all__ = ["load_checkpoint", "save_checkpoint", "write_atomically"]
+from pyro_vmem._files import write_atomically
+
+__all__ = ["load_checkpoint", "save_checkpoint"]
 
 FORMAT = "pyro_vmem/1"
 
@@ -67,34 +67,3 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
             "It was not written by this version of pyro_vmem."
         )
     return tensors, json.loads(metadata["data"])
-
-
-class write_atomically:  # noqa: N801  # a context manager, used like a function
-    """Gives a path beside `path` to write to, and moves it there when the block ends without an error.
-
-    Example:
-        >>> import tempfile
-        >>> folder = tempfile.TemporaryDirectory()
-        >>> with write_atomically(f"{folder.name}/a.txt") as aside:
-        ...     _ = aside.write_text("whole")
-        >>> [p.name for p in Path(folder.name).iterdir()]
-        ['a.txt']
-        >>> folder.cleanup()
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-
-    def __enter__(self) -> Path:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
-        os.close(handle)
-        self.aside = Path(name)
-        return self.aside
-
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        if kind is None:
-            self.aside.chmod(0o644)
-            os.replace(self.aside, self.path)
-        else:
-            self.aside.unlink(missing_ok=True)

@@ -52,7 +52,9 @@ def demo(
     result = experiment.train(folder)
     metrics = experiment.report(folder, how, result, lambda: time.perf_counter() - start)
     _show(metrics)
-    _say(f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}\nModel: {folder / 'best.safetensors'}")
+    _say(
+        f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}\nModel: {folder / 'best.safetensors'}"
+    )
     return metrics
 
 

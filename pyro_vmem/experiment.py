@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 
 from pyro_vmem import data
+from pyro_vmem._files import write_atomically
 from pyro_vmem._version import __version__
 from pyro_vmem.build import load
-from pyro_vmem.checkpoint import write_atomically
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import FewShotEvaluation, evaluate
-from pyro_vmem.report import Report, write_report
+from pyro_vmem.report import Generation, Lookup, Report, write_report
 from pyro_vmem.training import FitResult, fit
 from pyro_vmem.vma import VMA
 
@@ -162,7 +162,9 @@ class Experiment:
         """
         path = Path(folder) / "experiment.json"
         if not path.is_file():
-            raise FileNotFoundError(f"run: there is no run in {str(folder)!r} ({path.name} is missing). Train one first.")
+            raise FileNotFoundError(
+                f"run: there is no run in {str(folder)!r} ({path.name} is missing). Train one first."
+            )
         known = {field.name for field in dataclasses.fields(cls)}
         return cls(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
 
@@ -177,7 +179,12 @@ class Experiment:
         return self._evaluate(Path(folder), load(folder), self.test_episodes(how), how, progress)[1]
 
     def report(
-        self, folder: str | Path, how: Evaluation, result: FitResult, seconds: Callable[[], float], progress: bool = True
+        self,
+        folder: str | Path,
+        how: Evaluation,
+        result: FitResult,
+        seconds: Callable[[], float],
+        progress: bool = True,
     ) -> dict[str, Any]:
         """Evaluates a run's model, writes `metrics.json` and `report.html`, and returns the metrics.
 
@@ -234,7 +241,6 @@ class Experiment:
             f"objective {self.objective}, K = {self.num_particles}",
             "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
             "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
-            "Again": f"pyro-vmem demo --data {self.data} --steps {result.steps} --seed {self.seed}",
         }
         assert memory.labels is not None
         return Report(
@@ -246,13 +252,15 @@ class Experiment:
             information_gain_exact=evaluation.information_gain_exact.flatten(),
             num_slots=memory.num_slots,
             num_classes=episodes.n_way,
-            targets=episode.x[chosen],
-            target_labels=episode.labels[chosen],
-            templates=memory.templates,
-            labels=memory.labels,
-            probabilities=probabilities,
-            generation_templates=memory.templates[: len(slots)],
-            generation_samples=samples,
+            lookup=Lookup(
+                targets=episode.x[chosen],
+                target_labels=episode.labels[chosen],
+                templates=memory.templates,
+                labels=memory.labels,
+                probabilities=probabilities,
+            ),
+            generation=Generation(templates=memory.templates[: len(slots)], samples=samples),
+            command=f"pyro-vmem demo --data {self.data} --steps {result.steps} --seed {self.seed}",
         )
 
 

@@ -382,5 +382,5 @@ def _tidy(ax: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def _legend_below(ax: Axes, columns: int = 2) -> None:
-    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.22), "frameon": False}
+    below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.2, "frameon": False}
     ax.legend(ncols=columns, fontsize=9, labelcolor=TEXT, handlelength=1.7, columnspacing=1.0, **below)

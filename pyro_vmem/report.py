@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_vmem import plots
 from pyro_vmem._extras import require
-from pyro_vmem.checkpoint import write_atomically
+from pyro_vmem._files import write_atomically
 
 __all__ = ["Generation", "Lookup", "Report", "verdict", "write_report"]
 
@@ -34,9 +34,7 @@ _MAX_ROWS, _MAX_COLUMNS = 8, 6
 _NATS = (
     ("nll", "NLL", "Negative log-likelihood, lower is better; an upper bound, from $samples samples of z a slot."),
     ("nll_wrong_memory", "NLL, wrong memory", "The same pictures, with as many templates of other classes."),
-    ("nll_empty_memory", "NLL, empty memory", "The same pictures, with one blank template."),
     ("memory_worth_nats", "Worth of the memory", "What right templates save over wrong ones; at 0 they are not used."),
-    ("memory_worth_over_empty_nats", "Worth over an empty memory", "What they save over one blank template."),
 )
 _GAINS = (
     (
@@ -96,7 +94,7 @@ class Report:
     Attributes:
         title: The heading.
         facts: The settings by name: data, steps, seed, versions and so on.
-        metrics: The items of `FewShotEvaluation.summary()`, with the training's `seconds` and `steps`.
+        metrics: The items of `FewShotEvaluation.summary()`, with the run's `seconds` and `steps`.
         history: The rows of `FitResult.history`, in nats per datapoint.
         information_gain: The guide's, of each datapoint, in nats; any shape.
         information_gain_exact: The exact posterior's, likewise.
@@ -148,8 +146,9 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
     used = f"the memory is worth {worth:.1f} nats a picture"
     unused = ""
     if worth < _LEAST_WORTH:
+        degree = "hardly" if worth > _ERRORS * error else "not"
         unused = (
-            f"The memory is not used: the right templates are worth {_signed(worth)} nats a picture over wrong ones."
+            f"The memory is {degree} used: right templates are worth {_signed(worth)} nats a picture over wrong ones."
         )
     elif math.isnan(error):
         unused = f"The memory seems worth {worth:.1f} nats a picture, but one episode gives no standard error."
@@ -163,16 +162,14 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
     examples = f", {shots} examples each" if shots > 1 else ""
     found = f"the right one is found {_percent(metrics['hit_rate'])} of the time (chance {_percent(metrics['chance'])})"
     if metrics["hit_rate"] - metrics["chance"] < _ERRORS * metrics["hit_rate_se"]:
-        found += ", which is no better than guessing"
+        found += ", which is not clearly better than guessing"
     lead = f"With {ways} unseen {noun}s in memory{examples}, {found}"
     gains = f"gains {gain:.1f} of {ceiling:.1f} nats"
     if shots > 1:
         gains = f"gains {gain:.1f} nats, where {ceiling:.1f} tell the class and {math.log(ways * shots):.1f} the slot"
     if gain < _IGNORED_SHARE * ceiling:
-        gains = f"gains {gain:.2f} of {ceiling:.1f} nats"
-        return f"The guide ignores the picture it is given: its lookup {gains}. {lead}. " + (
-            unused or f"{_capital(used)}."
-        )
+        ignores = f"The guide ignores the picture it is given: its lookup gains {gain:.2f} of {ceiling:.1f} nats."
+        return f"{ignores} {lead}. {unused or _capital(used) + '.'}"
     return f"{lead}; the lookup {gains}. {unused}" if unused else f"{lead}; the lookup {gains}, and {used}."
 
 
@@ -191,14 +188,24 @@ def write_report(path: str | Path, report: Report) -> Path:
         ValueError: If metrics are missing, or shapes do not agree.
 
     Example:
-        >>> import tempfile, torch
-        >>> names = [key for key, _, _ in _NATS + _GAINS + _HITS]
-        >>> metrics = dict.fromkeys([*names, *(f"{name}_se" for name in names)], 0.5) | {"n_way": 5, "k_shot": 1}
-        >>> metrics |= dict.fromkeys(["chance", "num_samples", "num_episodes", "num_targets", "seconds", "steps"], 9)
-        >>> m, gain = torch.rand(5, 1, 12, 12), torch.rand(20)
-        >>> lookup = Lookup(m[:2], torch.arange(2), m, torch.arange(5), torch.full((2, 5), 0.2))
-        >>> generation = Generation(m[:2], torch.rand(2, 3, 1, 12, 12))
-        >>> report = Report("Run", {"seed": "0"}, metrics, [], gain, gain, 5, 5, lookup, generation)
+        >>> import tempfile, torch, pyro_vmem as pv
+        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=5, k_shot=1, n_query=1)
+        >>> vma = pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4)
+        >>> result = pv.diagnostics.evaluate(vma, sampler, num_episodes=2, num_samples=2, progress=False)
+        >>> memory, x, labels = sampler[0].memory, sampler[0].x, sampler[0].labels
+        >>> q = vma.address_guide(vma.encode(memory), vma.encode_x(x)).probs
+        >>> report = Report(
+        ...     title="An untrained model",
+        ...     facts={"data": "glyphs", "seed": "0"},
+        ...     metrics=result.summary() | {"seconds": 0.0, "steps": 0},
+        ...     history=[],
+        ...     information_gain=result.information_gain,
+        ...     information_gain_exact=result.information_gain_exact,
+        ...     num_slots=5,
+        ...     num_classes=5,
+        ...     lookup=Lookup(x, labels, memory.templates, memory.labels, q),
+        ...     generation=Generation(memory.templates, torch.stack([vma.generate(memory, 3, address=i) for i in range(5)])),
+        ... )
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     page = write_report(f"{folder}/report.html", report).read_text(encoding="utf-8")
         >>> page[:15]
@@ -216,12 +223,9 @@ def _page(report: Report) -> str:
         for name, value, meaning in _results(report.metrics)
     )
     facts = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>\n" for name, value in report.facts.items())
-    again = "<p>Run again with these settings.</p>\n"
-    if report.command:
-        again = f'<pre tabindex="0"><code>{_text(report.command)}</code></pre>\n'
     metrics = report.metrics
     measured = (
-        f"Trained for {metrics['seconds']:,.0f} s ({metrics['steps']:,.0f} steps). Measured on "
+        f"The run took {metrics['seconds']:,.0f} s, with {metrics['steps']:,.0f} training steps. Measured on "
         f"{metrics['num_targets']:,.0f} pictures in {metrics['num_episodes']:,.0f} episodes of classes that were not "
         "trained on; ± is one standard error over episodes."
     )
@@ -232,8 +236,9 @@ def _page(report: Report) -> str:
         "Information gain": _gain(report),
         "Training": _curves(report.history),
         "Settings": f"<dl>\n{facts}</dl>\n",
-        "How to repeat it": again,
     }
+    if report.command:
+        sections["How to repeat it"] = f'<pre tabindex="0"><code>{_text(report.command)}</code></pre>\n'
     return _PAGE.substitute(
         title=_text(report.title),
         style=_STYLE,
@@ -249,7 +254,7 @@ def _results(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     counts = ["n_way", "k_shot", "chance", "num_samples", "num_episodes", "num_targets", "seconds", "steps"]
     missing = [name for name in [*names, *(f"{name}_se" for name in names), *counts] if name not in metrics]
     if missing:
-        raise ValueError(f"metrics: {missing} are missing. Give summary() with the training's seconds and steps.")
+        raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's seconds and steps.")
     ceiling, chance = math.log(metrics["n_way"]), _percent(metrics["chance"])
 
     def measured(key: str, digits: int, scale: float = 1.0) -> str:
@@ -267,10 +272,9 @@ def _results(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 def _lookups(lookup: Lookup) -> str:
     figure = _figure(4.4, 12.0)
-    targets, probabilities = lookup.targets[:_MAX_ROWS], lookup.probabilities[:_MAX_ROWS]
-    classes = lookup.target_labels[:_MAX_ROWS]
-    plots.lookups(figure, targets, lookup.templates, probabilities, lookup.labels, classes, _MAX_COLUMNS)
-    first = sum(int(lookup.labels[int(q.argmax())] == label) for q, label in zip(probabilities, classes, strict=True))
+    targets, q, classes = (v[:_MAX_ROWS] for v in (lookup.targets, lookup.probabilities, lookup.target_labels))
+    plots.lookups(figure, targets, lookup.templates, q, lookup.labels, classes, _MAX_COLUMNS)
+    first = sum(bool(lookup.labels[int(row.argmax())] == label) for row, label in zip(q, classes, strict=True))
     return _html_figure(
         figure,
         f"{len(targets)} target pictures, each beside the templates that the guide finds most probable. "

@@ -16,7 +16,8 @@ from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from pyro_vmem._files import write_atomically
+from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.infer import VIMCO_ELBO, scale_sites
 from pyro_vmem.vma import VMA
@@ -242,14 +243,14 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         count = len(episode.x)
         model, guide = (scale_sites({"z": kl_weight})(fn) for fn in (self.vma.model, self.guide))
-        memory = self.vma.encode(episode.memory)
         if isinstance(self.elbo, VIMCO_ELBO):
-            terms = self.elbo.terms(model, guide, memory, episode.x)
+            terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
             loss = terms.loss.item()
             terms.loss.backward()
             summary = _summary(terms, kl_weight)
         else:
-            loss = self.elbo.loss_and_grads(model, guide, memory, episode.x)
+            # A stock objective may go backward once a particle, so particles cannot share what was encoded.
+            loss = self.elbo.loss_and_grads(model, guide, episode.memory, episode.x)
             summary = {"bound": -loss / count}
         if not math.isfinite(loss):
             raise FloatingPointError(

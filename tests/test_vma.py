@@ -120,9 +120,7 @@ def test_sites_with_enumeration(kind: str, shared: bool, particles: bool) -> Non
     guide = config_enumerate(vma.guide, "parallel")
     elbo = TraceEnum_ELBO(max_plate_nesting=1, num_particles=K if particles else 1, vectorize_particles=particles)
     seen = {}
-    with poutine.trace() as traced:
-        loss = elbo.differentiable_loss(vma.model, guide, memory, x)
-    assert torch.isfinite(loss)
+    assert torch.isfinite(elbo.differentiable_loss(vma.model, guide, memory, x))
     for model_trace, guide_trace in elbo._get_traces(vma.model, guide, (memory, x), {}):
         seen = {name: (site["value"].shape, site["log_prob"].shape) for name, site in sample_sites(model_trace).items()}
         assert guide_trace.nodes["a"]["infer"]["enumerate"] == "parallel"
@@ -130,7 +128,6 @@ def test_sites_with_enumeration(kind: str, shared: bool, particles: bool) -> Non
     assert seen["a"][0] == (S, *(1 for _ in outer), 1)
     assert seen["z"][0] == (S, *outer, B, D)
     assert seen["x"][1] == (S, *outer, B)
-    assert traced is not None
 
 
 @KINDS
@@ -186,9 +183,6 @@ def test_dependencies(kind: str, shared: bool) -> None:
     assert get_dependencies(vma.model, (memory, x)) == expected
     guide = {"a": {"a": set()}, "z": {"z": set(), "a": set()}}
     assert get_dependencies(vma.guide, (memory, x))["prior_dependencies"] == guide
-    assert get_dependencies(model_of(kind, latent_prior=StandardPrior(D), name="other").model, (memory, x))[
-        "prior_dependencies"
-    ]["z"] == {"z": set()}
 
 
 @KINDS
@@ -258,9 +252,10 @@ def test_renyi_evaluates(kind: str, shared: bool) -> None:
 
 @KINDS
 @SHARED
-@pytest.mark.parametrize("elbo", [Trace_ELBO(), VIMCO_ELBO(num_particles=K)], ids=["Trace_ELBO", "VIMCO_ELBO"])
-def test_encoding_first_gives_the_same_step(kind: str, shared: bool, elbo: Any) -> None:
+@pytest.mark.parametrize("objective", [Trace_ELBO, VIMCO_ELBO])
+def test_encoding_first_gives_the_same_step(kind: str, shared: bool, objective: Any) -> None:
     memory, x = memory_of(kind, shared), targets(kind)
+    elbo = objective(num_particles=K, max_plate_nesting=1, vectorize_particles=True)
     first = model_of(kind)
     steps, after = [], []
     for encode in (False, True):
@@ -284,7 +279,8 @@ def test_encode_is_idempotent(kind: str, shared: bool) -> None:
     assert isinstance(encoded, EncodedMemory)
     assert vma.encode(encoded) is encoded
     assert encoded.templates is memory.templates
-    assert (encoded.labels is memory.labels) and (encoded.mask is memory.mask)
+    assert encoded.labels is memory.labels
+    assert encoded.mask is memory.mask
     assert encoded.per_datapoint == memory.per_datapoint
     features = vma.template_encoder(memory.templates).features
     assert torch.equal(encoded.features, features)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from pyro_vmem._files import write_atomically
 
 __all__ = ["cache_folder", "data_root", "save_npz"]
 
@@ -29,21 +29,8 @@ def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> No
         ...     os.listdir(folder)
         ['a.npz']
     """
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        # mkstemp makes files that only their owner can read; give this one the usual permissions.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, target)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
+    with write_atomically(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:

@@ -235,13 +235,10 @@ class FewShotDataset:
         if len(names) < 2:
             raise ValueError(
                 f"by: got {by!r}, but this data set has one {by} ({names[0]!r}), and both sides of a split "
-                "need one. "
-                + ("Use by='class'." if by == "alphabet" and self.num_classes > 1 else "Add classes.")
+                "need one. " + ("Use by='class'." if by == "alphabet" and self.num_classes > 1 else "Add classes.")
             )
         if isinstance(test, str):
-            raise ValueError(
-                f"test: got the string {test!r}, expected a share or a list of names: [{test!r}]."
-            )
+            raise ValueError(f"test: got the string {test!r}, expected a share or a list of names: [{test!r}].")
         if isinstance(test, (int, float)):
             held_out = _draw_groups(group, len(names), float(test), seed)
         else:
@@ -282,13 +279,10 @@ class FewShotDataset:
 
 def _check_images(images: Tensor) -> None:
     if not isinstance(images, Tensor):
-        raise ValueError(
-            f"images: got {type(images).__name__}, expected a torch.Tensor (torch.as_tensor makes one)."
-        )
+        raise ValueError(f"images: got {type(images).__name__}, expected a torch.Tensor (torch.as_tensor makes one).")
     if images.ndim < 2 or 0 in images.shape:
         raise ValueError(
-            f"images: got shape {tuple(images.shape)}, expected (N, C, H, W) or (N, D), with at least one "
-            "entry."
+            f"images: got shape {tuple(images.shape)}, expected (N, C, H, W) or (N, D), with at least one entry."
         )
     if images.dtype == torch.uint8:
         if int(images.max()) == 1:
@@ -307,17 +301,13 @@ def _check_index(name: str, index: Tensor, *, length: int, of: str) -> None:
         got = index.dtype if isinstance(index, Tensor) else type(index).__name__
         raise ValueError(f"{name}: got {got}, expected a torch.Tensor of integer indices.")
     if index.shape != (length,):
-        raise ValueError(
-            f"{name}: got shape {tuple(index.shape)}, expected ({length},), one for each of the {of}."
-        )
+        raise ValueError(f"{name}: got shape {tuple(index.shape)}, expected ({length},), one for each of the {of}.")
 
 
 def _check_groups(name: str, index: Tensor, names: list[str], group: str, member: str) -> None:
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= len(names):
-        raise ValueError(
-            f"{name}: got indices {low}..{high}, expected 0 to {len(names) - 1} for {len(names)} names."
-        )
+        raise ValueError(f"{name}: got indices {low}..{high}, expected 0 to {len(names) - 1} for {len(names)} names.")
     if len(set(names)) != len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
         raise ValueError(f"{group}_names: got {twice!r} more than once, expected unique names.")
@@ -342,11 +332,7 @@ def _draw_groups(group: Tensor, num_groups: int, share: float, seed: int) -> Ten
     for i in order:
         new = total + int(sizes[i])
         # Pass over a group that would leave the total further from the target, or far beyond it.
-        if (
-            abs(new - target) < abs(total - target)
-            and new <= 1.25 * target
-            and len(held_out) < num_groups - 1
-        ):
+        if abs(new - target) < abs(total - target) and new <= 1.25 * target and len(held_out) < num_groups - 1:
             held_out.append(i)
             total = new
     if not held_out:  # every group is too large: the smallest comes nearest

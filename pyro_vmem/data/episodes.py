@@ -138,9 +138,7 @@ class EpisodeSampler(Dataset[Episode]):
                 "rotate=False, flip=False."
             )
         turns = range(4) if rotate else range(1)
-        self._transforms = [
-            (mirror, turn) for mirror in ((False, True) if flip else (False,)) for turn in turns
-        ]
+        self._transforms = [(mirror, turn) for mirror in ((False, True) if flip else (False,)) for turn in turns]
         self.num_classes = dataset.num_classes * len(self._transforms)
         if n_way > self.num_classes:
             raise ValueError(

@@ -133,10 +133,7 @@ def glyphs(
     sources = _render_styles(letters, drawings, resolution=math.ceil(1.5 * size))
     generator = torch.Generator().manual_seed(seed)
     images = torch.cat(
-        [
-            _warp(sources[start : start + _CHUNK], size, jitter, generator)
-            for start in range(0, len(sources), _CHUNK)
-        ]
+        [_warp(sources[start : start + _CHUNK], size, jitter, generator) for start in range(0, len(sources), _CHUNK)]
     )
     scripts = sorted({letter.script for letter in letters})
     return FewShotDataset(
@@ -179,9 +176,7 @@ class _Font:
     def _bitmap(self, char: str, size: int) -> Bitmap | None:
         if size not in self._sizes:
             # The basic layout draws the character itself; Raqm would shape Arabic letters by context.
-            self._sizes[size] = self._image_font.truetype(
-                self._path, size, layout_engine=self._image_font.Layout.BASIC
-            )
+            self._sizes[size] = self._image_font.truetype(self._path, size, layout_engine=self._image_font.Layout.BASIC)
         mask = self._sizes[size].getmask(char, mode="L")
         width, height = mask.size
         bitmap = np.frombuffer(bytes(mask), dtype=np.uint8).reshape(height, width)
@@ -227,9 +222,7 @@ def _letters(min_styles: int) -> tuple[_Letter, ...]:
                 bitmaps.setdefault((bitmap.shape, bitmap.tobytes()), name)
         if len(bitmaps) >= min_styles:
             script = unicodedata.name(char).split()[0]
-            letters.append(
-                _Letter(char, _SCRIPT_NAMES.get(script, script.capitalize()), tuple(bitmaps.values()))
-            )
+            letters.append(_Letter(char, _SCRIPT_NAMES.get(script, script.capitalize()), tuple(bitmaps.values())))
 
     sizes = Counter(letter.script for letter in letters)
     letters = [letter for letter in letters if sizes[letter.script] >= _MIN_LETTERS]
@@ -247,11 +240,7 @@ def _distinct_letters(chars: Sequence[str], ranks: Sequence[int], fonts: dict[st
     alike = torch.zeros(len(chars), len(chars), dtype=torch.bool)
     for name in _REGULAR_FONTS:
         in_font = set(fonts[name].letters())
-        found = [
-            (i, fonts[name].render(char, _ALIKE_RESOLUTION))
-            for i, char in enumerate(chars)
-            if char in in_font
-        ]
+        found = [(i, fonts[name].render(char, _ALIKE_RESOLUTION)) for i, char in enumerate(chars) if char in in_font]
         bitmaps = {i: bitmap for i, bitmap in found if bitmap is not None}
         if bitmaps:
             index = torch.tensor(list(bitmaps))
@@ -293,9 +282,7 @@ def _warp(bitmaps: Sequence[Bitmap], size: int, jitter: float, generator: torch.
     """Draw bitmaps in frames under random affine maps that keep all ink inside, shape (n, size, size)."""
     n = len(bitmaps)
     draw = torch.rand(n, 6, generator=generator)
-    angle, aspect, shear = (
-        (2 * draw[:, :3] - 1) * torch.tensor([_ROTATION, _LOG_ASPECT, _SHEAR]) * jitter
-    ).unbind(1)
+    angle, aspect, shear = ((2 * draw[:, :3] - 1) * torch.tensor([_ROTATION, _LOG_ASPECT, _SHEAR]) * jitter).unbind(1)
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
     stretch = torch.stack(

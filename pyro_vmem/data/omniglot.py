@@ -190,9 +190,7 @@ class _Source:
         with contextlib.ExitStack() as stack:
             archive = None if self.path.is_dir() else stack.enter_context(self._archive())
             for drawing in drawings:
-                where = (
-                    f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
-                )
+                where = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
                 try:
                     if archive is None:
                         handle: Any = (self.path.parent / drawing.member).open("rb")
@@ -283,9 +281,7 @@ def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             shape = tuple(int(n) for n in arrays["shape"])
             names = [str(name) for name in arrays["names"]]
-            ink = (
-                np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).view(np.bool_)
-            )
+            ink = np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).view(np.bool_)
     except Exception:  # np.load raises many types on damaged files; each means: parse the sources again
         return None
     return (ink, names) if len(names) == len(ink) else None

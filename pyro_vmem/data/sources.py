@@ -24,9 +24,7 @@ _SUFFIXES = frozenset(
 )
 
 
-def mnist(
-    root: str | os.PathLike[str] | None = None, *, train: bool = True, download: bool = False
-) -> FewShotDataset:
+def mnist(root: str | os.PathLike[str] | None = None, *, train: bool = True, download: bool = False) -> FewShotDataset:
     r"""MNIST: handwritten digits, binary, as ten classes of one alphabet.
 
     Reads ``binmnist_train.npz`` or ``binmnist_test.npz`` (for each digit an array of shape ``(n, 28, 28)``
@@ -78,9 +76,7 @@ def _read_binary_mnist(file: Path) -> tuple[Array, Array]:
     arrays = _read_npz(file, "root")
     expected = [str(digit) for digit in range(10)]
     if sorted(arrays) != expected:
-        raise ValueError(
-            f"root: {file} holds the arrays {sorted(arrays)}, expected one for each digit, '0' to '9'."
-        )
+        raise ValueError(f"root: {file} holds the arrays {sorted(arrays)}, expected one for each digit, '0' to '9'.")
     for digit in expected:
         images = arrays[digit]
         if images.ndim != 3 or images.shape[1:] != (28, 28) or not np.isin(images, (0, 1)).all():
@@ -135,9 +131,7 @@ def from_folder(
     if ink not in ("dark", "light"):
         raise ValueError(f"ink: got {ink!r}, expected 'dark' or 'light'.")
     if threshold is not None and not 0 <= threshold < 1:
-        raise ValueError(
-            f"threshold: got {threshold}, expected 0 <= threshold < 1, or None to keep grey values."
-        )
+        raise ValueError(f"threshold: got {threshold}, expected 0 <= threshold < 1, or None to keep grey values.")
     if size is not None and (len(size) != 2 or min(size) < 1):
         raise ValueError(f"size: got {size}, expected a height and a width of at least 1.")
 
@@ -148,9 +142,7 @@ def from_folder(
     for index, folder in enumerate(class_folders):
         files = _image_files(root, folder)
         if not files:
-            raise ValueError(
-                f"path: the class folder {folder} holds no image, expected at least one. Remove it."
-            )
+            raise ValueError(f"path: the class folder {folder} holds no image, expected at least one. Remove it.")
         for file in files:
             image = _read_ink(file, size, ink)
             first = first or file
@@ -164,9 +156,7 @@ def from_folder(
 
     names = [folder.relative_to(root).as_posix() for folder in class_folders]
     alphabets = [name.rpartition("/")[0] or root.resolve().name for name in names]
-    return FewShotDataset(
-        torch.from_numpy(np.stack(images)[:, None]), torch.tensor(classes), names, *_index(alphabets)
-    )
+    return FewShotDataset(torch.from_numpy(np.stack(images)[:, None]), torch.tensor(classes), names, *_index(alphabets))
 
 
 def _class_folders(root: Path) -> list[Path]:
@@ -186,9 +176,7 @@ def _class_folders(root: Path) -> list[Path]:
                 )
         classes = [folder for top in tops for folder in inner[top]]
     if not any(_image_files(root, folder) for folder in classes):
-        raise ValueError(
-            f"path: {root} holds no image, expected path/<class>/* or path/<alphabet>/<class>/*."
-        )
+        raise ValueError(f"path: {root} holds no image, expected path/<class>/* or path/<alphabet>/<class>/*.")
     return classes
 
 
@@ -197,9 +185,7 @@ def _folders(root: Path, folder: Path) -> list[Path]:
 
 
 def _image_files(root: Path, folder: Path) -> list[Path]:
-    return [
-        entry for entry in _entries(root, folder) if entry.suffix.lower() in _SUFFIXES and entry.is_file()
-    ]
+    return [entry for entry in _entries(root, folder) if entry.suffix.lower() in _SUFFIXES and entry.is_file()]
 
 
 def _entries(root: Path, folder: Path) -> list[Path]:
@@ -227,9 +213,7 @@ def _read_ink(file: Path, size: tuple[int, int] | None, ink: str) -> NDArray[np.
                 image = image.resize((size[1], size[0]), pil.Resampling.BOX)
             grey: NDArray[np.uint8] = np.array(image, dtype=np.uint8)
     except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
-        raise ValueError(
-            f"path: cannot read {file} ({error}), expected an image. Replace or remove it."
-        ) from error
+        raise ValueError(f"path: cannot read {file} ({error}), expected an image. Replace or remove it.") from error
     return 255 - grey if ink == "dark" else grey
 
 
@@ -293,12 +277,9 @@ def _read_npz(file: Path, argument: str) -> dict[str, Array]:
         # Opened here: on a damaged archive np.load leaves what it opened itself to the garbage collector.
         with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
             return {name: arrays[name] for name in arrays.files}
-    except (
-        Exception
-    ) as error:  # np.load raises many types on damaged files, and AttributeError on a bare array
+    except Exception as error:  # np.load raises many types on damaged files, and AttributeError on a bare array
         raise ValueError(
-            f"{argument}: cannot read {file} ({error}), expected an .npz archive of plain arrays (no "
-            "objects)."
+            f"{argument}: cannot read {file} ({error}), expected an .npz archive of plain arrays (no objects)."
         ) from error
 
 

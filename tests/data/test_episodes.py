@@ -244,7 +244,6 @@ def test_to_and_pin_memory_reach_every_part() -> None:
 def test_repr() -> None:
     sampler = EpisodeSampler(numbered([8] * 4), n_way=2, flip=True)
     assert repr(sampler) == (
-        "EpisodeSampler(8 classes, n_way=2, k_shot=4, n_query=4, seed=0, rotate=False, flip=True, "
-        "num_episodes=None)"
+        "EpisodeSampler(8 classes, n_way=2, k_shot=4, n_query=4, seed=0, rotate=False, flip=True, num_episodes=None)"
     )
     assert repr(sampler[0]) == "Episode(8 slots, 8 targets of shape (1, 4, 4), 2 classes)"

@@ -287,13 +287,9 @@ def test_omniglot_bad_image_is_named_and_nothing_is_cached(
 
 
 def test_omniglot_wrong_roots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(
-        ValueError, match="root: got None and the environment variable PYRO_VMEM_DATA is not set"
-    ):
+    with pytest.raises(ValueError, match="root: got None and the environment variable PYRO_VMEM_DATA is not set"):
         omniglot()
-    with pytest.raises(
-        FileNotFoundError, match=r"root: got .*nowhere, expected .*images_background.*download=True"
-    ):
+    with pytest.raises(FileNotFoundError, match=r"root: got .*nowhere, expected .*images_background.*download=True"):
         omniglot(tmp_path / "nowhere")
     write_folder(tmp_path)
     with pytest.raises(FileNotFoundError, match="images_evaluation"):
@@ -480,9 +476,7 @@ def test_from_folder_size(tmp_path: Path) -> None:
         (["a/1.png"], {"size": (0, 3)}, r"size: got \(0, 3\)"),
     ],
 )
-def test_from_folder_refuses(
-    files: list[str], arguments: dict[str, object], message: str, tmp_path: Path
-) -> None:
+def test_from_folder_refuses(files: list[str], arguments: dict[str, object], message: str, tmp_path: Path) -> None:
     for file in files:
         if file.endswith("/"):
             (tmp_path / file).mkdir()

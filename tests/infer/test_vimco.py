@@ -137,7 +137,7 @@ def test_pyros_importance_weighted_bound_is_caught_too():
 
 @pytest.mark.parametrize("baseline", ["arithmetic", "geometric"])
 def test_gradient_of_a_vma_is_exact_in_expectation(baseline):
-    """Address and latent together: addresses summed, the reparameterised latent by the trapezoid rule, exact for smooth tails."""
+    """Addresses summed, the reparameterised latent by the trapezoid rule, which is exact for smooth tails."""
     torch.manual_seed(0)
     reference = pv.LinearGaussianMemory(dim=2, latent_dim=1, generator=torch.Generator().manual_seed(1))
     vma = reference.vma(
@@ -269,7 +269,10 @@ def test_without_discrete_latents_it_is_the_importance_weighted_bound():
     assert terms.particles.score is None
     (ours,) = torch.autograd.grad(terms.loss, loc)
     torch.manual_seed(1)
-    z = loc + 0.8 * (poutine.trace(pyro.plate("k", 5, dim=-2)(guide)).get_trace(x).nodes["z"]["value"] - loc).detach() / 0.8
+    z = (
+        loc
+        + 0.8 * (poutine.trace(pyro.plate("k", 5, dim=-2)(guide)).get_trace(x).nodes["z"]["value"] - loc).detach() / 0.8
+    )
     log_w = dist.Normal(0.0, 1.0).log_prob(z) + dist.Normal(z, 0.5).log_prob(x) - dist.Normal(loc, 0.8).log_prob(z)
     (by_hand,) = torch.autograd.grad(-(log_w.logsumexp(0) - math.log(5)).sum(), loc)
     torch.testing.assert_close(ours, by_hand)
@@ -425,7 +428,7 @@ def test_a_global_latent_is_refused():
 
 def test_an_enumerated_site_is_refused():
     toy, x, _ = discrete_case()
-    with pytest.raises(ValueError, match="site 'k' is marked for enumeration.*TraceEnum_ELBO"):
+    with pytest.raises(ValueError, match=r"site 'k' is marked for enumeration.*TraceEnum_ELBO"):
         VIMCO_ELBO(2, max_plate_nesting=1).loss(toy.model, config_enumerate(toy.guide), x)
 
 
