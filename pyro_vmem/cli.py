@@ -121,6 +121,7 @@ def sample(run: str, out: str | None = None, rows: int = 8, columns: int = 8, se
 
 
 COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, sample)
+GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -140,12 +141,10 @@ def main(args: Sequence[str] | None = None) -> int:
     settings = config[name].as_dict()
     as_json = settings.pop("json")
     command = next(fn for fn in COMMANDS if fn.__name__ == name)
-    groups = {"how": Evaluation, "experiment": Experiment}
-    for group, cls in groups.items():
-        if group in command.__annotations__:
-            fields = {field.name: settings.pop(field.name) for field in dataclasses.fields(cls)}
-            settings[group] = cls(**fields)
     try:
+        for group, cls in GROUPS.items():
+            if group in command.__annotations__:
+                settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
         result = command(**settings)
     except KeyboardInterrupt:
         _say("Interrupted; what was written before is kept.")
@@ -162,21 +161,23 @@ def _parser() -> Any:
     """One subcommand a function; the fields of Experiment and Evaluation are options of their own."""
     jsonargparse = require("jsonargparse", extra="cli")
     parser = jsonargparse.ArgumentParser(
-        prog="pyro-vmem", description="Variational memory addressing in Pyro.", formatter_class=_formatter(jsonargparse)
+        prog="pyro-vmem",
+        description="Variational memory addressing in Pyro.",
+        formatter_class=_formatter(jsonargparse),
+        allow_abbrev=False,
     )
     commands = parser.add_subcommands(dest="command")
     for command in COMMANDS:
         summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
-        sub = jsonargparse.ArgumentParser(description=summary)
+        sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False)
         annotations = command.__annotations__
-        skip = {"how", "experiment", "resume"} & set(annotations)
+        skip = {"resume", *GROUPS} & set(annotations)
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
-        if "experiment" in annotations:
-            sub.add_class_arguments(Experiment)
-        if "how" in annotations:
-            sub.add_class_arguments(Evaluation)
+        for group in GROUPS:
+            if group in annotations:
+                sub.add_class_arguments(GROUPS[group])
         sub.add_argument("--json", action="store_true", help="Print the result as one JSON object in the last line.")
         commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
     return parser

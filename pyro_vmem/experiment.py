@@ -90,6 +90,13 @@ class Experiment:
     lr: float = 3e-3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        # Checked before a folder is made: a run that cannot begin leaves nothing behind.
+        for name in ("latent_dim", "width", "steps", "minutes", "lr"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ValueError(f"{name}: expected a positive number, got {value}.")
+
     @property
     def title(self) -> str:
         """What tells this experiment from others, in one line."""

@@ -58,7 +58,9 @@ class Part(nn.Module, abc.ABC):
     def __repr__(self) -> str:
         """The class and those arguments that are not the defaults."""
         parameters = inspect.signature(type(self).__init__).parameters
-        shown = [f"{name}={value!r}" for name, value in self.arguments().items() if value != parameters[name].default]
+        # A list from a spec is shown as the tuple that it stands for.
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments().items()}
+        shown = [f"{name}={value!r}" for name, value in values.items() if value != parameters[name].default]
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

@@ -262,10 +262,13 @@ def information_gain_histogram(
     """
     guide = _numbers(gain).ravel()
     columns = [guide] if exact is None else [guide, _numbers(exact).ravel()]
-    low = min(0.0, *(column.min() for column in columns))
-    high = 1.05 * max(0.1, math.log(num_slots), *(column.max() for column in columns))
-    bins = np.linspace(low, high, 31).tolist()
-    ax.hist(guide, bins, color=BLUE, alpha=0.75, label=f"guide q(a|M,x), mean {guide.mean():.2f}")
+    low, top = min(0.0, *(column.min() for column in columns)), max(column.max() for column in columns)
+    # log |M| is the edge of a bin: under a uniform prior no gain is larger, so no bar should reach over it.
+    width = (max(0.1, math.log(num_slots)) - low) / 30
+    bins = (low + width * np.arange(1 + max(30, math.ceil((top - low) / width - 1e-3)))).tolist()
+    high = bins[-1]
+    columns = [column.clip(max=high) for column in columns]
+    ax.hist(columns[0], bins, color=BLUE, alpha=0.75, label=f"guide q(a|M,x), mean {guide.mean():.2f}")
     if exact is not None:
         label = f"exact p(a|x,M), mean {columns[1].mean():.2f}"
         ax.hist(columns[1], bins, histtype="step", color=ORANGE, linewidth=1.5, label=label)
@@ -282,7 +285,7 @@ def information_gain_histogram(
             "textcoords": "offset points",
         }
         ax.annotate(f"{name} = {position:.2f}", xytext=(0, 3 + 12 * row), ha=side, fontsize=9, color=TEXT, **place)
-    ax.set_xlim(low, high)
+    ax.set_xlim(low, high + width)
     _tidy(ax, "information gain, nats per datapoint", "datapoints")
     ax.locator_params(axis="y", integer=True)
     _legend_below(ax, columns=1)

@@ -188,7 +188,7 @@ def write_report(path: str | Path, report: Report) -> Path:
         ValueError: If metrics are missing, or shapes do not agree.
 
     Example:
-        >>> import tempfile, torch, pyro_vmem as pv
+        >>> import tempfile, pyro_vmem as pv
         >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=5, k_shot=1, n_query=1)
         >>> vma = pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4)
         >>> result = pv.diagnostics.evaluate(vma, sampler, num_episodes=2, num_samples=2, progress=False)
@@ -204,7 +204,7 @@ def write_report(path: str | Path, report: Report) -> Path:
         ...     num_slots=5,
         ...     num_classes=5,
         ...     lookup=Lookup(x, labels, memory.templates, memory.labels, q),
-        ...     generation=Generation(memory.templates, torch.stack([vma.generate(memory, 3, address=i) for i in range(5)])),
+        ...     generation=Generation(memory.templates[:1], vma.generate(memory, 3, address=0)[None]),
         ... )
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     page = write_report(f"{folder}/report.html", report).read_text(encoding="utf-8")
@@ -319,7 +319,7 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     ):
         columns = [column for name in names for column in (name, f"val_{name}") if column in present]
         if columns:
-            figure = _figure(3.8, 3.2)
+            figure = _figure(4.0, 3.3)
             plots.learning_curves(figure.subplots(), history, columns)
             last = {c: next(row[c] for row in reversed(history) if c in row) for c in columns}
             ends = ", ".join(f"{column} {value:.1f}" for column, value in last.items())

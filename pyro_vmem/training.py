@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import math
+import sys
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -167,7 +168,7 @@ def fit(
                     run.record(row, validation, folder, autocast)
         except KeyboardInterrupt:
             result.interrupted = True
-            bar.write(f"Interrupted after {result.steps} steps; the run is kept.")
+            bar.write(f"Interrupted after {result.steps} steps; the run is kept.", file=sys.stderr)
         if result.steps % validate_every or result.interrupted:
             run.record(meter.row(), validation, folder, autocast)
     vma.eval()

@@ -278,7 +278,7 @@ class VMA(Part):
             The targets with the rest filled in, with shape `(B, *event)`; observed values are unchanged.
 
         Raises:
-            ValueError: If `mask` is not boolean or does not broadcast, a count is less than 1, or memory or x do not fit.
+            ValueError: If `mask` is not boolean or does not broadcast, a number is below 1, or memory or x do not fit.
         """
         for name, count in (("num_particles", num_particles), ("rounds", rounds)):
             if count < 1:

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 import pyro_vmem as pv
 from pyro_vmem import checkpoint
-from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint, write_atomically
+from pyro_vmem._files import write_atomically
+from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 
 TENSORS = {
     "plain": torch.randn(3, 4),
@@ -76,6 +77,12 @@ def failing_save(tensors: Any, path: Path, metadata: Any) -> None:
     raise OSError("no space left on device")
 
 
+def interrupted(path: Path) -> None:
+    with write_atomically(path) as aside:
+        aside.write_text("half of")
+        raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_an_error_while_writing_leaves_the_old_one_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
@@ -88,9 +95,8 @@ def test_an_error_while_writing_leaves_the_old_one_and_nothing_else(
         save_checkpoint(tmp_path / "a", {"w": torch.zeros(3)}, {"step": 2})
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path / "a", {}, {"step": object()})
-    with pytest.raises(KeyboardInterrupt), write_atomically(tmp_path / "a") as aside:
-        aside.write_text("half of")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted(tmp_path / "a")
     assert [(name, (tmp_path / name).read_bytes()) for name in names(tmp_path)] == before
 
 
@@ -194,11 +200,12 @@ def test_load_what_holds_no_model(tmp_path: Path, vma: pv.VMA) -> None:
         pv.load(tmp_path / "a")
 
 
+@pytest.mark.filterwarnings(r"ignore:\s*(By default only one Jsonarg|Importing '):DeprecationWarning")
 def test_load_runs_nothing_that_a_file_names(tmp_path: Path, vma: pv.VMA) -> None:
     spec = vma.spec()
     marker = tmp_path / "marker"
     spec["init_args"]["address_prior"] = {"class_path": "os.system", "init_args": {"command": f"touch {marker}"}}
     save_checkpoint(tmp_path / "a", vma.state_dict(), json.loads(json.dumps({"spec": spec})))
-    with pytest.raises(ValueError, match="os.system does not correspond to a subclass of AddressPrior"):
+    with pytest.raises(ValueError, match=r"os\.system does not correspond to a subclass of AddressPrior"):
         pv.load(tmp_path / "a")
     assert not marker.exists()

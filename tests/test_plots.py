@@ -51,7 +51,7 @@ def draw_all() -> list[Figure]:
     ]
 
 
-def test_leaves_pyplot_and_settings_alone():
+def test_leaves_pyplot_and_settings_alone() -> None:
     settings = dict(matplotlib.rcParams)
     for figure in draw_all():
         figure.draw_without_rendering()
@@ -62,7 +62,7 @@ def test_leaves_pyplot_and_settings_alone():
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_light_card_whatever_the_style(index):
+def test_light_card_whatever_the_style(index) -> None:
     with matplotlib.rc_context({"figure.facecolor": "black", "text.color": "white", "axes.facecolor": "black"}):
         figure = draw_all()[index]
         assert figure.get_facecolor() == to_rgba(plots.PAPER)
@@ -72,13 +72,13 @@ def test_light_card_whatever_the_style(index):
             assert figure.axes[0].get_facecolor() == to_rgba(plots.PAPER)
 
 
-def test_imports_without_matplotlib():
+def test_imports_without_matplotlib() -> None:
     code = "import sys; sys.modules['matplotlib'] = None; import pyro_vmem.plots, pyro_vmem.report"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("index", range(6))
-def test_no_text_overlaps_another_or_leaves_the_figure(index):
+def test_no_text_overlaps_another_or_leaves_the_figure(index) -> None:
     figure = draw_all()[index]
     figure.draw_without_rendering()
     found = [*figure.axes[0].texts, figure.axes[0].xaxis.label, figure.axes[0].yaxis.label]
@@ -95,7 +95,7 @@ def test_no_text_overlaps_another_or_leaves_the_figure(index):
 
 
 class TestLearningCurves:
-    def test_lines_are_the_rows(self):
+    def test_lines_are_the_rows(self) -> None:
         ax = axes()
         assert plots.learning_curves(ax, HISTORY, ["bound", "val_bound", "kl_a"]) is ax
         bound, val_bound, kl_a = ax.lines
@@ -106,20 +106,20 @@ class TestLearningCurves:
         assert legend == ["bound", "bound, validation", "KL(a)"]
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "nats per datapoint")
 
-    def test_validation_differs_by_more_than_colour(self):
+    def test_validation_differs_by_more_than_colour(self) -> None:
         bound, val_bound = plots.learning_curves(axes(), HISTORY).lines
         assert bound.get_color() == val_bound.get_color()
         assert bound.get_linestyle() != val_bound.get_linestyle()
         assert bound.get_marker() != val_bound.get_marker()
 
     @pytest.mark.parametrize("column", ["kl_z", "seconds", "val_kl_a"])
-    def test_refuses_what_is_not_there_or_not_in_nats(self, column):
+    def test_refuses_what_is_not_there_or_not_in_nats(self, column) -> None:
         with pytest.raises(ValueError, match=rf"'{column}'.*Choose from \['bound', 'kl_a', 'val_bound'\]"):
             plots.learning_curves(axes(), HISTORY, [column])
 
 
 class TestImages:
-    def test_ink_is_dark_and_each_image_is_in_its_place(self):
+    def test_ink_is_dark_and_each_image_is_in_its_place(self) -> None:
         x = torch.zeros(3, 1, 4, 4)
         x[2] = 1.0
         ax = axes()
@@ -130,17 +130,17 @@ class TestImages:
         assert (canvas[6:10, 1:5, :3] == 0).all()
         assert (canvas[7:, 7:, 3] == 0).all()  # no fourth image
 
-    def test_colours_stay(self):
+    def test_colours_stay(self) -> None:
         x = pictures(1, channels=3)
         canvas = np.asarray(plots.images(axes(), x.numpy()).images[0].get_array())
         np.testing.assert_allclose(canvas[1:7, 1:7, :3], x[0].permute(1, 2, 0), rtol=1e-6)
 
     @pytest.mark.parametrize("shape", [(3, 4, 4), (2, 2, 4, 4), (0, 1, 4, 4)])
-    def test_refuses_what_is_no_image(self, shape):
+    def test_refuses_what_is_no_image(self, shape) -> None:
         with pytest.raises(ValueError, match=r"images: expected images \(N, C, H, W\)"):
             plots.images(axes(), torch.zeros(shape))
 
-    def test_refuses_no_columns(self):
+    def test_refuses_no_columns(self) -> None:
         with pytest.raises(ValueError, match="columns: expected at least 1"):
             plots.images(axes(), pictures(2), columns=0)
 
@@ -164,7 +164,7 @@ class TestLookup:
     m = pictures(4)
     q = torch.tensor([0.002, 0.06, 0.008, 0.93])
 
-    def test_most_probable_first(self):
+    def test_most_probable_first(self) -> None:
         figure = Figure((5, 2))
         correct = torch.tensor([False, True, False, False])
         assert plots.lookup(figure, self.m[0], self.m, self.q, correct) is figure
@@ -174,40 +174,40 @@ class TestLookup:
         for got, source in zip(drawn, [0, 3, 1, 2, 0], strict=True):
             np.testing.assert_allclose(got, 1 - self.m[source, 0], rtol=1e-6)
 
-    def test_right_class_has_a_frame_and_a_tick(self):
+    def test_right_class_has_a_frame_and_a_tick(self) -> None:
         figure = plots.lookup(Figure(), self.m[0], self.m, self.q, torch.tensor([True, True, False, False]))
         assert framed(figure) == [2, 4]  # 0 is the target
         assert ticks(figure) == 3  # one is the key's
 
-    def test_right_template_far_down_takes_the_last_place(self):
+    def test_right_template_far_down_takes_the_last_place(self) -> None:
         correct = torch.tensor([True, False, False, False])
         figure = plots.lookup(Figure(), self.m[0], self.m, self.q, correct, max_slots=2)
         assert bars(figure) == pytest.approx([0.93, 0.002])
         assert framed(figure) == [2]
         assert sum(line.get_marker() == "." for line in figure.axes[0].lines) == 1  # the ellipsis
 
-    def test_no_right_template(self):
+    def test_no_right_template(self) -> None:
         figure = plots.lookup(Figure(), self.m[0], self.m, self.q, torch.zeros(4), max_slots=3)
         assert bars(figure) == pytest.approx([0.93, 0.06, 0.008])
         assert framed(figure) == []
 
     @pytest.mark.parametrize(("p", "text"), [(1.0, "100 %"), (0.9999, ">99 %"), (0.5, "50 %"), (0.0, "0 %")])
-    def test_percent(self, p, text):
+    def test_percent(self, p, text) -> None:
         figure = plots.lookup(Figure(), self.m[0], self.m[:2], torch.tensor([p, 0.0]), torch.zeros(2))
         assert texts(figure)[3] == text
 
-    def test_draws_on_a_subfigure(self):
+    def test_draws_on_a_subfigure(self) -> None:
         left, right = Figure((8, 2)).subfigures(1, 2)
         assert plots.lookup(left, self.m[0], self.m, self.q, torch.zeros(4)) is left
         assert (len(left.axes), len(right.axes)) == (1, 0)
 
-    def test_rows_are_lookups(self):
+    def test_rows_are_lookups(self) -> None:
         q = torch.stack([self.q, self.q.flip(0)]).requires_grad_()
         figure = plots.lookups(Figure(), self.m[:2], self.m, q, torch.tensor([5, 6, 7, 8]), torch.tensor([8, 8]))
         assert bars(figure) == pytest.approx([0.93, 0.06, 0.008, 0.002, 0.93, 0.06, 0.008, 0.002], rel=1e-5)
         assert framed(figure) == [1, 9]
 
-    def test_refuses_shapes_that_do_not_agree(self):
+    def test_refuses_shapes_that_do_not_agree(self) -> None:
         with pytest.raises(ValueError, match=r"probabilities: expected shape \(2, 4\)"):
             plots.lookups(Figure(), self.m[:2], self.m, self.q[None], torch.arange(4), torch.arange(2))
         with pytest.raises(ValueError, match="with 2 and 3 labels"):
@@ -219,19 +219,19 @@ class TestLookup:
 class TestInformationGain:
     gain = torch.tensor([0.1, 2.0, 2.9, 2.9])
 
-    def test_lines_at_the_two_logarithms(self):
+    def test_lines_at_the_two_logarithms(self) -> None:
         ax = axes()
         assert plots.information_gain_histogram(ax, self.gain, 100, 20) is ax
         assert [line.get_xdata()[0] for line in ax.lines] == pytest.approx([math.log(100), math.log(20)])
         assert [text.get_text() for text in ax.texts] == ["log |M| = 4.61", "log C = 3.00"]
         assert "nats" in ax.get_xlabel()
 
-    def test_one_line_if_they_are_equal(self):
+    def test_one_line_if_they_are_equal(self) -> None:
         ax = plots.information_gain_histogram(axes(), self.gain, 20, 20)
         assert [text.get_text() for text in ax.texts] == ["log |M| = log C = 3.00"]
         assert len(ax.lines) == 1
 
-    def test_counts_every_datapoint_once(self):
+    def test_counts_every_datapoint_once(self) -> None:
         exact = torch.full((2, 5), 3.2)  # above log C, as an estimate may be
         ax = plots.information_gain_histogram(axes(), self.gain.reshape(2, 2), 20, 20, exact)
         assert sum(bar.get_height() for bar in ax.containers[0]) == 4
@@ -241,13 +241,20 @@ class TestInformationGain:
         legend = [text.get_text() for text in ax.get_legend().get_texts()]
         assert legend == ["guide q(a|M,x), mean 1.98", "exact p(a|x,M), mean 3.20"]
 
-    def test_one_slot(self):
+    def test_no_bar_reaches_over_the_most_that_can_be_told(self) -> None:
+        most = torch.full((7,), math.log(100))  # in float32, which rounds up
+        ax = plots.information_gain_histogram(axes(), torch.cat([self.gain, most * (1 + 1e-7)]), 100, 20)
+        last = ax.containers[0][-1]
+        assert last.get_height() == 7
+        assert last.get_x() + last.get_width() == pytest.approx(math.log(100))
+
+    def test_one_slot(self) -> None:
         ax = plots.information_gain_histogram(axes(), torch.zeros(3), 1, 1)
         assert ax.lines[0].get_xdata()[0] == 0
 
 
 class TestOneShotGenerations:
-    def test_template_framed_beside_its_samples(self):
+    def test_template_framed_beside_its_samples(self) -> None:
         m, samples = pictures(2, channels=3, height=4), pictures(6, channels=3, height=4).reshape(2, 3, 3, 4, 6)
         figure = Figure()
         assert plots.one_shot_generations(figure, m, samples) is figure
@@ -259,6 +266,6 @@ class TestOneShotGenerations:
         colours = [line.get_color() for line in ax.lines]
         assert [index for index, colour in enumerate(colours) if colour == plots.BLUE] == [0, 4]
 
-    def test_refuses_rows_that_do_not_agree(self):
+    def test_refuses_rows_that_do_not_agree(self) -> None:
         with pytest.raises(ValueError, match="with R = 2, got"):
             plots.one_shot_generations(Figure(), pictures(2), pictures(3)[:, None])

@@ -1,0 +1,262 @@
+"""The page of a run: its verdict, its numbers, and that it is whole."""
+
+import base64
+import dataclasses
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib
+import pytest
+import torch
+
+from pyro_vmem import plots
+from pyro_vmem.report import Generation, Lookup, Report, verdict, write_report
+
+VOID = {"meta", "img", "br", "hr", "link", "input"}
+
+METRICS = {
+    **{"nll": 98.31, "nll_se": 0.42, "nll_wrong_memory": 115.53, "nll_wrong_memory_se": 0.61},
+    **{"memory_worth_nats": 17.22, "memory_worth_nats_se": 0.53},
+    **{"information_gain": 2.41, "information_gain_se": 0.03},
+    **{"information_gain_exact": 2.74, "information_gain_exact_se": 0.02},
+    **{"hit_rate": 0.712, "hit_rate_se": 0.021, "hit_rate_exact": 0.803, "hit_rate_exact_se": 0.018},
+    **{"chance": 0.05, "n_way": 20, "k_shot": 1, "num_samples": 10, "num_episodes": 20, "num_targets": 400},
+    **{"seconds": 181.7, "steps": 4000},
+}
+
+
+def a_report(**changes) -> Report:
+    generator = torch.Generator().manual_seed(0)
+    m = torch.rand(20, 1, 8, 8, generator=generator)
+    q = torch.rand(3, 20, generator=generator).softmax(-1)
+    report = Report(
+        title="A run",
+        facts={"data": "glyphs", "seed": "0"},
+        metrics=METRICS,
+        history=[{"step": s, "bound": -120.0 + s, "val_bound": -121.0 + s, "kl_a": 1.0, "lr": 0.1} for s in (5, 9)],
+        information_gain=3 * torch.rand(4, 5, generator=generator),
+        information_gain_exact=3 * torch.rand(4, 5, generator=generator),
+        num_slots=20,
+        num_classes=20,
+        lookup=Lookup(m[:3], torch.tensor([0, 1, int(q[2].argmax())]), m, torch.arange(20), q),
+        generation=Generation(m[:2], m[:10].reshape(2, 5, 1, 8, 8)),
+        command="pyro-vmem demo --seed 0",
+    )
+    return dataclasses.replace(report, **changes)
+
+
+class Page(HTMLParser):
+    """The tags, text and attributes of a page; fails where a tag is not closed."""
+
+    def __init__(self, source: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(source)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+def page_of(folder: Path, **changes) -> Page:
+    return Page(write_report(folder / "report.html", a_report(**changes)).read_text(encoding="utf-8"))
+
+
+def test_the_parser_sees_an_open_tag() -> None:
+    with pytest.raises(AssertionError):
+        Page("<p><b>text</p>")
+
+
+def test_structure(tmp_path) -> None:
+    path = write_report(tmp_path / "new" / "report.html", a_report())
+    assert path == tmp_path / "new" / "report.html"
+    source = path.read_text(encoding="utf-8")
+    page = Page(source)
+    assert source.startswith("<!DOCTYPE html>\n")
+    assert page.all("html") == [{"lang": "en"}]
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
+    assert "prefers-color-scheme: dark" in source
+    headings = [tag for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
+    assert headings == ["h1"] + ["h2"] * 7
+    assert path.stat().st_size < 2_000_000
+
+
+def test_fetches_nothing(tmp_path) -> None:
+    page = page_of(tmp_path)
+    assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
+    for _, attributes in page.tags:
+        for name in ("src", "href", "srcset", "style"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+    style = (tmp_path / "report.html").read_text(encoding="utf-8").split("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_figures_are_whole_drawings_with_a_description(tmp_path) -> None:
+    figures = page_of(tmp_path).all("img")
+    assert len(figures) == 5
+    for attributes in figures:
+        prefix = "data:image/svg+xml;base64,"
+        assert attributes["src"].startswith(prefix)
+        root = ElementTree.fromstring(base64.b64decode(attributes["src"].removeprefix(prefix)))
+        assert root.tag == "{http://www.w3.org/2000/svg}svg"
+        for element in root.iter():
+            link = element.get("{http://www.w3.org/1999/xlink}href", "#")
+            assert link.startswith(("#", "data:"))
+        assert len(attributes["alt"]) > 40
+    assert "For 1 of 3 the first template is of the right class." in figures[0]["alt"]
+    assert "val_bound -112.0" in figures[3]["alt"]
+
+
+def test_numbers_appear(tmp_path) -> None:
+    text = page_of(tmp_path).text
+    for part in [
+        *("98.3 ± 0.4 nats", "115.5 ± 0.6 nats", "17.2 ± 0.5 nats", "2.41 ± 0.03 nats", "3.48 bits", "80 % of log C"),
+        *("2.74 ± 0.02 nats", "3.95 bits", "71.2 ± 2.1 %", "80.3 ± 1.8 %", "chance 5 %", "182 s", "4,000", "400"),
+        *("from 10 samples", "log C = 3.00", "glyphs", "pyro-vmem demo --seed 0", verdict(METRICS)),
+    ]:
+        assert part in text
+
+
+def test_one_episode_has_no_standard_error(tmp_path) -> None:
+    errors = {name: math.nan for name in METRICS if name.endswith("_se")}
+    text = page_of(tmp_path, metrics=METRICS | errors).text
+    assert "98.3 nats" in text
+    assert "nan" not in text
+
+
+def test_no_terms_and_no_command(tmp_path) -> None:
+    page = page_of(tmp_path, history=[{"step": 5}], command="")
+    assert "No terms were recorded." in page.text
+    assert "How to repeat it" not in page.text
+    assert len(page.all("img")) == 3
+
+
+def test_numpy_arrays_and_many_rows(tmp_path) -> None:
+    report = a_report()
+    x, q = report.lookup.templates.repeat(2, 1, 1, 1).numpy(), report.lookup.probabilities[:1].repeat(40, 1).numpy()
+    labels = report.lookup.labels.numpy()
+    lookup = Lookup(x, labels.repeat(2), x[:20], labels, q)
+    generation = Generation(x, x[:, None].repeat(30, 1))
+    gain = report.information_gain.numpy()
+    page = page_of(tmp_path, lookup=lookup, generation=generation, information_gain=gain)
+    assert page.all("img")[0]["alt"].startswith("8 target pictures")
+    assert page.all("img")[1]["alt"] == "8 framed templates, each beside 6 pictures that the model draws from it."
+
+
+def test_text_is_escaped(tmp_path) -> None:
+    hostile = "</title><script>alert('$verdict & \"x\"')</script>"
+    page = page_of(tmp_path, title=hostile, facts={hostile: hostile}, command=hostile, noun=hostile)
+    assert page.all("script") == []
+    assert page.text.count(hostile) == 6  # title, heading, verdict, name and value of the fact, command
+
+
+def test_nothing_is_left_when_a_figure_fails(tmp_path, monkeypatch) -> None:
+    path = write_report(tmp_path / "report.html", a_report())
+    before = path.read_bytes()
+
+    def fail(*_, **__):
+        raise RuntimeError("no ink")
+
+    monkeypatch.setattr(plots, "learning_curves", fail)
+    for name in ("report.html", "other.html"):
+        with pytest.raises(RuntimeError, match="no ink"):
+            write_report(tmp_path / name, a_report(title="Another run"))
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert path.read_bytes() == before
+
+
+def test_missing_metrics_are_named(tmp_path) -> None:
+    metrics = {name: value for name, value in METRICS.items() if name not in ("nll_se", "steps")}
+    with pytest.raises(ValueError, match=r"metrics: \['nll_se', 'steps'\] are missing"):
+        write_report(tmp_path / "report.html", a_report(metrics=metrics))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_leaves_pyplot_and_settings_alone(tmp_path) -> None:
+    settings = dict(matplotlib.rcParams)
+    write_report(tmp_path / "report.html", a_report())
+    assert dict(matplotlib.rcParams) == settings
+    import matplotlib.pyplot as plt
+
+    assert plt.get_fignums() == []
+
+
+class TestVerdict:
+    def test_good(self) -> None:
+        assert verdict(METRICS) == (
+            "With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup "
+            "gains 2.4 of 3.0 nats, and the memory is worth 17.2 nats a picture."
+        )
+
+    def test_guide_ignores_the_picture(self) -> None:
+        text = verdict(METRICS | {"information_gain": 0.14, "hit_rate": 0.06})
+        assert text == (
+            "The guide ignores the picture it is given: its lookup gains 0.14 of 3.0 nats. With 20 unseen characters "
+            "in memory, the right one is found 6 % of the time (chance 5 %), which is not clearly better than "
+            "guessing. The memory is worth 17.2 nats a picture."
+        )
+
+    def test_edge_of_ignoring(self) -> None:
+        edge = 0.05 * math.log(20)
+        assert "ignores" in verdict(METRICS | {"information_gain": edge - 1e-6})
+        assert "ignores" not in verdict(METRICS | {"information_gain": edge + 1e-6})
+
+    @pytest.mark.parametrize(
+        ("worth", "error", "says"),
+        [
+            (-0.4, 0.2, "The memory is not used: right templates are worth \N{MINUS SIGN}0.4 nats a picture"),
+            (0.9, 0.4, "The memory is not used: right templates are worth 0.9 nats a picture"),
+            (0.9, 0.1, "The memory is hardly used: right templates are worth 0.9 nats a picture"),
+            (5.0, 1.7, "The memory is not shown to be used: it is worth 5.0 ± 1.7 nats a picture, less than 3 "),
+            (5.0, math.nan, "The memory seems worth 5.0 nats a picture, but one episode gives no standard error."),
+        ],
+    )
+    def test_memory_not_used(self, worth, error, says) -> None:
+        text = verdict(METRICS | {"memory_worth_nats": worth, "memory_worth_nats_se": error})
+        assert says in text
+        assert "the memory is worth" not in text
+
+    def test_edge_of_use(self) -> None:
+        assert "and the memory is worth 1.0" in verdict(
+            METRICS | {"memory_worth_nats": 1.0, "memory_worth_nats_se": 0.3}
+        )
+
+    def test_both_bad(self) -> None:
+        text = verdict(METRICS | {"information_gain": 0.0, "memory_worth_nats": 0.0})
+        assert "ignores the picture" in text
+        assert "memory is not used" in text
+
+    def test_confident_but_wrong(self) -> None:
+        assert "not clearly better than guessing" in verdict(METRICS | {"hit_rate": 0.11, "hit_rate_se": 0.021})
+        assert "guessing" not in verdict(METRICS | {"hit_rate": 0.12, "hit_rate_se": 0.021})
+
+    def test_several_shots(self) -> None:
+        text = verdict(METRICS | {"k_shot": 5, "information_gain": 4.0}, noun="digit")
+        assert text.startswith("With 20 unseen digits in memory, 5 examples each, the right one")
+        assert "gains 4.0 nats, where 3.0 tell the class and 4.6 the slot" in text
+
+    def test_one_class_has_nothing_to_look_up(self) -> None:
+        one = {"n_way": 1, "chance": 1.0, "information_gain": 0.0, "hit_rate": 1.0, "hit_rate_se": 0.0}
+        text = verdict(METRICS | one)
+        assert text == (
+            "With one unseen character in memory there is no class to look up. The memory is worth 17.2 nats a picture."
+        )
