@@ -41,7 +41,7 @@ def assert_unbiased(samples: Tensor, exact: Tensor, *, z: float = 5.0, resolutio
     # Rounding bounds the error from below: an estimate without noise is compared as numbers are.
     rounding = 1e2 * torch.finfo(samples.dtype).eps * (exact.abs() + samples.abs().amax(0))
     score = (mean - exact).abs() / (error + rounding).clamp(min=torch.finfo(samples.dtype).tiny)
-    if score.numel() and float(score.max()) > z:
+    if score.numel() and not float(score.max()) <= z:  # so that NaN fails too
         worst = torch.unravel_index(score.argmax(), score.shape)
         at = tuple(int(i) for i in worst)
         raise AssertionError(

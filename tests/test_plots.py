@@ -226,6 +226,12 @@ class TestInformationGain:
         assert [text.get_text() for text in ax.texts] == ["log |M| = 4.61", "log C = 3.00"]
         assert "nats" in ax.get_xlabel()
 
+    def test_labels_of_close_lines_are_apart(self) -> None:
+        ax = plots.information_gain_histogram(Figure((4, 3)).subplots(), self.gain, 25, 20)
+        ax.figure.draw_without_rendering()
+        slots, classes = (text.get_window_extent() for text in ax.texts)
+        assert not slots.overlaps(classes)
+
     def test_one_line_if_they_are_equal(self) -> None:
         ax = plots.information_gain_histogram(axes(), self.gain, 20, 20)
         assert [text.get_text() for text in ax.texts] == ["log |M| = log C = 3.00"]
