@@ -27,6 +27,7 @@ def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], data: dict[str
 
     Example:
         >>> import tempfile
+        >>> import torch
         >>> folder = tempfile.TemporaryDirectory()
         >>> save_checkpoint(f"{folder.name}/last.safetensors", {"w": torch.ones(2)}, {"step": 3})
         >>> load_checkpoint(f"{folder.name}/last.safetensors")

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import torch
 
 from pyro_vmem import data
+from pyro_vmem._extras import require
 from pyro_vmem._files import write_atomically
 from pyro_vmem._version import __version__
 from pyro_vmem.build import load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import FewShotEvaluation, evaluate
+from pyro_vmem.plots import lookups
 from pyro_vmem.report import Generation, Lookup, Report, write_report
 from pyro_vmem.training import FitResult, fit
 from pyro_vmem.vma import VMA
@@ -193,7 +195,7 @@ class Experiment:
         seconds: Callable[[], float],
         progress: bool = True,
     ) -> dict[str, Any]:
-        """Evaluates a run's model, writes `metrics.json` and `report.html`, and returns the metrics.
+        """Evaluates a run's model, writes `metrics.json`, `report.html` and `lookup.png`; returns the metrics.
 
         Arguments:
             folder: The run.
@@ -206,7 +208,13 @@ class Experiment:
         evaluation, metrics = self._evaluate(folder, vma, episodes, how, progress)
         metrics |= {"seconds": round(seconds(), 1), "steps": result.steps, "training_seconds": round(result.seconds, 1)}
         _write_json(folder / "metrics.json", metrics)
-        write_report(folder / "report.html", self._report(vma, episodes, evaluation, metrics, result))
+        report = self._report(vma, episodes, evaluation, metrics, result)
+        write_report(folder / "report.html", report)
+        figure = require("matplotlib.figure", "plots").Figure(figsize=(8, 5))
+        shown = report.lookup
+        lookups(figure, shown.targets, shown.templates, shown.probabilities, shown.labels, shown.target_labels)
+        with write_atomically(folder / "lookup.png") as aside:
+            figure.savefig(aside, format="png", dpi=160)
         return metrics
 
     def _evaluate(

@@ -24,6 +24,7 @@ def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> No
         **arrays: The arrays by name.
 
     Example:
+        >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_npz(f"{folder}/a.npz", a=np.arange(3))
         ...     os.listdir(folder)
