@@ -42,10 +42,10 @@ class Evaluation:
     """
 
     ways: int = 20
-    shots: int = 1
+    shots: int = 5
     queries: int = 2
     episodes: int = 10
-    samples: int = 5
+    samples: int = 2
     eval_seed: int = 1
 
 
@@ -78,9 +78,9 @@ class Experiment:
 
     data: Literal["glyphs", "omniglot", "folder", "npz"] = "glyphs"
     data_root: str | None = None
-    n_way: int = 32
-    k_shot: int = 1
-    n_query: int = 2
+    n_way: int = 16
+    k_shot: int = 4
+    n_query: int = 4
     rotate: bool = True
     latent_dim: int = 32
     width: int = 32
@@ -140,7 +140,7 @@ class Experiment:
         train, validation, _ = self.datasets()
         episodes = EpisodeSampler(train, self.n_way, self.k_shot, self.n_query, seed=self.seed, rotate=self.rotate)
         ways = min(20, validation.num_classes)
-        held_out = EpisodeSampler(validation, n_way=ways, k_shot=1, n_query=2, seed=self.seed + 1)
+        held_out = EpisodeSampler(validation, n_way=ways, k_shot=self.k_shot, n_query=2, seed=self.seed + 1)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder)

@@ -52,8 +52,9 @@ class FewShotEvaluation:
     def summary(self) -> dict[str, float]:
         """Means over targets with their standard errors (`_se`) over episodes; the keys name the quantity.
 
-        `information_gain_share` is a share of :math:`\\log C`, the number of classes; `memory_worth_nats` is what the
-        right memory gains over a wrong one, target by target.
+        `information_gain_share` is the share of :math:`\\log C`, which it takes to tell the class, and
+        `information_gain_share_of_slots` that of :math:`\\log |M|`, which it takes to tell the slot.
+        `memory_worth_nats` is what the right memory gains over a wrong one, target by target.
         """
         columns = {
             "nll": -self.log_evidence,
@@ -69,6 +70,10 @@ class FewShotEvaluation:
             summary[name], summary[f"{name}_se"] = mean_and_error(values)
         summary["information_gain_bits"] = summary["information_gain"] / math.log(2)
         summary["information_gain_share"] = summary["information_gain"] / self.ceiling if self.n_way > 1 else math.nan
+        num_slots = self.n_way * self.k_shot
+        summary["information_gain_share_of_slots"] = (
+            summary["information_gain"] / math.log(num_slots) if num_slots > 1 else math.nan
+        )
         summary["chance"] = 1 / self.n_way
         for name in ("n_way", "k_shot", "num_samples"):
             summary[name] = getattr(self, name)
