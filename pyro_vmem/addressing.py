@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmem.memory import EncodedMemory, Memory, Template
-from pyro_vmem.part import Part, full_precision
+from pyro_vmem.part import Part
+from pyro_vmem.precision import full_precision, no_autocast
 
 __all__ = ["AddressGuide", "AddressPrior", "LearnedPrior", "SimilarityGuide", "UniformPrior", "over_slots"]
 
@@ -107,7 +108,7 @@ class LearnedPrior(AddressPrior):
 
     def forward(self, memory: EncodedMemory) -> dist.Categorical:
         unit = _unit(memory.features)
-        with _no_autocast(unit):
+        with no_autocast(unit):
             return over_slots(unit @ self.query.to(unit.dtype), memory)
 
 
@@ -174,15 +175,10 @@ class SimilarityGuide(AddressGuide):
             keys = _unit(keys)
         if self.normalise == "cosine":
             query = _unit(query)
-        with _no_autocast(keys):
+        with no_autocast(keys):
             logits = (keys @ query.unsqueeze(-1)).squeeze(-1) if memory.per_datapoint else query @ keys.mT
         return over_slots(logits / self.temperature, memory)
 
 
 def _unit(vectors: Tensor) -> Tensor:
     return nn.functional.normalize(full_precision(vectors), dim=-1)
-
-
-def _no_autocast(values: Tensor) -> torch.autocast:
-    """A context in which matrix products are not rounded to half precision."""
-    return torch.autocast(values.device.type, enabled=False)

@@ -21,6 +21,7 @@ from pyro_vmem.build import load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import FewShotEvaluation, evaluate
 from pyro_vmem.plots import lookups
+from pyro_vmem.precision import autocast
 from pyro_vmem.report import Generation, Lookup, Report, write_report
 from pyro_vmem.training import FitResult, fit
 from pyro_vmem.vma import VMA
@@ -42,10 +43,10 @@ class Evaluation:
     """
 
     ways: int = 20
-    shots: int = 5
+    shots: int = 1
     queries: int = 2
     episodes: int = 10
-    samples: int = 2
+    samples: int = 10
     eval_seed: int = 1
 
 
@@ -143,8 +144,8 @@ class Experiment:
         held_out = EpisodeSampler(validation, n_way=ways, k_shot=self.k_shot, n_query=2, seed=self.seed + 1)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder)
-        vma.likelihood.initialise(episodes[0].x)
+            ink = float(episodes[0].x.mean())
+            vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder, ink=ink)
         if not (folder / "last.safetensors").exists():
             _write_json(folder / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
         return fit(
@@ -221,7 +222,8 @@ class Experiment:
         self, folder: Path, vma: VMA, episodes: EpisodeSampler, how: Evaluation, progress: bool
     ) -> tuple[FewShotEvaluation, dict[str, Any]]:
         start = time.perf_counter()
-        evaluation = evaluate(vma, episodes, how.episodes, how.samples, seed=how.eval_seed, progress=progress)
+        with autocast(next(vma.parameters()).device, "auto"):
+            evaluation = evaluate(vma, episodes, how.episodes, how.samples, seed=how.eval_seed, progress=progress)
         metrics: dict[str, Any] = {**evaluation.summary(), "data": self.data, "seed": self.seed}
         metrics["seconds"] = round(time.perf_counter() - start, 1)
         _write_json(folder / "metrics.json", metrics)

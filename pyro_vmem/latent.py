@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from pyro_vmem.memory import Template
 from pyro_vmem.nn.layers import Join, mlp
-from pyro_vmem.part import Part, full_precision
+from pyro_vmem.part import Part
+from pyro_vmem.precision import full_precision
 
 __all__ = ["GaussianGuide", "LatentGuide", "LatentPrior", "StandardPrior", "TemplatePrior"]
 

@@ -6,9 +6,9 @@ import abc
 import inspect
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-__all__ = ["Part", "full_precision"]
+__all__ = ["Part"]
 
 
 class Part(nn.Module, abc.ABC):
@@ -70,8 +70,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
     return value
-
-
-def full_precision(values: Tensor) -> Tensor:
-    """Half-precision network outputs as float32, in which densities are computed; anything else as it is."""
-    return values.float() if values.dtype.itemsize < 4 else values

@@ -175,7 +175,7 @@ class _LinearDecoder(Decoder):
         return z @ r.loading.mT + template.raw @ r.skip.mT + r.offset
 
     def shift_output(self, value: float) -> None:
-        raise NotImplementedError("the reference model's parameters are given, not initialised from data")
+        raise NotImplementedError("the reference model's parameters are given")
 
 
 class _LinearLikelihood(Likelihood):

@@ -21,6 +21,7 @@ from pyro_vmem._files import write_atomically
 from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.infer import VIMCO_ELBO, scale_sites
+from pyro_vmem.precision import autocast
 from pyro_vmem.vma import VMA
 
 __all__ = ["FitResult", "fit", "validate"]
@@ -131,7 +132,7 @@ def fit(
             )
         run.load(folder / "last.safetensors")
     device = next(vma.parameters()).device
-    autocast = _autocast(device, precision)
+    half = autocast(device, precision)
     result = run.result
     start = time.perf_counter() - result.seconds
 
@@ -155,7 +156,7 @@ def fit(
                 rate = lr * min(1.0, (result.steps + 1) / lr_warmup) * 0.5 * (1 + math.cos(math.pi * part))
                 weight = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
                 episode = episodes[result.steps].to(device)
-                with autocast:
+                with half:
                     terms = run.step(episode, rate, weight, clip_norm)
                 result.steps += 1
                 result.seconds = time.perf_counter() - start
@@ -165,12 +166,12 @@ def fit(
                     bar.set_postfix_str(meter.text(), refresh=False)
                 if result.steps % validate_every == 0:
                     row = meter.row() | {"lr": rate, "kl_weight": weight}
-                    run.record(row, validation, folder, autocast)
+                    run.record(row, validation, folder, half)
         except KeyboardInterrupt:
             result.interrupted = True
             bar.write(f"Interrupted after {result.steps} steps; the run is kept.", file=sys.stderr)
         if result.steps % validate_every or result.interrupted:
-            run.record(meter.row(), validation, folder, autocast)
+            run.record(meter.row(), validation, folder, half)
     vma.eval()
     if run.best is not None:
         vma.load_state_dict(run.best)
@@ -264,14 +265,14 @@ class _Run:
         return summary
 
     def record(
-        self, row: dict[str, float], validation: EpisodeSampler | None, folder: Path | None, autocast: Any
+        self, row: dict[str, float], validation: EpisodeSampler | None, folder: Path | None, half: torch.autocast
     ) -> None:
         """Adds a row to the history, validates, and writes what changed to the folder."""
         row = {"step": self.result.steps, "seconds": self.result.seconds} | row
         improved = False
         if validation is not None:
             self.vma.eval()
-            with autocast:
+            with half:
                 row |= {f"val_{name}": value for name, value in validate(self.vma, validation).items()}
             self.vma.train()
             if row["val_bound"] > self.result.best_bound:
@@ -349,21 +350,6 @@ def _objective(vma: VMA, objective: str | ELBO, num_particles: int) -> tuple[ELB
     if objective == "reinforce":
         return TraceGraph_ELBO(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True), vma.guide
     raise ValueError(f"objective: expected one of {OBJECTIVES} or a pyro.infer.ELBO, got {objective!r}.")
-
-
-def _autocast(device: torch.device, precision: str) -> Any:
-    """A context in which networks run in the given precision."""
-    if precision not in ("auto", "bfloat16", "float32"):
-        raise ValueError(f"precision: expected 'auto', 'bfloat16' or 'float32', got {precision!r}.")
-    has_bfloat16 = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
-    enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16)
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
-
-
-def _cpu_has_bfloat16() -> bool:
-    """Whether the processor multiplies bfloat16 in hardware; where it does not, bfloat16 is slower than float32."""
-    probe = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
-    return bool(probe and probe())
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

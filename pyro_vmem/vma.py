@@ -105,6 +105,7 @@ class VMA(Part):
         num_features: int = 128,
         width: int = 32,
         decoder: Literal["warp", "conv"] = "warp",
+        ink: float = 0.1,
         **parts: Any,
     ) -> VMA:
         """A convolutional VMA for binary images, of parts that work together.
@@ -115,6 +116,7 @@ class VMA(Part):
             num_features: The length `F` of the features of templates and targets.
             width: The channels of the convolutions at half resolution.
             decoder: `"warp"`, or `"conv"` for a decoder that sees features of the template only.
+            ink: The share of ink in the images, from which the decoder starts, in (0, 1).
             parts: Any argument of :class:`VMA`, in place of the default part.
 
         Example:
@@ -129,7 +131,7 @@ class VMA(Part):
         defaults: dict[str, Any] = {
             "address_prior": UniformPrior(),
             "latent_prior": TemplatePrior(latent_dim, num_features),
-            "likelihood": BernoulliDecoder(network),
+            "likelihood": BernoulliDecoder(network, ink),
             "address_guide": SimilarityGuide(num_features),
             "latent_guide": GaussianGuide(latent_dim, num_features),
             "template_encoder": encoder,

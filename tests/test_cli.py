@@ -29,10 +29,10 @@ def toy(tmp_path, monkeypatch):
     """A small data set in place of the glyphs, and an empty working folder."""
     generator = torch.Generator().manual_seed(0)
     patterns = torch.rand(60, 1, 1, 8, 8, generator=generator) > 0.7
-    flips = torch.rand(60, 6, 1, 8, 8, generator=generator) > 0.97
+    flips = torch.rand(60, 10, 1, 8, 8, generator=generator) > 0.97
     images = (patterns ^ flips).flatten(0, 1).to(torch.uint8) * 255
     alphabets = torch.arange(60) // 10
-    dataset = FewShotDataset(images, torch.arange(60).repeat_interleave(6), alphabets=alphabets)
+    dataset = FewShotDataset(images, torch.arange(60).repeat_interleave(10), alphabets=alphabets)
     monkeypatch.setattr(experiment.data, "glyphs", lambda seed: dataset)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -94,7 +94,7 @@ def test_interrupted_demo_still_reports(toy, capsys, monkeypatch):
     original = pv.data.EpisodeSampler.__getitem__
 
     def stops(self, index):
-        if index == 2 and self.n_way == 32:
+        if index == 2 and self.n_way == 16:
             raise KeyboardInterrupt
         return original(self, index)
 

@@ -25,6 +25,7 @@ ORDER = [
     "_extras",
     "_files",
     "part",
+    "precision",
     "memory",
     "data",
     "nn",

@@ -1,0 +1,53 @@
+"""Which precision networks run in, and where it must not be halved."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+__all__ = ["autocast", "full_precision", "no_autocast"]
+
+
+def full_precision(values: Tensor) -> Tensor:
+    """Half-precision network outputs as float32, in which densities are computed; anything else as it is.
+
+    Example:
+        >>> full_precision(torch.zeros(1, dtype=torch.bfloat16)).dtype, full_precision(torch.zeros(1).double()).dtype
+        (torch.float32, torch.float64)
+    """
+    return values.float() if values.dtype.itemsize < 4 else values
+
+
+def no_autocast(values: Tensor) -> torch.autocast:
+    """A context in which matrix products on the device of `values` are not rounded to half precision."""
+    return torch.autocast(values.device.type, enabled=False)
+
+
+def autocast(device: torch.device, precision: Literal["auto", "bfloat16", "float32"]) -> torch.autocast:
+    """A context in which networks run in the given precision; densities are computed in full all the same.
+
+    Arguments:
+        device: Where they run.
+        precision: `"auto"` takes bfloat16 where the processor multiplies it in hardware; elsewhere it is slower.
+
+    Raises:
+        ValueError: If `precision` is none of the three.
+
+    Example:
+        >>> with autocast(torch.device("cpu"), "bfloat16"):
+        ...     print((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
+        torch.bfloat16
+    """
+    if precision not in ("auto", "bfloat16", "float32"):
+        raise ValueError(f"precision: expected 'auto', 'bfloat16' or 'float32', got {precision!r}.")
+    in_hardware = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
+    enabled = precision == "bfloat16" or (precision == "auto" and in_hardware)
+    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+
+
+def _cpu_has_bfloat16() -> bool:
+    # torch has no public question for it.
+    probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
+    return any(probe() for probe in probes if probe is not None)
