@@ -87,7 +87,10 @@ def load(path: str | Path) -> VMA:
     prefix = "model."  # a checkpoint to resume from holds more than the model
     if any(name.startswith(prefix) for name in tensors):
         tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
-    vma.load_state_dict(tensors)
+    try:
+        vma.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"path: the weights in {str(path)!r} are not those of the model it names: {error}") from error
     return vma.eval()
 
 

@@ -17,6 +17,7 @@ import torch
 from pyro_vmem._extras import require
 from pyro_vmem.build import load
 from pyro_vmem.experiment import Evaluation, Experiment
+from pyro_vmem.results import result_rows, verdict
 
 __all__ = ["demo", "evaluate", "main", "sample", "train"]
 
@@ -198,27 +199,14 @@ def _free(folder: Path) -> Path:
 
 
 def _show(metrics: dict[str, Any]) -> None:
-    """The metrics as a table on the terminal."""
+    """The metrics in a sentence and as a table on the terminal."""
     table_module, console_module = require("rich.table", extra="cli"), require("rich.console", extra="cli")
-    ways, shots = metrics["n_way"], metrics["k_shot"]
-    title = f"Unseen characters, {ways} in memory, {shots} example{'s' * (shots > 1)} each"
-    table = table_module.Table(title=title, title_justify="left")
-    for heading, justify in (("", "left"), ("mean", "right"), ("s.e.", "right"), ("", "left")):
-        table.add_column(heading, justify=justify)
-    bits, share = metrics["information_gain_bits"], metrics["information_gain_share"]
-    gain = f"nats a lookup: {bits:.2f} bits, {share:.0%} of log {ways}"
-    for label, name, note in (
-        ("NLL", "nll", "nats an image, with the right memory"),
-        ("NLL, wrong memory", "nll_wrong_memory", "the same targets, other characters in memory"),
-        ("What the memory is worth", "memory_worth_nats", "nats an image"),
-        ("Information gain", "information_gain", gain),
-        ("  by the exact posterior", "information_gain_exact", "nats: what a perfect address guide would claim"),
-        ("Hit rate", "hit_rate", f"chance {metrics['chance']:.3f}"),
-        ("  of the exact posterior", "hit_rate_exact", ""),
-    ):
-        digits = 3 if name.startswith("hit") else 2
-        table.add_row(label, f"{metrics[name]:.{digits}f}", f"{metrics[f'{name}_se']:.{digits}f}", note)
-    console_module.Console().print(table)
+    table = table_module.Table("", "per picture", "", show_edge=False, show_lines=True)
+    table.columns[1].justify, table.columns[1].no_wrap, table.columns[2].style = "right", True, "dim"
+    for row in result_rows(metrics):
+        table.add_row(*row)
+    console = console_module.Console()
+    console.print(verdict(metrics), "", table, sep="\n", highlight=False)
 
 
 def _say(text: str) -> None:

@@ -185,8 +185,8 @@ class Experiment:
         return EpisodeSampler(self.datasets()[2], how.ways, how.shots, how.queries, seed=how.eval_seed)
 
     def evaluate(self, folder: str | Path, how: Evaluation, progress: bool = True) -> dict[str, Any]:
-        """Evaluates a run's model and writes `metrics.json` into its folder; returns what is in it."""
-        return self._evaluate(Path(folder), load(folder), self.test_episodes(how), how, progress)[1]
+        """Evaluates a run's model; returns the metrics by name."""
+        return self._evaluate(load(folder), self.test_episodes(how), how, progress)[1]
 
     def report(
         self,
@@ -206,7 +206,7 @@ class Experiment:
             progress: Whether to show progress bars.
         """
         folder, vma, episodes = Path(folder), load(folder), self.test_episodes(how)
-        evaluation, metrics = self._evaluate(folder, vma, episodes, how, progress)
+        evaluation, metrics = self._evaluate(vma, episodes, how, progress)
         metrics |= {"seconds": round(seconds(), 1), "steps": result.steps, "training_seconds": round(result.seconds, 1)}
         _write_json(folder / "metrics.json", metrics)
         report = self._report(vma, episodes, evaluation, metrics, result)
@@ -215,18 +215,17 @@ class Experiment:
         shown = report.lookup
         lookups(figure, shown.targets, shown.templates, shown.probabilities, shown.labels, shown.target_labels)
         with write_atomically(folder / "lookup.png") as aside:
-            figure.savefig(aside, format="png", dpi=160)
+            figure.savefig(aside, format="png", dpi=160, bbox_inches="tight")
         return metrics
 
     def _evaluate(
-        self, folder: Path, vma: VMA, episodes: EpisodeSampler, how: Evaluation, progress: bool
+        self, vma: VMA, episodes: EpisodeSampler, how: Evaluation, progress: bool
     ) -> tuple[FewShotEvaluation, dict[str, Any]]:
         start = time.perf_counter()
         with autocast(next(vma.parameters()).device, "auto"):
             evaluation = evaluate(vma, episodes, how.episodes, how.samples, seed=how.eval_seed, progress=progress)
         metrics: dict[str, Any] = {**evaluation.summary(), "data": self.data, "seed": self.seed}
         metrics["seconds"] = round(time.perf_counter() - start, 1)
-        _write_json(folder / "metrics.json", metrics)
         return evaluation, metrics
 
     def _report(
@@ -246,7 +245,7 @@ class Experiment:
             chosen = torch.arange(0, len(episode.x), max(1, len(episode.x) // rows))[:rows]
             probabilities = vma.address_guide(memory, vma.encode_x(episode.x[chosen])).probs
             slots = range(min(rows, memory.num_slots))
-            samples = torch.stack([vma.generate(memory, 8, address=slot) for slot in slots])
+            samples = torch.stack([vma.generate(memory, 8, address=slot, mean=True) for slot in slots])
         facts = {
             "Images": f"{self.data}, {' x '.join(map(str, vma.event_shape))}, binary",
             "Tested on": f"{episodes.dataset.num_classes} classes of {len(episodes.dataset.alphabet_names)} alphabets, "

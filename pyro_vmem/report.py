@@ -18,41 +18,14 @@ from torch import Tensor
 from pyro_vmem import plots
 from pyro_vmem._extras import require
 from pyro_vmem._files import write_atomically
+from pyro_vmem.results import result_rows, verdict
 
-__all__ = ["Generation", "Lookup", "Report", "verdict", "write_report"]
+__all__ = ["Generation", "Lookup", "Report", "write_report"]
 
 Array = Tensor | NDArray[Any]
 
-_IGNORED_SHARE = 0.05  # of log C: below it the guide tells no classes apart
-_LEAST_WORTH = 1.0  # nats
-_ERRORS = 3.0  # standard errors above zero
-
 # Beyond these a page gets longer, not clearer.
 _MAX_ROWS, _MAX_COLUMNS = 8, 6
-
-# Rows of the table: the key of the metric, its name and what it means.
-_NATS = (
-    ("nll", "NLL", "Negative log-likelihood, lower is better; an upper bound, from $samples samples of z a slot."),
-    ("nll_wrong_memory", "NLL, wrong memory", "The same pictures, with as many templates of other classes."),
-    ("memory_worth_nats", "Worth of the memory", "What right templates save over wrong ones; at 0 they are not used."),
-)
-_GAINS = (
-    (
-        "information_gain",
-        "Information gain",
-        "KL from the prior p(a | M) to the guide q(a | M, x). At 0 the guide ignores the picture; "
-        "log C = $ceiling nats tell the class.",
-    ),
-    (
-        "information_gain_exact",
-        "Information gain, exact",
-        "The same for p(a | x, M): what the model itself could tell.",
-    ),
-)
-_HITS = (
-    ("hit_rate", "Hit rate", "How often the class that the guide finds most probable is right."),
-    ("hit_rate_exact", "Hit rate, exact", "The same for p(a | x, M)."),
-)
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,59 +93,6 @@ class Report:
     noun: str = "character"
 
 
-def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
-    r"""Says in a sentence what the numbers mean, also when they are bad.
-
-    The guide is said to ignore the picture if its information gain is under 5 % of :math:`\log C`, and the memory not
-    to be used if it is worth less than 1 nat, or is not 3 standard errors above 0.
-
-    Arguments:
-        metrics: The items of `FewShotEvaluation.summary()`; information in nats.
-        noun: What a class is.
-
-    Returns:
-        A sentence or two.
-
-    Example:
-        >>> metrics = {"n_way": 20, "k_shot": 1, "chance": 0.05, "hit_rate": 0.71, "hit_rate_se": 0.02}
-        >>> metrics |= {"information_gain": 2.4, "memory_worth_nats": 17.2, "memory_worth_nats_se": 0.5}
-        >>> print(verdict(metrics))
-        With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup gains
-        2.4 of 3.0 nats, and the memory is worth 17.2 nats a picture.
-    """
-    ways, shots = round(metrics["n_way"]), round(metrics["k_shot"])
-    worth, error = metrics["memory_worth_nats"], metrics["memory_worth_nats_se"]
-    gain, ceiling = metrics["information_gain"], math.log(ways)
-    used = f"the memory is worth {worth:.1f} nats a picture"
-    unused = ""
-    if worth < _LEAST_WORTH:
-        degree = "hardly" if worth > _ERRORS * error else "not"
-        unused = (
-            f"The memory is {degree} used: right templates are worth {_signed(worth)} nats a picture over wrong ones."
-        )
-    elif math.isnan(error):
-        unused = f"The memory seems worth {worth:.1f} nats a picture, but one episode gives no standard error."
-    elif worth < _ERRORS * error:
-        unused = (
-            f"The memory is not shown to be used: it is worth {worth:.1f} ± {error:.1f} nats a picture, less than "
-            f"{_ERRORS:.0f} standard errors above 0."
-        )
-    if ways == 1:
-        return f"With one unseen {noun} in memory there is no class to look up. " + (unused or f"{_capital(used)}.")
-    examples = f", {shots} examples each" if shots > 1 else ""
-    found = f"the right one is found {_percent(metrics['hit_rate'])} of the time (chance {_percent(metrics['chance'])})"
-    if metrics["hit_rate"] - metrics["chance"] < _ERRORS * metrics["hit_rate_se"]:
-        found += ", which is not clearly better than guessing"
-    lead = f"With {ways} unseen {noun}s in memory{examples}, {found}"
-    gains = f"gains {gain:.1f} of {ceiling:.1f} nats"
-    if shots > 1:
-        gains = f"gains {gain:.1f} nats, where {ceiling:.1f} tell the class and {math.log(ways * shots):.1f} the slot"
-    if gain < _IGNORED_SHARE * ceiling:
-        ignores = f"The guide ignores the picture it is given: its lookup gains {gain:.2f} of {ceiling:.1f} nats."
-        return f"{ignores} {lead}. {unused or _capital(used) + '.'}"
-    return f"{lead}; the lookup {gains}. {unused}" if unused else f"{lead}; the lookup {gains}, and {used}."
-
-
 def write_report(path: str | Path, report: Report) -> Path:
     """Writes a page that needs nothing but itself: no script, no request; figures are drawn into it.
 
@@ -220,10 +140,12 @@ def write_report(path: str | Path, report: Report) -> Path:
 def _page(report: Report) -> str:
     rows = "".join(
         f'<tr><th scope="row">{_text(name)}<small>{_text(meaning)}</small></th><td>{_text(value)}</td></tr>\n'
-        for name, value, meaning in _results(report.metrics)
+        for name, value, meaning in result_rows(report.metrics)
     )
     facts = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>\n" for name, value in report.facts.items())
     metrics = report.metrics
+    if missing := [name for name in ("seconds", "steps", "num_targets", "num_episodes") if name not in metrics]:
+        raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's seconds and steps.")
     measured = (
         f"The run took {metrics['seconds']:,.0f} s, with {metrics['steps']:,.0f} training steps. Measured on "
         f"{metrics['num_targets']:,.0f} pictures in {metrics['num_episodes']:,.0f} episodes of classes that were not "
@@ -248,28 +170,6 @@ def _page(report: Report) -> str:
     )
 
 
-def _results(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """Name, value and meaning of each row of the table."""
-    names = [key for key, _, _ in _NATS + _GAINS + _HITS]
-    counts = ["n_way", "k_shot", "chance", "num_samples", "num_episodes", "num_targets", "seconds", "steps"]
-    missing = [name for name in [*names, *(f"{name}_se" for name in names), *counts] if name not in metrics]
-    if missing:
-        raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's seconds and steps.")
-    ceiling, chance = math.log(metrics["n_way"]), _percent(metrics["chance"])
-
-    def measured(key: str, digits: int, scale: float = 1.0) -> str:
-        value, error = scale * metrics[key], scale * metrics[f"{key}_se"]
-        return _signed(value, digits) + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
-
-    values = {key: f"{measured(key, 1)} nats" for key, _, _ in _NATS}
-    for key, _, _ in _GAINS:
-        share = f"\n{_percent(metrics[key] / ceiling)} of log C" if ceiling > 0 else ""
-        values[key] = f"{measured(key, 2)} nats\n{_signed(metrics[key] / math.log(2), 2)} bits{share}"
-    values |= {key: f"{measured(key, 1, 100)} %\nchance {chance}" for key, _, _ in _HITS}
-    words = {"samples": f"{metrics['num_samples']:.0f}", "ceiling": f"{ceiling:.2f}"}
-    return [(name, values[key], Template(text).substitute(words)) for key, name, text in _NATS + _GAINS + _HITS]
-
-
 def _lookups(lookup: Lookup) -> str:
     figure = _figure(4.4, 12.0)
     targets, q, classes = (v[:_MAX_ROWS] for v in (lookup.targets, lookup.probabilities, lookup.target_labels))
@@ -292,7 +192,8 @@ def _generations(generation: Generation) -> str:
     return _html_figure(
         figure,
         f"{len(templates)} framed templates, each beside {samples.shape[1]} pictures that the model draws from it.",
-        "Each row: one unseen template, framed, and new pictures that the model draws from it alone.",
+        "Each row: one unseen template, framed, and what the model draws from it alone: a new z, and the mean picture "
+        "p(x | z, m_a) that it decodes to.",
         crop=True,
     )
 
@@ -349,18 +250,6 @@ def _html_figure(figure: Any, alt: str, caption: str, crop: bool = False) -> str
 
 def _text(text: str) -> str:
     return html.escape(str(text))
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _percent(share: float) -> str:
-    return f"{_signed(100 * share, 0)} %"
-
-
-def _signed(value: float, digits: int = 1) -> str:
-    return f"{value:.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 
 _STYLE = """

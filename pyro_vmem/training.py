@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import json
 import math
 import sys
 import time
@@ -124,6 +125,8 @@ def fit(
     for name, value in (("lr", lr), ("clip_norm", clip_norm), ("validate_every", validate_every)):
         _check_range(name, value, 1e-12, math.inf)
     folder = None if out is None else Path(out)
+    if folder is not None:
+        _check_spec(vma)
     run = _Run(vma, objective, num_particles, lr, seed)
     if folder is not None and (folder / "last.safetensors").exists():
         if not resume:
@@ -363,6 +366,17 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _check_spec(vma: VMA) -> None:
+    """A model that no checkpoint can name is refused before it is trained, not when the first one is written."""
+    try:
+        json.dumps(vma.spec())
+    except TypeError as error:
+        raise ValueError(
+            f"vma: a part was built from an argument that is not plain data ({error}), so that a checkpoint could not "
+            "rebuild it. Train with out=None and save the state_dict yourself."
+        ) from error
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

@@ -11,6 +11,7 @@ from pyro.params import param_with_module_name
 from torch import Tensor
 
 from pyro_vmem.addressing import AddressGuide, AddressPrior, SimilarityGuide, UniformPrior
+from pyro_vmem.guards import check_address, check_memory, check_targets
 from pyro_vmem.latent import GaussianGuide, LatentGuide, LatentPrior, TemplatePrior
 from pyro_vmem.likelihood import BernoulliDecoder, GaussianDecoder, Likelihood
 from pyro_vmem.memory import EncodedMemory, Memory, Template
@@ -252,7 +253,7 @@ class VMA(Part):
         if address is None:
             a = self.address_prior(encoded).sample(torch.Size([n]))
         else:
-            self._check_address(memory, address)
+            check_address(address, memory)
             a = torch.full((n, *memory.batch_shape), address, device=memory.templates.device)
         template = encoded.read(a)
         p_x = self.likelihood(self.latent_prior(template).sample(), template)
@@ -366,51 +367,10 @@ class VMA(Part):
 
     def check(self, memory: Memory, x: Tensor | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
-        event_shape = tuple(self.event_shape)
-        if not isinstance(memory, Memory):
-            raise ValueError(
-                f"memory: expected a pyro_vmem.Memory, got {type(memory).__name__}. Use Memory(templates)."
-            )
-        if tuple(memory.event_shape) != event_shape:
-            hint = ""
-            if tuple(memory.templates.shape[2:]) == event_shape and not memory.per_datapoint:
-                hint = " For one memory per datapoint, `(B, S, *event)`, pass Memory(..., per_datapoint=True)."
-            raise ValueError(
-                f"memory: its templates {tuple(memory.templates.shape)} hold events of shape "
-                f"{tuple(memory.event_shape)}, this model's are {event_shape}.{hint}"
-            )
-        device, dtype = memory.templates.device, memory.templates.dtype
-        own = next((p.dtype for p in self.parameters()), dtype)
-        if dtype != own and not torch.is_autocast_enabled(device.type):
-            raise ValueError(
-                f"memory: the dtype of its templates is {dtype}, that of this model's weights {own}. "
-                f"Convert one: `memory.to({own})`, or the model as any module."
-            )
-        if x is None:
-            return
-        if tuple(x.shape[1:]) != event_shape or x.dim() != len(event_shape) + 1 or len(x) == 0:
-            raise ValueError(
-                f"x: expected shape (B, {', '.join(map(str, event_shape))}) to go with memory templates "
-                f"{tuple(memory.templates.shape)}, got {tuple(x.shape)}. One target alone is x[None]."
-            )
-        if x.dtype != memory.templates.dtype:
-            raise ValueError(
-                f"x: its dtype {x.dtype} is not that of the memory's templates, {memory.templates.dtype}. "
-                "Convert one: `x.to(memory.templates.dtype)`."
-            )
-        if memory.per_datapoint and memory.batch_shape.numel() != len(x):
-            raise ValueError(
-                f"x: got {len(x)} targets, but one memory for each of {memory.batch_shape.numel()} datapoints, "
-                f"templates {tuple(memory.templates.shape)}. Give each target its memory, or all a shared one."
-            )
-        if not bool(torch.isfinite(x).all()):
-            raise ValueError("x: found NaN or infinite values. Clean or drop those targets.")
-        self.likelihood.check(x)
-
-    def _check_address(self, memory: Memory, address: int) -> None:
-        in_range = 0 <= address < memory.num_slots
-        if not in_range or (memory.mask is not None and not bool(memory.mask[..., address].all())):
-            raise ValueError(f"address: expected a slot in use out of 0..{memory.num_slots - 1}, got {address}.")
+        check_memory(memory, self.event_shape, next((p.dtype for p in self.parameters()), None))
+        if x is not None:
+            check_targets(x, memory)
+            self.likelihood.check(x)
 
     def __repr__(self) -> str:
         def size(module: torch.nn.Module | None) -> str:

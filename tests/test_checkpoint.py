@@ -209,3 +209,9 @@ def test_load_runs_nothing_that_a_file_names(tmp_path: Path, vma: pv.VMA) -> Non
     with pytest.raises(ValueError, match=r"os\.system does not correspond to a subclass of AddressPrior"):
         pv.load(tmp_path / "a")
     assert not marker.exists()
+
+
+def test_weights_of_another_model_are_refused(tmp_path):
+    save_checkpoint(tmp_path / "a", pv.VMA.for_vectors(5).state_dict(), {"spec": pv.VMA.for_vectors(6).spec()})
+    with pytest.raises(ValueError, match=r"path: the weights in .* are not those of the model it names"):
+        pv.load(tmp_path / "a")

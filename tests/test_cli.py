@@ -48,7 +48,7 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert metrics.keys() >= KEYS
     assert metrics["chance"] == 0.25
     assert metrics["steps"] == 3
-    assert "What the memory is worth" in out
+    assert "Worth of the memory" in out
     run = toy / "runs" / "demo"
     names = {path.name for path in run.iterdir()}
     assert names >= {"report.html", "metrics.json", "best.safetensors", "last.safetensors", "experiment.json"}

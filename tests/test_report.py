@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from pyro_vmem import plots
-from pyro_vmem.report import Generation, Lookup, Report, verdict, write_report
+from pyro_vmem.report import Generation, Lookup, Report, write_report
+from pyro_vmem.results import verdict
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
 
@@ -185,8 +186,8 @@ def test_nothing_is_left_when_a_figure_fails(tmp_path, monkeypatch) -> None:
 
 
 def test_missing_metrics_are_named(tmp_path) -> None:
-    metrics = {name: value for name, value in METRICS.items() if name not in ("nll_se", "steps")}
-    with pytest.raises(ValueError, match=r"metrics: \['nll_se', 'steps'\] are missing"):
+    metrics = {name: value for name, value in METRICS.items() if name != "steps"}
+    with pytest.raises(ValueError, match=r"metrics: \['steps'\] are missing"):
         write_report(tmp_path / "report.html", a_report(metrics=metrics))
     assert list(tmp_path.iterdir()) == []
 
@@ -198,65 +199,3 @@ def test_leaves_pyplot_and_settings_alone(tmp_path) -> None:
     import matplotlib.pyplot as plt
 
     assert plt.get_fignums() == []
-
-
-class TestVerdict:
-    def test_good(self) -> None:
-        assert verdict(METRICS) == (
-            "With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup "
-            "gains 2.4 of 3.0 nats, and the memory is worth 17.2 nats a picture."
-        )
-
-    def test_guide_ignores_the_picture(self) -> None:
-        text = verdict(METRICS | {"information_gain": 0.14, "hit_rate": 0.06})
-        assert text == (
-            "The guide ignores the picture it is given: its lookup gains 0.14 of 3.0 nats. With 20 unseen characters "
-            "in memory, the right one is found 6 % of the time (chance 5 %), which is not clearly better than "
-            "guessing. The memory is worth 17.2 nats a picture."
-        )
-
-    def test_edge_of_ignoring(self) -> None:
-        edge = 0.05 * math.log(20)
-        assert "ignores" in verdict(METRICS | {"information_gain": edge - 1e-6})
-        assert "ignores" not in verdict(METRICS | {"information_gain": edge + 1e-6})
-
-    @pytest.mark.parametrize(
-        ("worth", "error", "says"),
-        [
-            (-0.4, 0.2, "The memory is not used: right templates are worth \N{MINUS SIGN}0.4 nats a picture"),
-            (0.9, 0.4, "The memory is not used: right templates are worth 0.9 nats a picture"),
-            (0.9, 0.1, "The memory is hardly used: right templates are worth 0.9 nats a picture"),
-            (5.0, 1.7, "The memory is not shown to be used: it is worth 5.0 ± 1.7 nats a picture, less than 3 "),
-            (5.0, math.nan, "The memory seems worth 5.0 nats a picture, but one episode gives no standard error."),
-        ],
-    )
-    def test_memory_not_used(self, worth, error, says) -> None:
-        text = verdict(METRICS | {"memory_worth_nats": worth, "memory_worth_nats_se": error})
-        assert says in text
-        assert "the memory is worth" not in text
-
-    def test_edge_of_use(self) -> None:
-        assert "and the memory is worth 1.0" in verdict(
-            METRICS | {"memory_worth_nats": 1.0, "memory_worth_nats_se": 0.3}
-        )
-
-    def test_both_bad(self) -> None:
-        text = verdict(METRICS | {"information_gain": 0.0, "memory_worth_nats": 0.0})
-        assert "ignores the picture" in text
-        assert "memory is not used" in text
-
-    def test_confident_but_wrong(self) -> None:
-        assert "not clearly better than guessing" in verdict(METRICS | {"hit_rate": 0.11, "hit_rate_se": 0.021})
-        assert "guessing" not in verdict(METRICS | {"hit_rate": 0.12, "hit_rate_se": 0.021})
-
-    def test_several_shots(self) -> None:
-        text = verdict(METRICS | {"k_shot": 5, "information_gain": 4.0}, noun="digit")
-        assert text.startswith("With 20 unseen digits in memory, 5 examples each, the right one")
-        assert "gains 4.0 nats, where 3.0 tell the class and 4.6 the slot" in text
-
-    def test_one_class_has_nothing_to_look_up(self) -> None:
-        one = {"n_way": 1, "chance": 1.0, "information_gain": 0.0, "hit_rate": 1.0, "hit_rate_se": 0.0}
-        text = verdict(METRICS | one)
-        assert text == (
-            "With one unseen character in memory there is no class to look up. The memory is worth 17.2 nats a picture."
-        )

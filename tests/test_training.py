@@ -228,5 +228,12 @@ def test_precisions_agree():
     assert bounds["bfloat16"] == pytest.approx(bounds["float32"], abs=2.0)
 
 
+def test_a_model_that_no_checkpoint_can_name_is_refused_before_training(tmp_path):
+    reference = pv.LinearGaussianMemory(dim=64)
+    with pytest.raises(ValueError, match=r"vma: a part was built from an argument that is not plain data"):
+        pv.fit(reference.vma(), sampler(), steps=1, out=tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_result_repr():
     assert repr(pv.FitResult(1200, 61.0, [], -101.25)) == "FitResult(1,200 steps in 61 s, best bound -101.25 nats)"
