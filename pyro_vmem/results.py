@@ -105,11 +105,11 @@ def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
     Example:
         >>> metrics = dict.fromkeys([f"{name}{end}" for name, _, _ in QUANTITIES for end in ("", "_se")], 1.0)
-        >>> result_rows(metrics | {"n_way": 20, "chance": 0.05, "num_samples": 10})[0][:2]
+        >>> result_rows(metrics | {"n_way": 20, "k_shot": 1, "chance": 0.05, "num_samples": 10})[0][:2]
         ('NLL', '1.0 ± 1.0 nats')
     """
     names = [key for key, _, _ in QUANTITIES]
-    needed = [*names, *(f"{name}_se" for name in names), "n_way", "chance", "num_samples"]
+    needed = [*names, *(f"{name}_se" for name in names), "n_way", "k_shot", "chance", "num_samples"]
     if missing := [name for name in needed if name not in metrics]:
         raise ValueError(f"metrics: {missing} are missing. Give those of FewShotEvaluation.summary().")
     ceiling, chance = math.log(metrics["n_way"]), _percent(metrics["chance"])
@@ -119,8 +119,9 @@ def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
         return _signed(value, digits) + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
     values = {key: f"{measured(key, 1)} nats" for key, _, _ in _NATS}
+    slots = math.log(metrics["n_way"] * metrics["k_shot"])
     for key, _, _ in _GAINS:
-        share = f"\n{_percent(metrics[key] / ceiling)} of log C" if ceiling > 0 else ""
+        share = f"\n{_percent(metrics[key] / slots)} of log |M|" if slots > 0 else ""
         values[key] = f"{measured(key, 2)} nats\n{_signed(metrics[key] / math.log(2), 2)} bits{share}"
     values |= {key: f"{measured(key, 1, 100)} %\nchance {chance}" for key, _, _ in _HITS}
     words = {"samples": f"{metrics['num_samples']:.0f}", "ceiling": f"{ceiling:.2f}"}

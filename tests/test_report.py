@@ -130,7 +130,7 @@ def test_figures_are_whole_drawings_with_a_description(tmp_path) -> None:
 def test_numbers_appear(tmp_path) -> None:
     text = page_of(tmp_path).text
     for part in [
-        *("98.3 ± 0.4 nats", "115.5 ± 0.6 nats", "17.2 ± 0.5 nats", "2.41 ± 0.03 nats", "3.48 bits", "80 % of log C"),
+        *("98.3 ± 0.4 nats", "115.5 ± 0.6 nats", "17.2 ± 0.5 nats", "2.41 ± 0.03 nats", "3.48 bits", "80 % of log |M|"),
         *("2.74 ± 0.02 nats", "3.95 bits", "71.2 ± 2.1 %", "80.3 ± 1.8 %", "chance 5 %", "182 s", "4,000", "400"),
         *("from 10 samples", "log C = 3.00", "glyphs", "pyro-vmem demo --seed 0", verdict(METRICS)),
     ]:

@@ -88,7 +88,7 @@ def test_rows_name_every_quantity_with_error_unit_and_meaning() -> None:
     assert len(rows) == len(QUANTITIES)
     assert rows["NLL"][0] == "98.3 ± 0.4 nats"
     assert "from 10 samples of z a slot" in rows["NLL"][1]
-    assert rows["Information gain"][0] == "2.41 ± 0.03 nats\n3.48 bits\n80 % of log C"
+    assert rows["Information gain"][0] == "2.41 ± 0.03 nats\n3.48 bits\n80 % of log |M|"
     assert rows["Hit rate"][0] == "71.2 ± 2.1 %\nchance 5 %"
 
 
