@@ -2,7 +2,15 @@
 
 from pyro_vmem import data, diagnostics, infer, nn
 from pyro_vmem._version import __version__
-from pyro_vmem.addressing import AddressGuide, AddressPrior, LearnedPrior, SimilarityGuide, UniformPrior, over_slots
+from pyro_vmem.addressing import (
+    AddressGuide,
+    AddressPrior,
+    LearnedPrior,
+    SimilarityGuide,
+    TruncatedGuide,
+    UniformPrior,
+    over_slots,
+)
 from pyro_vmem.build import build, load
 from pyro_vmem.latent import GaussianGuide, LatentGuide, LatentPrior, StandardPrior, TemplatePrior
 from pyro_vmem.likelihood import BernoulliDecoder, GaussianDecoder, Likelihood
@@ -32,6 +40,7 @@ __all__ = [
     "StandardPrior",
     "Template",
     "TemplatePrior",
+    "TruncatedGuide",
     "UniformPrior",
     "__version__",
     "build",

@@ -47,6 +47,8 @@ def demo(
         how: How to evaluate.
     """
     start = time.perf_counter()
+    for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
+        require(module, extra)
     folder = Path(out) if out is not None else _free(Path("runs/demo"))
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
     experiment = Experiment(data=data, data_root=data_root, seed=seed, **budget)
@@ -137,12 +139,13 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     # `--data-root` is as good as `--data_root`
     words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
-    config = _parser().parse_args(words)
-    name = config.command
-    settings = config[name].as_dict()
-    as_json = settings.pop("json")
-    command = next(fn for fn in COMMANDS if fn.__name__ == name)
+    name = "pyro-vmem"
     try:
+        config = _parser().parse_args(words)
+        name = f"pyro-vmem {config.command}"
+        settings = config[config.command].as_dict()
+        as_json = settings.pop("json")
+        command = next(fn for fn in COMMANDS if fn.__name__ == config.command)
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
                 settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
@@ -151,7 +154,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _say("Interrupted; what was written before is kept.")
         return 130
     except (ValueError, FileNotFoundError, ImportError) as error:
-        _say(f"pyro-vmem {name}: {error}")
+        _say(f"{name}: {error}")
         return 2
     if as_json:
         sys.stdout.write(json_module.dumps(result) + "\n")

@@ -20,6 +20,7 @@ from pyro_vmem._version import __version__
 from pyro_vmem.build import load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import FewShotEvaluation, evaluate
+from pyro_vmem.infer import Objective
 from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
 from pyro_vmem.report import Generation, Lookup, Report, write_report
@@ -65,7 +66,7 @@ class Experiment:
         latent_dim: The length of z.
         width: The channels of the convolutions at half resolution.
         decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
-        objective: `"vimco"`, `"enumerate"` or `"reinforce"`.
+        objective: The name of an objective; see :func:`pyro_vmem.fit`.
         num_particles: Particles of the objective.
         steps: Training steps.
         minutes: A time budget for training, in place of `steps`.
@@ -86,7 +87,7 @@ class Experiment:
     latent_dim: int = 32
     width: int = 32
     decoder: Literal["warp", "conv"] = "warp"
-    objective: Literal["vimco", "enumerate", "reinforce"] = "vimco"
+    objective: Objective = "vimco"
     num_particles: int = 4
     steps: int = 20_000
     minutes: float | None = None

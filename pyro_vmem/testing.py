@@ -38,8 +38,8 @@ def assert_unbiased(samples: Tensor, exact: Tensor, *, z: float = 5.0, resolutio
         )
     mean = samples.mean(0)
     error = samples.std(0) / samples.shape[0] ** 0.5
-    # Rounding bounds the error from below: an estimate without noise is compared as numbers are.
-    rounding = 1e2 * torch.finfo(samples.dtype).eps * (exact.abs() + samples.abs().amax(0))
+    # Rounding bounds the error from below: an element without noise is compared as numbers of this size are.
+    rounding = 1e2 * torch.finfo(samples.dtype).eps * (exact.abs().max() + samples.abs().max())
     score = (mean - exact).abs() / (error + rounding).clamp(min=torch.finfo(samples.dtype).tiny)
     if score.numel() and not float(score.max()) <= z:  # so that NaN fails too
         worst = torch.unravel_index(score.argmax(), score.shape)

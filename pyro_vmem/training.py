@@ -14,20 +14,18 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
+from pyro.infer import ELBO
 from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vmem._files import write_atomically
 from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.data import Episode, EpisodeSampler
-from pyro_vmem.infer import VIMCO_ELBO, scale_sites
+from pyro_vmem.infer import VIMCO_ELBO, Objective, ParticleELBO, Terms, named_objective, scale_sites
 from pyro_vmem.precision import autocast
 from pyro_vmem.vma import VMA
 
 __all__ = ["FitResult", "fit", "validate"]
-
-OBJECTIVES = ("vimco", "enumerate", "reinforce")
 
 
 @dataclass
@@ -50,13 +48,14 @@ class FitResult:
 
     def __repr__(self) -> str:
         end = ", interrupted" if self.interrupted else ""
-        return f"FitResult({self.steps:,} steps in {self.seconds:.0f} s, best bound {self.best_bound:.2f} nats{end})"
+        best = f", best bound {self.best_bound:.2f} nats" if self.best_bound > -math.inf else ""
+        return f"FitResult({self.steps:,} steps in {self.seconds:.0f} s{best}{end})"
 
 
 def fit(
     vma: VMA,
     episodes: EpisodeSampler,
-    objective: Literal["vimco", "enumerate", "reinforce"] | ELBO = "vimco",
+    objective: Objective | ELBO = "vimco",
     steps: int = 20_000,
     *,
     minutes: float | None = None,
@@ -84,12 +83,13 @@ def fit(
         vma: The model and its guide; trained in place, and at the end it holds the best weights by validation, or the
             last without it.
         episodes: Where the training episodes come from: step i takes episode i.
-        objective: `"vimco"`, `"enumerate"` (stock `TraceEnum_ELBO`, all slots summed), `"reinforce"` (stock
-            `TraceGraph_ELBO`), or any `pyro.infer.ELBO`.
+        objective: `"vimco"`, `"rws"`, `"iwae"`, `"reinforce"` or `"rao-blackwell"`, each of :mod:`pyro_vmem.infer`;
+            `"enumerate"` (stock `TraceEnum_ELBO`: all slots are summed, or those a :class:`TruncatedGuide` keeps); or
+            any `pyro.infer.ELBO`.
         steps: Steps in all.
         minutes: A time budget instead: training ends, and the schedules with it, when it is used up. The number of
             steps is then the machine's; give `steps` for the same numbers anywhere.
-        num_particles: The particles :math:`K` of a named objective.
+        num_particles: The particles :math:`K` of a named objective: its decodes a target.
         lr: The highest learning rate.
         lr_warmup: Steps until it is reached.
         kl_warmup: The part of the run over which the weight of :math:`KL(z)` rises, in [0, 1].
@@ -223,10 +223,12 @@ def validate(
 class _Run:
     """Everything that changes in the course of a run: weights, optimizer, random state and result."""
 
-    def __init__(self, vma: VMA, objective: str | ELBO, num_particles: int, lr: float, seed: int) -> None:
+    def __init__(self, vma: VMA, objective: Objective | ELBO, num_particles: int, lr: float, seed: int) -> None:
         self.vma = vma
         self.elbo: Any  # a stock ELBO has no common method but loss
-        self.elbo, self.guide = _objective(vma, objective, num_particles)
+        self.elbo, self.guide = objective, vma.guide
+        if isinstance(objective, str):
+            self.elbo, self.guide = named_objective(objective, vma.guide, num_particles)
         self.parameters = [p for p in vma.parameters() if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
         self.result = FitResult()
@@ -248,7 +250,7 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
         count = len(episode.x)
         model, guide = (scale_sites({"z": kl_weight})(fn) for fn in (self.vma.model, self.guide))
-        if isinstance(self.elbo, VIMCO_ELBO):
+        if isinstance(self.elbo, ParticleELBO):
             terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
             loss = terms.loss.item()
             terms.loss.backward()
@@ -334,25 +336,12 @@ class _Meter:
         return "  ".join(f"{shown} {row[name]:.2f}" for name, shown in names.items() if name in row)
 
 
-def _summary(terms: Any, kl_weight: float = 1.0) -> dict[str, float]:
+def _summary(terms: Terms, kl_weight: float = 1.0) -> dict[str, float]:
     """Means over datapoints of an objective's terms; KL(z) without the warm-up's weight."""
     kl = {f"kl_{name}": float(value.mean()) for name, value in terms.kl.items()}
     if kl_weight > 0:
         kl["kl_z"] /= kl_weight
     return {"bound": float(terms.bound.mean()), "reconstruction": float(terms.reconstruction.mean()), **kl}
-
-
-def _objective(vma: VMA, objective: str | ELBO, num_particles: int) -> tuple[ELBO, Any]:
-    """The objective of that name, and the guide as it wants it."""
-    if isinstance(objective, ELBO):
-        return objective, vma.guide
-    if objective == "vimco":
-        return VIMCO_ELBO(num_particles=num_particles, max_plate_nesting=1), vma.guide
-    if objective == "enumerate":
-        return TraceEnum_ELBO(max_plate_nesting=1), config_enumerate(vma.guide, "parallel")
-    if objective == "reinforce":
-        return TraceGraph_ELBO(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=True), vma.guide
-    raise ValueError(f"objective: expected one of {OBJECTIVES} or a pyro.infer.ELBO, got {objective!r}.")
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

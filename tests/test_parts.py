@@ -36,6 +36,7 @@ PARTS: dict[str, Callable[[], Part]] = {
     "UniformPrior": pv.UniformPrior,
     "LearnedPrior": lambda: pv.LearnedPrior(F),
     "SimilarityGuide": lambda: pv.SimilarityGuide(F, 4, "memory", 0.5, tied=False),
+    "TruncatedGuide": lambda: pv.TruncatedGuide(pv.SimilarityGuide(F, 4, "memory", 0.5, tied=False), k=2),
     "SimilarityGuide-cosine": lambda: pv.SimilarityGuide(F, 4, "cosine", 0.5, tied=False),
     "SimilarityGuide-dot": lambda: pv.SimilarityGuide(F, 4, "dot", 0.5, tied=False),
     "SimilarityGuide-tied": lambda: pv.SimilarityGuide(F, 4, "cosine", 0.5, tied=True),

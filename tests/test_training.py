@@ -1,6 +1,7 @@
 """The trainer: what moves, what does not, and that a run can be stopped and resumed."""
 
 import math
+from typing import get_args
 
 import pyro
 import pytest
@@ -58,7 +59,7 @@ def test_every_parameter_moves_and_validation_moves_none():
     assert still == []
 
 
-@pytest.mark.parametrize("objective", ["vimco", "enumerate", "reinforce", pyro.infer.Trace_ELBO(num_particles=2)])
+@pytest.mark.parametrize("objective", [*get_args(pv.infer.Objective), pyro.infer.Trace_ELBO(num_particles=2)])
 def test_every_objective_trains(objective):
     vma = small_vma(ink=0.01)  # far from the data's share of ink, a third
     before = pv.validate(vma, sampler())["bound"]
@@ -237,3 +238,4 @@ def test_a_model_that_no_checkpoint_can_name_is_refused_before_training(tmp_path
 
 def test_result_repr():
     assert repr(pv.FitResult(1200, 61.0, [], -101.25)) == "FitResult(1,200 steps in 61 s, best bound -101.25 nats)"
+    assert repr(pv.FitResult(3, 1.0, interrupted=True)) == "FitResult(3 steps in 1 s, interrupted)"

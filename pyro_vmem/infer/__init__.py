@@ -1,8 +1,27 @@
 """Objectives for models with discrete local latents: `pyro.infer.ELBO` subclasses."""
 
+from pyro_vmem.infer.base import ParticleELBO
+from pyro_vmem.infer.iwae import IWAE_ELBO
+from pyro_vmem.infer.named import Objective, named_objective
 from pyro_vmem.infer.particles import Particles, draw_particles
+from pyro_vmem.infer.rao_blackwell import RaoBlackwell_ELBO
+from pyro_vmem.infer.reinforce import Reinforce_ELBO
+from pyro_vmem.infer.rws import RWS_ELBO
 from pyro_vmem.infer.scaling import scale_sites
 from pyro_vmem.infer.terms import Terms
 from pyro_vmem.infer.vimco import VIMCO_ELBO
 
-__all__ = ["VIMCO_ELBO", "Particles", "Terms", "draw_particles", "scale_sites"]
+__all__ = [
+    "IWAE_ELBO",
+    "RWS_ELBO",
+    "VIMCO_ELBO",
+    "Objective",
+    "ParticleELBO",
+    "Particles",
+    "RaoBlackwell_ELBO",
+    "Reinforce_ELBO",
+    "Terms",
+    "draw_particles",
+    "named_objective",
+    "scale_sites",
+]

@@ -27,7 +27,7 @@ class Particles:
         log_prior: :math:`\log p` of each latent site.
         log_guide: :math:`\log q` of each latent site.
         log_likelihood: :math:`\log p` of all observed sites together.
-        score: :math:`\log q` of all latents that are not reparameterised, unscaled; `None` if all are.
+        score: :math:`\log q` of each latent that is not reparameterised, unscaled.
         kl: :math:`KL(q \| p)` in closed form, of each categorical latent.
         scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
     """
@@ -35,7 +35,7 @@ class Particles:
     log_prior: dict[str, Tensor]
     log_guide: dict[str, Tensor]
     log_likelihood: Tensor
-    score: Tensor | None
+    score: dict[str, Tensor]
     kl: dict[str, Tensor]
     scale: float
 
@@ -46,6 +46,17 @@ class Particles:
         for name in self.log_prior:
             log_weights = log_weights + self.log_prior[name] - self.log_guide[name]
         return log_weights
+
+    def score_sum(self, signal: Tensor) -> Tensor:
+        r""":math:`\sum_k s_k \log q(h_k)` over the latents that are not reparameterised.
+
+        Arguments:
+            signal: The learning signal :math:`s_k`, with shape `(K, B)`, without gradient.
+
+        Returns:
+            The score terms, with shape `(B,)`; zero if all latents are reparameterised.
+        """
+        return sum(((signal * score).sum(0) for score in self.score.values()), torch.zeros_like(signal[0]))
 
 
 def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
@@ -73,7 +84,7 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
         log_prior={name: stack(row.log_prior[name] for row in rows) for name in first.log_prior},
         log_guide={name: stack(row.log_guide[name] for row in rows) for name in first.log_guide},
         log_likelihood=stack(row.log_likelihood for row in rows),
-        score=None if first.score is None else stack(row.score for row in rows if row.score is not None),
+        score={name: stack(row.score[name] for row in rows) for name in first.score},
         kl={name: stack(row.kl[name] for row in rows) for name in first.kl},
         scale=first.scale,
     )
@@ -87,17 +98,16 @@ def _particles(model_trace: Trace, guide_trace: Trace) -> Particles:
     _check_sites(latents, guide_sites)
     layout = _Layout([*model_sites.values(), *guide_sites.values()])
     observed = [layout.per_datapoint(site["log_prob"]) for site in model_sites.values() if site["is_observed"]]
-    scores = [
-        layout.per_datapoint(site["score_parts"].score_function)
-        for site in guide_sites.values()
-        if isinstance(site["score_parts"].score_function, Tensor)
-    ]
     zero = torch.zeros_like(layout.per_datapoint(next(iter((latents or model_sites).values()))["log_prob"]))
     return Particles(
         log_prior={name: layout.per_datapoint(site["log_prob"]) for name, site in latents.items()},
         log_guide={name: layout.per_datapoint(guide_sites[name]["log_prob"]) for name in latents},
         log_likelihood=sum(observed, zero),
-        score=sum(scores[1:], scores[0]) if scores else None,
+        score={
+            name: layout.per_datapoint(site["score_parts"].score_function)
+            for name, site in guide_sites.items()
+            if isinstance(site["score_parts"].score_function, Tensor)
+        },
         kl={
             name: layout.per_datapoint(_kl(guide_sites[name]["fn"], site["fn"]))
             for name, site in latents.items()

@@ -19,6 +19,7 @@ class Terms:
 
     Attributes:
         particles: The particles that the loss was computed from.
+        shares: What each particle counts in an average over the guide, with shape `(K, B)`.
         bound: The multi-sample bound :math:`L` of each datapoint, with shape `(B,)`.
         loss: The loss, a scalar: minus the sum of the bounds. Its gradient is the estimator's.
 
@@ -34,25 +35,29 @@ class Terms:
     """
 
     particles: Particles
+    shares: Tensor
     bound: Tensor
     loss: Tensor
 
     @property
     def reconstruction(self) -> Tensor:
         r""":math:`E_q \log p(x | z, m_a)`, averaged over particles, with shape `(B,)`."""
-        return self.particles.log_likelihood.detach().mean(0)
+        return self._mean(self.particles.log_likelihood)
 
     @property
     def kl(self) -> dict[str, Tensor]:
         r""":math:`KL(q \| p)` of each latent site, each `(B,)`: closed form if categorical, else over particles."""
         p = self.particles
         sampled = {name: p.log_guide[name] - p.log_prior[name] for name in p.log_guide}
-        return {name: kl.detach().mean(0) for name, kl in (sampled | p.kl).items()}
+        return {name: self._mean(kl) for name, kl in (sampled | p.kl).items()}
 
     @property
     def elbo(self) -> Tensor:
         """The one-sample bound, reconstruction minus all log-ratios, averaged over particles, with shape `(B,)`."""
-        return self.particles.log_weights.detach().mean(0)
+        return self._mean(self.particles.log_weights)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        return (self.shares * values.detach()).sum(0)
 
     @property
     def ess(self) -> Tensor:

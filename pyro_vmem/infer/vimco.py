@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from pyro.infer import ELBO
-from pyro.infer.enum import get_importance_trace
-from pyro.poutine import Trace
-from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vmem.infer.particles import draw_particles
-from pyro_vmem.infer.terms import Terms, log_mean_exp
+from pyro_vmem.infer.base import ParticleELBO
+from pyro_vmem.infer.particles import Particles
+from pyro_vmem.infer.terms import log_mean_exp
 
 __all__ = ["VIMCO_ELBO"]
 
 
-class VIMCO_ELBO(ELBO):  # noqa: N801  # named as Pyro names its objectives
+class VIMCO_ELBO(ParticleELBO):  # noqa: N801  # named as Pyro names its objectives
     r"""The multi-sample bound of each datapoint, with gradients for discrete latents too.
 
     .. math:: L = \log \frac{1}{K} \sum_k w_k, \qquad w_k = p(x, h_k) / q(h_k | x), \qquad h_k \sim q
@@ -30,9 +27,7 @@ class VIMCO_ELBO(ELBO):  # noqa: N801  # named as Pyro names its objectives
     - geometric: :math:`\log \frac{1}{K} (\sum_{j \ne k} w_j + \exp \frac{1}{K - 1} \sum_{j \ne k} \log w_j)`.
 
     Both are unbiased. Reparameterised latents get the pathwise gradient of :math:`L`; if there are no others, this is
-    the importance-weighted autoencoder's objective. Weights are per datapoint, and each particle is drawn in one
-    vectorized pass by default. It works for any Pyro model whose sites all sit in one data plate: plate subsampling
-    scales the sum of bounds, `poutine.scale` tempers the weights, `poutine.mask` leaves a datapoint out.
+    the importance-weighted autoencoder's objective. See :class:`ParticleELBO` for the models it works for.
 
     References:
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 6 to 10
@@ -63,6 +58,8 @@ class VIMCO_ELBO(ELBO):  # noqa: N801  # named as Pyro names its objectives
         >>> loss = svi.step(torch.tensor([0.1, 1.9]))
     """
 
+    least_particles: ClassVar[int] = 2
+
     def __init__(
         self,
         num_particles: int = 4,
@@ -71,57 +68,19 @@ class VIMCO_ELBO(ELBO):  # noqa: N801  # named as Pyro names its objectives
         max_plate_nesting: float = math.inf,
         **kwargs: Any,
     ) -> None:
-        if num_particles < 2:
-            raise ValueError(
-                f"num_particles: the leave-one-out baseline needs at least 2, got {num_particles}. "
-                "For one particle use pyro.infer.TraceGraph_ELBO."
-            )
         if baseline not in ("arithmetic", "geometric"):
             raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {baseline!r}.")
-        super().__init__(
-            num_particles=num_particles,
-            vectorize_particles=vectorize_particles,
-            max_plate_nesting=max_plate_nesting,
-            **kwargs,
-        )
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
         self.baseline = baseline
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_particles={self.num_particles}, baseline={self.baseline!r})"
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
-
-    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
-        """The loss and what it is made of, from one draw of particles; arguments as of `loss`."""
-        particles = draw_particles(self, model, guide, *args, **kwargs)
+    def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights
         bound = log_mean_exp(log_weights)
-        surrogate = bound
-        if particles.score is not None:
-            signal = (bound - leave_one_out(log_weights, self.baseline)).detach()
-            surrogate = bound + (signal * particles.score).sum(0)
-        # The value is the bound's, the gradient the surrogate's.
-        value = bound.detach() + surrogate - surrogate.detach()
-        return Terms(particles, bound.detach(), -particles.scale * value.sum())
-
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, minus the sum of the bounds, as a scalar tensor to call `backward` on."""
-        loss = self.terms(model, guide, *args, **kwargs).loss
-        warn_if_nan(loss, "loss")
-        return loss
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Adds the gradient of the loss to every parameter's `.grad`, and returns the loss."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return loss.item()
-
-    @torch.no_grad()
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss, minus the sum of the bounds, without gradients."""
-        return self.differentiable_loss(model, guide, *args, **kwargs).item()
+        signal = (bound - leave_one_out(log_weights, self.baseline)).detach()
+        return bound, bound + particles.score_sum(signal)
 
 
 def leave_one_out(log_weights: Tensor, baseline: str) -> Tensor:

@@ -1,12 +1,12 @@
 """VIMCO against the exact multi-sample bound, summed over addresses and integrated over latents."""
 
-import itertools
 import math
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from exact import discrete_case, estimates, exact_bound, gradients
 from pyro import poutine
 from pyro.infer import SVI, RenyiELBO, Trace_ELBO, config_enumerate
 from pyro.optim import Adam
@@ -20,94 +20,10 @@ from pyro_vmem.testing import assert_unbiased
 pytestmark = pytest.mark.usefixtures("float64")
 
 
-class Discrete(nn.Module):
-    """Two discrete latents, the second guided by the first: small enough to sum out, in model and guide."""
-
-    def __init__(self):
-        super().__init__()
-        generator = torch.Generator().manual_seed(0)
-
-        def table(*shape):
-            return nn.Parameter(torch.randn(*shape, generator=generator))
-
-        self.p_k, self.p_j, self.mean = table(3), table(3, 2), table(3, 2)
-        self.q_k, self.q_j = table(2, 3), table(2, 3, 2)
-
-    def model(self, x):
-        pyro.module("discrete", self)
-        with pyro.plate("data", len(x), dim=-1):
-            k = pyro.sample("k", dist.Categorical(logits=self.p_k))
-            j = pyro.sample("j", dist.Categorical(logits=self.p_j[k]))
-            pyro.sample("x", dist.Normal(self.mean[k, j], 0.7), obs=x)
-
-    def guide(self, x):
-        pyro.module("discrete", self)
-        side = (x > 0).long()
-        with pyro.plate("data", len(x), dim=-1):
-            k = pyro.sample("k", dist.Categorical(logits=self.q_k[side]))
-            pyro.sample("j", dist.Categorical(logits=self.q_j[side, k]))
-
-    def states(self, x):
-        """log w and log q of every state (k, j), for each datapoint: (6, B) each."""
-        side = (x > 0).long()
-        log_q = self.q_k.log_softmax(-1)[side].unsqueeze(-1) + self.q_j.log_softmax(-1)[side]
-        log_p = self.p_k.log_softmax(-1).unsqueeze(-1) + self.p_j.log_softmax(-1)
-        log_x = dist.Normal(self.mean, 0.7).log_prob(x[:, None, None])
-        return (log_p + log_x - log_q).flatten(1).T, log_q.flatten(1).T
-
-
-def exact_bound(log_w, log_q, num_particles):
-    """E log (1/K) sum_k w_k, summed over all states of all particles; `(B,)`."""
-    total = 0.0
-    for states in itertools.product(range(len(log_w)), repeat=num_particles):
-        index = list(states)
-        total = total + log_q[index].sum(0).exp() * (log_w[index].logsumexp(0) - math.log(num_particles))
-    return total
-
-
 def exact_bound_of_two(log_w, log_q):
     """The same for two particles with many states, in one outer sum."""
     pair = torch.logaddexp(log_w.unsqueeze(0), log_w.unsqueeze(1)) - math.log(2)
     return ((log_q.unsqueeze(0) + log_q.unsqueeze(1)).exp() * pair).sum((0, 1))
-
-
-def gradients(loss, parameters):
-    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
-    assert all(g is not None for g in grads), "a parameter has no gradient"
-    return torch.cat([g.flatten() for g in grads])
-
-
-def estimates(elbo, model, guide, args, parameters, copies, repeats):
-    """Independent gradient estimates: each the mean over `copies` of the datapoints, `(repeats, P)`."""
-    rows = []
-    for _ in range(repeats):
-        loss = elbo.differentiable_loss(model, guide, *args) / copies
-        rows.append(gradients(loss, parameters))
-    return torch.stack(rows)
-
-
-def discrete_case():
-    toy = Discrete()
-    return toy, torch.tensor([-0.8, 1.3]), list(toy.parameters())
-
-
-@pytest.mark.parametrize("baseline", ["arithmetic", "geometric"])
-@pytest.mark.parametrize("num_particles", [2, 3])
-def test_gradient_of_discrete_latents_is_exact_in_expectation(baseline, num_particles):
-    toy, x, parameters = discrete_case()
-    exact = gradients(-exact_bound(*toy.states(x), num_particles).sum(), parameters)
-    elbo = VIMCO_ELBO(num_particles, baseline=baseline)
-    copies = 2000
-    samples = estimates(elbo, toy.model, toy.guide, [x.repeat(copies)], parameters, copies, 40)
-    assert_unbiased(samples, exact, resolution=0.05)
-
-
-@pytest.mark.parametrize("vectorize", [True, False])
-def test_value_is_the_exact_bound_in_expectation(vectorize):
-    toy, x, _ = discrete_case()
-    elbo = VIMCO_ELBO(3, vectorize_particles=vectorize)
-    values = torch.tensor([elbo.loss(toy.model, toy.guide, x.repeat(500)) / 500 for _ in range(40)])
-    assert_unbiased(values, -exact_bound(*toy.states(x), 3).sum().detach(), resolution=0.01)
 
 
 def test_a_wrong_estimator_is_caught(monkeypatch):
@@ -175,7 +91,7 @@ def test_one_draw_against_the_formula_by_hand(baseline):
     elbo = VIMCO_ELBO(3, baseline=baseline, max_plate_nesting=1)
     torch.manual_seed(3)
     terms = elbo.terms(toy.model, toy.guide, x)
-    log_w, score = terms.particles.log_weights, terms.particles.score
+    log_w, score = terms.particles.log_weights, sum(terms.particles.score.values())
     surrogate = 0.0
     for b in range(2):
         bound = log_w[:, b].logsumexp(0) - math.log(3)
@@ -266,7 +182,7 @@ def test_without_discrete_latents_it_is_the_importance_weighted_bound():
     assert stock.loss(model, guide, x) != 0
     torch.manual_seed(1)
     terms = VIMCO_ELBO(5, max_plate_nesting=1).terms(model, guide, x)
-    assert terms.particles.score is None
+    assert terms.particles.score == {}
     (ours,) = torch.autograd.grad(terms.loss, loc)
     torch.manual_seed(1)
     z = (
@@ -337,7 +253,7 @@ def test_scaled_sites_temper_the_weights():
     scaled = VIMCO_ELBO(4).terms(model, guide, x).particles
     expected = plain.log_likelihood + 0.25 * (plain.log_prior["k"] - plain.log_guide["k"])
     torch.testing.assert_close(scaled.log_weights, expected)
-    torch.testing.assert_close(scaled.score, plain.score)  # the score is of what was sampled
+    torch.testing.assert_close(scaled.score["k"], plain.score["k"])  # the score is of what was sampled
 
 
 def test_a_short_last_batch_is_no_different():
@@ -404,7 +320,7 @@ def test_training_reaches_the_posterior():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"num_particles": 1}, "num_particles: the leave-one-out baseline needs at least 2, got 1"),
+        ({"num_particles": 1}, "num_particles: VIMCO_ELBO needs at least 2, got 1"),
         ({"baseline": "none"}, "baseline: expected 'arithmetic' or 'geometric', got 'none'"),
     ],
 )

@@ -1,0 +1,113 @@
+"""What all objectives here have in common: a bound and its surrogate, computed from particles per datapoint."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import Any, ClassVar
+
+import torch
+from pyro.infer import ELBO
+from pyro.infer.enum import get_importance_trace
+from pyro.poutine import Trace
+from pyro.util import warn_if_nan
+from torch import Tensor
+
+from pyro_vmem.infer.particles import Particles, draw_particles
+from pyro_vmem.infer.terms import Terms
+
+__all__ = ["ParticleELBO"]
+
+
+class ParticleELBO(ELBO, abc.ABC):
+    r"""An objective that is computed from particles, weighted per datapoint.
+
+    A subclass gives :meth:`estimate`; all else is the same for all: `SVI`, `differentiable_loss`, terms, plates, scales
+    and masks. It works for any Pyro model whose sites all sit in one data plate: plate subsampling scales the sum over
+    datapoints, `poutine.scale` tempers the weights, `poutine.mask` leaves a datapoint out.
+
+    Arguments:
+        num_particles: The number :math:`K` of particles.
+        vectorize_particles: Whether all particles are drawn in one pass.
+        max_plate_nesting: As in `pyro.infer.ELBO`.
+        kwargs: Other arguments of `pyro.infer.ELBO`.
+
+    Attributes:
+        least_particles: The least :math:`K` that the objective is defined for.
+        bias: What the gradient is in expectation: `""` for that of the stated objective exactly, else what is off.
+
+    Raises:
+        ValueError: If `num_particles` is less than `least_particles`.
+    """
+
+    least_particles: ClassVar[int] = 1
+    bias: ClassVar[str] = ""
+    detach_samples: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        num_particles: int = 4,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        **kwargs: Any,
+    ) -> None:
+        if num_particles < self.least_particles:
+            raise ValueError(
+                f"num_particles: {type(self).__name__} needs at least {self.least_particles}, got {num_particles}. "
+                "For one particle use Reinforce_ELBO(baseline='average') or pyro.infer.TraceGraph_ELBO."
+            )
+        super().__init__(
+            num_particles=num_particles,
+            vectorize_particles=vectorize_particles,
+            max_plate_nesting=max_plate_nesting,
+            **kwargs,
+        )
+
+    @abc.abstractmethod
+    def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
+        """The bound of each datapoint, and a surrogate whose gradient is the estimator's.
+
+        Arguments:
+            particles: The particles, `(K, B)`.
+
+        Returns:
+            The bound and the surrogate, each with shape `(B,)`.
+        """
+
+    def shares(self, particles: Particles) -> Tensor:
+        """What each particle counts in an average over the guide, `(K, B)`; one K-th unless a subclass says other."""
+        return torch.full_like(particles.log_likelihood, 1 / len(particles.log_likelihood))
+
+    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
+        """The loss and what it is made of, from one draw of particles; arguments as of `loss`."""
+        particles = draw_particles(self, model, guide, *args, **kwargs)
+        bound, surrogate = self.estimate(particles)
+        # The value is the bound's, the gradient the surrogate's.
+        value = bound.detach() + surrogate - surrogate.detach()
+        return Terms(particles, self.shares(particles).detach(), bound.detach(), -particles.scale * value.sum())
+
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, minus the sum of the bounds, as a scalar tensor to call `backward` on."""
+        loss = self.terms(model, guide, *args, **kwargs).loss
+        warn_if_nan(loss, "loss")
+        return loss
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Adds the gradient of the loss to every parameter's `.grad`, and returns the loss."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+    @torch.no_grad()
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss, minus the sum of the bounds, without gradients."""
+        return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return get_importance_trace(
+            "flat", self.max_plate_nesting, model, guide, args, kwargs, detach=self.detach_samples
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(num_particles={self.num_particles})"

@@ -1,0 +1,43 @@
+"""The importance-weighted bound, with the score term that discrete latents need."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from pyro_vmem.infer.base import ParticleELBO
+from pyro_vmem.infer.particles import Particles
+from pyro_vmem.infer.terms import log_mean_exp
+
+__all__ = ["IWAE_ELBO"]
+
+
+class IWAE_ELBO(ParticleELBO):  # noqa: N801  # named as Pyro names its objectives
+    r"""The importance-weighted bound of each datapoint, with the plain score term for discrete latents.
+
+    .. math:: L = \log \frac{1}{K} \sum_k w_k, \qquad
+        \nabla L = \sum_k \tilde w_k \nabla \log w_k + L \sum_k \nabla \log q(h_k)
+
+    `pyro.infer.RenyiELBO(alpha=0)` has the same value and drops the last term: a discrete guide site gets no gradient
+    from it. Here it trains, with a large variance, as the whole bound is the learning signal of each particle; it is
+    the point of comparison for :class:`VIMCO_ELBO`, whose baseline takes most of that variance away.
+
+    References:
+        | Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), equation 8 | https://arxiv.org/abs/1509.00519
+        | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equation 5 | https://arxiv.org/abs/1602.06725
+
+    Arguments:
+        num_particles: The number :math:`K \ge 1` of particles.
+        vectorize_particles: Whether all particles are drawn in one pass.
+        max_plate_nesting: As in `pyro.infer.ELBO`.
+        kwargs: Other arguments of `pyro.infer.ELBO`.
+
+    Example:
+        >>> import torch, pyro_vmem as pv
+        >>> vma, memory = pv.VMA.for_vectors(5), pv.Memory(torch.randn(6, 5))
+        >>> IWAE_ELBO(8).differentiable_loss(vma.model, vma.guide, memory, torch.randn(3, 5)).shape
+        torch.Size([])
+    """
+
+    def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
+        bound = log_mean_exp(particles.log_weights)
+        return bound, bound + particles.score_sum(bound.detach().expand_as(particles.log_likelihood))

@@ -1,0 +1,91 @@
+"""A model small enough to sum out, and the exact values that estimators are compared with."""
+
+import itertools
+import math
+
+import pyro
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+
+class Discrete(nn.Module):
+    """Two discrete latents, the second guided by the first: small enough to sum out, in model and guide."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+
+        def table(*shape):
+            return nn.Parameter(torch.randn(*shape, generator=generator))
+
+        self.p_k, self.p_j, self.mean = table(3), table(3, 2), table(3, 2)
+        self.q_k, self.q_j = table(2, 3), table(2, 3, 2)
+
+    def model(self, x):
+        pyro.module("discrete", self)
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.Categorical(logits=self.p_k))
+            j = pyro.sample("j", dist.Categorical(logits=self.p_j[k]))
+            pyro.sample("x", dist.Normal(self.mean[k, j], 0.7), obs=x)
+
+    def guide(self, x):
+        pyro.module("discrete", self)
+        side = (x > 0).long()
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.Categorical(logits=self.q_k[side]))
+            pyro.sample("j", dist.Categorical(logits=self.q_j[side, k]))
+
+    def states(self, x):
+        """log w and log q of every state (k, j), for each datapoint: (6, B) each."""
+        side = (x > 0).long()
+        log_q = self.q_k.log_softmax(-1)[side].unsqueeze(-1) + self.q_j.log_softmax(-1)[side]
+        log_p = self.p_k.log_softmax(-1).unsqueeze(-1) + self.p_j.log_softmax(-1)
+        log_x = dist.Normal(self.mean, 0.7).log_prob(x[:, None, None])
+        return (log_p + log_x - log_q).flatten(1).T, log_q.flatten(1).T
+
+
+def exact_bound(log_w, log_q, num_particles):
+    """E log (1/K) sum_k w_k, summed over all states of all particles; `(B,)`."""
+    total = 0.0
+    for states in itertools.product(range(len(log_w)), repeat=num_particles):
+        index = list(states)
+        total = total + log_q[index].sum(0).exp() * (log_w[index].logsumexp(0) - math.log(num_particles))
+    return total
+
+
+def gradients(loss, parameters):
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    assert all(g is not None for g in grads), "a parameter has no gradient"
+    return torch.cat([g.flatten() for g in grads])
+
+
+def estimates(elbo, model, guide, args, parameters, copies, repeats):
+    """Independent gradient estimates: each the mean over `copies` of the datapoints, `(repeats, P)`."""
+    rows = []
+    for _ in range(repeats):
+        loss = elbo.differentiable_loss(model, guide, *args) / copies
+        rows.append(gradients(loss, parameters))
+    return torch.stack(rows)
+
+
+def discrete_case():
+    toy = Discrete()
+    return toy, torch.tensor([-0.8, 1.3]), list(toy.parameters())
+
+
+def exact_elbo(log_w, log_q):
+    """E log w, summed over all states; `(B,)`."""
+    return (log_q.exp() * log_w).sum(0)
+
+
+def exact_wake(log_w, log_q, num_particles):
+    """A surrogate whose gradient is the expectation of reweighted wake-sleep's, summed over all states; `(B,)`."""
+    total = 0.0
+    for states in itertools.product(range(len(log_w)), repeat=num_particles):
+        index = list(states)
+        share = log_w[index].softmax(0).detach()
+        probability = log_q[index].sum(0).exp().detach()
+        log_p = log_w[index] + log_q[index]
+        total = total + probability * (share * (log_p + log_q[index])).sum(0)
+    return total
