@@ -11,11 +11,9 @@ variances is that of the squared noise-to-signal ratios, VIMCO over the objectiv
 
 from __future__ import annotations
 
-import json
 import sys
 from typing import Any
 
-import jsonargparse
 import pyro
 import torch
 from rich.console import Console
@@ -24,6 +22,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 import pyro_vmem as pv
+from benchmarks import command
 from pyro_vmem.infer import (
     IWAE_ELBO,
     RWS_ELBO,
@@ -138,13 +137,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    parser = jsonargparse.ArgumentParser(description="Noise of the address guide's gradient, at equal decodes.")
-    parser.add_function_arguments(main)
-    parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
-    settings = parser.parse_args().as_dict()
-    as_json = settings.pop("json")
-    measured = main(**settings)
-    if as_json:
-        sys.stdout.write(json.dumps(measured) + "\n")
-    else:
-        show(measured)
+    command(main, show)

@@ -10,31 +10,30 @@ episodes and the optimizer are the same; decodes a target are four, but for `enu
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 from typing import Any, get_args
 
-import jsonargparse
 import torch
 from rich.console import Console
 from rich.table import Table
 
 import pyro_vmem as pv
+from benchmarks import command
 from pyro_vmem.infer import Objective
 
 WAYS, SHOTS = 16, 2
 
 
-def main(seconds: float = 40.0, seed: int = 0) -> dict[str, Any]:
+def main(seconds: float = 40.0, episodes: int = 20, seed: int = 0) -> dict[str, Any]:
     """Trains by each objective in turn.
 
     Args:
         seconds: Training time of each.
+        episodes: Validation episodes.
         seed: Seeds the split, the weights, the episodes and the samples.
     """
     train, test = pv.data.glyphs().split(seed=seed)
-    episodes = pv.data.EpisodeSampler(train, WAYS, SHOTS, n_query=4, seed=seed, rotate=True)
+    sampler = pv.data.EpisodeSampler(train, WAYS, SHOTS, n_query=4, seed=seed, rotate=True)
     held_out = pv.data.EpisodeSampler(test, WAYS, SHOTS, n_query=4, seed=seed + 1)
     rows = []
     for name in [*get_args(Objective), "truncated"]:
@@ -44,8 +43,8 @@ def main(seconds: float = 40.0, seed: int = 0) -> dict[str, Any]:
         if name == "truncated":
             vma.address_guide = pv.TruncatedGuide(vma.address_guide, k=4)
         objective = "enumerate" if name == "truncated" else name
-        result = pv.fit(vma, episodes, objective, minutes=seconds / 60, seed=seed)
-        found = pv.validate(vma, held_out, num_episodes=20, num_particles=16)
+        result = pv.fit(vma, sampler, objective, minutes=seconds / 60, seed=seed)
+        found = pv.validate(vma, held_out, num_episodes=episodes, num_particles=16)
         rows.append({"objective": name, "steps": result.steps, **found})
     ceiling = math.log(WAYS * SHOTS)
     return {"seconds": seconds, "seed": seed, "kl_a_ceiling": ceiling, "torch": torch.__version__, "rows": rows}
@@ -62,13 +61,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    parser = jsonargparse.ArgumentParser(description="The same model trained by every objective.")
-    parser.add_function_arguments(main)
-    parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
-    settings = parser.parse_args().as_dict()
-    as_json = settings.pop("json")
-    measured = main(**settings)
-    if as_json:
-        sys.stdout.write(json.dumps(measured) + "\n")
-    else:
-        show(measured)
+    command(main, show)

@@ -141,8 +141,7 @@ def fit(
 
     def done() -> float:
         """The part of the run that is behind us, in [0, 1]."""
-        of_time = 0.0 if minutes is None else (time.perf_counter() - start) / (60 * minutes)
-        return min(1.0, max(of_time, 0.0 if minutes is not None else result.steps / steps))
+        return min(1.0, result.steps / steps if minutes is None else (time.perf_counter() - start) / (60 * minutes))
 
     vma.train()
     bar = tqdm(

@@ -1,0 +1,37 @@
+"""Every benchmark runs, in small, and prints what it says it prints."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+# A benchmark and the options that make it small; a new one is one line here.
+SMALL = {
+    "estimators": ["--repeats", "3", "--slots", "[8]", "--letter_steps", "1"],
+    "objectives": ["--seconds", "0.1", "--episodes", "1"],
+}
+
+
+def test_every_benchmark_is_listed():
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__"}
+    assert names == set(SMALL)
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_benchmark_prints_json(name):
+    done = subprocess.run(
+        [sys.executable, "-m", f"benchmarks.{name}", *SMALL[name], "--json"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["rows"]
+    assert result.keys() >= json.loads((ROOT / "docs" / "benchmarks" / f"{name}.json").read_text()).keys()
