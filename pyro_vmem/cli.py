@@ -95,7 +95,9 @@ def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:  # noq
     return metrics
 
 
-def sample(run: str, out: str | None = None, rows: int = 8, columns: int = 8, seed: int = 0) -> dict[str, Any]:
+def sample(
+    run: str, out: str | None = None, rows: int = 8, columns: int = 8, seed: int = 0, mean: bool = True
+) -> dict[str, Any]:
     """Draws new examples of unseen characters, one row a template, into a PNG file.
 
     Examples:
@@ -107,6 +109,7 @@ def sample(run: str, out: str | None = None, rows: int = 8, columns: int = 8, se
         rows: How many templates.
         columns: How many draws of each.
         seed: Seeds the templates and the draws.
+        mean: Draw the mean picture of each latent; if false, binary pixels, each drawn by itself.
     """
     figure_module = require("matplotlib.figure", "plots")
     from pyro_vmem.plots import one_shot_generations
@@ -115,7 +118,7 @@ def sample(run: str, out: str | None = None, rows: int = 8, columns: int = 8, se
     memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed))[0].memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        samples = torch.stack([vma.generate(memory, columns, address=slot) for slot in range(rows)])
+        samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
     path = Path(out) if out is not None else Path(run) / "samples.png"
     figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
     one_shot_generations(figure, memory.templates, samples).savefig(path, dpi=200)

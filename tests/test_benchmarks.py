@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A benchmark and the options that make it small; a new one is one line here.
 SMALL = {
     "estimators": ["--repeats", "3", "--slots", "[8]", "--letter_steps", "1"],
+    "step": ["--batch", "2", "--slots", "3", "--width", "4", "--repeats", "2"],
     "objectives": ["--seconds", "0.1", "--episodes", "1"],
 }
 

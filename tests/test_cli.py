@@ -60,6 +60,8 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert again["nll"] == metrics["nll"]  # same model, same episodes, same samples
 
     assert cli.main(["sample", "runs/demo", "--rows", "3", "--columns", "2"]) == 0
+    assert cli.main(["sample", "runs/demo", "--rows", "2", "--mean", "false", "--out", "pixels.png"]) == 0
+    assert (toy / "pixels.png").exists()
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
