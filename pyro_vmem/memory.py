@@ -141,6 +141,9 @@ class Memory:
 
         Returns:
             The templates at those addresses, with shape `(*, B, *event)`.
+
+        Raises:
+            IndexError: If an address is not a slot.
         """
         return self._gather(self.templates, a)
 
@@ -148,6 +151,10 @@ class Memory:
         """Gathers `values` `(S, ...)` or `(B, S, ...)` at the addresses `a`."""
         if self.per_datapoint:
             batch = values.shape[0]
+            # Rows of all memories lie side by side below, so an address past the end would read a neighbour's slot.
+            # (Elsewhere than on the CPU, looking would make the device wait; there a categorical is trusted.)
+            if a.device.type == "cpu" and bool(((a < 0) | (a >= self.num_slots)).any()):
+                raise IndexError(f"a: expected addresses in 0..{self.num_slots - 1}, got {a.min()}..{a.max()}.")
             offset = self.num_slots * torch.arange(batch, device=a.device)
             a = (a + offset).expand(torch.broadcast_shapes(a.shape, (batch,)))
             values = values.flatten(0, 1)

@@ -196,3 +196,12 @@ def test_repr() -> None:
 def test_what_does_not_fit_is_refused(args: tuple[Any, ...], kwargs: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Memory(*args, **kwargs)
+
+
+@pytest.mark.parametrize("per_datapoint", [False, True])
+@pytest.mark.parametrize("address", [-1, 4])
+def test_an_address_that_is_no_slot_is_refused(per_datapoint, address):
+    templates = torch.rand(3, 4, 5) if per_datapoint else torch.rand(4, 5)
+    memory = Memory(templates, per_datapoint=per_datapoint)
+    with pytest.raises(IndexError):
+        memory.read(torch.tensor([0, address, 1]))
