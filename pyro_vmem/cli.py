@@ -29,7 +29,7 @@ def demo(
     steps: int | None = None,
     out: str | None = None,
     seed: int = 0,
-    how: Evaluation = Evaluation(),  # noqa: B008  # frozen
+    how: Evaluation = Evaluation(),
 ) -> dict[str, Any]:
     """Trains on characters for a few minutes and shows what the memory does for unseen ones.
 
@@ -80,7 +80,7 @@ def train(experiment: Experiment, out: str, resume: bool = False) -> dict[str, A
     return {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
 
 
-def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:  # noqa: B008  # frozen
+def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
     """Evaluates the model of a run on its test classes.
 
     Examples:

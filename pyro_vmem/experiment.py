@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import platform
+import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -210,7 +211,7 @@ class Experiment:
         evaluation, metrics = self._evaluate(vma, episodes, how, progress)
         metrics |= {"seconds": round(seconds(), 1), "steps": result.steps, "training_seconds": round(result.seconds, 1)}
         _write_json(folder / "metrics.json", metrics)
-        report = self._report(vma, episodes, evaluation, metrics, result)
+        report = self._report(vma, episodes, evaluation, metrics, result, how)
         write_report(folder / "report.html", report)
         figure = require("matplotlib.figure", "plots").Figure(figsize=(8, 5))
         shown = report.lookup
@@ -236,6 +237,7 @@ class Experiment:
         evaluation: FewShotEvaluation,
         metrics: dict[str, Any],
         result: FitResult,
+        how: Evaluation,
         rows: int = 8,
     ) -> Report:
         """The report's contents: figures of the first episode beside the figures of all."""
@@ -251,11 +253,12 @@ class Experiment:
             "Images": f"{self.data}, {' x '.join(map(str, vma.event_shape))}, binary",
             "Tested on": f"{episodes.dataset.num_classes} classes of {len(episodes.dataset.alphabet_names)} alphabets, "
             "none of them trained on",
-            "Memory": f"{episodes.n_way} classes, {episodes.k_shot} example each; targets are other drawings of them",
-            "Episodes": f"{metrics['num_episodes']} episodes, {metrics['num_targets']} targets, seed {metrics['seed']}",
+            "Memory": f"{episodes.n_way} classes with {episodes.k_shot} slots each; targets are other drawings of them",
+            "Episodes": f"{metrics['num_episodes']} episodes, {metrics['num_targets']} targets, seed {episodes.seed}",
             "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z a slot; an upper bound",
+            "Precision": "networks in bfloat16 where the processor has it, densities in float32",
             "Trained": f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
-            f"objective {self.objective}, K = {self.num_particles}",
+            f"objective {self.objective}, K = {self.num_particles}, seed {self.seed}",
             "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
             "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         }
@@ -277,8 +280,17 @@ class Experiment:
                 probabilities=probabilities,
             ),
             generation=Generation(templates=memory.templates[: len(slots)], samples=samples),
-            command=f"pyro-vmem demo --data {self.data} --steps {result.steps} --seed {self.seed}",
+            command=self._command(result.steps, how),
         )
+
+    def _command(self, steps: int, how: Evaluation) -> str:
+        """The demo's command that gives the same numbers again."""
+        options: dict[str, Any] = {"data": self.data, "data_root": self.data_root, "steps": steps, "seed": self.seed}
+        changed = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}
+        words = [
+            f"--{name} {shlex.quote(str(value))}" for name, value in (options | changed).items() if value is not None
+        ]
+        return " ".join(["pyro-vmem demo", *words])
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -166,6 +166,23 @@ class Memory:
         rows = F.embedding(a, values.reshape(values.shape[0], -1)).reshape(*a.shape, *values.shape[1:])
         return rows.movedim(-1, -3) if is_map else rows
 
+    def by_class(self, probs: Tensor) -> Tensor:
+        r"""Adds up the probabilities of the slots of each class: :math:`\sum_{a: c_a = c} p_a`.
+
+        Arguments:
+            probs: Probabilities of the slots, with shape `(*, B, S)`.
+
+        Returns:
+            Probabilities of the classes, `(*, B, C)`; the columns are `labels.unique()`, in that order.
+
+        Raises:
+            ValueError: If the memory has no labels.
+        """
+        if self.labels is None:
+            raise ValueError("labels: by_class needs them, got none. Make the memory with Memory(templates, labels).")
+        is_class = self.labels.unsqueeze(-1) == self.labels.unique()
+        return (probs.unsqueeze(-1) * is_class).sum(-2)  # not a matrix product, which autocast would round
+
     def to(self, *args: Any, **kwargs: Any) -> Memory:
         """Moves templates, labels and mask to a device, templates also to a dtype; arguments as of `Tensor.to`."""
         return self._map(lambda tensor, is_value: _to(tensor, is_value, *args, **kwargs))

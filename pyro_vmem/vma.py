@@ -330,9 +330,7 @@ class VMA(Part):
         if memory.labels is None:
             raise ValueError("memory: classify needs labels, got none. Make it with Memory(templates, labels).")
         self.check(memory, x)
-        probs = self.address_guide(self.encode(memory), self.encode_x(x)).probs
-        is_class = memory.labels.unsqueeze(-1) == memory.labels.unique()
-        return (probs.unsqueeze(-1) * is_class).sum(-2)
+        return memory.by_class(self.address_guide(self.encode(memory), self.encode_x(x)).probs)
 
     # What every entry checks
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -63,6 +64,18 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert cli.main(["sample", "runs/demo", "--rows", "2", "--mean", "false", "--out", "pixels.png"]) == 0
     assert (toy / "pixels.png").exists()
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_reports_command_gives_the_same_numbers_again(toy, capsys):
+    words = ["demo", "--steps", "2", "--seed", "4", "--eval-seed", "6", *SMALL]
+    assert cli.main([*words, "--json"]) == 0
+    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    page = (toy / "runs" / "demo" / "report.html").read_text()
+    assert "seed 6" in page  # of the episodes
+    command = re.search(r"pyro-vmem (demo [^<]*)", page.split("How to repeat it")[1]).group(1)
+    assert cli.main([*command.split(), "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["nll"] == first["nll"]
 
 
 def test_a_second_demo_takes_another_folder(toy, capsys):

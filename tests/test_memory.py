@@ -205,3 +205,18 @@ def test_an_address_that_is_no_slot_is_refused(per_datapoint, address):
     memory = Memory(templates, per_datapoint=per_datapoint)
     with pytest.raises(IndexError):
         memory.read(torch.tensor([0, address, 1]))
+
+
+@pytest.mark.parametrize("per_datapoint", [False, True])
+def test_slots_add_up_by_class(per_datapoint):
+    labels = torch.tensor([[7, 9, 7, 2], [9, 9, 2, 7]]) if per_datapoint else torch.tensor([7, 9, 7, 2])
+    templates = torch.rand(*labels.shape, 5)
+    memory = Memory(templates, labels)
+    probs = torch.rand(3, 2, 4).softmax(-1)
+    found = memory.by_class(probs)
+    for b in range(2):
+        of_slot = labels[b] if per_datapoint else labels
+        for c, label in enumerate((2, 7, 9)):
+            torch.testing.assert_close(found[:, b, c], probs[:, b, of_slot == label].sum(-1))
+    with pytest.raises(ValueError, match="labels: by_class needs them"):
+        Memory(templates, per_datapoint=per_datapoint).by_class(probs)

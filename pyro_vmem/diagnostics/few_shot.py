@@ -169,8 +169,6 @@ def _measure(
 
 
 def _top_class(logits: Tensor, memory: Memory) -> Tensor:
-    """The most probable class of each target: the probabilities of a class's slots are added."""
+    """The most probable class of each target."""
     assert memory.labels is not None
-    classes = memory.labels.unique()
-    per_class = logits.softmax(-1) @ (memory.labels.unsqueeze(-1) == classes).to(logits.dtype)
-    return classes[per_class.argmax(-1)]
+    return memory.labels.unique()[memory.by_class(logits.softmax(-1)).argmax(-1)]

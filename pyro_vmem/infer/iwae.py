@@ -11,7 +11,7 @@ from pyro_vmem.infer.terms import log_mean_exp
 __all__ = ["IWAE_ELBO"]
 
 
-class IWAE_ELBO(ParticleELBO):  # noqa: N801  # named as Pyro names its objectives
+class IWAE_ELBO(ParticleELBO):
     r"""The importance-weighted bound of each datapoint, with the plain score term for discrete latents.
 
     .. math:: L = \log \frac{1}{K} \sum_k w_k, \qquad

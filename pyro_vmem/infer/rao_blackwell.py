@@ -16,7 +16,7 @@ from pyro_vmem.infer.particles import Particles
 __all__ = ["RaoBlackwell_ELBO"]
 
 
-class RaoBlackwell_ELBO(ParticleELBO):  # noqa: N801  # named as Pyro names its objectives
+class RaoBlackwell_ELBO(ParticleELBO):
     r"""The evidence lower bound, the :math:`k` most probable values of one categorical site summed, the rest sampled.
 
     .. math:: L = \sum_{a \in T} q(a) f(a) + r\, f(a'), \qquad
@@ -57,14 +57,9 @@ class RaoBlackwell_ELBO(ParticleELBO):  # noqa: N801  # named as Pyro names its 
         self.k = k
         self.site = site
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        raise NotImplementedError  # particles are always vectorized: each has a value of its own to take
-
     def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         chosen = _TopAndRest(self.site, self.k, int(self.max_plate_nesting))(guide)
-        traces = super()._get_trace(
-            self._vectorized_num_particles(model), self._vectorized_num_particles(chosen), args, kwargs
-        )
+        traces: tuple[Trace, Trace] = super()._get_vectorized_trace(model, chosen, args, kwargs)
         if self.site not in traces[1].nodes:
             latents = [name for name, site in traces[1].nodes.items() if site["type"] == "sample"]
             raise ValueError(f"site: the guide has no sample site {self.site!r}; it has {latents}.")

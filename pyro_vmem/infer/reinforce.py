@@ -14,7 +14,7 @@ from pyro_vmem.infer.particles import Particles
 __all__ = ["Reinforce_ELBO"]
 
 
-class Reinforce_ELBO(ParticleELBO):  # noqa: N801  # named as Pyro names its objectives
+class Reinforce_ELBO(ParticleELBO):
     r"""The evidence lower bound of each datapoint, averaged over K particles, by the score function.
 
     .. math:: \nabla = \frac{1}{K} \sum_k \nabla \log w_k + (\log w_k - b_k) \nabla \log q(h_k)

@@ -13,7 +13,7 @@ from pyro_vmem.infer.terms import log_mean_exp
 __all__ = ["RWS_ELBO"]
 
 
-class RWS_ELBO(ParticleELBO):  # noqa: N801  # named as Pyro names its objectives
+class RWS_ELBO(ParticleELBO):
     r"""Reweighted wake-sleep: the model follows the importance-weighted bound, the guide the posterior.
 
     .. math:: \nabla_\theta = \sum_k \tilde w_k \nabla \log p(x, h_k), \qquad

@@ -9,7 +9,7 @@ from pyro.poutine.messenger import Messenger
 __all__ = ["scale_sites"]
 
 
-class scale_sites(Messenger):  # noqa: N801  # a Pyro handler, named like Pyro's
+class scale_sites(Messenger):
     r"""Scales the log-probability of the named sites: :math:`\log p(z) \to \beta \log p(z)`.
 
     Around both model and guide it is the usual KL warm-up, :math:`\beta` from 0 to 1. Pyro's own `poutine.scale` scales

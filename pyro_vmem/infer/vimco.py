@@ -15,7 +15,7 @@ from pyro_vmem.infer.terms import log_mean_exp
 __all__ = ["VIMCO_ELBO"]
 
 
-class VIMCO_ELBO(ParticleELBO):  # noqa: N801  # named as Pyro names its objectives
+class VIMCO_ELBO(ParticleELBO):
     r"""The multi-sample bound of each datapoint, with gradients for discrete latents too.
 
     .. math:: L = \log \frac{1}{K} \sum_k w_k, \qquad w_k = p(x, h_k) / q(h_k | x), \qquad h_k \sim q
