@@ -126,7 +126,7 @@ class SimilarityGuide(AddressGuide):
     `normalise` says which of the two embeddings is divided by its norm: the memory's (`"memory"`), both (`"cosine"`) or
     neither (`"dot"`). The paper's guide is `normalise="memory", temperature=1.0, tied=False`. The default has one
     embedding for both, so that before any training a target already looks up what resembles it: with weights of their
-    own, it takes hundreds of steps until there is anything to learn from. One embedding of a shared memory serves the
+    own, there is nothing at first from which the lookup could be learned. One embedding of a shared memory serves the
     whole minibatch, so the cost is :math:`O(S B E)`.
 
     References:

@@ -53,8 +53,8 @@ class BernoulliDecoder(Likelihood):
 
     Arguments:
         network: The decoder :math:`d`, whose outputs are logits.
-        mean: The mean of a pixel to start from, in (0, 1); the share of ink in the data. Training that has to find
-            it loses hundreds of steps, and nats that it does not get back in minutes.
+        mean: The mean of a pixel to start from, in (0, 1); the share of ink in the data, so that training
+            need not begin by finding it.
 
     Raises:
         ValueError: If `mean` is not between 0 and 1.

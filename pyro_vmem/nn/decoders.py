@@ -89,7 +89,7 @@ class MLPDecoder(Decoder):
 class ConvDecoder(Decoder):
     """A convolutional decoder that sees the template as features: a pooled vector, and maps added as skips.
 
-    Kept for comparison. It learns to use the memory far later than :class:`WarpDecoder`, which is the default.
+    Kept for comparison: see :class:`WarpDecoder`, which is the default, for what it lacks.
 
     Arguments:
         image_shape: `(channels, height, width)`.
@@ -136,9 +136,9 @@ class WarpDecoder(Decoder):
     r"""A convolutional decoder that also warps the template by a displacement field which the latent decides.
 
     The template and two blurs of it are sampled at :math:`u + A u + d(u)`: an affine map, and a smooth field given on
-    a grid at quarter resolution. A blank piece of paper and a good field are enough to draw a new example of a
-    character, so the memory pays from the first steps on, and the address guide has something to learn from; a decoder
-    that sees only features of the template, like :class:`ConvDecoder`, ignores the memory for thousands of steps.
+    a grid at quarter resolution. A template and a good field are enough to draw a new example of a character, so the
+    memory pays from the first steps on. `pyro-vmem train --data omniglot --steps 600 --out DIR` validates at a bound of
+    -105.1 nats an image, and with `--decoder conv`, which sees features of the template only, at -111.5 (one seed).
     The warping follows Spatial Transformer Networks (Jaderberg et al., 2015) | https://arxiv.org/abs/1506.02025
 
     Arguments:

@@ -67,7 +67,7 @@ def half_size(size: Sequence[int]) -> tuple[int, int]:
 def as_images(x: Tensor) -> Tensor:
     """Leading dims folded into one, channels last in memory: `(*, C, H, W)` to `(N, C, H, W)`.
 
-    Convolutions on the CPUs this was measured on are four times faster in that layout. The weights stay contiguous:
+    Convolutions are faster in that layout on CPUs. The weights stay contiguous:
     Pyro's parameter store copies a parameter that is not, and would train the copy.
     """
     return x.reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
