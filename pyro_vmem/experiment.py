@@ -253,7 +253,7 @@ class Experiment:
             "Images": f"{self.data}, {' x '.join(map(str, vma.event_shape))}, binary",
             "Tested on": f"{episodes.dataset.num_classes} classes of {len(episodes.dataset.alphabet_names)} alphabets, "
             "none of them trained on",
-            "Memory": f"{memory.num_slots} slots, {episodes.n_way} classes; targets are other drawings of those classes",
+            "Memory": f"{memory.num_slots} slots, {episodes.n_way} classes; targets are other drawings of these",
             "Episodes": f"{metrics['num_episodes']} episodes, {metrics['num_targets']} targets, seed {episodes.seed}",
             "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z a slot; an upper bound",
             "Precision": "networks in bfloat16 where the processor has it, densities in float32",
