@@ -16,11 +16,12 @@ import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from pyro_vmem._files import write_atomically
 from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
-from pyro_vmem.data import Episode, EpisodeSampler
+from pyro_vmem.data import Episode
 from pyro_vmem.infer import VIMCO_ELBO, Objective, ParticleELBO, Terms, named_objective, scale_sites
 from pyro_vmem.precision import autocast
 from pyro_vmem.vma import VMA
@@ -37,7 +38,7 @@ class FitResult:
         seconds: Time spent training, likewise.
         history: One row a record: step, seconds and the terms, in nats per datapoint; validation rows begin `val_`.
         best_bound: The best validation bound, in nats per datapoint; `-inf` without validation.
-        interrupted: Whether the run was stopped by Ctrl-C.
+        interrupted: Whether the run was stopped before its end, by Ctrl-C or by `piece_minutes`.
     """
 
     steps: int = 0
@@ -54,18 +55,19 @@ class FitResult:
 
 def fit(
     vma: VMA,
-    episodes: EpisodeSampler,
+    episodes: Dataset[Episode],
     objective: Objective | ELBO = "vimco",
     steps: int = 20_000,
     *,
     minutes: float | None = None,
+    piece_minutes: float | None = None,
     num_particles: int = 4,
     lr: float = 3e-3,
     lr_warmup: int = 100,
     kl_warmup: float = 0.5,
     kl_start: float = 0.1,
     clip_norm: float = 10.0,
-    validation: EpisodeSampler | None = None,
+    validation: Dataset[Episode] | None = None,
     validate_every: int = 500,
     out: str | Path | None = None,
     resume: bool = False,
@@ -89,6 +91,8 @@ def fit(
         steps: Steps in all.
         minutes: A time budget instead: training ends, and the schedules with it, when it is used up. The number of
             steps is then the machine's; give `steps` for the same numbers anywhere.
+        piece_minutes: Where to stop this call, with the schedules where they are: calls with `resume=True` until the
+            run is whole add up to the run that was never stopped.
         num_particles: The particles :math:`K` of a named objective: its decodes a target.
         lr: The highest learning rate.
         lr_warmup: Steps until it is reached.
@@ -119,7 +123,8 @@ def fit(
         2
     """
     _check_range("steps", steps, 1, math.inf)
-    _check_range("minutes", 1.0 if minutes is None else minutes, 1e-6, math.inf)
+    for name, limit in (("minutes", minutes), ("piece_minutes", piece_minutes)):
+        _check_range(name, 1.0 if limit is None else limit, 1e-6, math.inf)
     for name, value in (("kl_warmup", kl_warmup), ("kl_start", kl_start)):
         _check_range(name, value, 0.0, 1.0)
     for name, value in (("lr", lr), ("clip_norm", clip_norm), ("validate_every", validate_every)):
@@ -137,7 +142,9 @@ def fit(
     device = next(vma.parameters()).device
     half = autocast(device, precision)
     result = run.result
-    start = time.perf_counter() - result.seconds
+    begin = time.perf_counter()
+    start = begin - result.seconds
+    piece = math.inf if piece_minutes is None else 60 * piece_minutes
 
     def done() -> float:
         """The part of the run that is behind us, in [0, 1]."""
@@ -169,6 +176,9 @@ def fit(
                 if result.steps % validate_every == 0:
                     row = meter.row() | {"lr": rate, "kl_weight": weight}
                     run.record(row, validation, folder, half)
+                if time.perf_counter() - begin >= piece and done() < 1.0:
+                    result.interrupted = True
+                    break
         except KeyboardInterrupt:
             result.interrupted = True
             bar.write(f"Interrupted after {result.steps} steps; the run is kept.", file=sys.stderr)
@@ -182,7 +192,7 @@ def fit(
 
 @torch.no_grad()
 def validate(
-    vma: VMA, episodes: EpisodeSampler, num_episodes: int = 8, num_particles: int = 8, seed: int = 0
+    vma: VMA, episodes: Dataset[Episode], num_episodes: int = 8, num_particles: int = 8, seed: int = 0
 ) -> dict[str, float]:
     """The multi-sample bound and its terms on the first episodes of a sampler, in nats per datapoint.
 
@@ -269,10 +279,12 @@ class _Run:
         return summary
 
     def record(
-        self, row: dict[str, float], validation: EpisodeSampler | None, folder: Path | None, half: torch.autocast
+        self, row: dict[str, float], validation: Dataset[Episode] | None, folder: Path | None, half: torch.autocast
     ) -> None:
         """Adds a row to the history, validates, and writes what changed to the folder."""
         row = {"step": self.result.steps, "seconds": self.result.seconds} | row
+        if self.result.history and self.result.history[-1]["step"] == self.result.steps:
+            row = self.result.history.pop() | row  # stopped just where a record was due
         improved = False
         if validation is not None:
             self.vma.eval()

@@ -124,6 +124,25 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, stop
     assert result.history[-1]["val_bound"] == expected.history[-1]["val_bound"]
 
 
+@pytest.mark.parametrize("validate_every", [1, 2])
+def test_pieces_of_any_length_add_up_to_the_whole_run_bit_for_bit(tmp_path, validate_every):
+    settings = {"steps": 5, "validation": sampler(seed=1), "validate_every": validate_every, "progress": False}
+    whole = small_vma()
+    expected = pv.fit(whole, sampler(), out=tmp_path / "whole", **settings)
+    lengths = []
+    for piece in range(5):
+        vma = small_vma(seed=piece)  # replaced by the weights of the piece before
+        result = pv.fit(vma, sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
+        lengths.append((result.steps, result.interrupted))
+    assert lengths == [(1, True), (2, True), (3, True), (4, True), (5, False)]
+    assert equal(weights(whole), weights(vma))
+    assert [row["step"] for row in result.history] == [1, 2, 3, 4, 5]
+    assert result.history[-1]["val_bound"] == expected.history[-1]["val_bound"]
+    # A run that is over is not trained on.
+    assert pv.fit(vma, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 5
+    assert equal(weights(whole), weights(vma))
+
+
 def test_a_run_is_not_overwritten(tmp_path):
     pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
     before = (tmp_path / "last.safetensors").read_bytes()
@@ -203,6 +222,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
     [
         ({"steps": 0}, "steps: expected a number in"),
         ({"minutes": -1.0}, "minutes: expected a number in"),
+        ({"piece_minutes": 0.0}, "piece_minutes: expected a number in"),
         ({"kl_warmup": 1.5}, r"kl_warmup: expected a number in \[0, 1\], got 1.5"),
         ({"kl_start": -0.1}, r"kl_start: expected a number in \[0, 1\], got -0.1"),
         ({"lr": 0.0}, "lr: expected a number"),
