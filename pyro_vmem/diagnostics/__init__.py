@@ -3,12 +3,16 @@
 from pyro_vmem.diagnostics.evidence import log_evidence, slot_log_evidence
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
+from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, standard_error
 
 __all__ = [
     "FewShotEvaluation",
     "address_entropy",
+    "effective_sample_size",
     "evaluate",
     "information_gain",
     "log_evidence",
+    "pareto_k",
     "slot_log_evidence",
+    "standard_error",
 ]

@@ -1,0 +1,118 @@
+"""Weights against closed forms, simulated standard errors, and ArviZ."""
+
+import math
+
+import pytest
+import torch
+
+from pyro_vmem.diagnostics import effective_sample_size, pareto_k, standard_error
+from pyro_vmem.infer import VIMCO_ELBO
+from pyro_vmem.infer.terms import log_mean_exp
+
+pytestmark = pytest.mark.usefixtures("float64")
+
+
+def weights_of_a_guide(scale, samples=4000, rows=20, dims=8):
+    """log N(z; 0, I) - log N(z; 0, scale^2 I) at draws of the latter, which is too narrow where scale < 1."""
+    z = scale * torch.randn(samples, rows, dims)
+    return (-z.square() / 2 + (z / scale).square() / 2 + math.log(scale)).sum(-1)
+
+
+def test_effective_sample_size_is_kish_and_has_its_limits():
+    log_w = torch.randn(50, 3, 4)
+    w = log_w.exp()
+    torch.testing.assert_close(effective_sample_size(log_w), w.sum(0).square() / w.square().sum(0))
+    torch.testing.assert_close(effective_sample_size(log_w - 900), effective_sample_size(log_w))
+    assert effective_sample_size(torch.full((7,), -3.0)) == pytest.approx(7)
+    assert effective_sample_size(torch.tensor([0.0, -800.0, -math.inf])) == 1
+    assert effective_sample_size(torch.tensor([-5.0])) == 1
+    assert effective_sample_size(torch.full((3,), -math.inf)).isnan()
+
+
+def test_effective_sample_size_is_that_of_the_objectives():
+    import pyro_vmem as pv
+
+    vma = pv.VMA.for_vectors(4)
+    terms = VIMCO_ELBO(8).terms(vma.model, vma.guide, pv.Memory(torch.randn(5, 4)), torch.randn(6, 4))
+    torch.testing.assert_close(effective_sample_size(terms.particles.log_weights.detach()), terms.ess)
+
+
+def test_standard_error_is_that_of_the_mean_over_the_mean():
+    log_w = torch.randn(30, 5) - 2
+    w = log_w.exp()
+    torch.testing.assert_close(standard_error(log_w), w.std(0) / w.mean(0) / math.sqrt(30))
+    torch.testing.assert_close(standard_error(log_w - 900), standard_error(log_w))
+    assert standard_error(torch.full((6,), -3.0)) == 0
+    assert standard_error(torch.zeros(1, 2)).isnan().all()
+
+
+def test_standard_error_is_the_spread_of_repeated_estimates():
+    """Log-normal weights: the spread over repeats and the mean estimate of it agree within 5 %."""
+    log_w = 0.7 * torch.randn(400, 4000)
+    spread = log_mean_exp(log_w).std()
+    assert standard_error(log_w).square().mean().sqrt() == pytest.approx(float(spread), rel=0.05)
+    # closed form: Var w / (E w)^2 = exp(0.49) - 1
+    assert float(spread) == pytest.approx(math.sqrt(math.expm1(0.49) / 400), rel=0.06)
+
+
+def test_a_guide_that_is_too_narrow_is_found_out():
+    wide, near, narrow = (pareto_k(weights_of_a_guide(scale)) for scale in (1.5, 0.9, 0.3))
+    assert (wide < 0.3).all()  # bounded weights
+    assert (near < 0.5).all()
+    assert (narrow > 0.7).all()
+
+
+def test_index_of_a_pareto_tail_is_recovered():
+    """Weights that are Pareto from the start, of index k: the estimate's prior of 10 pseudo-samples aside."""
+    for k in (0.3, 0.7, 1.2):
+        log_w = -k * torch.rand(10_000, 10).log()
+        tail = 300  # 3 sqrt K
+        expected = (tail * k + 10 * 0.5) / (tail + 10)
+        assert float(pareto_k(log_w).mean()) == pytest.approx(expected, abs=5 * (1 + k) / math.sqrt(tail * 10))
+
+
+def test_index_is_of_each_datapoint_by_itself():
+    log_w = torch.cat([weights_of_a_guide(0.3, rows=1), weights_of_a_guide(1.5, rows=1)], 1)
+    khat = pareto_k(log_w)
+    torch.testing.assert_close(khat, torch.stack([pareto_k(log_w[:, 0]), pareto_k(log_w[:, 1])]))
+    assert khat[0] > 0.7 > 0.3 > khat[1]
+    torch.testing.assert_close(pareto_k(log_w - 500), khat)
+    assert pareto_k(log_w.reshape(4000, 2, 1)).shape == (2, 1)
+
+
+def test_what_is_not_fitted():
+    assert pareto_k(torch.full((100,), -123.0)) == -math.inf
+    rounded = -100 + torch.zeros(1000, dtype=torch.float32).uniform_(-5e-5, 5e-5)
+    assert pareto_k(rounded) == -math.inf
+    assert pareto_k(torch.randn(20)).isnan()
+    assert pareto_k(torch.randn(21)).isfinite()
+    assert pareto_k(torch.cat([torch.zeros(3), torch.full((97,), -math.inf)])) == math.inf
+    assert pareto_k(torch.cat([torch.randn(3), torch.full((97,), -9e3)])) == math.inf
+    assert pareto_k(torch.full((100,), -math.inf)).isnan()
+    assert pareto_k(torch.randn(100).index_fill(0, torch.tensor(3), math.nan)).isnan()
+
+
+def test_arviz_agrees():
+    pytest.importorskip("arviz", reason="ArviZ is not installed")
+    import warnings
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import arviz
+
+        psislw = getattr(arviz, "psislw", None)
+    if psislw is None:
+        pytest.skip("ArviZ 1.x has no psislw")
+    for samples in (25, 100, 1000):
+        for scale in (0.4, 0.8, 1.5):
+            log_w = weights_of_a_guide(scale, samples, rows=5) - 80
+            expected = torch.as_tensor(psislw(log_w.mT.numpy().copy())[1])
+            torch.testing.assert_close(pareto_k(log_w), expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("function", [effective_sample_size, pareto_k, standard_error])
+def test_no_weights_are_refused(function):
+    with pytest.raises(ValueError, match=r"log_weights: expected shape \(K, \*\) with K >= 1 samples, got \(\)"):
+        function(torch.tensor(0.0))
+    with pytest.raises(ValueError, match="log_weights"):
+        function(torch.zeros(0, 3))
