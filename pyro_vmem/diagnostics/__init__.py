@@ -1,11 +1,13 @@
 """What a lookup gains and what the memory is worth, in nats."""
 
+from pyro_vmem.diagnostics.calibration import Calibration, sbc
 from pyro_vmem.diagnostics.evidence import log_evidence, slot_log_evidence
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, standard_error
 
 __all__ = [
+    "Calibration",
     "FewShotEvaluation",
     "address_entropy",
     "effective_sample_size",
@@ -13,6 +15,7 @@ __all__ = [
     "information_gain",
     "log_evidence",
     "pareto_k",
+    "sbc",
     "slot_log_evidence",
     "standard_error",
 ]

@@ -1,0 +1,346 @@
+"""Simulation-based calibration: whether a guide is as sure as it should be, on data from the model itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from pyro import poutine
+from pyro.poutine.util import prune_subsample_sites
+from torch import Tensor
+from torch.distributions import Categorical
+from tqdm.auto import tqdm
+
+from pyro_vmem.memory import Memory
+from pyro_vmem.vma import VMA
+
+__all__ = ["Calibration", "sbc"]
+
+Verdict = Literal["calibrated", "too narrow", "too wide", "biased", "not uniform"]
+
+_CHUNK = 256  # simulations at once
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    r"""Ranks of the true latents among draws from the guide, which :func:`sbc` makes: uniform if the guide is exact.
+
+    Attributes:
+        ranks: Of each latent site, integers in 0..L, `(N, D)`: one row a simulation, one column a coordinate.
+        num_draws: The number :math:`L` of draws that a rank is among.
+        claimed_probability: Of each categorical site, :math:`\sum_a q(a)^2`, which is what the guide expects its
+            probability of the true value to be; `(N, D)`.
+        true_probability: The probability :math:`q(a^*)` that it gave to the true value; `(N, D)`. If the guide is
+            exact, both have the same mean.
+    """
+
+    ranks: dict[str, Tensor]
+    num_draws: int
+    claimed_probability: dict[str, Tensor]
+    true_probability: dict[str, Tensor]
+
+    @property
+    def p_values(self) -> dict[str, Tensor]:
+        r"""P-values of the :math:`\chi^2` test that ranks are uniform, one a coordinate, `(D,)`, not corrected."""
+        return {name: _uniformity(ranks, self.num_draws) for name, ranks in self.ranks.items()}
+
+    @property
+    def adjusted_p_values(self) -> dict[str, Tensor]:
+        """The same by Holm's method: corrected for the number of coordinates of the site."""
+        return {name: _holm(p) for name, p in self.p_values.items()}
+
+    @property
+    def bias(self) -> dict[str, Tensor]:
+        """How far the mean rank is from the middle, in standard errors, `(D,)`; of sites that are not categorical.
+
+        Positive where the truth is above the guide's draws.
+        """
+        return {
+            name: _score(self._uniforms(name) - 0.5, self._grid())
+            for name in self.ranks
+            if name not in self.true_probability
+        }
+
+    @property
+    def spread(self) -> dict[str, Tensor]:
+        """How far the ranks are towards the ends, in standard errors, `(D,)`: positive if the guide is too narrow.
+
+        The rank of a categorical counts how many more probable values were drawn, so there it is towards one end.
+        """
+        scores = {}
+        for name in self.ranks:
+            centred, grid = self._uniforms(name) - 0.5, self._grid()
+            scores[name] = (
+                _score(centred, grid) if name in self.true_probability else _score(centred.square(), grid.square())
+            )
+        return scores
+
+    def verdicts(self, level: float = 0.01) -> dict[str, Verdict]:
+        """What is wrong with each site: by its worst coordinate, of those whose ranks are not uniform.
+
+        Arguments:
+            level: The probability, per site, that an exact guide is called wrong.
+
+        Raises:
+            ValueError: If `level` is not between 0 and 1.
+        """
+        if not 0 < level < 1:
+            raise ValueError(f"level: expected a probability between 0 and 1, got {level}. 0.01 is usual.")
+        bias, spread, adjusted = self.bias, self.spread, self.adjusted_p_values
+        return {
+            name: _verdict(adjusted[name] < level, bias.get(name, torch.zeros_like(spread[name])), spread[name])
+            for name in self.ranks
+        }
+
+    def summary(self, level: float = 0.01) -> dict[str, dict[str, float | str]]:
+        """One row a site: its verdict, smallest adjusted p-value and largest scores, and mean probabilities."""
+        verdicts = self.verdicts(level)
+        rows: dict[str, dict[str, float | str]] = {}
+        for name, p in self.adjusted_p_values.items():
+            row: dict[str, float | str] = {"verdict": verdicts[name], "p_value": float(p.min())}
+            row["spread"] = _largest(self.spread[name])
+            if name in self.true_probability:
+                row["claimed_probability"] = float(self.claimed_probability[name].mean())
+                row["true_probability"] = float(self.true_probability[name].mean())
+            else:
+                row["bias"] = _largest(self.bias[name])
+            rows[name] = row
+        return rows
+
+    def _uniforms(self, name: str) -> Tensor:
+        return (self.ranks[name].double() + 0.5) / (self.num_draws + 1)
+
+    def _grid(self) -> Tensor:
+        """All values that a centred rank can have."""
+        return (torch.arange(self.num_draws + 1, dtype=torch.float64) + 0.5) / (self.num_draws + 1) - 0.5
+
+
+@torch.no_grad()
+def sbc(
+    program: VMA | tuple[Any, Any],
+    *args: Any,
+    num_simulations: int = 1000,
+    num_draws: int = 99,
+    seed: int = 0,
+    progress: bool = False,
+    **kwargs: Any,
+) -> Calibration:
+    r"""Simulation-based calibration of a guide: draws latents and data from the model, and ranks the true latents
+    among draws from the guide given that data.
+
+    .. math:: (a^*, z^*, x^*) \sim p(a, z, x | M), \qquad
+        r_d = \#\{l : z_{l,d} < z^*_d\}, \quad z_1, \ldots, z_L \sim q(z | x^*, m_{a^*})
+
+    Ranks are uniform on 0..L if the guide is the exact posterior. They crowd at both ends if it is too narrow, in the
+    middle if too wide, at one end if biased. Each site is ranked given the true values of the sites before it. A
+    categorical has no order of its own, so its values are ordered by the guide's probability, the most probable first,
+    and equal ones at random: ranks crowd at the high end if the guide is overconfident ("too narrow"). Its ranks are
+    made from its probabilities, without draws.
+
+    What it cannot see: a guide that ignores the data and is the prior is calibrated, and so may be one that is right
+    for each coordinate and wrong about their correlation. :func:`diagnose` measures what the guide loses.
+
+    References:
+        | Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts, Betancourt, Simpson,
+        | Vehtari, Gelman, 2018), algorithm 1 | https://arxiv.org/abs/1804.06788
+        | Simulation-Based Calibration Checking for Bayesian Computation: The Choice of Test Quantities Shapes
+        | Sensitivity (Modrák et al., 2023), on ordering by a quantity that depends on the data, and on ties
+        | https://arxiv.org/abs/2211.02383
+
+    Arguments:
+        program: A VMA, or a pair `(model, guide)` of Pyro programs with the same arguments.
+        args: Of a VMA, the memory :math:`M`. Of a pair, the arguments of both, observations among them: simulated
+            observations are put in place of the argument that the model observes.
+        num_simulations: How many simulations :math:`N`, at least 20; a pair makes as many in a run as its plate holds.
+        num_draws: How many draws :math:`L` of the guide a rank is among.
+        seed: Seeds simulations, draws and ties; the global random state stays as it is.
+        progress: Whether to show a progress bar.
+        kwargs: Keyword arguments of a pair.
+
+    Returns:
+        The ranks, on the CPU, and what follows from them.
+
+    Raises:
+        ValueError: If a number is too small, the guide lacks a site, the model observes what is none of its arguments,
+            or the memory does not fit.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> reference = pv.LinearGaussianMemory(generator=torch.Generator().manual_seed(0))
+        >>> memory = pv.Memory(torch.randn(5, 3, generator=torch.Generator().manual_seed(0)))
+        >>> sbc(reference.vma(exact=True), memory, num_simulations=500).verdicts()
+        {'a': 'calibrated', 'z': 'calibrated'}
+    """
+    for name, number, least in (("num_simulations", num_simulations, 20), ("num_draws", num_draws, 1)):
+        if number < least:
+            raise ValueError(f"{name}: expected at least {least}, got {number}.")
+    ranks: dict[str, list[Tensor]] = {}
+    probabilities: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    done = 0
+    with torch.random.fork_rng(), tqdm(total=num_simulations, desc="calibrating", disable=not progress) as bar:
+        torch.manual_seed(seed)
+        simulations = (
+            _simulate_vma(program, *args, num_simulations=num_simulations, **kwargs)
+            if isinstance(program, VMA)
+            else _simulate_pair(*program, args, kwargs)
+        )
+        while done < num_simulations:
+            batch = next(simulations)
+            rows = 0
+            for name, (q, truth, data_dims) in batch.items():
+                if isinstance(q, Categorical):
+                    rank, claimed, reached = _rank_by_probability(q, truth, num_draws)
+                    pair = _rows(claimed, data_dims, 0), _rows(reached, data_dims, 0)
+                    probabilities.setdefault(name, []).append(pair)
+                else:
+                    rank = _rank_among_draws(q, truth, num_draws)
+                ranks.setdefault(name, []).append(_rows(rank, data_dims, len(q.event_shape)))
+                rows = len(ranks[name][-1])
+            done += rows
+            bar.update(rows)
+    return Calibration(
+        {name: torch.cat(parts)[:num_simulations].cpu() for name, parts in ranks.items()},
+        num_draws,
+        {name: torch.cat([c for c, _ in parts])[:num_simulations].cpu() for name, parts in probabilities.items()},
+        {name: torch.cat([r for _, r in parts])[:num_simulations].cpu() for name, parts in probabilities.items()},
+    )
+
+
+# Simulations: of each site the guide's distribution given the simulated data and the true values of the sites before
+# it, the true value, and which batch dims are simulations.
+_Simulations = Iterator[dict[str, tuple[Any, Tensor, tuple[int, ...]]]]
+
+
+def _simulate_vma(vma: VMA, memory: Memory, *, num_simulations: int) -> _Simulations:
+    vma.check(memory, None)
+    encoded = vma.encode(memory)
+    p_a = vma.address_prior(encoded)
+    size = torch.Size([] if memory.per_datapoint else [min(num_simulations, _CHUNK)])
+    while True:
+        a = p_a.sample(size)
+        template = encoded.read(a)
+        z = vma.latent_prior(template).sample()
+        target = vma.encode_x(vma.likelihood(z, template).sample())
+        yield {"a": (vma.address_guide(encoded, target), a, (-1,)), "z": (vma.latent_guide(target, template), z, (-1,))}
+
+
+def _simulate_pair(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Simulations:
+    while True:
+        sites = _sites(poutine.uncondition(model), args, kwargs)
+        latents = {name: site for name, site in sites.items() if not site["infer"].get("was_observed")}
+        new_args, new_kwargs = list(args), dict(kwargs)
+        for name, site in sites.items():
+            if name not in latents:
+                _put_in_place(name, site, args, kwargs, new_args, new_kwargs)
+        truth = {name: site["value"] for name, site in latents.items()}
+        guide_sites = _sites(poutine.condition(guide, truth), tuple(new_args), new_kwargs)
+        missing = [name for name in latents if name not in guide_sites]
+        if missing:
+            raise ValueError(
+                f"guide: it has no sample site {missing[0]!r}, which the model leaves unobserved; its sites are "
+                f"{sorted(guide_sites)}. Add one."
+            )
+        frames = set.intersection(
+            *(
+                {f for f in site["cond_indep_stack"] if f.vectorized}
+                for site in [*sites.values(), *guide_sites.values()]
+            )
+        )
+        data_dims = tuple(sorted(f.dim for f in frames))
+        yield {name: (guide_sites[name]["fn"], truth[name], data_dims) for name in latents}
+
+
+def _sites(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+
+
+def _put_in_place(
+    name: str, site: Any, args: tuple[Any, ...], kwargs: dict[str, Any], new_args: list[Any], new_kwargs: dict[str, Any]
+) -> None:
+    """Puts a simulated observation where the observed argument was."""
+    observed = site["infer"]["obs"]
+    positions = [i for i, arg in enumerate(args) if arg is observed]
+    keys = [key for key, arg in kwargs.items() if arg is observed]
+    if not positions and not keys:
+        raise ValueError(
+            f"model: what its site {name!r} observes is none of its arguments, so the guide cannot be given simulated "
+            "data. Observe an argument as it is: pyro.sample(..., obs=x)."
+        )
+    for position in positions:
+        new_args[position] = site["value"]
+    for key in keys:
+        new_kwargs[key] = site["value"]
+
+
+# Ranks
+
+
+def _rank_by_probability(q: Categorical, truth: Tensor, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The rank of the true value, and the probabilities that the guide expects of it and gives to it."""
+    probs = q.probs
+    own = probs.gather(-1, truth.unsqueeze(-1))
+    more = (probs * (probs > own)).sum(-1)
+    equal = (probs * (probs == own)).sum(-1)
+    level = more + torch.rand_like(more) * equal
+    rank = (level * (num_draws + 1)).long().clamp(0, num_draws)
+    return rank, probs.square().sum(-1), own.squeeze(-1)
+
+
+def _rank_among_draws(q: Any, truth: Tensor, num_draws: int) -> Tensor:
+    draws = q.sample(torch.Size([num_draws]))
+    less, ties = (draws < truth).sum(0), (draws == truth).sum(0)
+    return less + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long().clamp(max=num_draws)
+
+
+def _rows(values: Tensor, data_dims: tuple[int, ...], event_dim: int) -> Tensor:
+    """`(N, D)`: the data dims of the batch as rows, all other dims as coordinates."""
+    dims = [dim - event_dim for dim in data_dims]
+    rows = values.movedim(dims, list(range(len(dims))))
+    return rows.reshape(math.prod(rows.shape[: len(dims)]), -1)
+
+
+# Statistics of ranks
+
+
+def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
+    """P-values of Pearson's test, in up to 20 bins of at least 10 expected ranks each."""
+    num_bins = max(2, min(20, len(ranks) // 10, num_draws + 1))
+    bin_of = torch.arange(num_draws + 1) * num_bins // (num_draws + 1)
+    expected = torch.bincount(bin_of, minlength=num_bins).double() * len(ranks) / (num_draws + 1)
+    counts = torch.stack([torch.bincount(bin_of[column], minlength=num_bins) for column in ranks.mT])
+    statistic = ((counts - expected).square() / expected).sum(-1)
+    # The survival function of chi-square.
+    return torch.special.gammaincc(torch.full_like(statistic, (num_bins - 1) / 2), statistic / 2)
+
+
+def _holm(p_values: Tensor) -> Tensor:
+    ordered, order = p_values.sort()
+    factors = torch.arange(len(p_values), 0, -1, dtype=p_values.dtype)
+    adjusted = (ordered * factors).clamp(max=1.0).cummax(0).values
+    return torch.empty_like(adjusted).scatter(0, order, adjusted)
+
+
+def _score(values: Tensor, all_values: Tensor) -> Tensor:
+    """How many standard errors the mean of each column is from that of the uniform distribution on all values."""
+    scale = all_values.std(unbiased=False) / math.sqrt(len(values))
+    return (values.mean(0) - all_values.mean()) / scale
+
+
+def _verdict(flagged: Tensor, bias: Tensor, spread: Tensor) -> Verdict:
+    if not bool(flagged.any()):
+        return "calibrated"
+    size = torch.maximum(bias.abs(), spread.abs()).masked_fill(~flagged, -1.0)
+    worst = int(size.argmax())
+    if float(size[worst]) < 3:  # neither mean nor spread explains it
+        return "not uniform"
+    if float(bias[worst].abs()) > float(spread[worst].abs()):
+        return "biased"
+    return "too narrow" if float(spread[worst]) > 0 else "too wide"
+
+
+def _largest(scores: Tensor) -> float:
+    return float(scores[scores.abs().argmax()])
