@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import pyro
 import torch
-from torch import Tensor
+from pyro.params import param_with_module_name
+from torch import Tensor, nn
 
 from pyro_vmem.memory import Memory
 
-__all__ = ["check_address", "check_memory", "check_targets"]
+__all__ = ["check_address", "check_memory", "check_targets", "register"]
 
 
 def check_memory(memory: Memory, event_shape: Sequence[int], dtype: torch.dtype | None) -> None:
@@ -88,3 +90,30 @@ def check_address(address: int, memory: Memory) -> None:
     in_range = 0 <= address < memory.num_slots
     if not in_range or (memory.mask is not None and not bool(memory.mask[..., address].all())):
         raise ValueError(f"address: expected a slot in use out of 0..{memory.num_slots - 1}, got {address}.")
+
+
+def register(name: str, module: nn.Module) -> None:
+    """`pyro.module(name, module)`, refusing to train parameters that are not this module's own.
+
+    Raises:
+        RuntimeError: If the parameter store holds other parameters under that name, or would hold a copy.
+    """
+    store = pyro.get_param_store()
+    for short, parameter in module.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        full_name = param_with_module_name(name, short)
+        value = pyro.param(full_name, parameter)  # which a handler may wrap, as pyro.render_model does
+        if full_name in store:
+            value = store[full_name]
+        if value is not parameter:
+            if not parameter.is_contiguous():
+                raise RuntimeError(
+                    f"parameter {short!r} is not contiguous in memory (channels_last?), so Pyro's parameter store "
+                    "would train a copy of it. Make it contiguous: the networks here lay out images, not weights."
+                )
+            raise RuntimeError(
+                f"Pyro's parameter store already holds another module's parameters under the name {name!r} "
+                f"(first: {full_name!r}), so this one would not be trained. Call pyro.clear_param_store() before "
+                "you build a new model, or give each model its own name: VMA(..., name='vma2')."
+            )

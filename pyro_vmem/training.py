@@ -238,7 +238,10 @@ class _Run:
         self.elbo, self.guide = objective, vma.guide
         if isinstance(objective, str):
             self.elbo, self.guide = named_objective(objective, vma.guide, num_particles)
-        self.parameters = [p for p in vma.parameters() if p.requires_grad]
+        # What the objective learns, such as a baseline, is trained and kept with the model.
+        self.module = self.elbo.module if isinstance(self.elbo, ParticleELBO) else None
+        learned = [*vma.parameters(), *(self.module.parameters() if self.module is not None else ())]
+        self.parameters = [p for p in learned if p.requires_grad]
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
         self.result = FitResult()
         self.best: dict[str, Tensor] | None = None
@@ -307,6 +310,8 @@ class _Run:
         tensors |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
         for index, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        if self.module is not None:
+            tensors |= {f"objective.{name}": tensor for name, tensor in self.module.state_dict().items()}
         tensors["random_state"] = torch.get_rng_state()
         save_checkpoint(path, tensors, {"spec": self.vma.spec(), "result": asdict(self.result)})
 
@@ -314,6 +319,8 @@ class _Run:
         """Reads back what `save` wrote."""
         tensors, data = load_checkpoint(path)
         self.vma.load_state_dict(_under("model.", tensors))
+        if self.module is not None:
+            self.module.load_state_dict(_under("objective.", tensors))
         self.best = _under("best.", tensors) or None
         states: dict[int, dict[str, Tensor]] = {}
         for name, tensor in _under("optimizer.", tensors).items():

@@ -7,11 +7,10 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.params import param_with_module_name
 from torch import Tensor
 
 from pyro_vmem.addressing import AddressGuide, AddressPrior, SimilarityGuide, UniformPrior
-from pyro_vmem.guards import check_address, check_memory, check_targets
+from pyro_vmem.guards import check_address, check_memory, check_targets, register
 from pyro_vmem.latent import GaussianGuide, LatentGuide, LatentPrior, TemplatePrior
 from pyro_vmem.likelihood import BernoulliDecoder, GaussianDecoder, Likelihood
 from pyro_vmem.memory import EncodedMemory, Memory, Template
@@ -336,32 +335,10 @@ class VMA(Part):
 
     def _enter(self, memory: Memory, x: Tensor | None) -> tuple[EncodedMemory, int]:
         """Registers the parameters with Pyro, checks the input, encodes the memory and counts the datapoints."""
-        self._register()
+        register(self.name, self)
         self.check(memory, x)
         batch_size = len(x) if x is not None else memory.batch_shape.numel()
         return self.encode(memory), batch_size
-
-    def _register(self) -> None:
-        """`pyro.module(self.name, self)`, refusing to train parameters that are not this module's own."""
-        store = pyro.get_param_store()
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            full_name = param_with_module_name(self.name, name)
-            value = pyro.param(full_name, parameter)  # which a handler may wrap, as pyro.render_model does
-            if full_name in store:
-                value = store[full_name]
-            if value is not parameter:
-                if not parameter.is_contiguous():
-                    raise RuntimeError(
-                        f"parameter {name!r} is not contiguous in memory (channels_last?), so Pyro's parameter store "
-                        "would train a copy of it. Make it contiguous: the networks here lay out images, not weights."
-                    )
-                raise RuntimeError(
-                    f"Pyro's parameter store already holds another model's parameters under the name {self.name!r} "
-                    f"(first: {full_name!r}), so this model would not be trained. Call pyro.clear_param_store() before "
-                    "you build a new model, or give each model its own name: VMA(..., name='vma2')."
-                )
 
     def check(self, memory: Memory, x: Tensor | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_vmem.infer.dreg import doubly_reparameterised, through_values_only
 from pyro_vmem.infer.particles import Particles, draw_particles
 from pyro_vmem.infer.terms import Terms
 
@@ -35,6 +36,8 @@ class ParticleELBO(ELBO, abc.ABC):
     Attributes:
         least_particles: The least :math:`K` that the objective is defined for.
         bias: What the gradient is in expectation: `""` for that of the stated objective exactly, else what is off.
+        dreg: Whether reparameterised latents get doubly reparameterised gradients; off unless a subclass offers it.
+        module: What the objective itself has to learn or to remember, such as a baseline; `None` for most.
 
     Raises:
         ValueError: If `num_particles` is less than `least_particles`.
@@ -42,7 +45,8 @@ class ParticleELBO(ELBO, abc.ABC):
 
     least_particles: ClassVar[int] = 1
     bias: ClassVar[str] = ""
-    detach_samples: ClassVar[bool] = False
+    dreg: bool = False
+    module: torch.nn.Module | None = None
 
     def __init__(
         self,
@@ -62,6 +66,16 @@ class ParticleELBO(ELBO, abc.ABC):
             max_plate_nesting=max_plate_nesting,
             **kwargs,
         )
+
+    @property
+    def decodes(self) -> int:
+        """How often the model is evaluated for each datapoint."""
+        return int(self.num_particles)
+
+    @property
+    def detach_samples(self) -> bool:
+        """Whether no latent is differentiated through."""
+        return False
 
     @abc.abstractmethod
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
@@ -104,10 +118,17 @@ class ParticleELBO(ELBO, abc.ABC):
         """The loss, minus the sum of the bounds, without gradients."""
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
+    def proposal(self, guide: Any) -> Any:
+        """What the particles are drawn from, made of the guide in its plates; the guide itself unless overridden."""
+        return doubly_reparameterised()(guide) if self.dreg else guide
+
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        return get_importance_trace(
-            "flat", self.max_plate_nesting, model, guide, args, kwargs, detach=self.detach_samples
+        traces: tuple[Trace, Trace] = get_importance_trace(
+            "flat", self.max_plate_nesting, model, self.proposal(guide), args, kwargs, detach=self.detach_samples
         )
+        if self.dreg:
+            through_values_only(traces[1])
+        return traces
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(num_particles={self.num_particles})"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 from torch import Tensor
 
 from pyro_vmem.infer.base import ParticleELBO
@@ -21,12 +24,16 @@ class IWAE_ELBO(ParticleELBO):
     from it. Here it trains, with a large variance, as the whole bound is the learning signal of each particle; it is
     the point of comparison for :class:`VIMCO_ELBO`, whose baseline takes most of that variance away.
 
+    With `dreg` the gradient reaches the guide of reparameterised latents through their values only, as in
+    :class:`VIMCO_ELBO`; with one particle that is "sticking the landing".
+
     References:
         | Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), equation 8 | https://arxiv.org/abs/1509.00519
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equation 5 | https://arxiv.org/abs/1602.06725
 
     Arguments:
         num_particles: The number :math:`K \ge 1` of particles.
+        dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
         kwargs: Other arguments of `pyro.infer.ELBO`.
@@ -38,6 +45,19 @@ class IWAE_ELBO(ParticleELBO):
         torch.Size([])
     """
 
+    def __init__(
+        self,
+        num_particles: int = 4,
+        dreg: bool = False,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
+        self.dreg = dreg
+
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
-        bound = log_mean_exp(particles.log_weights)
+        log_weights = particles.log_weights
+        particles.weight_paths(log_weights.detach().softmax(0))
+        bound = log_mean_exp(log_weights)
         return bound, bound + particles.score_sum(bound.detach().expand_as(particles.log_likelihood))

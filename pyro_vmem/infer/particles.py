@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
+from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.poutine import Trace
 from torch import Tensor
+
+from pyro_vmem.infer.dreg import PathWeight
 
 __all__ = ["Particles", "draw_particles"]
 
@@ -25,11 +29,14 @@ class Particles:
 
     Attributes:
         log_prior: :math:`\log p` of each latent site.
-        log_guide: :math:`\log q` of each latent site.
+        log_guide: :math:`\log q` of each latent site; of what it was drawn from, if that is not the guide itself.
         log_likelihood: :math:`\log p` of all observed sites together.
         score: :math:`\log q` of each latent that is not reparameterised, unscaled.
         kl: :math:`KL(q \| p)` in closed form, of each categorical latent.
         scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
+        arguments: What model and guide were called with, positional and by keyword.
+        paths: For each particle drawn on its own (one entry if they are vectorized), the values whose gradients can be
+            weighted, and what shapes `(K, B)` to fit each; see :mod:`pyro_vmem.infer.dreg`.
     """
 
     log_prior: dict[str, Tensor]
@@ -38,6 +45,8 @@ class Particles:
     score: dict[str, Tensor]
     kl: dict[str, Tensor]
     scale: float
+    arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
+    paths: list[list[tuple[PathWeight, Callable[[Tensor], Tensor]]]] = field(default_factory=list)
 
     @property
     def log_weights(self) -> Tensor:
@@ -46,6 +55,16 @@ class Particles:
         for name in self.log_prior:
             log_weights = log_weights + self.log_prior[name] - self.log_guide[name]
         return log_weights
+
+    def weight_paths(self, factor: Tensor) -> None:
+        """Multiplies the gradient that reaches the guide through the particles' values.
+
+        Arguments:
+            factor: The factor of each particle, with shape `(K, B)`, without gradient.
+        """
+        for rows, paths in zip(factor.split(len(factor) // max(1, len(self.paths))), self.paths, strict=False):
+            for path, shaped in paths:
+                path.factor = shaped(rows)
 
     def score_sum(self, signal: Tensor) -> Tensor:
         r""":math:`\sum_k s_k \log q(h_k)` over the latents that are not reparameterised.
@@ -74,7 +93,7 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
     """
     rows = [_particles(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
     if len(rows) == 1:
-        return rows[0]
+        return replace(rows[0], arguments=(args, kwargs))
 
     def stack(parts: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(parts))
@@ -87,13 +106,15 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
         score={name: stack(row.score[name] for row in rows) for name in first.score},
         kl={name: stack(row.kl[name] for row in rows) for name in first.kl},
         scale=first.scale,
+        arguments=(args, kwargs),
+        paths=[path for row in rows for path in row.paths],
     )
 
 
 def _particles(model_trace: Trace, guide_trace: Trace) -> Particles:
     """The particles of one pair of traces: K of them if vectorized, else one."""
-    model_sites = {name: site for name, site in model_trace.nodes.items() if site["type"] == "sample"}
-    guide_sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
+    model_sites: dict[str, Any] = {n: site for n, site in model_trace.nodes.items() if site["type"] == "sample"}
+    guide_sites: dict[str, Any] = {n: site for n, site in guide_trace.nodes.items() if site["type"] == "sample"}
     latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
     _check_sites(latents, guide_sites)
     layout = _Layout([*model_sites.values(), *guide_sites.values()])
@@ -104,16 +125,23 @@ def _particles(model_trace: Trace, guide_trace: Trace) -> Particles:
         log_guide={name: layout.per_datapoint(guide_sites[name]["log_prob"]) for name in latents},
         log_likelihood=sum(observed, zero),
         score={
-            name: layout.per_datapoint(site["score_parts"].score_function)
+            name: layout.per_datapoint(_score(site))
             for name, site in guide_sites.items()
             if isinstance(site["score_parts"].score_function, Tensor)
         },
         kl={
-            name: layout.per_datapoint(_kl(guide_sites[name]["fn"], site["fn"]))
+            name: layout.per_datapoint(torch.distributions.kl_divergence(_guide(guide_sites[name]), site["fn"]))
             for name, site in latents.items()
             if _is_categorical(site["fn"]) and _is_categorical(guide_sites[name]["fn"])
         },
         scale=layout.scale,
+        paths=[
+            [
+                (site["infer"]["path"], partial(layout.of_value, event_dim=site["fn"].event_dim))
+                for site in guide_sites.values()
+                if "path" in site["infer"]
+            ]
+        ],
     )
 
 
@@ -159,9 +187,25 @@ class _Layout:
         rows = rows.reshape(self.sizes[0], -1)
         return rows / self.scale if self.scale != 1.0 else rows
 
+    def of_value(self, rows: Tensor, event_dim: int) -> Tensor:
+        """The reverse: `(K, B)` in the shape that broadcasts with a site's value."""
+        shape = [1] * -min(self.dims)
+        for dim, size in zip(self.dims, self.sizes[-len(self.dims) :], strict=True):
+            shape[dim] = size
+        return rows.reshape(*shape, *[1] * event_dim)
 
-def _kl(q: Any, p: Any) -> Tensor:
-    return torch.distributions.kl_divergence(q, p)
+
+def _guide(site: Any) -> Any:
+    """The guide's distribution at a site, which a proposal may have stood in for."""
+    return site["infer"].get("guide", site["fn"])
+
+
+def _score(site: Any) -> Tensor:
+    """The guide's own log-probability of a value that is not reparameterised, unscaled."""
+    if "guide" not in site["infer"]:
+        score: Tensor = site["score_parts"].score_function
+        return score
+    return scale_and_mask(_guide(site).log_prob(site["value"]), 1.0, site["mask"])
 
 
 def _is_categorical(fn: Any) -> bool:

@@ -6,8 +6,9 @@ import math
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from pyro_vmem.guards import register
 from pyro_vmem.infer.base import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 
@@ -19,9 +20,16 @@ class Reinforce_ELBO(ParticleELBO):
 
     .. math:: \nabla = \frac{1}{K} \sum_k \nabla \log w_k + (\log w_k - b_k) \nabla \log q(h_k)
 
-    The baseline :math:`b_k` is the mean over the other particles (`"leave-one-out"`), or a running mean over all that
-    came before (`"average"`, one number). Neither looks at its own particle, so both are unbiased. The average is kept
-    on this object, is not shaped like a minibatch, and moves with each call that computes a loss with gradients.
+    No baseline :math:`b_k` looks at its own particle, so all are unbiased:
+
+    - `"leave-one-out"`: the mean over the other particles;
+    - `"average"`: a running mean over all that came before, one number. It does not depend on the minibatch's size,
+      and moves with each call that computes a loss with gradients;
+    - a `torch.nn.Module`: called as the model is, it returns one number for each datapoint, with shape `(B,)`, and
+      learns to predict :math:`\log w` by squared error. `SVI` trains it with the rest, under the name `"baseline"`;
+    - `"none"`.
+
+    What an average or a network has learned is in `module`.
 
     References:
         | Simple statistical gradient-following algorithms (Williams, 1992) | https://doi.org/10.1007/BF00992696
@@ -29,14 +37,14 @@ class Reinforce_ELBO(ParticleELBO):
 
     Arguments:
         num_particles: The number :math:`K` of particles; at least 2 for the leave-one-out baseline.
-        baseline: `"leave-one-out"`, `"average"` or `"none"`.
+        baseline: `"leave-one-out"`, `"average"`, `"none"` or a network.
         decay: How much of the running average a step keeps, in [0, 1).
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
         kwargs: Other arguments of `pyro.infer.ELBO`.
 
     Raises:
-        ValueError: If `baseline` is none of the three, `decay` is out of range, or there are too few particles.
+        ValueError: If `baseline` is none of these, `decay` is out of range, or there are too few particles.
 
     Example:
         >>> import pyro_vmem as pv
@@ -49,14 +57,16 @@ class Reinforce_ELBO(ParticleELBO):
     def __init__(
         self,
         num_particles: int = 4,
-        baseline: Literal["leave-one-out", "average", "none"] = "leave-one-out",
+        baseline: Literal["leave-one-out", "average", "none"] | nn.Module = "leave-one-out",
         decay: float = 0.9,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         **kwargs: Any,
     ) -> None:
-        if baseline not in ("leave-one-out", "average", "none"):
-            raise ValueError(f"baseline: expected 'leave-one-out', 'average' or 'none', got {baseline!r}.")
+        if not isinstance(baseline, nn.Module) and baseline not in ("leave-one-out", "average", "none"):
+            raise ValueError(
+                f"baseline: expected 'leave-one-out', 'average', 'none' or a torch.nn.Module, got {baseline!r}."
+            )
         if baseline == "leave-one-out" and num_particles < 2:
             raise ValueError(
                 f"num_particles: the leave-one-out baseline needs at least 2, got {num_particles}. "
@@ -66,22 +76,56 @@ class Reinforce_ELBO(ParticleELBO):
             raise ValueError(f"decay: expected a number in [0, 1), got {decay}.")
         super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
         self.baseline = baseline
-        self.decay = decay
-        self._average: float | None = None
+        if isinstance(baseline, nn.Module):
+            self.module = baseline
+        elif baseline == "average":
+            self.module = _RunningMean(decay)
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights
-        bound = log_weights.mean(0)
-        signal = log_weights.detach()
+        bound, surrogate, signal = log_weights.mean(0), log_weights.mean(0), log_weights.detach()
         if self.baseline == "leave-one-out":
             count = len(signal)
             signal = (signal - signal.mean(0)) * count / (count - 1)  # the same as subtracting the others' mean
-        elif self.baseline == "average":
-            mean, before = float(signal.mean()), self._average
-            signal = signal - (before or 0.0)  # nothing at first: this draw's own mean would be a bias
-            if torch.is_grad_enabled():
-                self._average = mean if before is None else self.decay * before + (1 - self.decay) * mean
-        return bound, bound + particles.score_sum(signal / len(signal))
+        elif isinstance(self.module, _RunningMean):
+            signal = self.module.subtract(signal)
+        elif self.module is not None:
+            predicted = self._predict(self.module, particles)
+            surrogate = surrogate - 0.5 * (signal - predicted).square().mean(0)
+            signal = signal - predicted.detach()
+        return bound, surrogate + particles.score_sum(signal / len(signal))
+
+    def _predict(self, network: nn.Module, particles: Particles) -> Tensor:
+        register("baseline", network)
+        arguments, keywords = particles.arguments
+        predicted: Tensor = network(*arguments, **keywords)
+        batch = particles.log_likelihood.shape[1:]
+        if predicted.shape != batch:
+            raise ValueError(
+                f"baseline: expected a network that returns one number for each datapoint, {tuple(batch)}, "
+                f"got {tuple(predicted.shape)}."
+            )
+        return predicted
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_particles={self.num_particles}, baseline={self.baseline!r})"
+        baseline = type(self.baseline).__name__ if isinstance(self.baseline, nn.Module) else repr(self.baseline)
+        return f"{type(self).__name__}(num_particles={self.num_particles}, baseline={baseline})"
+
+
+class _RunningMean(nn.Module):
+    """The mean of all signals so far, the latest the most; a buffer, so that it is saved where a model is."""
+
+    mean: Tensor
+
+    def __init__(self, decay: float) -> None:
+        super().__init__()
+        self.decay = decay
+        self.register_buffer("mean", torch.tensor(math.nan))
+
+    def subtract(self, signal: Tensor) -> Tensor:
+        """The signal less the mean of those before; nothing at first, as its own mean would be a bias."""
+        now, before = signal.mean().to(self.mean), self.mean
+        centred = signal - before.nan_to_num(0.0).to(signal)
+        if torch.is_grad_enabled():
+            self.mean = torch.where(before.isnan(), now, self.decay * before + (1 - self.decay) * now)
+        return centred

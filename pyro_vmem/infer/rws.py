@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+import math
+from typing import Any, ClassVar
 
+import torch
+from pyro.distributions import Categorical
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vmem.infer.base import ParticleELBO
@@ -21,38 +25,101 @@ class RWS_ELBO(ParticleELBO):
 
     The first is the gradient of :math:`L = \log \frac{1}{K} \sum_k w_k` with respect to the model, exactly in
     expectation; the second (the wake phase of the guide) is a self-normalised estimate of that of
-    :math:`-KL(p(h | x) \| q(h | x))`, off by :math:`O(1/K)`. No latent is differentiated through, discrete or not, and
-    no score function is needed, so it learns where the signal of :class:`VIMCO_ELBO` is weak. Weights are per
-    datapoint; `pyro.infer.ReweightedWakeSleep` forms one weight for the whole minibatch.
+    :math:`-KL(p(h | x) \| q(h | x))`, off by :math:`O(1/K)`. No score function is needed, so it learns where the signal
+    of :class:`VIMCO_ELBO` is weak. Weights are per datapoint; `pyro.infer.ReweightedWakeSleep` forms one weight for the
+    whole minibatch.
+
+    Two options:
+
+    - `pathwise`: reparameterised latents follow the gradient of :math:`L` through their values, and only the others the
+      wake phase. A decoder that is not yet trained has no use for a latent that it is not differentiated through.
+    - `defensive`: categorical latents are drawn from :math:`(1 - \delta)\, q + \delta\, \mathrm{uniform}`, so that a
+      value that the guide has given up is still tried. The weights are those of the mixture; what is trained is q.
 
     References:
         | Reweighted Wake-Sleep (Bornschein & Bengio, 2015), equations 5 and 8 | https://arxiv.org/abs/1406.2751
-        | Revisiting Reweighted Wake-Sleep (Le et al., 2019) | https://arxiv.org/abs/1805.10469
+        | Revisiting Reweighted Wake-Sleep (Le et al., 2019), sections 3 and 4 | https://arxiv.org/abs/1805.10469
 
     Arguments:
         num_particles: The number :math:`K \ge 2` of particles.
+        pathwise: Whether reparameterised latents are differentiated through.
+        dreg: Whether that gradient is doubly reparameterised, as in :class:`VIMCO_ELBO`; needs `pathwise`.
+        defensive: The share :math:`\delta` of the uniform distribution, in [0, 1).
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
         kwargs: Other arguments of `pyro.infer.ELBO`.
 
     Raises:
-        ValueError: If `num_particles` is less than 2: a single particle has weight one, whatever it is.
+        ValueError: If `num_particles` is less than 2 (a single particle has weight one, whatever it is), `defensive` is
+            out of range, or `dreg` is without `pathwise`.
 
     Example:
-        >>> import torch, pyro_vmem as pv
+        >>> import pyro_vmem as pv
         >>> vma = pv.VMA.for_vectors(5)
-        >>> terms = RWS_ELBO(8).terms(vma.model, vma.guide, pv.Memory(torch.randn(6, 5)), torch.randn(3, 5))
-        >>> terms.bound.shape
+        >>> elbo = RWS_ELBO(8, pathwise=True, defensive=0.1)
+        >>> elbo.terms(vma.model, vma.guide, pv.Memory(torch.randn(6, 5)), torch.randn(3, 5)).bound.shape
         torch.Size([3])
     """
 
     least_particles: ClassVar[int] = 2
     bias: ClassVar[str] = "guide: self-normalised, O(1/K)"
-    detach_samples: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        num_particles: int = 4,
+        pathwise: bool = False,
+        dreg: bool = False,
+        defensive: float = 0.0,
+        vectorize_particles: bool = True,
+        max_plate_nesting: float = math.inf,
+        **kwargs: Any,
+    ) -> None:
+        if not 0 <= defensive < 1:
+            raise ValueError(f"defensive: expected a number in [0, 1), got {defensive}.")
+        if dreg and not pathwise:
+            raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
+        self.pathwise = pathwise
+        self.dreg = dreg
+        self.defensive = defensive
+
+    @property
+    def detach_samples(self) -> bool:
+        return not self.pathwise
+
+    def proposal(self, guide: Any) -> Any:
+        drawn = super().proposal(guide)
+        return _Defensive(self.defensive)(drawn) if self.defensive else drawn
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights
         share = log_weights.detach().softmax(0)
-        log_joint = particles.log_likelihood + sum(particles.log_prior.values())
-        log_guide = sum(particles.log_guide.values())
-        return log_mean_exp(log_weights), (share * (log_joint + log_guide)).sum(0)
+        particles.weight_paths(share)
+        awake = particles.score if self.pathwise else particles.log_guide | particles.score
+        # What the wake phase trains has no part in the bound's own gradient.
+        of_bound = log_weights
+        for name in awake:
+            of_bound = of_bound + particles.log_guide[name] - particles.log_guide[name].detach()
+        wake = sum((share * log_q for log_q in awake.values()), torch.zeros_like(share)).sum(0)
+        return log_mean_exp(log_weights), log_mean_exp(of_bound) + wake
+
+    def __repr__(self) -> str:
+        options = {"pathwise": self.pathwise, "dreg": self.dreg, "defensive": self.defensive}
+        shown = "".join(f", {name}={value}" for name, value in options.items() if value)
+        return f"{type(self).__name__}(num_particles={self.num_particles}{shown})"
+
+
+class _Defensive(Messenger):
+    """Draws categorical sites from a mixture of the guide and the uniform distribution."""
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        self.share = share
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        if msg["is_observed"] or not isinstance(fn, torch.distributions.Categorical):
+            return
+        mixture = (1 - self.share) * fn.probs + self.share / fn.probs.shape[-1]
+        msg["fn"] = Categorical(probs=mixture)
+        msg["infer"] = {**msg["infer"], "guide": fn}

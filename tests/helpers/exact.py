@@ -44,6 +44,13 @@ class Discrete(nn.Module):
         log_x = dist.Normal(self.mean, 0.7).log_prob(x[:, None, None])
         return (log_p + log_x - log_q).flatten(1).T, log_q.flatten(1).T
 
+    def mixed(self, x, share):
+        """log r of every state, where each site is drawn from a mixture of the guide and the uniform: (6, B)."""
+        side = (x > 0).long()
+        r_k = (1 - share) * self.q_k.softmax(-1)[side] + share / 3
+        r_j = (1 - share) * self.q_j.softmax(-1)[side] + share / 2
+        return (r_k.unsqueeze(-1) * r_j).log().flatten(1).T
+
 
 def exact_bound(log_w, log_q, num_particles):
     """E log (1/K) sum_k w_k, summed over all states of all particles; `(B,)`."""
@@ -79,13 +86,21 @@ def exact_elbo(log_w, log_q):
     return (log_q.exp() * log_w).sum(0)
 
 
-def exact_wake(log_w, log_q, num_particles):
-    """A surrogate whose gradient is the expectation of reweighted wake-sleep's, summed over all states; `(B,)`."""
+def exact_wake(log_w, log_q, num_particles, log_r=None):
+    """A surrogate whose gradient is the expectation of reweighted wake-sleep's, summed over all states; `(B,)`.
+
+    Drawn from r if given; `log_w` is then log p, else log p - log q.
+    """
+    if log_r is not None:
+        return sum_over_particles(log_w, log_q, num_particles, log_r)
+    return sum_over_particles(log_w + log_q, log_q, num_particles, log_q)
+
+
+def sum_over_particles(log_p, log_q, num_particles, log_r):
     total = 0.0
-    for states in itertools.product(range(len(log_w)), repeat=num_particles):
+    for states in itertools.product(range(len(log_p)), repeat=num_particles):
         index = list(states)
-        share = log_w[index].softmax(0).detach()
-        probability = log_q[index].sum(0).exp().detach()
-        log_p = log_w[index] + log_q[index]
-        total = total + probability * (share * (log_p + log_q[index])).sum(0)
+        share = (log_p - log_r)[index].softmax(0).detach()
+        probability = log_r[index].sum(0).exp().detach()
+        total = total + probability * (share * (log_p + log_q)[index]).sum(0)
     return total

@@ -22,6 +22,18 @@ from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+
+class Baseline(torch.nn.Module):
+    """One number for each datapoint, from what the model is called with."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([-1.0, 0.5]))
+
+    def forward(self, x):
+        return self.weight[0] + self.weight[1] * x
+
+
 # An objective, its exact value and a function with its exact gradient, of log w and log q of all states.
 # A new objective is one line here; a test fails if one is missing.
 CASES = {
@@ -33,9 +45,15 @@ CASES = {
     "iwae-3": (lambda: IWAE_ELBO(3), lambda w, q: exact_bound(w, q, 3), None),
     "rws-2": (lambda: RWS_ELBO(2), lambda w, q: exact_bound(w, q, 2), lambda w, q: exact_wake(w, q, 2)),
     "rws-3": (lambda: RWS_ELBO(3), lambda w, q: exact_bound(w, q, 3), lambda w, q: exact_wake(w, q, 3)),
+    "rws-pathwise": (
+        lambda: RWS_ELBO(2, pathwise=True),  # nothing is reparameterised here, so it is the same
+        lambda w, q: exact_bound(w, q, 2),
+        lambda w, q: exact_wake(w, q, 2),
+    ),
     "reinforce-loo-2": (lambda: Reinforce_ELBO(2), exact_elbo, None),
     "reinforce-loo-4": (lambda: Reinforce_ELBO(4), exact_elbo, None),
     "reinforce-average": (lambda: Reinforce_ELBO(1, "average"), exact_elbo, None),
+    "reinforce-network": (lambda: Reinforce_ELBO(1, Baseline()), exact_elbo, None),
     "reinforce-none": (lambda: Reinforce_ELBO(2, "none"), exact_elbo, None),
     "rao-blackwell-1": (lambda: RaoBlackwell_ELBO(1, site="k"), exact_elbo, None),
     "rao-blackwell-2": (lambda: RaoBlackwell_ELBO(2, site="k"), exact_elbo, None),
@@ -134,11 +152,12 @@ def test_a_masked_datapoint_and_a_subsampled_plate(name):
     toy, x, _ = discrete_case()
     keep = torch.tensor([True, False])
     model, guide = (pyro.poutine.mask(fn, mask=keep) for fn in (toy.model, toy.guide))
-    terms = make().terms(model, guide, x)
-    if not isinstance(make(), RaoBlackwell_ELBO):  # whose shares sum to one up to rounding
+    elbo = make()
+    terms = elbo.terms(model, guide, x)
+    if not isinstance(elbo, RaoBlackwell_ELBO):  # whose shares sum to one up to rounding
         assert terms.bound[1] == 0
     assert terms.bound[0] != 0
-    terms = make().terms(*(scale_sites({"j": 0.5})(fn) for fn in (toy.model, toy.guide)), x)
+    terms = elbo.terms(*(scale_sites({"j": 0.5})(fn) for fn in (toy.model, toy.guide)), x)
     assert terms.loss.isfinite()
 
 
@@ -198,10 +217,66 @@ def test_the_running_average_is_a_number_and_moves_only_in_training():
     toy, x, _ = discrete_case()
     elbo = Reinforce_ELBO(1, "average", decay=0.5)
     elbo.loss(toy.model, toy.guide, x)
-    assert elbo._average is None
+    assert elbo.module.mean.isnan()
     for n in (4, 3):  # a short last batch is no different
         elbo.differentiable_loss(toy.model, toy.guide, x.repeat(n))
-    assert isinstance(elbo._average, float)
+    assert elbo.module.mean.isfinite()
+    assert elbo.module.mean.shape == ()
+
+
+def test_a_network_baseline_is_trained_with_the_rest_and_takes_variance_away():
+    toy, x, _ = discrete_case()
+    elbo = Reinforce_ELBO(1, Baseline())
+    optimizer = pyro.optim.Adam(lambda name: {"lr": 0.1 if name.startswith("baseline") else 0.0})
+    svi = pyro.infer.SVI(toy.model, toy.guide, optimizer, elbo)
+    for _ in range(200):
+        svi.step(x.repeat(50))
+    log_w, log_q = toy.states(x)
+    torch.testing.assert_close(elbo.module(x).detach(), exact_elbo(log_w, log_q).detach(), atol=0.3, rtol=0)
+    noise = [
+        estimates(e, toy.model, toy.guide, [x.repeat(50)], [toy.q_k], 50, 200).var(0).sum()
+        for e in (elbo, Reinforce_ELBO(1, "none"))
+    ]
+    assert noise[0] < 0.5 * noise[1]
+
+
+def test_a_baseline_of_another_shape_is_refused():
+    toy, x, _ = discrete_case()
+    with pytest.raises(ValueError, match=r"baseline: expected .* one number for each datapoint, \(2,\), got \(1, 2\)"):
+        Reinforce_ELBO(1, torch.nn.Unflatten(0, (1, 2))).loss(toy.model, toy.guide, x)
+
+
+def test_a_defensive_mixture_is_weighted_as_what_was_drawn_from():
+    """Value and gradient against the sum over all states of both particles, drawn from the mixture."""
+    toy, x, parameters = discrete_case()
+    share, num_particles, copies = 0.3, 2, 2000
+    log_w, log_q = toy.states(x)
+    log_r = toy.mixed(x, share)
+    value = exact_bound(log_w + log_q - log_r, log_r.detach(), num_particles)
+    exact = gradients(-exact_wake(log_w + log_q, log_q, num_particles, log_r).sum(), parameters)
+    elbo = RWS_ELBO(num_particles, defensive=share)
+    samples = estimates(elbo, toy.model, toy.guide, [x.repeat(copies)], parameters, copies, 40)
+    assert_unbiased(samples, exact, resolution=0.05)
+    values = torch.tensor([elbo.loss(toy.model, toy.guide, x.repeat(500)) / 500 for _ in range(40)])
+    assert_unbiased(values, -value.sum().detach(), resolution=0.02)
+
+
+def test_a_defensive_mixture_tries_what_the_guide_has_given_up():
+    """Where the guide is sure and wrong, only the mixture ever sees the other values."""
+    toy, x, _ = discrete_case()
+    with torch.no_grad():
+        toy.q_k.copy_(torch.tensor([[0.0, 40.0, 0.0]]).expand(2, 3))
+        toy.p_k.copy_(torch.tensor([6.0, 0.0, 0.0]))
+        toy.mean.zero_()
+    push = {}
+    for share in (0.0, 0.2):
+        elbo = RWS_ELBO(8, defensive=share)
+        push[share] = gradients(elbo.differentiable_loss(toy.model, toy.guide, x.repeat(20)), [toy.q_k]).norm()
+    assert push[0.0] < 1e-6
+    assert push[0.2] > 1
+    terms = elbo.terms(toy.model, toy.guide, x)
+    by_hand = torch.distributions.kl_divergence(dist.Categorical(logits=toy.q_k[0]), dist.Categorical(logits=toy.p_k))
+    torch.testing.assert_close(terms.kl["k"], by_hand.expand(2))  # the guide's own, not the mixture's
 
 
 def test_baselines_take_variance_away():
@@ -271,8 +346,13 @@ def test_truncated_categorical():
         (lambda: RWS_ELBO(1), "num_particles: RWS_ELBO needs at least 2, got 1"),
         (lambda: IWAE_ELBO(0), "num_particles: IWAE_ELBO needs at least 1, got 0"),
         (lambda: Reinforce_ELBO(1), "num_particles: the leave-one-out baseline needs at least 2, got 1"),
-        (lambda: Reinforce_ELBO(2, "mean"), "baseline: expected 'leave-one-out', 'average' or 'none', got 'mean'"),
+        (
+            lambda: Reinforce_ELBO(2, "mean"),
+            "baseline: expected 'leave-one-out', 'average', 'none' or a torch.nn.Module, got 'mean'",
+        ),
         (lambda: Reinforce_ELBO(2, decay=1.0), r"decay: expected a number in \[0, 1\), got 1.0"),
+        (lambda: RWS_ELBO(4, defensive=1.0), r"defensive: expected a number in \[0, 1\), got 1.0"),
+        (lambda: RWS_ELBO(4, dreg=True), "dreg: no latent is differentiated through"),
         (lambda: RaoBlackwell_ELBO(0), "k: expected at least 1, got 0"),
     ],
 )
@@ -310,6 +390,8 @@ def test_rao_blackwell_refuses_a_site_that_is_not_categorical():
 
 
 def test_reprs():
+    assert repr(RWS_ELBO(3, pathwise=True)) == "RWS_ELBO(num_particles=3, pathwise=True)"
+    assert repr(Reinforce_ELBO(1, Baseline())) == "Reinforce_ELBO(num_particles=1, baseline=Baseline)"
     assert repr(IWAE_ELBO(3)) == "IWAE_ELBO(num_particles=3)"
     assert repr(Reinforce_ELBO(3)) == "Reinforce_ELBO(num_particles=3, baseline='leave-one-out')"
     assert repr(RaoBlackwell_ELBO(3)) == "RaoBlackwell_ELBO(k=3, site='a')"
