@@ -1,16 +1,19 @@
 """What a lookup gains and what the memory is worth, in nats."""
 
 from pyro_vmem.diagnostics.calibration import Calibration, sbc
-from pyro_vmem.diagnostics.evidence import log_evidence, slot_log_evidence
+from pyro_vmem.diagnostics.evidence import Evidence, estimate_evidence, log_evidence
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
+from pyro_vmem.diagnostics.slots import slot_log_evidence
 from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, standard_error
 
 __all__ = [
     "Calibration",
+    "Evidence",
     "FewShotEvaluation",
     "address_entropy",
     "effective_sample_size",
+    "estimate_evidence",
     "evaluate",
     "information_gain",
     "log_evidence",

@@ -1,51 +1,192 @@
-"""The evidence log p(x | M) of a model, by importance sampling."""
+"""The evidence log p(x | M) of a model by importance sampling, with its own reliability."""
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from pyro_vmem.memory import EncodedMemory, Memory, Template
+from pyro_vmem.diagnostics.slots import at_addresses, at_slots, check_numbers, chunks
+from pyro_vmem.diagnostics.strata import StratifiedWeights
+from pyro_vmem.memory import EncodedMemory, Memory
+from pyro_vmem.precision import autocast
 from pyro_vmem.vma import VMA
 
-__all__ = ["log_evidence", "slot_log_evidence"]
+__all__ = ["Evidence", "Method", "estimate_evidence", "log_evidence"]
+
+Method = Literal["exact-address", "sampled", "top-k"]
+
+KHAT_LIMIT = 0.7
+WARNED_SHARE = 0.05  # the share of datapoints above the limit from which on it is worth a warning
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    r"""What :func:`estimate_evidence` found, one value a target, `(B,)`.
+
+    Attributes:
+        log_evidence: :math:`\log p(x | M)`, in nats; a lower bound in expectation.
+        standard_error: Its Monte Carlo error by the delta method, in nats. NaN where a slot was summed from a single
+            sample, which says nothing of the spread. Too small where `khat` is large.
+        ess: The effective sample size of all weights :math:`p(a | M) w` of a target, in [1, samples]. Samples at slots
+            that hold nothing do not count, so a small one is no fault of summing all slots.
+        khat: The Pareto tail index of the weights, those of a summed slot over their mean: slots differ for no fault of
+            the guide. Those slots count that make up 99 % of the estimate. Above 0.7 the estimate is not to be
+            trusted; `-inf` for weights without spread, NaN for 20 samples or fewer, too few to tell (see
+            :func:`~pyro_vmem.diagnostics.pareto_k`).
+        num_samples: Decodes a target that were asked for.
+        method: `"exact-address"`, `"sampled"` or `"top-k"`.
+        decodes: Decodes that were made, of all targets.
+    """
+
+    log_evidence: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    khat: Tensor
+    num_samples: int
+    method: Method
+    decodes: int
+
+    @property
+    def nll(self) -> Tensor:
+        """The negative log-likelihood, with shape `(B,)`, in nats."""
+        return -self.log_evidence
+
+    def summary(self) -> dict[str, float]:
+        """Means over targets; the keys name the quantity.
+
+        `nll_se` is the standard error of the mean `nll` as targets vary, which have to be independent (episodes: see
+        :func:`~pyro_vmem.diagnostics.evaluate`); `monte_carlo_se` is the part of it that more samples would remove.
+        `khat_above` is the share of targets with a k-hat above 0.7, `khat_unknown` that of targets without one.
+        """
+        size = len(self.log_evidence)
+        return {
+            "nll": float(self.nll.mean()),
+            "nll_se": float(self.nll.std()) / math.sqrt(size) if size > 1 else math.nan,
+            "monte_carlo_se": float(self.standard_error.square().sum().sqrt()) / size,
+            "ess": float(self.ess.mean()),
+            "khat_above": float((self.khat > KHAT_LIMIT).double().mean()),
+            "khat_unknown": float(self.khat.isnan().double().mean()),
+            "num_samples": self.num_samples,
+            "decodes": self.decodes,
+            "num_targets": size,
+        }
 
 
 @torch.no_grad()
+def estimate_evidence(
+    vma: VMA,
+    memory: Memory,
+    x: Tensor,
+    num_samples: int = 1000,
+    method: Method = "exact-address",
+    *,
+    k: int = 8,
+    seed: int | None = None,
+    precision: Literal["auto", "bfloat16", "float32"] | None = None,
+    max_decodes: int = 4096,
+    progress: bool = False,
+    warn: bool = True,
+) -> Evidence:
+    r"""Estimates :math:`\log p(x | M)` of each target, in nats, and how far the estimate can be trusted.
+
+    - `"sampled"` draws (a, z) from the guide: :math:`\log \frac{1}{K} \sum_k w_k`, as the literature does.
+    - `"exact-address"` sums over all slots and samples only z, as often at each:
+      :math:`\log \sum_a p(a | M) \frac{1}{K_a} \sum_k p(z_k | m_a) p(x | z_k, m_a) / q(z_k | x, m_a)`. It does not
+      depend on the address guide, but most decodes are spent on slots that hold nothing.
+    - `"top-k"` sums over the :math:`k` slots that the address guide finds most probable, and samples the others from
+      the guide restricted to them. Half of the decodes are divided equally between these :math:`k + 1` strata, half
+      as the guide has it, so that none is starved by a guide that is too sure. With :math:`k \ge |M|` it is
+      `"exact-address"`.
+
+    All make `num_samples` decodes a target and estimate :math:`p(x | M)` without bias (a guide that excludes slots
+    aside: see :class:`~pyro_vmem.TruncatedGuide`); their logarithms are lower bounds in expectation that tighten as
+    samples are added. Where the address guide can be trusted and the latent guide is what is rough, `"sampled"` and
+    `"top-k"` are tighter; where the address guide is off, `"exact-address"` is.
+
+    References:
+        | Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), equation 8
+        | https://arxiv.org/abs/1509.00519
+        | Monte Carlo theory, methods and examples (Owen, 2013), section 8.4, stratification
+        | https://artowen.su.domains/mc/
+
+    Arguments:
+        vma: The model and its guide.
+        memory: The memory :math:`M`.
+        x: The targets, with shape `(B, *event)`.
+        num_samples: Decodes a target. Each stratum gets one at least; for a standard error it takes two.
+        method: `"exact-address"`, `"sampled"` or `"top-k"`.
+        k: How many slots `"top-k"` sums over.
+        seed: Seeds the samples, leaving the global random state as it is; by default they are drawn from that.
+        precision: Which precision networks run in, as of `pyro_vmem.fit`; by default that of the surroundings, float32
+            outside of `torch.autocast`. Densities and weights are float32 in any.
+        max_decodes: How many decodes to hold in memory at once.
+        progress: Whether to show a progress bar.
+        warn: Whether to warn if more than 5 % of the targets have a k-hat above 0.7.
+
+    Returns:
+        The estimate of each target, its standard error, effective sample size and k-hat.
+
+    Raises:
+        ValueError: If `method` is none of the three, a number is less than 1, or memory or x do not fit the model.
+
+    Warns:
+        UserWarning: If an estimate is not finite, or (see `warn`) many k-hats are large.
+
+    Example:
+        >>> vma = VMA.for_vectors(5)
+        >>> evidence = estimate_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5), num_samples=500, seed=0)
+        >>> evidence.log_evidence.shape, evidence.decodes
+        (torch.Size([3]), 1500)
+    """
+    if method not in ("exact-address", "sampled", "top-k"):
+        raise ValueError(f"method: expected 'exact-address', 'sampled' or 'top-k', got {method!r}.")
+    check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
+    vma.check(memory, x)
+    with _seeded(seed), contextlib.nullcontext() if precision is None else autocast(x.device, precision):
+        encoded, slots = vma.encode(memory), _slots_in_use(memory)
+        every_slot = method == "exact-address" or (method == "top-k" and k >= len(slots))
+        summed = 0 if method == "sampled" else k
+        decodes = max(1, num_samples // len(slots)) * len(slots) if every_slot else max(num_samples, summed + 1)
+        columns = []
+        for chunk, targets in chunks(encoded, x, len(slots) if every_slot else decodes, max_decodes, progress):
+            if every_slot:
+                weights = _at_every_slot(vma, chunk, targets, slots, decodes // len(slots), max_decodes)
+            else:
+                weights = _guided(vma, chunk, targets, decodes, summed, max_decodes)
+            columns.append((weights.log_sum, weights.standard_error, weights.ess, weights.khat))
+    log_evidence, standard_error, ess, khat = (torch.cat(column) for column in zip(*columns, strict=True))
+    evidence = Evidence(log_evidence, standard_error, ess, khat, num_samples, method, decodes * len(x))
+    _warn(evidence, warn)
+    return evidence
+
+
 def log_evidence(
     vma: VMA,
     memory: Memory,
     x: Tensor,
     num_samples: int = 1000,
-    method: Literal["exact-address", "sampled"] = "exact-address",
+    method: Method = "exact-address",
     *,
+    k: int = 8,
     max_decodes: int = 4096,
     progress: bool = False,
 ) -> Tensor:
-    r"""Estimates :math:`\log p(x | M)` of each target, in nats.
-
-    - `"sampled"` draws (a, z) from the guide: :math:`\log \frac{1}{K} \sum_k w_k`, as the literature does.
-    - `"exact-address"` sums over all slots and samples only z:
-      :math:`\log \sum_a p(a | M) \frac{1}{K_a} \sum_k p(z_k | m_a) p(x | z_k, m_a) / q(z_k | x, m_a)`. It does not
-      depend on the address guide, and is the tighter of the two unless slots are many and samples few.
-
-    Both are lower bounds in expectation that tighten as samples are added. Both decode `num_samples` times a target.
-
-    References:
-        | Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), equation 8
-        | https://arxiv.org/abs/1509.00519
+    r"""Estimates :math:`\log p(x | M)` of each target, in nats: :func:`estimate_evidence`, the estimate alone.
 
     Arguments:
         vma: The model and its guide.
         memory: The memory :math:`M`.
         x: The targets, with shape `(B, *event)`.
         num_samples: Decodes a target. `"exact-address"` gives each slot an equal share, at least one sample.
-        method: `"exact-address"` or `"sampled"`.
+        method: `"exact-address"`, `"sampled"` or `"top-k"`.
+        k: How many slots `"top-k"` sums over.
         max_decodes: How many decodes to hold in memory at once.
         progress: Whether to show a progress bar.
 
@@ -53,98 +194,97 @@ def log_evidence(
         Nats, with shape `(B,)`; negated, the NLL.
 
     Raises:
-        ValueError: If `method` is neither of the two, a number is less than 1, or memory or x do not fit the model.
+        ValueError: If `method` is none of the three, a number is less than 1, or memory or x do not fit the model.
 
     Example:
         >>> vma = VMA.for_vectors(5)
         >>> log_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5), num_samples=50).shape
         torch.Size([3])
     """
-    if method == "exact-address":
-        per_slot = max(1, num_samples // memory.num_slots)
-        slots = slot_log_evidence(vma, memory, x, per_slot, max_decodes=max_decodes, progress=progress)
-        return (vma.address_prior(vma.encode(memory)).logits + slots).logsumexp(-1)
-    if method != "sampled":
-        raise ValueError(f"method: expected 'exact-address' or 'sampled', got {method!r}.")
-    _check(vma, memory, x, num_samples, max_decodes)
-    encoded = vma.encode(memory)
-    rows = []
-    for chunk, targets in _chunks(encoded, x, num_samples, max_decodes, progress):
-        target = vma.encode_x(targets)
-        q_a, p_a = vma.address_guide(chunk, target), vma.address_prior(chunk)
-        total = torch.full((len(targets),), -math.inf, dtype=q_a.logits.dtype, device=x.device)
-        at_once = max(1, max_decodes // len(targets))
-        for start in range(0, num_samples, at_once):
-            a = q_a.sample(torch.Size([min(at_once, num_samples - start)]))
-            log_weight = p_a.log_prob(a) - q_a.log_prob(a) + _latent_log_weight(vma, targets, target, chunk.read(a))
-            total = torch.logaddexp(total, log_weight.logsumexp(0))
-        rows.append(total - math.log(num_samples))
-    return torch.cat(rows)
+    return estimate_evidence(
+        vma, memory, x, num_samples, method, k=k, max_decodes=max_decodes, progress=progress, warn=False
+    ).log_evidence
 
 
-@torch.no_grad()
-def slot_log_evidence(
-    vma: VMA, memory: Memory, x: Tensor, num_samples: int = 50, *, max_decodes: int = 4096, progress: bool = False
-) -> Tensor:
-    r"""Estimates :math:`\log p(x | m_a)` of each target from each slot, in nats.
-
-    Added to the address prior's logits it gives the exact address posterior:
-    :math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`.
-
-    Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: Samples of z a slot.
-        max_decodes: How many decodes to hold in memory at once.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Nats, with shape `(B, S)`; slots that are not in use have an estimate too, and no weight in the prior.
-
-    Raises:
-        ValueError: If a number is less than 1, or memory or x do not fit the model.
-
-    Example:
-        >>> vma = VMA.for_vectors(5)
-        >>> slot_log_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5)).shape
-        torch.Size([3, 10])
-    """
-    _check(vma, memory, x, num_samples, max_decodes)
-    encoded = vma.encode(memory)
-    rows = []
-    for chunk, targets in _chunks(encoded, x, memory.num_slots, max_decodes, progress):
-        target = vma.encode_x(targets)
-        parts = []
-        for slots in torch.arange(memory.num_slots, device=x.device).split(max(1, max_decodes // len(targets))):
-            template = chunk.read(slots.unsqueeze(-1))
-            log_weight = [_latent_log_weight(vma, targets, target, template) for _ in range(num_samples)]
-            parts.append(torch.stack(log_weight).logsumexp(0) - math.log(num_samples))
-        rows.append(torch.cat(parts).mT)
-    return torch.cat(rows)
+def _at_every_slot(
+    vma: VMA, memory: EncodedMemory, x: Tensor, slots: Tensor, num_samples: int, max_decodes: int
+) -> StratifiedWeights:
+    """`num_samples` of z at each slot: a stratum a slot."""
+    log_prior = vma.address_prior(memory).logits[..., slots]
+    log_weights = at_slots(vma, memory, x, slots, num_samples, max_decodes)
+    return StratifiedWeights.even(log_weights + log_prior.reshape(-1, len(slots)).mT)
 
 
-def _latent_log_weight(vma: VMA, x: Tensor, target: Template, template: Template) -> Tensor:
-    r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of one draw of z for each target and template."""
-    q_z = vma.latent_guide(target, template)
-    z = q_z.sample()
-    weight: Tensor = vma.latent_prior(template).log_prob(z) - q_z.log_prob(z)
-    return weight + vma.likelihood(z, template).log_prob(x)
+def _guided(
+    vma: VMA, memory: EncodedMemory, x: Tensor, num_samples: int, k: int, max_decodes: int
+) -> StratifiedWeights:
+    """Samples of which each of the `k` slots most probable by the guide is a stratum, and the others are one."""
+    target = vma.encode_x(x)
+    log_q, log_p = vma.address_guide(memory, target).logits, vma.address_prior(memory).logits
+    top = log_q.topk(k, dim=-1).indices
+    # Where the probability of the others has underflowed, any of them will do.
+    others = log_q.clamp(min=torch.finfo(log_q.dtype).min / 2).scatter(-1, top, -math.inf)
+    q_others = torch.distributions.Categorical(logits=others)
+    mass = torch.cat([log_q.gather(-1, top), others.logsumexp(-1, keepdim=True)], -1).exp()
+    counts = _shares_of(num_samples, mass)
+    ends = counts.cumsum(-1)
+    position = torch.arange(num_samples, device=x.device).expand(len(x), -1)
+    stratum = torch.searchsorted(ends, position.contiguous(), right=True)
+    drawn = q_others.sample(torch.Size([num_samples])).mT
+    # Columns of `values` are the strata, as those of `counts`.
+    a = torch.cat([top, drawn], -1).gather(-1, torch.where(stratum < k, stratum, k + position))
+    log_chosen = q_others.logits.gather(-1, a).masked_fill(stratum < k, 0.0)
+    log_ratio = log_p.expand_as(log_q).gather(-1, a) - log_chosen
+    log_weights = log_ratio.mT + at_addresses(vma, memory, x, target, a.mT, max_decodes)
+    return StratifiedWeights(log_weights, stratum.mT, counts.mT)
 
 
-def _chunks(
-    memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool
-) -> Iterator[tuple[EncodedMemory, Tensor]]:
-    size = max(1, max_decodes // decodes_each)
-    starts = range(0, len(x), size)
-    bar = tqdm(starts, desc="evidence", unit="chunk", disable=not progress)
-    for start in bar:
-        rows = slice(start, start + size)
-        yield memory.of_datapoints(rows), x[rows]
+def _shares_of(num_samples: int, mass: Tensor) -> Tensor:
+    """Divides samples between strata, half equally and half by their mass `(B, G)`, two to each where they suffice."""
+    strata = mass.shape[-1]
+    least = 2 if num_samples >= 2 * strata else 1
+    share = (mass + 1 / strata) / 2
+    counts = least + ((num_samples - least * strata) * share).floor().long()
+    counts[..., 0] += num_samples - counts.sum(-1)
+    return counts
 
 
-def _check(vma: VMA, memory: Memory, x: Tensor, num_samples: int, max_decodes: int) -> None:
-    for name, value in (("num_samples", num_samples), ("max_decodes", max_decodes)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}.")
-    vma.check(memory, x)
+def _slots_in_use(memory: Memory) -> Tensor:
+    """The slots that some datapoint's memory uses."""
+    if memory.mask is None:
+        return torch.arange(memory.num_slots, device=memory.templates.device)
+    return memory.mask.reshape(-1, memory.num_slots).any(0).nonzero().squeeze(-1)
+
+
+@contextlib.contextmanager
+def _seeded(seed: int | None) -> Iterator[None]:
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield
+
+
+def _warn(evidence: Evidence, of_khat: bool) -> None:
+    """What a user has to know of the estimates, said at the line that asked for them."""
+    values = evidence.log_evidence
+    wrong = ~values.isfinite()
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        warnings.warn(
+            f"log_evidence: {int(wrong.sum())} of {len(values)} estimates are not finite (target {first}: "
+            f"{float(values[first])}). Check that the weights of the model are finite; half precision and a diverged "
+            "training are what makes them NaN.",
+            stacklevel=4,
+        )
+    high = int((evidence.khat > KHAT_LIMIT).sum())
+    if of_khat and high > WARNED_SHARE * len(values):
+        more = "draw more samples (num_samples) or train the guide longer"
+        if evidence.method == "sampled":
+            more += "; if it is the address guide that is off, sum over slots (method='top-k' or 'exact-address')"
+        warnings.warn(
+            f"log_evidence: {high} of {len(values)} estimates hang on few large weights (k-hat above {KHAT_LIMIT}), so "
+            f"they are likely too low, and their standard errors too small. To trust them, {more}.",
+            stacklevel=4,
+        )

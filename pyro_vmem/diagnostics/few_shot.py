@@ -10,8 +10,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vmem.data import EpisodeSampler
-from pyro_vmem.diagnostics.evidence import slot_log_evidence
 from pyro_vmem.diagnostics.information import information_gain
+from pyro_vmem.diagnostics.slots import slot_log_evidence
 from pyro_vmem.memory import Memory
 from pyro_vmem.vma import VMA
 

@@ -94,13 +94,17 @@ def pareto_k(log_weights: Tensor) -> Tensor:
     """
     _check(log_weights)
     rows = log_weights.detach().reshape(len(log_weights), -1).mT.cpu()
-    rounding = 1e2 * torch.finfo(rows.dtype).eps
-    indices = [_tail_index(row.double(), rounding) for row in rows]
+    indices = [tail_index(row.double(), rounding(float(row.max()), row.dtype)) for row in rows]
     return log_weights.new_tensor(indices).reshape(log_weights.shape[1:])
 
 
-def _tail_index(log_weights: Tensor, rounding: float) -> float:
-    """k-hat of one row of log weights `(K,)`, which are exact up to `rounding` of their size."""
+def rounding(log_weight: float, dtype: torch.dtype) -> float:
+    """How far apart log weights of this size may be and still be equal, in nats."""
+    return 1e2 * torch.finfo(dtype).eps * max(1.0, abs(log_weight))
+
+
+def tail_index(log_weights: Tensor, equal_within: float) -> float:
+    """k-hat of one row of log weights `(K,)` in double precision, where differences of `equal_within` nats are none."""
     size = len(log_weights)
     tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
     largest = float(log_weights.max())
@@ -109,7 +113,7 @@ def _tail_index(log_weights: Tensor, rounding: float) -> float:
     ordered = log_weights.sort().values - largest
     # Below this, weights are zero for all that a mean can tell.
     cutoff = max(float(ordered[-tail - 1]), math.log(torch.finfo(ordered.dtype).tiny))
-    if -cutoff <= rounding * max(1.0, abs(largest)):
+    if -cutoff <= equal_within:
         return -math.inf
     above = ordered[ordered > cutoff]
     if len(above) < LEAST_TAIL:

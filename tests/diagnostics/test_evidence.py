@@ -82,7 +82,7 @@ def test_parameters_stay_bit_equal_and_no_graph_is_kept():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"method": "exact"}, "method: expected 'exact-address' or 'sampled', got 'exact'"),
+        ({"method": "exact"}, "method: expected 'exact-address', 'sampled' or 'top-k', got 'exact'"),
         ({"num_samples": 0, "method": "sampled"}, "num_samples: expected at least 1, got 0"),
         ({"max_decodes": 0}, "max_decodes: expected at least 1, got 0"),
     ],

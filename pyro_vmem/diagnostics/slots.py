@@ -1,0 +1,110 @@
+"""How well each slot explains each target: samples of z at addresses, and the evidence of every slot."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_vmem.memory import EncodedMemory, Memory, Template
+from pyro_vmem.vma import VMA
+
+__all__ = ["slot_log_evidence"]
+
+
+@torch.no_grad()
+def slot_log_evidence(
+    vma: VMA, memory: Memory, x: Tensor, num_samples: int = 50, *, max_decodes: int = 4096, progress: bool = False
+) -> Tensor:
+    r"""Estimates :math:`\log p(x | m_a)` of each target from each slot, in nats.
+
+    Added to the address prior's logits it gives the exact address posterior:
+    :math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`.
+
+    Arguments:
+        vma: The model and its guide.
+        memory: The memory :math:`M`.
+        x: The targets, with shape `(B, *event)`.
+        num_samples: Samples of z a slot.
+        max_decodes: How many decodes to hold in memory at once.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        Nats, with shape `(B, S)`; slots that are not in use have an estimate too, and no weight in the prior.
+
+    Raises:
+        ValueError: If a number is less than 1, or memory or x do not fit the model.
+
+    Example:
+        >>> vma = VMA.for_vectors(5)
+        >>> slot_log_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5)).shape
+        torch.Size([3, 10])
+    """
+    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
+    vma.check(memory, x)
+    encoded, slots = vma.encode(memory), torch.arange(memory.num_slots, device=x.device)
+    rows = []
+    for chunk, targets in chunks(encoded, x, memory.num_slots, max_decodes, progress):
+        log_weights = at_slots(vma, chunk, targets, slots, num_samples, max_decodes)
+        rows.append(log_weights.logsumexp(0).mT - math.log(num_samples))
+    return torch.cat(rows)
+
+
+def at_slots(vma: VMA, memory: EncodedMemory, x: Tensor, slots: Tensor, num_samples: int, max_decodes: int) -> Tensor:
+    r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of samples of z at each of some slots.
+
+    Arguments:
+        vma: The model and its guide.
+        memory: The memory of these targets.
+        x: The targets, with shape `(B, *event)`.
+        slots: The slots, with shape `(S,)`.
+        num_samples: Samples `n` of z a slot.
+        max_decodes: How many decodes to hold in memory at once.
+
+    Returns:
+        Nats, with shape `(n, S, B)`.
+    """
+    target = vma.encode_x(x)
+    parts = []
+    for some in slots.split(max(1, max_decodes // len(x))):
+        at_once = max(1, max_decodes // (len(some) * len(x)))
+        parts.append(_latent_log_weights(vma, x, target, memory.read(some.unsqueeze(-1)), num_samples, at_once))
+    return torch.cat(parts, 1)
+
+
+def at_addresses(vma: VMA, memory: EncodedMemory, x: Tensor, target: Template, a: Tensor, max_decodes: int) -> Tensor:
+    r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of one draw of z at each address `(K, B)`; in nats."""
+    rows = a.split(max(1, max_decodes // len(x)))
+    return torch.cat([_latent_log_weights(vma, x, target, memory.read(some), 1, 1).squeeze(0) for some in rows])
+
+
+def _latent_log_weights(
+    vma: VMA, x: Tensor, target: Template, template: Template, num_samples: int, at_once: int
+) -> Tensor:
+    """As above, of `num_samples` draws for each target and template, of which `at_once` are decoded together."""
+    q_z, p_z = vma.latent_guide(target, template), vma.latent_prior(template)
+    parts = []
+    for start in range(0, num_samples, at_once):
+        z = q_z.sample(torch.Size([min(at_once, num_samples - start)]))
+        parts.append(p_z.log_prob(z) - q_z.log_prob(z) + vma.likelihood(z, template).log_prob(x))
+    return torch.cat(parts)
+
+
+def chunks(
+    memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool
+) -> Iterator[tuple[EncodedMemory, Tensor]]:
+    """Some targets at a time with their memory, such that `decodes_each` a target are at most `max_decodes`."""
+    size = max(1, max_decodes // decodes_each)
+    for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not progress):
+        rows = slice(start, start + size)
+        yield memory.of_datapoints(rows), x[rows]
+
+
+def check_numbers(**numbers: int) -> None:
+    """Raises a `ValueError` for a number below 1."""
+    for name, value in numbers.items():
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value}.")
