@@ -1,18 +1,27 @@
 """Images by class and alphabet, and the episodes drawn from them."""
 
 from pyro_vmem.data.dataset import FewShotDataset
-from pyro_vmem.data.episodes import Episode, EpisodeSampler
+from pyro_vmem.data.episodes import Episode, EpisodeSampler, batches, merge_episodes
 from pyro_vmem.data.glyphs import glyphs
 from pyro_vmem.data.omniglot import omniglot
+from pyro_vmem.data.protocols import PROTOCOLS, Protocol, ProtocolEpisodes, protocol
+from pyro_vmem.data.recall import RecallSampler
 from pyro_vmem.data.sources import from_folder, from_npz, mnist
 
 __all__ = [
+    "PROTOCOLS",
     "Episode",
     "EpisodeSampler",
     "FewShotDataset",
+    "Protocol",
+    "ProtocolEpisodes",
+    "RecallSampler",
+    "batches",
     "from_folder",
     "from_npz",
     "glyphs",
+    "merge_episodes",
     "mnist",
     "omniglot",
+    "protocol",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
-__all__ = ["Episode", "EpisodeSampler"]
+__all__ = ["Episode", "EpisodeSampler", "batches", "merge_episodes"]
 
 # What a DataLoader sees as the length of an endless sampler: more episodes than a training run draws.
 _ENDLESS = 10**9
@@ -26,7 +26,7 @@ class Episode:
     r"""A memory :math:`M` and a minibatch of targets :math:`x` that share its classes.
 
     Attributes:
-        memory: The memory, shared by all targets, with templates of shape :math:`(S, *)` and labels.
+        memory: The memory, with labels: shared by all targets, with templates of shape :math:`(S, *)`, or one for each.
         x: The targets, with shape :math:`(B, *)` and values as in the memory.
         labels: The class of each target, with shape :math:`(B)`, numbered as ``memory.labels``.
 
@@ -283,3 +283,59 @@ class EpisodeSampler(Dataset[Episode]):
             chosen = events[rows]
             events[rows] = torch.rot90(chosen.flip(-1) if mirror else chosen, turn, (-2, -1))
         return events
+
+
+def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:
+    """Iterate over what can be evaluated together: episodes of one target merged, others one by one.
+
+    Arguments:
+        episodes: Where the episodes come from.
+        size: How many episodes of one target to merge.
+        start: The first episode.
+        stop: The episode to stop before; by default all are visited.
+
+    Example:
+        >>> from pyro_vmem.data import protocol
+        >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 3)
+        >>> [len(e.x) for e in batches(protocol("gmn").episodes(dataset, shots=2), 4, stop=10)]
+        [4, 4, 2]
+    """
+    rows: list[Episode] = []
+    for index in range(start, len(episodes) if stop is None else stop):  # type: ignore[arg-type]
+        episode = episodes[index]
+        if len(episode.x) > 1:
+            yield episode
+            continue
+        rows.append(episode)
+        if len(rows) == size:
+            yield merge_episodes(rows)
+            rows = []
+    if rows:
+        yield merge_episodes(rows)
+
+
+def merge_episodes(episodes: Sequence[Episode]) -> Episode:
+    """Merge episodes of one target each into one with a memory per datapoint.
+
+    Arguments:
+        episodes: Episodes with one target each and equally many slots.
+
+    Raises:
+        ValueError: There is no episode, or one has several targets, or the numbers of slots differ.
+
+    Example:
+        >>> memory = Memory(torch.rand(5, 3), labels=torch.arange(5))
+        >>> one = Episode(memory, torch.rand(1, 3), torch.tensor([2]))
+        >>> merge_episodes([one, one, one]).memory
+        Memory(5 slots of (3,), one for each of 3 datapoints, 5 classes)
+    """
+    if not episodes or any(len(e.x) != 1 or e.memory.num_slots != episodes[0].memory.num_slots for e in episodes):
+        found = [(len(e.x), e.memory.num_slots) for e in episodes]
+        raise ValueError(f"episodes: expected one target each and equally many slots, got (targets, slots) {found}.")
+    labels = [e.memory.labels for e in episodes if e.memory.labels is not None]
+    memory = Memory(
+        torch.stack([e.memory.templates for e in episodes]),
+        labels=torch.stack(labels) if labels else None,
+        per_datapoint=True,
+    )
+    return Episode(memory, torch.cat([e.x for e in episodes]), torch.cat([e.labels for e in episodes]))

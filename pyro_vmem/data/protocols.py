@@ -1,0 +1,372 @@
+"""The named protocols under which few-shot likelihoods are compared."""
+
+from __future__ import annotations
+
+import abc
+import os
+from collections.abc import Iterator, Sequence
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyro_vmem.data.dataset import FewShotDataset
+from pyro_vmem.data.episodes import Episode
+from pyro_vmem.data.omniglot import omniglot
+from pyro_vmem.memory import Memory
+
+__all__ = ["PROTOCOLS", "Protocol", "ProtocolEpisodes", "protocol"]
+
+_BLANK = -1  # the label of the blank template that stands for an empty memory
+
+
+class Protocol(abc.ABC):
+    r"""A protocol: which images, which classes are tested on, and how a target and its memory are drawn.
+
+    A figure without its protocol's name says little: whether a target may lie in its own memory, or how much ink an
+    image has, is worth more nats than one model over another.
+
+    Attributes:
+        name: The name that goes with every number.
+        resize: The images, as :func:`~pyro_vmem.data.omniglot` names them.
+        copies: Whether an exact copy of a target may be in its memory.
+
+    Example:
+        >>> sorted(PROTOCOLS)
+        ['gmn', 'gmn-distinct', 'vma-45-5', 'whole-memory', 'zholus']
+        >>> images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
+        >>> episodes = protocol("gmn-distinct").episodes(FewShotDataset(images, torch.arange(60) % 3), shots=4)
+        >>> episodes[7]
+        Episode(4 slots, 1 targets of shape (1, 8, 8), 1 classes)
+    """
+
+    name: ClassVar[str]
+    resize: ClassVar[Literal["index28", "nearest26", "maxpool26"]] = "index28"
+    copies: ClassVar[bool] = False
+
+    def datasets(
+        self, root: str | os.PathLike[str] | None = None
+    ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
+        """Return the classes to train on, to validate on and to test on.
+
+        Validation classes are whole alphabets held out of those that may be trained on; every choice that is made
+        while developing is made on them.
+
+        Arguments:
+            root: The folder that holds Omniglot; by default the environment variable ``PYRO_VMEM_DATA``.
+        """
+        train, validation = omniglot(root, subset="background", resize=self.resize).split(test=0.15, seed=0)
+        return train, validation, omniglot(root, subset="evaluation", resize=self.resize)
+
+    def episodes(
+        self,
+        dataset: FewShotDataset,
+        n_classes: int = 1,
+        shots: int = 1,
+        seed: int = 0,
+        num_episodes: int | None = None,
+    ) -> ProtocolEpisodes:
+        """Return the evaluation episodes of one cell of a table.
+
+        Arguments:
+            dataset: The classes to test on.
+            n_classes: The number of classes :math:`C`.
+            shots: The number of items :math:`T` in memory, of all classes together.
+            seed: The seed of the episodes: the same for every model, so that their figures are paired.
+            num_episodes: How many; by default as many as the protocol has.
+
+        Raises:
+            ValueError: The protocol does not have this cell, or the data set has too few drawings for it.
+        """
+        return ProtocolEpisodes(self, dataset, n_classes, shots, seed, num_episodes)
+
+    def num_episodes(self, dataset: FewShotDataset) -> int:
+        """The number of episodes that the protocol evaluates."""
+        return 1000
+
+    @abc.abstractmethod
+    def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
+        """Raises a ``ValueError`` if the protocol does not have this cell."""
+
+    @abc.abstractmethod
+    def draw(
+        self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        """Draw one episode.
+
+        Arguments:
+            drawings: For each class, where its images are in the data set.
+            n_classes: The number of classes :math:`C`.
+            shots: The number of items :math:`T` in memory.
+            index: The episode.
+            seed: The seed of the episodes.
+
+        Returns:
+            Where the images in memory are, and where the targets are.
+        """
+
+
+class ProtocolEpisodes(Dataset[Episode]):
+    r"""The episodes of a protocol, for one number of classes and of shots.
+
+    ``episodes[i]`` depends on nothing but the arguments and ``i``. Made by :meth:`Protocol.episodes`.
+
+    With no shots, one blank template stands for the empty memory.
+
+    Arguments:
+        protocol: The protocol.
+        dataset: The classes to test on.
+        n_classes: The number of classes :math:`C`.
+        shots: The number of items :math:`T` in memory.
+        seed: The seed of the episodes.
+        num_episodes: How many; by default as many as the protocol has.
+
+    Raises:
+        ValueError: The protocol does not have this cell, or the data set has too few drawings for it.
+
+    Example:
+        >>> from pyro_vmem.data import batches
+        >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 3)
+        >>> episodes = ProtocolEpisodes(PROTOCOLS["zholus"], dataset, n_classes=2, shots=5, seed=0)
+        >>> len(episodes)
+        60
+        >>> next(batches(episodes, 32)).memory
+        Memory(5 slots of (3,), one for each of 32 datapoints, 3 classes)
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol,
+        dataset: FewShotDataset,
+        n_classes: int,
+        shots: int,
+        seed: int = 0,
+        num_episodes: int | None = None,
+    ) -> None:
+        for name, value, least in (
+            ("n_classes", n_classes, 1),
+            ("shots", shots, 0),
+            ("seed", seed, 0),
+            ("num_episodes", 1 if num_episodes is None else num_episodes, 1),
+        ):
+            if value < least:
+                raise ValueError(f"{name}: got {value}, expected {least} or more.")
+        protocol.check(dataset, n_classes, shots)
+        self.protocol = protocol
+        self.dataset = dataset
+        self.n_classes = n_classes
+        self.shots = shots
+        self.seed = seed
+        self.num_episodes = protocol.num_episodes(dataset) if num_episodes is None else num_episodes
+        by_class = dataset.classes.argsort(stable=True)
+        self._drawings = list(by_class.split(dataset.class_sizes.tolist()))
+
+    def __repr__(self) -> str:
+        return (
+            f"ProtocolEpisodes({self.protocol.name!r}, {self.dataset.num_classes:,} classes, "
+            f"n_classes={self.n_classes}, shots={self.shots}, seed={self.seed}, num_episodes={self.num_episodes})"
+        )
+
+    def __len__(self) -> int:
+        """The number of episodes."""
+        return self.num_episodes
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return the episode of an index: one target, or some that share their memory."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"index: got {index}, expected 0 to {len(self) - 1}.")
+        slots, targets = (
+            torch.as_tensor(np.array(part, dtype=np.int64))
+            for part in self.protocol.draw(self._drawings, self.n_classes, self.shots, index, self.seed)
+        )
+        x = FewShotDataset.to_float(self.dataset.images[targets])
+        if len(slots):
+            memory = Memory(FewShotDataset.to_float(self.dataset.images[slots]), labels=self.dataset.classes[slots])
+        else:
+            memory = Memory(torch.zeros_like(x[:1]), labels=torch.tensor([_BLANK]))
+        return Episode(memory, x, self.dataset.classes[targets])
+
+    def __iter__(self) -> Iterator[Episode]:
+        """Iterate over the episodes."""
+        for index in range(len(self)):
+            yield self[index]
+
+
+def _generator(seed: int, index: int) -> np.random.Generator:
+    return np.random.default_rng(np.random.SeedSequence((seed, index)))
+
+
+def _check_enough(dataset: FewShotDataset, needed: int, what: str) -> None:
+    smallest = int(dataset.class_sizes.min())
+    if needed > smallest:
+        raise ValueError(f"shots: {what} need {needed} drawings of a class, the smallest class has {smallest}.")
+
+
+class _Gmn(Protocol):
+    """Of Generative Matching Networks (Bartunov, Vetrov, 2017): items one after the other, with replacement.
+
+    :math:`C` classes, which may be the same; each item a class among them, and a drawing of it. The target is the item
+    after the :math:`T` in memory, so that the cells of one :math:`C` walk along the same sequences. It is a copy of
+    one of them with probability :math:`1 - (1 - 1/(20 C))^T`.
+    """
+
+    name = "gmn"
+    copies = True
+
+    def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
+        """Every number of classes and shots exists."""
+
+    def draw(
+        self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        generator = _generator(seed, index)
+        classes = generator.integers(len(drawings), size=n_classes)
+        items: list[int] = []
+        for _ in range(shots + 1):
+            items.append(self._item(drawings[classes[generator.integers(n_classes)]], items, generator))
+        return items[:-1], items[-1:]
+
+    def _item(self, of_class: Tensor, before: list[int], generator: np.random.Generator) -> int:
+        return int(of_class[generator.integers(len(of_class))])
+
+
+class _GmnDistinct(_Gmn):
+    """As `gmn`, but no drawing comes twice: what is gained is not gained by copying."""
+
+    name = "gmn-distinct"
+    copies = False
+
+    def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
+        _check_enough(dataset, shots + 1, f"{shots} shots and a target, which may all be of one class,")
+
+    def _item(self, of_class: Tensor, before: list[int], generator: np.random.Generator) -> int:
+        left = [i for i in of_class.tolist() if i not in before]
+        return int(left[generator.integers(len(left))])
+
+
+class _Zholus(Protocol):
+    """Of the public PyTorch re-implementation: every image is a target once, its class always in memory.
+
+    The number of classes in memory is drawn anew for each target, uniform from 1 to :math:`min(C, T)`; if it is two,
+    the number of items of the target's class is uniform from 1 to :math:`T - 1`.
+    """
+
+    name = "zholus"
+    resize = "nearest26"
+
+    def num_episodes(self, dataset: FewShotDataset) -> int:
+        return len(dataset)
+
+    def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
+        if n_classes > 2 or shots < 1:
+            raise ValueError(
+                f"n_classes, shots: got {n_classes}, {shots}; 'zholus' has 1 or 2 classes and at least 1 shot. "
+                "Take 'gmn-distinct' for others."
+            )
+        if n_classes > dataset.num_classes:
+            raise ValueError(f"n_classes: got {n_classes}, but there are {dataset.num_classes} classes. Use more.")
+        _check_enough(dataset, shots + 1, f"{shots} shots and a target of one class")
+
+    def draw(
+        self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        images = torch.cat(drawings)
+        owner = np.repeat(np.arange(len(drawings)), [len(d) for d in drawings])
+        # The order of the targets is random, so that the first of them stand for all.
+        place = int(np.random.default_rng(seed).permutation(len(images))[index % len(images)])
+        target, own = int(images[place]), int(owner[place])
+        generator = _generator(seed, index)
+        in_memory = int(generator.integers(1, min(n_classes, shots) + 1))
+        of_target = shots if in_memory == 1 else int(generator.integers(1, shots))
+        others = [i for i in drawings[own].tolist() if i != target]
+        slots = list(generator.choice(others, of_target, replace=False))
+        if of_target < shots:
+            other = int(generator.integers(len(drawings) - 1))
+            slots += list(generator.choice(drawings[other + (other >= own)], shots - of_target, replace=False))
+        return list(generator.permutation(slots)), [target]
+
+
+class _Shared(Protocol):
+    """One memory of :math:`n = T / C` examples of each of :math:`C` classes, shared by some targets of them."""
+
+    num_targets: ClassVar[int] = 16
+
+    def num_episodes(self, dataset: FewShotDataset) -> int:
+        return 100
+
+    def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
+        if shots < n_classes or shots % n_classes:
+            raise ValueError(
+                f"shots: got {shots}, {self.name!r} has equally many of each of {n_classes} classes. Take a multiple."
+            )
+        if n_classes > dataset.num_classes:
+            raise ValueError(f"n_classes: got {n_classes}, but there are {dataset.num_classes} classes. Lower it.")
+        each = shots // n_classes
+        _check_enough(dataset, each + 1, f"{each} of each class in memory and a target")
+
+    def draw(
+        self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
+    ) -> tuple[Sequence[int], Sequence[int]]:
+        generator, each = _generator(seed, index), shots // n_classes
+        chosen = [drawings[c] for c in generator.choice(len(drawings), n_classes, replace=False)]
+        shuffled = [generator.permutation(d.numpy()) for d in chosen]
+        slots = np.concatenate([row[:each] for row in shuffled])
+        rest = np.concatenate([row[each:] for row in shuffled])
+        return list(generator.permutation(slots)), list(generator.permutation(rest)[: self.num_targets])
+
+
+class _Vma(_Shared):
+    """Of the paper: 45 alphabets to train on, five to test on, 26x26 images, one memory shared by targets."""
+
+    name = "vma-45-5"
+    resize = "maxpool26"
+    test_alphabets: ClassVar[tuple[str, ...]] = ("Tengwar", "Sylheti", "Tibetan", "Syriac_(Serto)", "ULOG")
+
+    def datasets(
+        self, root: str | os.PathLike[str] | None = None
+    ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
+        rest, test = omniglot(root, resize=self.resize).split(test=self.test_alphabets)
+        train, validation = rest.split(test=0.1, seed=0)
+        return train, validation, test
+
+
+class _WholeMemory(_Shared):
+    """As `vma-45-5`, on the images and classes of `gmn`: up to 659 classes in one memory."""
+
+    name = "whole-memory"
+
+
+PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (_Gmn(), _GmnDistinct(), _Zholus(), _Vma(), _WholeMemory())}
+"""The protocols by name."""
+
+
+def protocol(name: str) -> Protocol:
+    """Return the protocol of a name.
+
+    - ``gmn``: 28x28, positions of a sequence drawn with replacement; the target may be a copy.
+    - ``gmn-distinct``: the same without copies; the headline protocol.
+    - ``zholus``: 26x26 by nearest pixel; every evaluation image a target once, with its class in memory.
+    - ``vma-45-5``: 26x26 by max-pooling, five test alphabets; a memory shared by targets.
+    - ``whole-memory``: the same on the images and classes of ``gmn``.
+
+    References:
+        | Variational Memory Addressing in Generative Models (Bornschein et al., 2017)
+        | https://arxiv.org/abs/1709.07116
+        | Few-shot Generative Modelling with Generative Matching Networks (Bartunov, Vetrov, 2018)
+        | https://arxiv.org/abs/1612.02192
+
+    Arguments:
+        name: One of the five.
+
+    Raises:
+        ValueError: There is no such protocol.
+
+    Example:
+        >>> protocol("zholus").resize
+        'nearest26'
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"name: got {name!r}, expected one of {', '.join(map(repr, PROTOCOLS))}.")
+    return PROTOCOLS[name]

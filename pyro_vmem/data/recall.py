@@ -1,0 +1,57 @@
+"""Episodes whose targets are copies of what is in memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from pyro_vmem.data.dataset import FewShotDataset
+from pyro_vmem.data.episodes import Episode
+from pyro_vmem.memory import Memory
+
+__all__ = ["RecallSampler"]
+
+
+class RecallSampler(Dataset[Episode]):
+    r"""Memories of any images, and targets that are copies of what is in memory: a model's recall of its memory.
+
+    Not a few-shot protocol: the best that a model can do is to find the slot, for :math:`\log |M|` nats. Labels are
+    the numbers of the slots, so that a hit is the right slot. Nothing depends on the images' classes.
+
+    References:
+        | Variational Memory Addressing in Generative Models (Bornschein et al., 2017)
+        | https://arxiv.org/abs/1709.07116
+
+    Arguments:
+        dataset: The images.
+        memory_size: The number of slots :math:`S`, drawn without replacement.
+        n_query: The number of targets, copies of distinct slots.
+        seed: The seed of the episodes.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    Example:
+        >>> sampler = RecallSampler(FewShotDataset(torch.randn(60, 3), torch.arange(60) % 3), memory_size=8, n_query=2)
+        >>> episode = sampler[0]
+        >>> bool((episode.memory.templates[episode.labels] == episode.x).all())
+        True
+    """
+
+    def __init__(self, dataset: FewShotDataset, memory_size: int = 256, n_query: int = 64, seed: int = 0) -> None:
+        if not 1 <= memory_size <= len(dataset):
+            raise ValueError(f"memory_size: got {memory_size}, expected 1 to {len(dataset)}, the images there are.")
+        if not 1 <= n_query <= memory_size:
+            raise ValueError(f"n_query: got {n_query}, expected 1 to {memory_size}, the slots there are.")
+        if seed < 0:
+            raise ValueError(f"seed: got {seed}, expected 0 or more.")
+        self.dataset, self.memory_size, self.n_query, self.seed = dataset, memory_size, n_query, seed
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return the episode of an index, which depends on the arguments and the index only."""
+        generator = np.random.default_rng(np.random.SeedSequence((self.seed, index)))
+        slots = torch.from_numpy(generator.choice(len(self.dataset), self.memory_size, replace=False))
+        labels = torch.from_numpy(generator.choice(self.memory_size, self.n_query, replace=False))
+        templates = FewShotDataset.to_float(self.dataset.images[slots])
+        return Episode(Memory(templates, labels=torch.arange(self.memory_size)), templates[labels], labels)
