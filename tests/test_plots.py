@@ -3,16 +3,19 @@
 import math
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib
 import numpy as np
 import pytest
 import torch
 from matplotlib.axes import Axes
-from matplotlib.colors import to_rgba
+from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
 from pyro_vmem import plots
+from pyro_vmem.plots._style import BLUE, GREEN, MID_TONE, ORANGE, PURPLE
 
 HISTORY = [
     {"step": 500, "seconds": 5.0, "bound": -120.0, "kl_a": 1.0},
@@ -34,42 +37,52 @@ def pictures(rows: int, channels: int = 1, height: int = 6, width: int = 6) -> t
     return torch.rand(rows, channels, height, width, generator=torch.Generator().manual_seed(0))
 
 
-def draw_all() -> list[Figure]:
-    """One of each, on figures of their own."""
-    m = pictures(5)
-    q = torch.tensor([[0.1, 0.5, 0.2, 0.15, 0.05], [0.6, 0.1, 0.1, 0.1, 0.1]])
-    on_axes = [
-        plots.learning_curves(axes(), HISTORY, ["bound", "val_bound", "kl_a"]),
-        plots.images(axes(), m),
-        plots.information_gain_histogram(axes(), torch.rand(30), 5, 5, torch.rand(30)),
-    ]
-    return [
-        *(ax.figure for ax in on_axes),
-        plots.lookup(Figure(), m[0], m, q[0], torch.arange(5) == 1),
-        plots.lookups(Figure(), m[:2], m, q, torch.arange(5), torch.tensor([1, 4])),
-        plots.one_shot_generations(Figure(), m[:2], m[:4].reshape(2, 2, 1, 6, 6)),
-    ]
+M, FIVE = pictures(5), torch.arange(5)
+Q = torch.tensor([[0.1, 0.5, 0.2, 0.15, 0.05], [0.6, 0.1, 0.1, 0.1, 0.1]])
+TWO, SAMPLES = torch.tensor([1, 4]), M[:4].reshape(2, 2, 1, 6, 6)
+GAINS = torch.rand(30, generator=torch.Generator().manual_seed(0))
+
+# One of each; a function draws it.
+DRAW: dict[str, Callable[[], Any]] = {
+    "learning_curves": lambda: plots.learning_curves(axes(), HISTORY, ["bound", "val_bound", "kl_a"]),
+    "images": lambda: plots.images(axes(), M),
+    "information_gain_histogram": lambda: plots.information_gain_histogram(axes(), GAINS, 5, 5, GAINS),
+    "information_gain_against_slots": lambda: plots.information_gain_against_slots(
+        axes(), [4, 16, 64], [1.0, 2.0, 3.0], [0.1] * 3, [1.2, 2.4, 3.5]
+    ),
+    "evidence_by_memory": lambda: plots.evidence_by_memory(axes(), {"right": -GAINS, "wrong": -9 * GAINS}),
+    "khat_scatter": lambda: plots.khat_scatter(axes(), torch.tensor([0.1, 0.9, math.inf, math.nan])),
+    "reliability_diagram": lambda: plots.reliability_diagram(
+        axes(), torch.tensor([0.2, 0.7]), torch.tensor([0.3, 0.9]), torch.tensor([5, 9])
+    ),
+    "address_heat_map": lambda: plots.address_heat_map(axes(), Q, FIVE, TWO),
+    "lookup": lambda: plots.lookup(Figure(), M[0], M, Q[0], FIVE == 1),
+    "lookups": lambda: plots.lookups(Figure(), M[:2], M, Q, FIVE, TWO, exact=Q.flip(0)),
+    "one_shot_generations": lambda: plots.one_shot_generations(Figure(), M[:2], SAMPLES),
+    "completions": lambda: plots.completions(Figure(), M[:2], torch.arange(6) < 3, SAMPLES),
+    "sbc_histograms": lambda: plots.sbc_histograms(
+        Figure(layout="constrained"), {"z[0]": torch.arange(99) % 10, "a": torch.arange(99) % 9}, 9
+    ),
+}
+
+
+def draw(name: str) -> Figure:
+    drawn = DRAW[name]()
+    return drawn if isinstance(drawn, Figure) else drawn.figure
+
+
+def test_one_of_each_is_drawn() -> None:
+    assert {name for name in plots.__all__ if callable(getattr(plots, name))} == DRAW.keys()
 
 
 def test_leaves_pyplot_and_settings_alone() -> None:
     settings = dict(matplotlib.rcParams)
-    for figure in draw_all():
-        figure.draw_without_rendering()
+    for name in DRAW:
+        draw(name).draw_without_rendering()
     assert dict(matplotlib.rcParams) == settings
     import matplotlib.pyplot as plt
 
     assert plt.get_fignums() == []
-
-
-@pytest.mark.parametrize("index", range(6))
-def test_light_card_whatever_the_style(index) -> None:
-    with matplotlib.rc_context({"figure.facecolor": "black", "text.color": "white", "axes.facecolor": "black"}):
-        figure = draw_all()[index]
-        assert figure.get_facecolor() == to_rgba(plots.PAPER)
-        for text in figure.axes[0].texts:
-            assert to_rgba(text.get_color()) == to_rgba(plots.TEXT)
-        if figure.axes[0].axison:
-            assert figure.axes[0].get_facecolor() == to_rgba(plots.PAPER)
 
 
 def test_imports_without_matplotlib() -> None:
@@ -77,21 +90,61 @@ def test_imports_without_matplotlib() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
 
 
-@pytest.mark.parametrize("index", range(6))
-def test_no_text_overlaps_another_or_leaves_the_figure(index) -> None:
-    figure = draw_all()[index]
+def written(figure: Figure) -> list[Any]:
+    """Everything on a figure that is read as text."""
+    found = []
+    for ax in figure.axes:
+        found += [*ax.texts]
+        if legend := ax.get_legend():
+            found += legend.get_texts()
+        for axis in (ax.xaxis, ax.yaxis) if ax.axison else ():
+            low, high = sorted(axis.get_view_interval())
+            at = zip(axis.get_majorticklocs(), axis.get_majorticklabels(), strict=False)  # none where shared
+            found += [ax.title, axis.label, *(label for place, label in at if low <= place <= high)]
+    return [text for text in dict.fromkeys(found) if text.get_text()]
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_text_and_background_are_the_callers(name) -> None:
+    with matplotlib.rc_context(plots.ON_ANY_PAGE):
+        figure = draw(name)
+    figure.draw_without_rendering()  # under the settings of later
+    assert figure.get_facecolor()[3] == 0
+    assert all(ax.get_facecolor()[3] == 0 for ax in figure.axes if ax.axison and ax.get_label() != "<colorbar>")
+    assert {to_hex(text.get_color()) for text in written(figure)} <= {MID_TONE}
+    with matplotlib.rc_context({"figure.facecolor": "yellow"}):
+        assert draw(name).get_facecolor() == to_rgba("yellow")
+
+
+@pytest.mark.parametrize("name", DRAW)
+def test_no_text_overlaps_another_or_leaves_the_figure(name) -> None:
+    figure = draw(name)
     figure.draw_without_rendering()
-    found = [*figure.axes[0].texts, figure.axes[0].xaxis.label, figure.axes[0].yaxis.label]
-    legend = figure.axes[0].get_legend()
-    found += legend.get_texts() if legend else []
-    boxes = [text.get_window_extent() for text in found if text.get_text() and figure.axes[0].axison]
-    boxes += [text.get_window_extent() for text in figure.axes[0].texts if not figure.axes[0].axison]
-    assert boxes or index == 1
+    boxes = [text.get_window_extent() for text in written(figure) if text.get_visible()]
+    assert boxes or name == "images"
     for box in boxes:
         assert figure.bbox.x0 - 1 <= box.x0 <= box.x1 <= figure.bbox.x1 + 1
         assert figure.bbox.y0 - 1 <= box.y0 <= box.y1 <= figure.bbox.y1 + 1
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def contrast(one: str, other: str) -> float:
+    """The contrast ratio of the Web Content Accessibility Guidelines 2.2, 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in to_rgba(colour)[:3]]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    dark, light = sorted((luminance(one), luminance(other)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("page", ["#ffffff", "#15181c"])
+def test_colours_stand_out_from_white_and_dark_pages(page) -> None:
+    assert contrast("black", "white") == pytest.approx(21)
+    assert all(contrast(colour, page) >= 3 for colour in (BLUE, GREEN, ORANGE, PURPLE))  # what WCAG asks of graphics
+    assert contrast(MID_TONE, page) >= 4
 
 
 class TestLearningCurves:
@@ -153,7 +206,7 @@ def bars(figure: Figure) -> list[float]:
 def framed(figure: Figure) -> list[int]:
     """Which pictures have a green frame, counting from the left and the top."""
     lines = [line for line in figure.axes[0].lines if len(line.get_xdata()) == 5]
-    return [index for index, line in enumerate(lines) if line.get_color() == plots.GREEN]
+    return [index for index, line in enumerate(lines) if line.get_color() == GREEN]
 
 
 def ticks(figure: Figure) -> int:
@@ -270,7 +323,7 @@ class TestOneShotGenerations:
         for got, source in zip(drawn, sources, strict=True):
             np.testing.assert_allclose(got, source.permute(1, 2, 0), rtol=1e-6)
         colours = [line.get_color() for line in ax.lines]
-        assert [index for index, colour in enumerate(colours) if colour == plots.BLUE] == [0, 4]
+        assert [index for index, colour in enumerate(colours) if colour == BLUE] == [0, 4]
 
     def test_refuses_rows_that_do_not_agree(self) -> None:
         with pytest.raises(ValueError, match="with R = 2, got"):

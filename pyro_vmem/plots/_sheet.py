@@ -1,0 +1,63 @@
+"""Sheets of pictures: images in rows on one Axes, with text that scales with them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_vmem.plots._style import GREEN, LINE, Array, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
+
+__all__ = ["SPLIT", "STEP", "picture", "pixels", "sheet", "tick"]
+
+# In units of an image's width.
+STEP = 1.14  # from one image to the next
+SPLIT = 1.6  # from the first column to the second
+_MARGIN = 0.12
+_FONT = 0.27
+
+
+def pixels(name: str, images: Array) -> NDArray[np.float64]:
+    """Images `(N, C, H, W)` as colours `(N, H, W, 3)`; one channel is ink on white paper."""
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
+        raise ValueError(
+            f"{name}: expected images (N, C, H, W) with 1 or 3 channels, got {tuple(images.shape)}. "
+            "One image alone is image[None]."
+        )
+    values = numbers(images).clip(0, 1).transpose(0, 2, 3, 1)
+    return np.repeat(1 - values, 3, -1) if values.shape[-1] == 1 else values
+
+
+def sheet(figure: Any, width: float, height: float) -> tuple[Axes, float]:
+    """An Axes over the whole figure, with y downwards and equal units, and the font size that suits it in points."""
+    width, height = width + 2 * _MARGIN, height + 2 * _MARGIN
+    ax: Axes = figure.add_axes((0, 0, 1, 1))
+    ax.set(xlim=(-_MARGIN, width - _MARGIN), ylim=(height - _MARGIN, -_MARGIN), aspect="equal")
+    ax.set_axis_off()
+    points = min(figure.bbox.width / width, figure.bbox.height / height) * 72 / figure.dpi
+    return ax, min(_FONT * points, 12.0)
+
+
+def picture(
+    ax: Axes, left: float, top: float, image: NDArray[np.float64], frame: str | None = None, line: float = 0.6
+) -> None:
+    """Draws one image, one unit wide, in a thin grey frame or one of its own."""
+    bottom = top + image.shape[0] / image.shape[1]
+    # Without interpolation a vector file holds the pixels themselves.
+    ax.imshow(image, interpolation="none", extent=(left, left + 1, bottom, top), aspect="equal")
+    corners = ([left, left + 1, left + 1, left, left], [top, top, bottom, bottom, top])
+    style: dict[str, Any] = {"color": frame or LINE, "linewidth": line if frame else 0.6, "clip_on": False}
+    ax.plot(*corners, solid_joinstyle="miter", solid_capstyle="projecting", **style)
+
+
+def tick(ax: Axes, x: float, y: float, font: float) -> None:
+    """A tick on a green disc, drawn by lines, since a font may lack the character."""
+    ax.plot([x], [y], "o", color=GREEN, markersize=font, markeredgecolor="white", markeredgewidth=font / 10)
+    ax.plot([x - 0.08, x - 0.02, x + 0.09], [y, y + 0.06, y - 0.07], color="white", linewidth=font / 8)

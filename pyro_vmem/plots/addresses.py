@@ -1,0 +1,213 @@
+"""Which slots are looked up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_vmem.plots._sheet import SPLIT, STEP, picture, pixels, sheet, tick
+from pyro_vmem.plots._style import BLUE, GREEN, LINE, ORANGE, Array, numbers, small, text_colour, tidy, track
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
+
+__all__ = ["address_heat_map", "lookup", "lookups"]
+
+_BAR = 0.14  # in units of an image's width, with the gap below it
+
+
+def lookup(
+    figure: AnyFigure,
+    target: Array,
+    templates: Array,
+    probabilities: Array,
+    correct: Array,
+    max_slots: int = 8,
+    exact: Array | None = None,
+) -> AnyFigure:
+    r"""Draws a target beside the templates that :math:`q(a | M, x)` looks up, the most probable first.
+
+    Below each template is its probability; a tick and a green frame mark those of the target's class. If none of these
+    is among the most probable, the best of them takes the last place, after an ellipsis.
+
+    Arguments:
+        figure: An empty figure or subfigure; text is scaled to its size.
+        target: The target :math:`x`, `(C, H, W)`.
+        templates: The templates :math:`m_1, ..., m_S`, `(S, C, H, W)`.
+        probabilities: :math:`q(a | M, x)`, `(S,)`.
+        correct: Whether each template is of the target's class, `(S,)`.
+        max_slots: How many templates to show.
+        exact: The exact posterior :math:`p(a | x, M)`, `(S,)`, drawn as a second bar.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the shapes do not agree, or `max_slots` is less than 1.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> q, correct = np.array([0.05, 0.93, 0.02]), np.array([False, True, False])
+        >>> figure = lookup(Figure((5, 2)), np.random.rand(1, 28, 28), np.random.rand(3, 1, 28, 28), q, correct)
+        >>> [text.get_text() for text in figure.axes[0].texts]
+        ['target', 'looked up, most probable first', 'right class', '93 %', '5 %', '2 %']
+    """
+    labels = numbers(correct).astype(bool).astype(np.int64)
+    rows = None if exact is None else exact[None]
+    return lookups(figure, target[None], templates, probabilities[None], labels, np.ones(1), max_slots, rows)
+
+
+def lookups(
+    figure: AnyFigure,
+    targets: Array,
+    templates: Array,
+    probabilities: Array,
+    labels: Array,
+    target_labels: Array,
+    max_slots: int = 8,
+    exact: Array | None = None,
+) -> AnyFigure:
+    """Draws several lookups in one memory, a row each; see :func:`lookup`.
+
+    Arguments:
+        figure: An empty figure or subfigure.
+        targets: `(T, C, H, W)`.
+        templates: `(S, C, H, W)`.
+        probabilities: `(T, S)`.
+        labels: The class of each template, `(S,)`.
+        target_labels: The class of each target, `(T,)`.
+        max_slots: How many templates to show.
+        exact: The exact posterior, `(T, S)`, drawn as a second bar.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If the shapes do not agree, or `max_slots` is less than 1.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> x, m, q = np.random.rand(2, 1, 28, 28), np.random.rand(20, 1, 28, 28), np.full((2, 20), 0.05)
+        >>> figure = lookups(Figure((5, 4)), x, m, q, np.arange(20), np.array([3, 7]), max_slots=4)
+        >>> len(figure.axes[0].images)
+        10
+    """
+    if max_slots < 1:
+        raise ValueError(f"max_slots: expected at least 1, got {max_slots}.")
+    x, m, q = pixels("targets", targets), pixels("templates", templates), numbers(probabilities)
+    if q.shape != (len(x), len(m)) or len(labels) != len(m) or len(target_labels) != len(x):
+        raise ValueError(
+            f"probabilities: expected shape {(len(x), len(m))} with a label for each target and template, got "
+            f"{q.shape} with {len(target_labels)} and {len(labels)} labels."
+        )
+    second = None if exact is None else numbers(exact)
+    if second is not None and second.shape != q.shape:
+        raise ValueError(f"exact: expected shape {q.shape} as probabilities, got {second.shape}. Give a row a target.")
+    correct = numbers(target_labels)[:, None] == numbers(labels)
+    slots, height = min(max_slots, len(m)), x.shape[1] / x.shape[2]
+    below = height + 0.1 + (0.0 if second is None else _BAR)  # where text begins under the bars
+    row_height = below + 0.62
+    bottom = 0.5 + len(x) * row_height
+    ax, font = sheet(figure, SPLIT + max(slots * STEP, 5.0), bottom + 0.4)
+    ax.text(0.5, 0.3, "target", ha="center", fontsize=font)
+    ax.text(SPLIT, 0.3, "looked up, most probable first", fontsize=font)
+    tick(ax, SPLIT + 0.15, bottom + 0.13, font)
+    ax.text(SPLIT + 0.4, bottom + 0.22, "right class", fontsize=font)
+    bars: dict[str, Any] = {"height": _BAR - 0.02, "align": "edge"}
+    if second is not None:
+        for start, name, colour in ((2.1, "guide", BLUE), (3.7, "exact", ORANGE)):
+            ax.barh(bottom + 0.07, 0.4, color=colour, left=SPLIT + start, **bars)
+            ax.text(SPLIT + start + 0.5, bottom + 0.22, name, fontsize=font)
+    for row in range(len(x)):
+        top = 0.5 + row * row_height
+        picture(ax, 0, top, x[row])
+        shown, skipped = _most_probable(q[row], correct[row], slots)
+        if skipped:
+            dots = SPLIT + (slots - 1) * STEP - (STEP - 1) / 2
+            places = top + height * np.array([0.35, 0.5, 0.65])
+            ax.plot([dots] * 3, places, ".", color=text_colour(), markersize=font / 4)
+        left = SPLIT + STEP * np.arange(len(shown))
+        colours = [GREEN if right else BLUE for right in correct[row, shown]]
+        levels = [(q[row, shown], colours)] + ([] if second is None else [(second[row, shown], [ORANGE] * len(shown))])
+        for level, (values, fills) in enumerate(levels):
+            places = [top + height + 0.1 + level * _BAR] * len(shown)
+            ax.barh(places, 1, color=track(), left=left, **bars)
+            ax.barh(places, values, color=fills, left=left, **bars)
+        for slot, start in zip(shown, left, strict=True):
+            picture(ax, start, top, m[slot], frame=GREEN if correct[row, slot] else None, line=font / 4)
+            if correct[row, slot]:
+                tick(ax, start + 0.9, top + 0.1, font)
+            text = _percent(q[row, slot])
+            ax.text(start + 0.5, top + below + 0.17, text, ha="center", va="top", fontsize=font)
+    return figure
+
+
+def address_heat_map(
+    ax: Axes, probabilities: Array, labels: Array, target_labels: Array, name: str = "q(a | M, x)"
+) -> Axes:
+    r"""Draws the probability of every slot for every target, both sorted by class; the right slots are framed.
+
+    A good guide is bright inside of the frames. A bright column is a slot that is looked up whatever the target is.
+
+    Arguments:
+        ax: Where to draw; the colour bar takes a part of it.
+        probabilities: :math:`q(a | M, x)` or the exact posterior, `(T, S)`.
+        labels: The class of each slot, `(S,)`.
+        target_labels: The class of each target, `(T,)`.
+        name: What the probabilities are, for the colour bar.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: If the shapes do not agree.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> q = np.array([[0.1, 0.9], [0.7, 0.3]])
+        >>> ax = address_heat_map(Figure().subplots(), q, labels=np.array([4, 2]), target_labels=np.array([2, 4]))
+        >>> ax.images[0].get_array().tolist()  # class 2 comes first
+        [[0.9, 0.1], [0.3, 0.7]]
+    """
+    q, of_slot, of_target = numbers(probabilities), numbers(labels), numbers(target_labels)
+    if q.shape != (len(of_target), len(of_slot)):
+        raise ValueError(
+            f"probabilities: expected shape {(len(of_target), len(of_slot))}, a row a target and a column a slot, got "
+            f"{q.shape}. Give a label for each."
+        )
+    rows, columns = np.argsort(of_target, kind="stable"), np.argsort(of_slot, kind="stable")
+    drawn = ax.imshow(q[rows][:, columns], cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
+    for value in np.intersect1d(of_target, of_slot):
+        top, bottom = np.flatnonzero(of_target[rows] == value)[[0, -1]] + [0, 1]
+        left, right = np.flatnonzero(of_slot[columns] == value)[[0, -1]] + [0, 1]
+        corners = np.array([[left, right, right, left, left], [top, top, bottom, bottom, top]]) - 0.5
+        ax.plot(*corners, color=ORANGE, linewidth=1.0, solid_joinstyle="miter")
+    tidy(ax, f"{len(of_slot):,} slots, by class", f"{len(of_target):,} targets, by class")
+    ax.set(xticks=[], yticks=[], xlim=(-0.5, len(of_slot) - 0.5), ylim=(len(of_target) - 0.5, -0.5))
+    ax.spines[["left", "bottom"]].set_visible(False)
+    bar = ax.figure.colorbar(drawn, ax=ax)
+    bar.set_label(name)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=small(), color=LINE, labelcolor=text_colour())
+    return ax
+
+
+def _most_probable(q: NDArray[Any], correct: NDArray[Any], count: int) -> tuple[NDArray[Any], bool]:
+    """The slots to show, and whether one of the right class took the last place from a more probable one."""
+    order = np.argsort(-q, kind="stable")
+    shown = order[:count]
+    if not correct.any() or correct[shown].any():
+        return shown, False
+    best = order[correct[order]][0]
+    return np.append(shown[:-1], best), count > 1
+
+
+def _percent(probability: float) -> str:
+    if 0.995 <= probability < 1 - 1e-6:
+        return ">99 %"
+    return "<1 %" if 0 < probability < 0.005 else f"{probability:.0%}".replace("%", " %")

@@ -1,0 +1,177 @@
+"""Whether probabilities and samples can be trusted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pyro_vmem.plots._style import BLUE, ORANGE, Array, legend_below, numbers, small, text_colour, tidy, track
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
+
+__all__ = ["khat_scatter", "reliability_diagram", "sbc_histograms"]
+
+_LEAST, _MOST = -0.5, 1.5  # the range of k-hat that is drawn; what is further out sits on its edge
+_BAND = 0.99
+
+
+def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
+    r"""Draws the Pareto tail index :math:`\hat k` of each datapoint's importance weights, with a line at 0.7.
+
+    Above the line the weights' mean cannot be trusted. Values beyond the range, infinite ones too, sit on its edge;
+    those that could not be estimated (NaN) are counted in the legend.
+
+    Arguments:
+        ax: Where to draw.
+        khat: :math:`\hat k` of each datapoint, any shape; as of `pyro_vmem.diagnostics.pareto_k`.
+        threshold: Where the line is.
+
+    Returns:
+        The Axes.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = khat_scatter(Figure().subplots(), np.array([0.1, 0.4, 0.9, np.inf, np.nan]))
+        >>> [text.get_text() for text in ax.get_legend().get_texts()]
+        ['2 to be trusted', '2 above 0.7', '1 not estimated']
+    """
+    k = numbers(khat).ravel()
+    place, height = np.arange(len(k)), k.clip(_LEAST, _MOST)
+    good, bad = k <= threshold, k > threshold
+    style: dict[str, Any] = {"linewidths": 1.0, "s": 18}
+    label = f"{bad.sum():,} above {threshold:g}"
+    ax.scatter(place[good], height[good], marker="o", facecolors="none", edgecolors=BLUE, label="", **style)
+    ax.collections[-1].set_label(f"{good.sum():,} to be trusted")
+    ax.scatter(place[bad], height[bad], marker="x", color=ORANGE, label=label, **style)
+    if missing := int(np.isnan(k).sum()):
+        ax.plot([], [], " ", label=f"{missing:,} not estimated")
+    ax.axhline(threshold, color=text_colour(), linestyle="--", linewidth=1.2)
+    ax.set_ylim(_LEAST - 0.1, _MOST + 0.1)
+    ax.margins(x=0.02)
+    tidy(ax, "datapoint", "Pareto k-hat of the weights")
+    ax.locator_params(axis="x", integer=True)
+    legend_below(ax, columns=3)
+    return ax
+
+
+def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Array, name: str = "q(a | M, x)") -> Axes:
+    """Draws how often a probability is right, against the probability: on the diagonal it is calibrated.
+
+    Each point is a bin of datapoints, its area in proportion to how many there are, on a line to the diagonal.
+
+    Arguments:
+        ax: Where to draw.
+        confidence: The mean probability of the most probable class in each bin, `(N,)`; that of empty bins is ignored.
+        accuracy: The share that is right in each bin, `(N,)`.
+        count: The datapoints of each bin, `(N,)`.
+        name: What the probabilities are, for the axis.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: If the lengths differ, or all bins are empty.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> columns = np.array([0.4, 0.9]), np.array([0.5, 0.8]), np.array([10, 30])
+        >>> reliability_diagram(Figure().subplots(), *columns).get_legend().get_texts()[1].get_text()
+        'calibration error 0.10'
+    """
+    x, y, n = numbers(confidence), numbers(accuracy), numbers(count)
+    if x.shape != y.shape or x.shape != n.shape or x.ndim != 1 or not n.sum() > 0:
+        raise ValueError(
+            f"count: expected one value a bin, not all 0, as confidence {x.shape} and accuracy {y.shape} have, got "
+            f"{n.shape} with a sum of {n.sum():g}."
+        )
+    x, y, n = (column[n > 0] for column in (x, y, n))
+    share = n / n.sum()
+    ax.plot([0, 1], [0, 1], "--", color=text_colour(), linewidth=1.2, label="calibrated")
+    ax.vlines(x, np.minimum(x, y), np.maximum(x, y), color=ORANGE, linewidth=1.5)
+    label = f"calibration error {float((share * abs(x - y)).sum()):.2f}"
+    ax.scatter(x, y, s=20 + 300 * share, color=BLUE, alpha=0.8, linewidths=0, label=label, zorder=3)
+    ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
+    tidy(ax, f"largest class probability by {name}", "share that is right")
+    legend_below(ax)
+    for handle in ax.get_legend().legend_handles[1:]:  # type: ignore[union-attr]  # there is one now
+        handle.set_sizes([30])  # type: ignore[union-attr]  # of the scatter
+    return ax
+
+
+def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int, bins: int = 20) -> AnyFigure:
+    """Draws the ranks of simulation-based calibration, a panel a quantity: flat where the posterior is right.
+
+    Bars that rise at both ends: it is too narrow; in the middle: too wide; a slope: it is shifted. The band holds 99 %
+    of what a bin of uniform ranks counts.
+
+    References:
+        | Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et al., 2018)
+        | https://arxiv.org/abs/1804.06788
+
+    Arguments:
+        figure: An empty figure or subfigure.
+        ranks: The rank of the true value among `num_draws` posterior draws, 0 to `num_draws`, any shape, by quantity.
+        num_draws: How many draws each rank is among.
+        bins: The most bars a panel; fewer where there are fewer ranks.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is no quantity, a rank is out of range, or `bins` is less than 2.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ranks = {"z[0]": np.arange(200) % 20, "z[1]": np.zeros(200)}
+        >>> figure = sbc_histograms(Figure((6, 3)), ranks, num_draws=19)
+        >>> [ax.get_title() for ax in figure.axes]
+        ['z[0]', 'z[1]']
+    """
+    if not ranks or bins < 2:
+        raise ValueError(f"ranks: expected at least one quantity and bins of at least 2, got {len(ranks)} and {bins}.")
+    columns = min(4, len(ranks))
+    rows = math.ceil(len(ranks) / columns)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+    edges = np.round(np.linspace(0, num_draws + 1, min(bins, num_draws + 1) + 1)) - 0.5  # whole ranks
+    widths = np.diff(edges)
+    for index, (ax, (name, values)) in enumerate(zip(panels.flat, ranks.items(), strict=False)):
+        rank = numbers(values).ravel()
+        if len(rank) == 0 or rank.min() < 0 or rank.max() > num_draws:
+            raise ValueError(f"ranks: expected 0 to num_draws = {num_draws} for {name!r}, got others, or none.")
+        shares = widths / (num_draws + 1)
+        low, high = np.transpose([_binomial_band(len(rank), share) for share in shares])
+        ax.bar(edges[:-1], high - low, widths, bottom=low, align="edge", color=track(), linewidth=0)
+        ax.stairs(
+            len(rank) * shares, edges, baseline=None, color=text_colour(), linestyle="--", linewidth=1.0, zorder=3
+        )
+        ax.hist(rank, edges.tolist(), color=BLUE, alpha=0.8, rwidth=0.85)
+        ax.set_title(name, fontsize=small())
+        ax.set_xlim(edges[0], edges[-1])
+        bottom_row = index // columns == (len(ranks) - 1) // columns or index + columns >= len(ranks)
+        tidy(ax, f"rank among {num_draws:,} draws" if bottom_row else "", "" if index % columns else "simulations")
+        ax.locator_params(axis="y", integer=True)
+    for ax in panels.flat[len(ranks) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def _binomial_band(total: int, probability: float) -> tuple[float, float]:
+    """The central 99 % of a binomial count."""
+    k = np.arange(total + 1)
+    log_choose = math.lgamma(total + 1) - _log_factorial(k) - _log_factorial(total - k)
+    cumulative = np.exp(log_choose + k * math.log(probability) + (total - k) * math.log1p(-probability)).cumsum()
+    low = np.searchsorted(cumulative, (1 - _BAND) / 2)
+    high = np.searchsorted(cumulative, 1 - (1 - _BAND) / 2)
+    return float(low) - 0.5, float(high) + 0.5
+
+
+def _log_factorial(k: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.concatenate([[0.0], np.log(np.arange(1, k.max() + 1)).cumsum()])[k]

@@ -1,0 +1,145 @@
+"""Pictures that a model made."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from pyro_vmem.plots._sheet import SPLIT, STEP, picture, pixels, sheet
+from pyro_vmem.plots._style import BLUE, Array, numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
+
+    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
+
+__all__ = ["completions", "images", "one_shot_generations"]
+
+_GAP = (0.7, 0.7, 0.7)  # a line between paper and paper, and no lattice of light on a dark page
+_HIDDEN = (0.62, 0.66, 0.72)  # neither ink nor paper
+
+
+def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
+    """Draws a grid of images with thin gaps, row by row.
+
+    Arguments:
+        ax: Where to draw.
+        images: `(N, C, H, W)` in [0, 1].
+        columns: Images a row.
+
+    Returns:
+        The Axes.
+
+    Raises:
+        ValueError: If these are no images, or `columns` is less than 1.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> ax = images(Figure().subplots(), np.random.rand(10, 1, 28, 28), columns=5)
+        >>> ax.images[0].get_array().shape  # with a gap of one pixel around each
+        (59, 146, 4)
+    """
+    if columns < 1:
+        raise ValueError(f"columns: expected at least 1, got {columns}.")
+    x = pixels("images", images)
+    count, height, width, _ = x.shape
+    columns = min(columns, count)
+    gap = max(1, round(width / 28))
+    canvas = np.zeros((gap + math.ceil(count / columns) * (height + gap), gap + columns * (width + gap), 4))
+    for index, image in enumerate(x):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        canvas[top : top + height + 2 * gap, left : left + width + 2 * gap] = (*_GAP, 1)
+        canvas[top + gap : top + gap + height, left + gap : left + gap + width, :3] = image
+    ax.imshow(canvas, interpolation="none")
+    ax.set_axis_off()
+    return ax
+
+
+def one_shot_generations(figure: AnyFigure, templates: Array, samples: Array) -> AnyFigure:
+    r"""Draws templates, framed, each with samples of :math:`p(x | z, m_a)` beside it.
+
+    Arguments:
+        figure: An empty figure or subfigure; text is scaled to its size.
+        templates: `(R, C, H, W)`.
+        samples: `(R, N, C, H, W)`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there are not as many rows of samples as templates.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> figure = one_shot_generations(Figure((4, 3)), np.random.rand(3, 1, 28, 28), np.random.rand(3, 5, 1, 28, 28))
+        >>> len(figure.axes[0].images)
+        18
+    """
+    if samples.ndim != 5 or len(samples) != len(templates):
+        raise ValueError(
+            f"samples: expected shape (R, N, C, H, W) with R = {len(templates)}, got {tuple(samples.shape)}."
+        )
+    m, rows = pixels("templates", templates), [pixels("samples", row) for row in samples]
+    step = m.shape[1] / m.shape[2] + STEP - 1
+    ax, font = sheet(figure, SPLIT + max(len(rows[0]) * STEP, 3.0), 0.5 + len(m) * step)
+    ax.text(0.5, 0.3, "template", ha="center", fontsize=font)
+    ax.text(SPLIT, 0.3, "samples", fontsize=font)
+    for row, (template, drawn) in enumerate(zip(m, rows, strict=True)):
+        picture(ax, 0, 0.5 + row * step, template, frame=BLUE, line=font / 4)
+        for column, image in enumerate(drawn):
+            picture(ax, SPLIT + column * STEP, 0.5 + row * step, image)
+    return figure
+
+
+def completions(figure: AnyFigure, targets: Array, mask: Array, samples: Array) -> AnyFigure:
+    r"""Draws targets, framed, each with the part of it that was observed and what was filled in beside it.
+
+    Arguments:
+        figure: An empty figure or subfigure; text is scaled to its size.
+        targets: The targets :math:`x`, `(R, C, H, W)`.
+        mask: True where a value was observed; broadcasts with `targets`. The rest is drawn in grey-blue.
+        samples: Completions, as of `VMA.complete`, `(R, N, C, H, W)`.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there are not as many rows of completions as targets, or `mask` does not broadcast.
+
+    Example:
+        >>> from matplotlib.figure import Figure
+        >>> x = np.random.rand(3, 1, 28, 28)
+        >>> upper = np.arange(28)[:, None] < 14
+        >>> figure = completions(Figure((4, 3)), x, upper, np.random.rand(3, 5, 1, 28, 28))
+        >>> [text.get_text() for text in figure.axes[0].texts], len(figure.axes[0].images)
+        (['target', 'observed', 'filled in'], 21)
+    """
+    if samples.ndim != 5 or len(samples) != len(targets):
+        raise ValueError(
+            f"samples: expected shape (R, N, C, H, W) with R = {len(targets)}, got {tuple(samples.shape)}. "
+            "Stack several calls of complete along dim 1."
+        )
+    try:
+        observed = np.broadcast_to(numbers(mask) != 0, tuple(targets.shape)).transpose(0, 2, 3, 1)
+    except ValueError:
+        raise ValueError(
+            f"mask: {tuple(mask.shape)} does not broadcast with targets {tuple(targets.shape)}. Give one like x."
+        ) from None
+    x, rows = pixels("targets", targets), [pixels("samples", row) for row in samples]
+    step = x.shape[1] / x.shape[2] + STEP - 1
+    ax, font = sheet(figure, 2 * SPLIT + max(len(rows[0]) * STEP, 2.0), 0.5 + len(x) * step)
+    for left, name in enumerate(("target", "observed", "filled in")):
+        place: dict[str, Any] = (
+            {"ha": "center", "x": left * SPLIT + 0.5} if left < 2 else {"ha": "left", "x": 2 * SPLIT}
+        )
+        ax.text(y=0.3, s=name, fontsize=font, **place)
+    for row, (target, drawn) in enumerate(zip(x, rows, strict=True)):
+        top = 0.5 + row * step
+        picture(ax, 0, top, target, frame=BLUE, line=font / 4)
+        picture(ax, SPLIT, top, np.where(observed[row].all(-1, keepdims=True), target, _HIDDEN))
+        for column, image in enumerate(drawn):
+            picture(ax, 2 * SPLIT + column * STEP, top, image)
+    return figure
