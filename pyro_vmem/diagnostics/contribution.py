@@ -1,0 +1,219 @@
+"""What a memory contributes: the evidence against other memories and without each slot, and where the bound goes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vmem.diagnostics.slots import check_numbers, slot_log_evidence
+from pyro_vmem.infer import IWAE_ELBO
+from pyro_vmem.memory import EncodedMemory, Memory
+from pyro_vmem.vma import VMA
+
+__all__ = ["Contribution", "contribution", "slot_contribution"]
+
+
+@dataclass(frozen=True, eq=False)
+class Contribution:
+    r"""What :func:`contribution` found for each of :math:`B` targets, in nats.
+
+    The evidence under all memories comes from the same samples, so differences are less noisy than each by itself.
+
+    Attributes:
+        log_evidence: :math:`\log p(x | M)`, with shape `(B,)`.
+        log_evidence_wrong: The same with the wrong memory, if one was given.
+        log_evidence_shuffled: The same with each template's values permuted: as much ink, no structure.
+        log_evidence_blank: The same with templates of zeros. Unless the model was trained with empty slots, it has
+            never seen one: the value tells what happens then, not what a model without memory would reach.
+        slot: What each slot contributes, :math:`\log p(x | M) - \log p(x | M \setminus a)`, with shape `(B, S)`;
+            see :func:`slot_contribution`.
+        reconstruction: :math:`E_q \log p(x | z, m_a)`, with shape `(B,)`.
+        kl_a: :math:`KL(q(a | M, x) \| p(a | M))`, with shape `(B,)`.
+        kl_z: :math:`E_q KL(q(z | x, m_a) \| p(z | m_a))`, with shape `(B,)`.
+    """
+
+    log_evidence: Tensor
+    log_evidence_wrong: Tensor | None
+    log_evidence_shuffled: Tensor
+    log_evidence_blank: Tensor
+    slot: Tensor
+    reconstruction: Tensor
+    kl_a: Tensor
+    kl_z: Tensor
+
+    @property
+    def elbo(self) -> Tensor:
+        """The one-sample bound, reconstruction minus both divergences, with shape `(B,)`."""
+        return self.reconstruction - self.kl_a - self.kl_z
+
+    @property
+    def worth(self) -> dict[str, Tensor]:
+        """What the memory gains over the `"wrong"`, the `"shuffled"` and the `"blank"` one, each `(B,)`."""
+        others = {
+            "wrong": self.log_evidence_wrong,
+            "shuffled": self.log_evidence_shuffled,
+            "blank": self.log_evidence_blank,
+        }
+        return {name: self.log_evidence - other for name, other in others.items() if other is not None}
+
+    def summary(self) -> dict[str, float]:
+        """Means over targets, with their standard errors (`_se`) as targets vary while the memory stays.
+
+        `worth_wrong`, `worth_shuffled` and `worth_blank` are differences of evidence, target by target; `slot_largest`
+        is what the slot contributes without which the target loses most.
+        """
+        columns = {"log_evidence": self.log_evidence}
+        columns |= {f"worth_{name}": values for name, values in self.worth.items()}
+        columns |= {"slot_largest": self.slot.amax(-1), "elbo": self.elbo, "reconstruction": self.reconstruction}
+        columns |= {"kl_a": self.kl_a, "kl_z": self.kl_z}
+        summary: dict[str, float] = {}
+        for name, values in columns.items():
+            size = len(values)
+            summary[name] = float(values.mean())
+            summary[f"{name}_se"] = float(values.std()) / math.sqrt(size) if size > 1 else math.nan
+        return summary
+
+
+@torch.no_grad()
+def contribution(
+    vma: VMA,
+    memory: Memory,
+    x: Tensor,
+    *,
+    wrong: Memory | None = None,
+    num_samples: int = 10,
+    num_particles: int = 16,
+    seed: int = 0,
+    max_decodes: int = 4096,
+) -> Contribution:
+    r"""Measures what the memory contributes to the evidence of each target, and how the bound divides.
+
+    Parameters, Pyro's parameter store and the global random state stay as they are.
+
+    Arguments:
+        vma: The model and its guide.
+        memory: The memory :math:`M`.
+        x: The targets, with shape `(B, *event)`.
+        wrong: A memory that should not help, such as `EpisodeSampler.distractors` makes: other classes.
+        num_samples: Samples of z a slot, from which the evidence is estimated; addresses are summed exactly.
+        num_particles: Particles, from which the terms of the bound are estimated.
+        seed: Seeds samples and permutations.
+        max_decodes: How many decodes to hold in memory at once.
+
+    Returns:
+        The contributions.
+
+    Raises:
+        ValueError: If a number is less than 1, or a memory or x do not fit the model.
+
+    Example:
+        >>> vma = VMA.for_vectors(5)
+        >>> memory, x = Memory(torch.randn(10, 5)), torch.randn(3, 5)
+        >>> found = contribution(vma, memory, x, wrong=Memory(torch.randn(10, 5)))
+        >>> sorted(found.worth), found.slot.shape
+        (['blank', 'shuffled', 'wrong'], torch.Size([3, 10]))
+    """
+    check_numbers(num_samples=num_samples, num_particles=num_particles, max_decodes=max_decodes)
+    vma.check(memory, x)
+    if wrong is not None:
+        vma.check(wrong, x)
+
+    def joint(m: Memory) -> tuple[Tensor, Tensor]:
+        """The address prior's logits and the evidence of each slot; the same samples for every memory."""
+        torch.manual_seed(seed)
+        encoded = vma.encode(m)
+        prior = vma.address_prior(encoded).logits
+        return prior, slot_log_evidence(vma, encoded, x, num_samples, max_decodes=max_decodes)
+
+    def evidence(m: Memory) -> Tensor:
+        prior, slots = joint(m)
+        return (prior + slots).logsumexp(-1)
+
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        shuffled = _shuffled(memory)
+        prior, slots = joint(memory)
+        in_use = prior if memory.mask is None else prior.masked_fill(~memory.mask, -math.inf)
+        return Contribution(
+            log_evidence=(prior + slots).logsumexp(-1),
+            log_evidence_wrong=None if wrong is None else evidence(wrong),
+            log_evidence_shuffled=evidence(shuffled),
+            log_evidence_blank=evidence(_with_templates(memory, torch.zeros_like(memory.templates))),
+            slot=slot_contribution(in_use, slots),
+            **_bound(vma, vma.encode(memory), x, num_particles, max_decodes),
+        )
+
+
+def slot_contribution(p_logits: Tensor, slot_log_evidence: Tensor) -> Tensor:
+    r"""What each slot contributes to the evidence: :math:`\log p(x | M) - \log p(x | M \setminus a)`, in nats.
+
+    Without slot :math:`a` the prior of the others is renormalised, so that no decode is needed beyond those of the
+    slots' evidence:
+
+    .. math:: p(x | M \setminus a) = \frac{\sum_{s \ne a} p(s | M)\, p(x | m_s)}{1 - p(a | M)}
+
+    A prior that scores each template by itself (uniform, or :class:`pyro_vmem.LearnedPrior`) is just that. A slot that
+    explains the target better than the others do on average contributes more than zero, any other less.
+
+    Arguments:
+        p_logits: Unnormalised :math:`\log p(a | M)`, with shape `(S,)` or `(*, S)`; `-inf` for slots not in use.
+        slot_log_evidence: :math:`\log p(x | m_a)`, with shape `(*, S)`.
+
+    Returns:
+        Nats, with shape `(*, S)`; zero for slots of probability zero, `inf` for the only one that has any.
+
+    Raises:
+        ValueError: If the number of slots differs.
+
+    Example:
+        >>> slot_contribution(torch.zeros(2), torch.tensor([[-10.0, -12.0]])).round(decimals=2)
+        tensor([[ 1.4300, -0.5700]])
+    """
+    if p_logits.shape[-1] != slot_log_evidence.shape[-1]:
+        raise ValueError(
+            f"p_logits: expected {slot_log_evidence.shape[-1]} slots in the last dim as slot_log_evidence "
+            f"{tuple(slot_log_evidence.shape)} has, got {tuple(p_logits.shape)}. Give the prior of the same memory."
+        )
+    log_p = p_logits.log_softmax(-1).expand_as(slot_log_evidence)
+    joint = log_p + slot_log_evidence
+    rest = _without_each(joint) - _without_each(log_p)
+    gain = joint.logsumexp(-1, keepdim=True) - rest
+    gain = gain.masked_fill(log_p == -math.inf, 0.0)
+    return gain.masked_fill(_without_each(log_p) == -math.inf, math.inf)
+
+
+def _without_each(values: Tensor) -> Tensor:
+    """The logsumexp over the last dim without each element, `(*, S)`; nothing is subtracted, so nothing cancels."""
+    nothing = torch.full_like(values[..., :1], -math.inf)
+    before = torch.cat([nothing, values[..., :-1].logcumsumexp(-1)], -1)
+    after = torch.cat([values[..., 1:].flip(-1).logcumsumexp(-1).flip(-1), nothing], -1)
+    return torch.logaddexp(before, after)
+
+
+def _bound(vma: VMA, memory: EncodedMemory, x: Tensor, num_particles: int, max_decodes: int) -> dict[str, Tensor]:
+    """The terms of the bound, from the particles of an objective."""
+    elbo = IWAE_ELBO(num_particles=num_particles, max_plate_nesting=1)
+    size = max(1, max_decodes // num_particles)
+    rows = []
+    for start in range(0, len(x), size):
+        of = slice(start, start + size)
+        terms = elbo.terms(vma.model, vma.guide, memory.of_datapoints(of), x[of])
+        rows.append((terms.reconstruction, terms.kl["a"], terms.kl["z"]))
+    columns = zip(("reconstruction", "kl_a", "kl_z"), zip(*rows, strict=True), strict=True)
+    return {name: torch.cat(parts) for name, parts in columns}
+
+
+def _shuffled(memory: Memory) -> Memory:
+    """Each template's values in an order of its own."""
+    templates = memory.templates
+    flat = templates.flatten(2 if memory.per_datapoint else 1)
+    order = torch.rand(flat.shape).argsort(-1).to(flat.device)
+    return _with_templates(memory, flat.gather(-1, order).reshape(templates.shape))
+
+
+def _with_templates(memory: Memory, templates: Tensor) -> Memory:
+    return Memory(templates, memory.labels, memory.mask, per_datapoint=memory.per_datapoint)
