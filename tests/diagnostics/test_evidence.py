@@ -1,60 +1,163 @@
 """Evidence estimates against the reference model, where the truth is known."""
 
+import math
+import warnings
+from pathlib import Path
+
+import pyro.distributions as dist
 import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.diagnostics import log_evidence, slot_log_evidence
+from pyro_vmem.addressing import over_slots
+from pyro_vmem.diagnostics import Evidence, estimate_evidence, log_evidence, slot_log_evidence
+from pyro_vmem.diagnostics.evidence import _shares_of
 from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")
 
+METHODS = ["exact-address", "sampled", "top-k"]
 
-def case(exact, slots=6, targets=5, per_datapoint=False):
+
+class Off(pv.LatentGuide):
+    """The exact posterior of the latent, moved and scaled by shares of its standard deviation."""
+
+    def __init__(self, reference, shift=0.0, scale=1.0):
+        super().__init__()
+        self.reference, self.latent_dim, self.shift, self.scale = reference, reference.latent_dim, shift, scale
+
+    def forward(self, x, template):
+        exact = self.reference.latent_posterior(x.raw, template.raw)
+        return dist.Normal(exact.mean + self.shift * exact.stddev, self.scale * exact.stddev).to_event(1)
+
+
+class Sharpened(pv.AddressGuide):
+    """The exact posterior of the address at a power: too sure of itself above 1."""
+
+    def __init__(self, reference, power):
+        super().__init__()
+        self.reference, self.power = reference, power
+
+    def forward(self, memory, x):
+        return over_slots(self.power * self.reference.address_posterior(memory, x.raw).logits, memory)
+
+
+def case(exact, slots=6, targets=5, per_datapoint=False, **latent):
+    """The reference model, a guide of it, a memory and targets; `latent` says how far the latent's guide is off."""
     torch.manual_seed(0)
     reference = pv.LinearGaussianMemory(generator=torch.Generator().manual_seed(0))
     guides = {}
     if not exact:
         guides = {
             "address_guide": pv.SimilarityGuide(3, normalise="memory", temperature=1.0, tied=False),
-            "latent_guide": pv.GaussianGuide(2, num_features=3),
+            "latent_guide": Off(reference, **latent) if latent else pv.GaussianGuide(2, num_features=3),
         }
     templates = torch.randn(targets, slots, 3) if per_datapoint else torch.randn(slots, 3)
     memory = pv.Memory(templates, per_datapoint=per_datapoint)
     return reference, reference.vma(exact=exact, **guides), memory, torch.randn(targets, 3)
 
 
-@pytest.mark.parametrize("method", ["exact-address", "sampled"])
+def estimate(*args, **kwargs):
+    return estimate_evidence(*args, warn=False, **kwargs)
+
+
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("max_decodes", [1, 7, 4096])
 @pytest.mark.parametrize("per_datapoint", [False, True])
 def test_with_the_exact_guide_one_sample_is_enough(method, max_decodes, per_datapoint):
     reference, vma, memory, x = case(True, per_datapoint=per_datapoint)
-    estimate = log_evidence(vma, memory, x, 12, method, max_decodes=max_decodes)
-    torch.testing.assert_close(estimate, reference.log_evidence(memory, x).detach())
+    exact = reference.log_evidence(memory, x).detach()
+    torch.testing.assert_close(log_evidence(vma, memory, x, 1, method, k=2, max_decodes=max_decodes), exact)
+    evidence = estimate(vma, memory, x, 60, method, k=2, max_decodes=max_decodes)
+    torch.testing.assert_close(evidence.log_evidence, exact, rtol=0, atol=1e-5)
+    torch.testing.assert_close(evidence.standard_error, torch.zeros(5), rtol=0, atol=1e-5)
+    assert ((evidence.khat == -math.inf) | evidence.khat.isnan()).all()
     slots = slot_log_evidence(vma, memory, x, 2, max_decodes=max_decodes)
     torch.testing.assert_close(slots, reference.slot_log_evidence(memory, x).detach())
 
 
-@pytest.mark.parametrize("method", ["exact-address", "sampled"])
-def test_with_any_guide_the_estimate_of_the_density_is_unbiased(method):
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("decodes", [6, 24])
+def test_with_any_guide_the_estimate_of_the_density_is_unbiased(method, decodes):
     """exp of the estimate is unbiased: over many targets that are the same, its mean is p(x | M)."""
     reference, vma, memory, x = case(False)
-    copies = 4000
+    copies = 2500
     for target in x[:2]:
-        estimates = log_evidence(vma, memory, target.expand(copies, -1), 24, method, max_decodes=50_000).exp()
+        estimates = log_evidence(vma, memory, target.expand(copies, -1), decodes, method, k=2, max_decodes=50_000).exp()
         exact = reference.log_evidence(memory, target[None]).detach().exp()
         assert_unbiased(estimates.unsqueeze(-1), exact, resolution=0.1)
 
 
-def test_summing_addresses_is_tighter_at_equal_decodes():
+@pytest.mark.parametrize("method", METHODS)
+def test_standard_error_is_the_spread_of_repeated_estimates(method):
+    reference, vma, memory, x = case(False, scale=1.5)
+    copies = 2000
+    for target in x[:2]:
+        repeated = target.expand(copies, -1)
+        evidence = estimate(vma, memory, repeated, 300, method, k=2, max_decodes=50_000)
+        spread = float(evidence.log_evidence.std())
+        # the standard error of a standard deviation is its share 1 / sqrt(2 R): 1.6 %
+        assert float(evidence.standard_error.square().mean().sqrt()) == pytest.approx(spread, rel=5 * 0.016)
+        # 95 % within two standard errors, up to 5 of the share's own, 0.005, and the bias of a logarithm
+        gap = evidence.log_evidence - reference.log_evidence(memory, target[None]).detach()
+        assert float((gap.abs() < 1.96 * evidence.standard_error).double().mean()) == pytest.approx(0.95, abs=0.03)
+
+
+def mean_gaps(reference, vma, memory, x, decodes, copies=400, **kwargs):
+    """The mean gap to the truth of each method at the same decodes, and the error of the difference to sampling."""
+    repeated = x.repeat(copies, 1)
+    exact = reference.log_evidence(memory, repeated).detach()
+    gaps = {m: (exact - log_evidence(vma, memory, repeated, decodes, m, **kwargs)).view(copies, -1) for m in METHODS}
+    differences = {m: (gaps["sampled"] - gaps[m]).mean(1) for m in METHODS}
+    error = {m: float(d.std()) / copies**0.5 for m, d in differences.items()}
+    return {m: float(gap.mean()) for m, gap in gaps.items()}, error
+
+
+def test_where_the_address_guide_is_off_summing_addresses_is_tighter():
     reference, rough, memory, x = case(False)
     vma = reference.vma(address_guide=rough.address_guide)  # only the address guide is off
-    repeated = x.repeat(400, 1)
+    gap, error = mean_gaps(reference, vma, memory, x, 24)
+    assert gap["sampled"] - gap["exact-address"] > 5 * error["exact-address"]
+    assert gap["exact-address"] == pytest.approx(0, abs=1e-9)
+    assert gap["sampled"] - gap["top-k"] > -5 * error["top-k"]
+
+
+def test_where_the_latent_guide_is_off_the_address_guide_saves_decodes():
+    reference, _, memory, x = case(True, slots=32)
+    vma = reference.vma(latent_guide=Off(reference, shift=1.0))
+    gap, error = mean_gaps(reference, vma, memory, x, 64, k=4)
+    assert gap["exact-address"] - gap["sampled"] > 5 * error["exact-address"]
+    assert gap["top-k"] < 0.7 * gap["exact-address"]
+
+
+def test_top_slots_correct_a_guide_that_is_too_sure():
+    reference, _, memory, x = case(True, slots=32)
+    vma = reference.vma(address_guide=Sharpened(reference, 3.0))
+    repeated = x.repeat(200, 1)
     exact = reference.log_evidence(memory, repeated).detach()
-    gaps = {m: exact - log_evidence(vma, memory, repeated, 24, m) for m in ("exact-address", "sampled")}
-    difference = (gaps["sampled"] - gaps["exact-address"]).reshape(400, -1).mean(1)
-    assert difference.mean() > 5 * difference.std() / 400**0.5
-    torch.testing.assert_close(gaps["exact-address"], torch.zeros(len(repeated)), rtol=0, atol=1e-9)
+    error = {m: (exact - log_evidence(vma, memory, repeated, 64, m)).square().mean().sqrt() for m in METHODS}
+    assert error["top-k"] < 0.5 * error["sampled"]
+
+
+@pytest.mark.parametrize("k", [6, 50])
+def test_top_k_of_all_slots_is_the_exact_sum(k):
+    _, vma, memory, x = case(False)
+    every, top = (estimate(vma, memory, x, 60, method, k=k, seed=3) for method in ("exact-address", "top-k"))
+    for name in ("log_evidence", "standard_error", "ess", "khat"):
+        torch.testing.assert_close(getattr(top, name), getattr(every, name), rtol=0, atol=0, equal_nan=True)
+    assert (top.decodes, top.method) == (every.decodes, "top-k")
+
+
+def test_no_stratum_is_starved():
+    mass = torch.tensor([[0.999, 0.001, 0.0, 0.0], [0.1, 0.1, 0.1, 0.7], [0.25, 0.25, 0.25, 0.25]])
+    counts = _shares_of(80, mass)
+    assert counts.sum(-1).tolist() == [80, 80, 80]
+    # half of an equal share and half of the guide's, rounded down by one at most
+    assert (counts >= 80 / 4 / 2 - 1).all()
+    assert (counts >= 80 * mass / 2 - 1).all()
+    assert _shares_of(8, mass).tolist() == [[2, 2, 2, 2]] * 3
+    assert _shares_of(4, mass).tolist() == [[1, 1, 1, 1]] * 3
+    assert _shares_of(7, mass).min() == 1
 
 
 def test_more_samples_come_closer():
@@ -64,19 +167,122 @@ def test_more_samples_come_closer():
     assert gap[6000] < 0.2 * gap[6]
 
 
-def test_masked_slots_have_no_part():
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("k", [1, 5])
+def test_masked_slots_have_no_part(method, k):
     reference, vma, memory, x = case(True)
     masked = pv.Memory(memory.templates, mask=torch.tensor([True] * 4 + [False] * 2))
     expected = reference.log_evidence(pv.Memory(memory.templates[:4]), x).detach()
-    for method in ("exact-address", "sampled"):
-        torch.testing.assert_close(log_evidence(vma, masked, x, 12, method), expected)
+    torch.testing.assert_close(log_evidence(vma, masked, x, 12, method, k=k), expected)
+    if method == "exact-address":
+        assert estimate(vma, masked, x, 12, method).decodes == 12 * 5  # none at slots that are not in use
+    # one mask a datapoint: the last has a single slot
+    mask = torch.arange(6) < torch.tensor([[4], [6], [2], [3], [1]])
+    each = pv.Memory(memory.templates.expand(5, -1, -1), mask=mask)
+    rows = [reference.log_evidence(pv.Memory(memory.templates[row]), x[i, None]) for i, row in enumerate(mask)]
+    torch.testing.assert_close(log_evidence(vma, each, x, 12, method, k=k), torch.cat(rows).detach())
 
 
-def test_parameters_stay_bit_equal_and_no_graph_is_kept():
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("num_samples", "max_decodes"), [(1, 4096), (50, 13), (50, 120), (50, 4096)])
+def test_decodes_are_counted_and_bounded(method, num_samples, max_decodes):
     _, vma, memory, x = case(False)
-    before = {name: p.clone() for name, p in vma.named_parameters()}
-    assert not log_evidence(vma, memory, x, 12).requires_grad
+    made = []
+    vma.likelihood.register_forward_hook(lambda module, inputs, output: made.append(output.batch_shape.numel()))
+    evidence = estimate(vma, memory, x, num_samples, method, k=2, max_decodes=max_decodes)
+    assert sum(made) == evidence.decodes
+    assert max(made) <= max_decodes
+    each = {"exact-address": max(1, num_samples // 6) * 6, "sampled": num_samples, "top-k": max(num_samples, 3)}
+    assert evidence.decodes == each[method] * len(x)
+    assert evidence.num_samples == num_samples
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_nothing_is_changed_and_a_seed_repeats_it(method):
+    _, vma, memory, x = case(False)
+    before, state = {name: p.clone() for name, p in vma.named_parameters()}, torch.get_rng_state()
+    first, second = (estimate(vma, memory, x, 12, method, k=2, seed=1).log_evidence for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, second)
+    assert not torch.equal(first, estimate(vma, memory, x, 12, method, k=2, seed=2).log_evidence)
+    assert not first.requires_grad
     assert all(torch.equal(before[name], p) for name, p in vma.named_parameters())
+    log_evidence(vma, memory, x, 12, method)
+    assert not torch.equal(torch.get_rng_state(), state)  # without a seed, the global state is drawn from
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_half_precision_of_networks_leaves_densities_in_full(method):
+    torch.set_default_dtype(torch.float32)  # the fixture puts back what was before
+    vma = pv.VMA.for_images((1, 8, 8), latent_dim=4, width=4)
+    memory, x = pv.Memory(torch.rand(6, 1, 8, 8).round()), torch.rand(5, 1, 8, 8).round()
+    full = estimate(vma, memory, x, 300, method, k=2, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        around = estimate(vma, memory, x, 300, method, k=2, seed=0)
+        undone = estimate(vma, memory, x, 300, method, k=2, seed=0, precision="float32")
+    inside = estimate(vma, memory, x, 300, method, k=2, seed=0, precision="bfloat16")
+    assert torch.equal(around.log_evidence, inside.log_evidence)
+    assert torch.equal(undone.log_evidence, full.log_evidence)
+    assert not torch.equal(around.log_evidence, full.log_evidence)
+    for name in ("log_evidence", "standard_error", "ess", "khat"):
+        assert getattr(around, name).dtype == torch.float32
+    # bfloat16 has 8 bits: 64 pixels of 0.7 nats, each off by some 1e-3
+    torch.testing.assert_close(around.log_evidence, full.log_evidence, rtol=0, atol=0.3)
+
+
+def test_a_guide_that_is_too_narrow_is_warned_of():
+    reference, _, memory, x = case(True)
+    vma = reference.vma(latent_guide=Off(reference, scale=0.15))
+    with pytest.warns(UserWarning, match=r"estimates hang on few large weights \(k-hat above 0.7\)") as caught:
+        evidence = estimate_evidence(vma, memory, x, 1200, seed=0)
+    (warning,) = caught
+    high = int((evidence.khat > 0.7).sum())
+    assert high >= 3
+    assert f"{high} of 5 estimates" in str(warning.message)
+    assert Path(warning.filename) == Path(__file__)
+    assert evidence.summary()["khat_above"] == high / 5
+    with pytest.warns(UserWarning, match=r"method='top-k' or 'exact-address'"):
+        estimate_evidence(vma, memory, x, 1000, "sampled", seed=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        estimate_evidence(vma, memory, x, 1200, seed=0, warn=False)
+        log_evidence(vma, memory, x, 1200)
+        estimate_evidence(reference.vma(latent_guide=Off(reference, scale=1.3)), memory, x, 1200, seed=0)
+
+
+class Box(pv.likelihood.Likelihood):
+    """Gives a target outside of the unit cube no probability."""
+
+    def forward(self, z, template):
+        low = torch.zeros(*torch.broadcast_shapes(z.shape[:-1], template.leading_shape), 3)
+        return dist.Uniform(low, 1.0, validate_args=False).to_event(1)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_an_estimate_that_is_not_finite_is_never_silent(method):
+    _, vma, memory, x = case(True)
+    vma.likelihood = Box(vma.likelihood.network)
+    x = 0.5 + torch.tensor([0.0, 0.0, 9.0, 0.0, 9.0]).unsqueeze(-1).expand(-1, 3)
+    for function in (estimate, log_evidence):
+        with pytest.warns(UserWarning, match=r"2 of 5 estimates are not finite \(target 2: -inf\)"):
+            values = function(vma, memory, x, 60, method)
+    assert values.isinf().tolist() == [False, False, True, False, True]
+
+
+def test_summary_by_hand():
+    evidence = Evidence(
+        torch.tensor([-1.0, -3.0, -8.0]),
+        torch.tensor([0.3, 0.0, 0.4]),
+        torch.tensor([1.0, 2.0, 6.0]),
+        torch.tensor([0.9, -math.inf, math.nan]),
+        num_samples=10,
+        method="sampled",
+        decodes=30,
+    )
+    assert evidence.nll.tolist() == [1.0, 3.0, 8.0]
+    expected = {"nll": 4.0, "nll_se": math.sqrt(13 / 3), "monte_carlo_se": 0.5 / 3, "ess": 3.0, "khat_above": 1 / 3}
+    expected |= {"khat_unknown": 1 / 3, "num_samples": 10, "decodes": 30, "num_targets": 3}
+    assert evidence.summary() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(
@@ -85,6 +291,7 @@ def test_parameters_stay_bit_equal_and_no_graph_is_kept():
         ({"method": "exact"}, "method: expected 'exact-address', 'sampled' or 'top-k', got 'exact'"),
         ({"num_samples": 0, "method": "sampled"}, "num_samples: expected at least 1, got 0"),
         ({"max_decodes": 0}, "max_decodes: expected at least 1, got 0"),
+        ({"k": 0, "method": "top-k"}, "k: expected at least 1, got 0"),
     ],
 )
 def test_bad_arguments(kwargs, match):
