@@ -1,6 +1,6 @@
 """Variational memory addressing in Pyro: generative models that look things up in a memory."""
 
-from pyro_vmem import data, diagnostics, infer, nn
+from pyro_vmem import baselines, data, diagnostics, infer, nn
 from pyro_vmem._version import __version__
 from pyro_vmem.addressing import (
     AddressGuide,
@@ -43,6 +43,7 @@ __all__ = [
     "TruncatedGuide",
     "UniformPrior",
     "__version__",
+    "baselines",
     "build",
     "data",
     "diagnostics",

@@ -35,6 +35,7 @@ ORDER = [
     "guards",
     "vma",
     "reference",
+    "baselines",
     "infer",
     "diagnostics",
     "testing",

@@ -40,6 +40,7 @@ PARTS: dict[str, Callable[[], Part]] = {
     "SimilarityGuide-cosine": lambda: pv.SimilarityGuide(F, 4, "cosine", 0.5, tied=False),
     "SimilarityGuide-dot": lambda: pv.SimilarityGuide(F, 4, "dot", 0.5, tied=False),
     "SimilarityGuide-tied": lambda: pv.SimilarityGuide(F, 4, "cosine", 0.5, tied=True),
+    "UniformGuide": pv.baselines.UniformGuide,
     "StandardPrior": lambda: pv.StandardPrior(D),
     "TemplatePrior": lambda: pv.TemplatePrior(D, F, (8,)),
     "TemplatePrior-linear": lambda: pv.TemplatePrior(D, F, ()),
@@ -57,6 +58,8 @@ PARTS: dict[str, Callable[[], Part]] = {
     "WarpDecoder": lambda: WarpDecoder(EVENT, D, F, (2, 4), width=2),
     "WarpDecoder-no-skips": lambda: WarpDecoder(EVENT, D, F, None, width=2),
     "VMA": lambda: pv.VMA.for_vectors(4, 2, F, (8,)),
+    "NoMemoryVAE": lambda: pv.baselines.NoMemoryVAE.for_vectors(4, 2, F, (8,)),
+    "SoftAttentionVAE": lambda: pv.baselines.SoftAttentionVAE.for_vectors(4, 2, F, (8,)),
 }
 
 
@@ -65,7 +68,7 @@ def kinds(*classes: type[Part]) -> list[str]:
     return [name for name, make in PARTS.items() if isinstance(make(), classes)]
 
 
-OF_A_MODEL = [name for name in PARTS if name != "VMA"]  # the VMA is a part made of parts; test_vma.py calls it
+OF_A_MODEL = [name for name in PARTS if name not in kinds(pv.VMA)]  # a part made of parts; test_vma.py calls it
 TRAINED = [name for name in OF_A_MODEL if any(True for _ in PARTS[name]().parameters())]
 ADDRESSES = kinds(pv.AddressPrior, pv.AddressGuide)
 DENSITIES = kinds(pv.AddressPrior, pv.AddressGuide, pv.LatentPrior, pv.LatentGuide, pv.Likelihood)
