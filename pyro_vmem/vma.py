@@ -364,5 +364,6 @@ class VMA(Part):
         rows = [(role, repr(part) if part is not None else "as those of m", size(part)) for role, part in roles.items()]
         width = max(len(text) for _, text, _ in rows)
         lines = [f"  {role:<13} {text:<{width}}  {count:>9}" for role, text, count in rows]
-        head = f"{type(self).__name__}({self.name!r}: x {tuple(self.event_shape)}, z ({self.latent_dim},), {size(self)} parameters"
+        shapes = f"x {tuple(self.event_shape)}, z ({self.latent_dim},)"
+        head = f"{type(self).__name__}({self.name!r}: {shapes}, {size(self)} parameters"
         return "\n".join([head, *lines, ")"])
