@@ -39,6 +39,7 @@ ORDER = [
     "infer",
     "diagnostics",
     "testing",
+    "speed",
     "checkpoint",
     "training",
     "plots",

@@ -1,0 +1,69 @@
+"""The machine's ceiling: what is counted and what is left alone. No timings."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import pyro_vmem as pv
+from pyro_vmem import speed as module
+from pyro_vmem.nn import MLPDecoder
+from pyro_vmem.speed import Speed, measure_speed
+
+
+def mlp_vma(dim=5, latent_dim=2, num_features=5):
+    network = MLPDecoder((dim,), latent_dim, num_features, hidden=(7,))
+    return pv.VMA.for_vectors(dim, latent_dim, num_features, likelihood=pv.GaussianDecoder(network))
+
+
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock on which every run takes one second."""
+    now = iter(range(10**6))
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+
+
+def test_operations_are_those_of_the_matrix_products() -> None:
+    vma = mlp_vma()
+    products = [m.weight.numel() for m in vma.likelihood.network.modules() if isinstance(m, torch.nn.Linear)]
+    speed = measure_speed(vma, pv.Memory(torch.rand(3, 5)), [4], seconds=0, precision="float32")
+    assert speed.flops_per_decode == 2 * sum(products) > 0
+    assert measure_speed(vma, pv.Memory(torch.rand(3, 5)), [40], seconds=0).flops_per_decode == speed.flops_per_decode
+
+
+def test_rates_are_counts_over_seconds_and_the_best_size_counts(ticks) -> None:
+    speed = measure_speed(mlp_vma(), pv.Memory(torch.rand(3, 5)), [4, 9, 6], seconds=0)
+    assert speed.decodes_per_second == 9
+    assert speed.batch_size == 9
+    assert speed.matmul_flops_per_second == 2 * 1024**3
+
+
+def test_shares() -> None:
+    speed = Speed(decodes_per_second=100.0, batch_size=8, flops_per_decode=30, matmul_flops_per_second=6e3)
+    assert speed.flops_per_second == 3000
+    assert speed.share_of_matmul == 0.5
+
+
+def test_the_first_run_does_not_count(monkeypatch) -> None:
+    times = iter([0.0, 0.0, 0.1, 1.0, 4.0, 4.0, 9.0, 10.0])  # the start, runs of 0.1, 3 and 5 seconds, the end
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    assert module._fastest(lambda: None, torch.device("cpu"), 0.0) == 3.0
+
+
+@pytest.mark.parametrize("per_datapoint", [False, True])
+def test_changes_nothing(per_datapoint) -> None:
+    vma = mlp_vma()
+    memory = pv.Memory(torch.rand(2, 3, 5) if per_datapoint else torch.rand(3, 5), per_datapoint=per_datapoint)
+    before, state = {name: p.clone() for name, p in vma.state_dict().items()}, torch.get_rng_state()
+    measure_speed(vma, memory, [4], seconds=0)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(before[name], p) for name, p in vma.state_dict().items())
+
+
+def test_bad_arguments() -> None:
+    vma, memory = mlp_vma(), pv.Memory(torch.rand(3, 5))
+    for sizes in ([], [4, 0]):
+        with pytest.raises(ValueError, match="batch_sizes: expected numbers of at least 1"):
+            measure_speed(vma, memory, sizes)
+    with pytest.raises(ValueError, match="memory: its templates"):
+        measure_speed(vma, pv.Memory(torch.rand(3, 4)))
