@@ -3,7 +3,12 @@
 from pyro_vmem.diagnostics.calibration import Calibration, sbc
 from pyro_vmem.diagnostics.evidence import Evidence, estimate_evidence, log_evidence
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
-from pyro_vmem.diagnostics.information import address_entropy, information_gain
+from pyro_vmem.diagnostics.information import (
+    InformationSummary,
+    address_entropy,
+    information_gain,
+    information_summary,
+)
 from pyro_vmem.diagnostics.slots import slot_log_evidence
 from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, standard_error
 
@@ -11,11 +16,13 @@ __all__ = [
     "Calibration",
     "Evidence",
     "FewShotEvaluation",
+    "InformationSummary",
     "address_entropy",
     "effective_sample_size",
     "estimate_evidence",
     "evaluate",
     "information_gain",
+    "information_summary",
     "log_evidence",
     "pareto_k",
     "sbc",
