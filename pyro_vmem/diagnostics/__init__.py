@@ -1,6 +1,16 @@
 """What a lookup gains and what the memory is worth, in nats."""
 
+from pyro_vmem.diagnostics.addresses import (
+    Agreement,
+    Reliability,
+    agreement,
+    calibration_error,
+    hit_rate,
+    top_k_hit_rate,
+)
 from pyro_vmem.diagnostics.calibration import Calibration, sbc
+from pyro_vmem.diagnostics.contribution import Contribution, contribution, slot_contribution
+from pyro_vmem.diagnostics.diagnose import diagnose
 from pyro_vmem.diagnostics.evidence import Evidence, estimate_evidence, log_evidence
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import (
@@ -13,19 +23,29 @@ from pyro_vmem.diagnostics.slots import slot_log_evidence
 from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, standard_error
 
 __all__ = [
+    "Agreement",
     "Calibration",
+    "Contribution",
     "Evidence",
     "FewShotEvaluation",
     "InformationSummary",
+    "Reliability",
     "address_entropy",
+    "agreement",
+    "calibration_error",
+    "contribution",
+    "diagnose",
     "effective_sample_size",
     "estimate_evidence",
     "evaluate",
+    "hit_rate",
     "information_gain",
     "information_summary",
     "log_evidence",
     "pareto_k",
     "sbc",
+    "slot_contribution",
     "slot_log_evidence",
     "standard_error",
+    "top_k_hit_rate",
 ]

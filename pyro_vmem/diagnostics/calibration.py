@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import torch
 from pyro import poutine
-from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Categorical
 from tqdm.auto import tqdm
 
+from pyro_vmem.diagnostics.sites import as_rows, data_dims, sample_sites
 from pyro_vmem.memory import Memory
 from pyro_vmem.vma import VMA
 
@@ -190,14 +190,14 @@ def sbc(
         while done < num_simulations:
             batch = next(simulations)
             rows = 0
-            for name, (q, truth, data_dims) in batch.items():
+            for name, (q, truth, dims) in batch.items():
                 if isinstance(q, Categorical):
                     rank, claimed, reached = _rank_by_probability(q, truth, num_draws)
-                    pair = _rows(claimed, data_dims, 0), _rows(reached, data_dims, 0)
+                    pair = as_rows(claimed, dims), as_rows(reached, dims)
                     probabilities.setdefault(name, []).append(pair)
                 else:
                     rank = _rank_among_draws(q, truth, num_draws)
-                ranks.setdefault(name, []).append(_rows(rank, data_dims, len(q.event_shape)))
+                ranks.setdefault(name, []).append(as_rows(rank, dims, len(q.event_shape)))
                 rows = len(ranks[name][-1])
             done += rows
             bar.update(rows)
@@ -229,33 +229,22 @@ def _simulate_vma(vma: VMA, memory: Memory, *, num_simulations: int) -> _Simulat
 
 def _simulate_pair(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Simulations:
     while True:
-        sites = _sites(poutine.uncondition(model), args, kwargs)
+        sites = sample_sites(poutine.trace(poutine.uncondition(model)).get_trace(*args, **kwargs))
         latents = {name: site for name, site in sites.items() if not site["infer"].get("was_observed")}
         new_args, new_kwargs = list(args), dict(kwargs)
         for name, site in sites.items():
             if name not in latents:
                 _put_in_place(name, site, args, kwargs, new_args, new_kwargs)
         truth = {name: site["value"] for name, site in latents.items()}
-        guide_sites = _sites(poutine.condition(guide, truth), tuple(new_args), new_kwargs)
+        guide_sites = sample_sites(poutine.trace(poutine.condition(guide, truth)).get_trace(*new_args, **new_kwargs))
         missing = [name for name in latents if name not in guide_sites]
         if missing:
             raise ValueError(
                 f"guide: it has no sample site {missing[0]!r}, which the model leaves unobserved; its sites are "
                 f"{sorted(guide_sites)}. Add one."
             )
-        frames = set.intersection(
-            *(
-                {f for f in site["cond_indep_stack"] if f.vectorized}
-                for site in [*sites.values(), *guide_sites.values()]
-            )
-        )
-        data_dims = tuple(sorted(f.dim for f in frames))
-        yield {name: (guide_sites[name]["fn"], truth[name], data_dims) for name in latents}
-
-
-def _sites(program: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    trace = prune_subsample_sites(poutine.trace(program).get_trace(*args, **kwargs))
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+        dims = data_dims([*sites.values(), *guide_sites.values()])
+        yield {name: (guide_sites[name]["fn"], truth[name], dims) for name in latents}
 
 
 def _put_in_place(
@@ -294,13 +283,6 @@ def _rank_among_draws(q: Any, truth: Tensor, num_draws: int) -> Tensor:
     draws = q.sample(torch.Size([num_draws]))
     less, ties = (draws < truth).sum(0), (draws == truth).sum(0)
     return less + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long().clamp(max=num_draws)
-
-
-def _rows(values: Tensor, data_dims: tuple[int, ...], event_dim: int) -> Tensor:
-    """`(N, D)`: the data dims of the batch as rows, all other dims as coordinates."""
-    dims = [dim - event_dim for dim in data_dims]
-    rows = values.movedim(dims, list(range(len(dims))))
-    return rows.reshape(math.prod(rows.shape[: len(dims)]), -1)
 
 
 # Statistics of ranks

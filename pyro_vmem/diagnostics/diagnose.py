@@ -1,0 +1,307 @@
+"""Everything there is to know about each datapoint's lookup, as one labelled dataset."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from pyro_vmem._extras import require
+from pyro_vmem._version import __version__
+from pyro_vmem.diagnostics.draws import GuideDraws, draw_from_guide
+from pyro_vmem.diagnostics.information import address_entropy, information_gain
+from pyro_vmem.diagnostics.programs import diagnose_program
+from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks
+from pyro_vmem.diagnostics.strata import StratifiedWeights
+from pyro_vmem.diagnostics.weights import standard_error
+from pyro_vmem.memory import EncodedMemory, Memory
+from pyro_vmem.vma import VMA
+
+if TYPE_CHECKING:
+    import xarray
+
+__all__ = ["describe", "diagnose"]
+
+# Units and long name of each variable; `kl_*` and those of one observation only are made where they occur.
+DESCRIPTIONS = {
+    "information_gain": ("nats", "information gain KL(q(a|M,x) || p(a|M)) of the guide"),
+    "information_gain_exact": ("nats", "information gain KL(p(a|x,M) || p(a|M)) of the exact address posterior"),
+    "information_gain_exact_se": ("nats", "Monte Carlo standard error of information_gain_exact"),
+    "information_gap": ("nats", "information_gain - information_gain_exact: what the guide claims too much"),
+    "information_share": ("1", "information_gain as a share of log of the number of slots in use"),
+    "address_entropy": ("nats", "entropy of q(a|M,x)"),
+    "perplexity": ("1", "exp(address_entropy): the number of slots in play"),
+    "kl_exact_to_guide": ("nats", "KL(p(a|x,M) || q(a|M,x)): what the address guide misses"),
+    "kl_guide_to_exact": ("nats", "KL(q(a|M,x) || p(a|x,M)): what the address guide costs the ELBO"),
+    "reconstruction": ("nats", "E_q log p(x|z,m_a)"),
+    "elbo": ("nats", "evidence lower bound E_q log w"),
+    "elbo_se": ("nats", "Monte Carlo standard error of elbo"),
+    "elbo_gap": ("nats", "log_evidence - elbo: what the whole guide costs"),
+    "log_evidence": ("nats", "log p(x|M)"),
+    "log_evidence_se": ("nats", "Monte Carlo standard error of log_evidence"),
+    "ess": ("1", "effective sample size of the weights behind log_evidence"),
+    "khat": ("1", "Pareto tail index of the weights behind log_evidence; above 0.7 not to be trusted"),
+    "log_evidence_sampled": ("nats", "log p(x|M) from draws of the guide alone"),
+    "log_evidence_sampled_se": ("nats", "Monte Carlo standard error of log_evidence_sampled"),
+    "ess_sampled": ("1", "effective sample size of the guide's importance weights"),
+    "khat_sampled": ("1", "Pareto tail index of the guide's importance weights; above 0.7 the guide is too narrow"),
+    "address_guide": ("1", "q(a|M,x)"),
+    "address_exact": ("1", "p(a|x,M), by the evidence of each slot"),
+    "address_prior": ("1", "p(a|M)"),
+    "top": ("1", "most probable address by the guide"),
+    "top_exact": ("1", "most probable address by the exact posterior"),
+    "hit": ("1", "whether the guide's most probable class is the label"),
+    "hit_exact": ("1", "whether the exact posterior's most probable class is the label"),
+}
+
+
+def diagnose(
+    program: VMA | tuple[Any, Any],
+    *args: Any,
+    num_samples: int = 200,
+    per_slot: int = 25,
+    labels: Tensor | None = None,
+    site: str | None = "a",
+    seed: int = 0,
+    max_decodes: int = 4096,
+    progress: bool = False,
+    **kwargs: Any,
+) -> xarray.Dataset:
+    r"""Measures the lookup of each datapoint: what it gains, by the guide and in truth, and what the guide loses.
+
+    `diagnose(vma, memory, x)` has, in nats a datapoint:
+
+    - `information_gain`, the guide's :math:`KL(q(a|M,x) \| p(a|M))`; `information_gain_exact`, that of the exact
+      address posterior :math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`, by importance sampling of z at every slot;
+      `information_gap`, their difference; `information_share` of :math:`\log |M|`; `address_entropy`, `perplexity`.
+    - `elbo`, `reconstruction` and `kl_z`, over draws from the guide; `elbo_gap`, what is missing to `log_evidence`. Of
+      that gap, `kl_guide_to_exact` is what the address guide loses, and the rest is the latent guide's.
+    - `log_evidence` by summing all slots, with its Monte Carlo error, effective sample size and :math:`\hat k`; the
+      same with `_sampled`, from draws of the guide, which tells how good a proposal the guide is.
+    - `address_guide`, `address_exact` and `address_prior`, the probabilities of each slot; `top` and `top_exact`, the
+      most probable ones; `hit` and `hit_exact` if there are labels.
+
+    `diagnose((model, guide), *args)` has for any pair of Pyro programs with a data plate what needs no slots: the
+    information gain of the categorical `site` from the closed forms of guide and prior, `kl_*` of every other latent
+    site, bound and evidence from draws of the guide.
+
+    References:
+        | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), section 3
+        | https://arxiv.org/abs/1709.07116
+
+    Arguments:
+        program: A VMA, or a pair `(model, guide)`.
+        args: Of a VMA, the memory :math:`M` and the targets x `(B, *event)`. Of a pair, the arguments of both.
+        num_samples: Draws :math:`K` from the guide, a datapoint; more than 20 for a :math:`\hat k`.
+        per_slot: Samples of z a slot. One slot explains most targets, and 25 are the least that a :math:`\hat k` is
+            fitted to. 0 leaves out what needs them (`*_exact`), and `log_evidence` is the sampled one.
+        labels: The class of each target, integers `(B,)`, to be compared with those of the memory.
+        site: The categorical site of a pair; None if there is none.
+        seed: Seeds the draws; the global random state stays as it is.
+        max_decodes: How many decodes to hold in memory at once.
+        progress: Whether to show a progress bar.
+        kwargs: Keyword arguments of a pair.
+
+    Returns:
+        A dataset with dims `datapoint` and `slot`; every variable has `units` and `long_name`. Its attributes say how
+        it was made, how many decodes it took and how long.
+
+    Raises:
+        ValueError: If a number is too small, labels do not fit, memory or x do not fit the model, or a pair has no such
+            site.
+        ImportError: If xarray is not installed.
+
+    Example:
+        >>> from pyro_vmem.memory import Memory
+        >>> dataset = diagnose(VMA.for_vectors(5), Memory(torch.randn(10, 5)), torch.randn(3, 5))
+        >>> dict(dataset.sizes), dataset.information_gain.attrs["units"]
+        ({'datapoint': 3, 'slot': 10}, 'nats')
+    """
+    require("xarray", "arviz")
+    if not isinstance(program, VMA):
+        if labels is not None:
+            raise ValueError("labels: they are compared with those of a VMA's memory; a pair has none. Leave them out.")
+        check_numbers(num_samples=num_samples, max_decodes=max_decodes)
+        values, facts = diagnose_program(*program, args, kwargs, num_samples, site, seed, max_decodes, progress)
+        return as_dataset(values, facts | {"num_samples": num_samples, "seed": seed})
+    return _diagnose_vma(
+        program,
+        *args,
+        num_samples=num_samples,
+        per_slot=per_slot,
+        labels=labels,
+        seed=seed,
+        max_decodes=max_decodes,
+        progress=progress,
+        **kwargs,
+    )
+
+
+def _diagnose_vma(
+    vma: VMA,
+    memory: Memory,
+    x: Tensor,
+    *,
+    num_samples: int,
+    per_slot: int,
+    labels: Tensor | None,
+    seed: int,
+    max_decodes: int,
+    progress: bool,
+) -> xarray.Dataset:
+    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
+    vma.check(memory, x)
+    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        encoded = vma.encode(memory)
+        draws = draw_from_guide(vma, encoded, x, num_samples, max_decodes=max_decodes, progress=progress)
+        dataset = describe(vma, encoded, x, draws, per_slot, labels, max_decodes=max_decodes, progress=progress)
+        seconds = time.perf_counter() - start
+    dataset.attrs.update(seed=seed, seconds=seconds, decodes_per_second=dataset.attrs["decodes"] / seconds)
+    return dataset
+
+
+@torch.no_grad()
+def describe(
+    vma: VMA,
+    memory: EncodedMemory,
+    x: Tensor,
+    draws: GuideDraws,
+    per_slot: int,
+    labels: Tensor | None = None,
+    *,
+    max_decodes: int = 4096,
+    progress: bool = False,
+) -> xarray.Dataset:
+    """What :func:`diagnose` says of a VMA, from draws that are there already; arguments as of that.
+
+    Raises:
+        ValueError: If `per_slot` is negative, or labels do not fit.
+    """
+    if per_slot < 0:
+        raise ValueError(f"per_slot: expected at least 0, got {per_slot}. 0 leaves out what needs every slot.")
+    _check_labels(labels, memory, x)
+    q, p, log_weights = draws.q_logits, draws.p_logits, draws.log_weights
+    sampled = StratifiedWeights.unstratified(log_weights)
+    values = address_quantities(q, p, memory.slots_in_use)
+    values |= {
+        "reconstruction": draws.log_likelihood.mean(0),
+        "kl_z": draws.kl_z.mean(0),
+        "elbo": log_weights.mean(0),
+        "elbo_se": log_weights.std(0) / math.sqrt(len(log_weights)),
+        "log_evidence_sampled": sampled.log_sum,
+        "log_evidence_sampled_se": sampled.standard_error,
+        "ess_sampled": sampled.ess,
+        "khat_sampled": sampled.khat,
+        "address_prior": p.softmax(-1),
+    }
+    decodes = log_weights.numel()
+    if per_slot:
+        exact, more = _exact(vma, memory, x, p, q, per_slot, max_decodes, progress)
+        values |= more | {"information_gap": values["information_gain"] - more["information_gain_exact"]}
+        decodes += per_slot * len(_slots_in_use(memory)) * len(x)
+    else:
+        values |= {name: values[f"{name.replace('_se', '')}_sampled" + "_se" * name.endswith("_se")] for name in _BASE}
+    values["elbo_gap"] = values["log_evidence"] - values["elbo"]
+    if labels is not None:
+        values["hit"] = _top_class(q, memory) == labels
+        if per_slot:
+            values["hit_exact"] = _top_class(exact, memory) == labels
+    facts = {
+        "title": f"diagnostics of {vma.name!r}",
+        "model": repr(vma),
+        "num_slots": memory.num_slots,
+        "num_samples": len(log_weights),
+        "per_slot": per_slot,
+        "method": "exact-address" if per_slot else "sampled",
+        "decodes": decodes,
+    }
+    return as_dataset(values, facts)
+
+
+_BASE = ("log_evidence", "log_evidence_se", "ess", "khat")
+
+
+def address_quantities(q_logits: Tensor, p_logits: Tensor, slots_in_use: Tensor) -> dict[str, Tensor]:
+    """What follows from guide and prior of the address alone, `(B, S)` each."""
+    gain, entropy = information_gain(q_logits, p_logits), address_entropy(q_logits)
+    return {
+        "information_gain": gain,
+        "information_share": gain / slots_in_use.log(),  # NaN for a single slot: there is nothing to gain
+        "address_entropy": entropy,
+        "perplexity": entropy.exp(),
+        "address_guide": q_logits.softmax(-1),
+        "top": q_logits.argmax(-1),
+    }
+
+
+def _exact(
+    vma: VMA, memory: EncodedMemory, x: Tensor, p: Tensor, q: Tensor, per_slot: int, max_decodes: int, progress: bool
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits of the exact address posterior `(B, S)`, and what follows from the evidence of each slot."""
+    slots = _slots_in_use(memory)
+    # A slot that is not in use has a very small prior; evidence could outweigh it.
+    log_prior = p if memory.mask is None else p.masked_fill(~memory.mask, -math.inf)
+    logits, errors = torch.full_like(p, -math.inf), torch.zeros_like(p)
+    columns, row = [], 0
+    for chunk, targets in chunks(memory, x, len(slots), max_decodes, progress):
+        log_weights = at_slots(vma, chunk, targets, slots, per_slot, max_decodes)
+        rows = slice(row, row + len(targets))
+        row += len(targets)
+        weights = StratifiedWeights.even(log_weights + log_prior[rows, slots].mT)
+        columns.append((weights.log_sum, weights.standard_error, weights.ess, weights.khat))
+        logits[rows, slots] = log_prior[rows, slots] + (log_weights.logsumexp(0) - math.log(per_slot)).mT
+        errors[rows, slots] = standard_error(log_weights).mT
+    posterior, gain = logits.softmax(-1), information_gain(logits, p)
+    # The delta method: d gain / d log p(x | m_a) = p(a|x,M) (log p(a|x,M) / p(a|M) - gain).
+    log_ratio = (logits.log_softmax(-1) - p).masked_fill(posterior == 0, 0.0)
+    gain_error = (posterior * (log_ratio - gain.unsqueeze(-1)) * errors).square().sum(-1).sqrt()
+    base = dict(zip(_BASE, map(torch.cat, zip(*columns, strict=True)), strict=True))
+    return logits, base | {
+        "information_gain_exact": gain,
+        "information_gain_exact_se": gain_error,
+        "kl_exact_to_guide": information_gain(logits, q),
+        "kl_guide_to_exact": information_gain(q, logits),
+        "address_exact": posterior,
+        "top_exact": logits.argmax(-1),
+    }
+
+
+def as_dataset(values: dict[str, Tensor], facts: dict[str, Any]) -> xarray.Dataset:
+    """Tensors `(B,)` and `(B, S)` as a labelled dataset, its variables in the order of their descriptions."""
+    xr = require("xarray", "arviz")
+    named = {name: described for name, described in DESCRIPTIONS.items() if name in values}
+    for name in sorted(values.keys() - named.keys()):
+        named[name] = ("nats", f"KL(q || p) of the latent {name.removeprefix('kl_')}")
+    variables, dims = {}, ("datapoint", "slot")
+    for name, (units, long_name) in named.items():
+        array = values[name].detach().cpu()
+        variables[name] = (dims[: array.dim()], array.numpy(), {"units": units, "long_name": long_name})
+    sizes = {dim: n for value in values.values() for dim, n in zip(dims, value.shape, strict=False)}
+    coords = {dim: range(n) for dim, n in sizes.items()}
+    dataset: xarray.Dataset = xr.Dataset(variables, coords, {"pyro_vmem_version": __version__} | facts)
+    return dataset
+
+
+def _slots_in_use(memory: Memory) -> Tensor:
+    """The slots that some datapoint's memory uses."""
+    in_use = torch.ones(1, memory.num_slots, dtype=torch.bool) if memory.mask is None else memory.mask
+    return in_use.reshape(-1, memory.num_slots).any(0).nonzero().squeeze(-1).to(memory.templates.device)
+
+
+def _top_class(logits: Tensor, memory: Memory) -> Tensor:
+    assert memory.labels is not None
+    return memory.labels.unique()[memory.by_class(logits.softmax(-1)).argmax(-1)]
+
+
+def _check_labels(labels: Tensor | None, memory: Memory, x: Tensor) -> None:
+    if labels is None:
+        return
+    if memory.labels is None:
+        raise ValueError("labels: the memory has none to compare with. Make it with Memory(templates, labels).")
+    if labels.shape != x.shape[:1]:
+        raise ValueError(f"labels: expected shape ({len(x)},), one a target, got {tuple(labels.shape)}.")

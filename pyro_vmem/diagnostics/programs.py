@@ -1,0 +1,151 @@
+"""Information, bound and evidence of any pair of Pyro programs, from draws of the guide."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from pyro.poutine import Trace
+from torch import Tensor
+from torch.distributions import Categorical, kl_divergence
+from tqdm.auto import tqdm
+
+from pyro_vmem.diagnostics.sites import as_rows, data_dims, sample_sites
+from pyro_vmem.diagnostics.strata import StratifiedWeights
+from pyro_vmem.infer import IWAE_ELBO
+from pyro_vmem.infer.particles import draw_particles
+
+__all__ = ["diagnose_program"]
+
+
+class _Recorder(IWAE_ELBO):
+    """Keeps the traces that its particles are made from."""
+
+    def __init__(self, num_particles: int, max_plate_nesting: float = math.inf) -> None:
+        super().__init__(num_particles, max_plate_nesting=max_plate_nesting)
+        self.traces: list[tuple[Trace, Trace]] = []
+
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        self.traces.append(super()._get_trace(model, guide, args, kwargs))
+        return self.traces[-1]
+
+
+def diagnose_program(
+    model: Any,
+    guide: Any,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    num_samples: int,
+    site: str | None,
+    seed: int,
+    max_decodes: int,
+    progress: bool,
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What :func:`diagnose` says of a pair: values `(B,)` and `(B, S)` by name, and how they were made.
+
+    Arguments:
+        model: A Pyro model whose sites all sit in one data plate.
+        guide: Its guide.
+        args: The arguments of both.
+        kwargs: Their keyword arguments.
+        num_samples: Draws from the guide, a datapoint.
+        site: The categorical site whose information is asked for, if any.
+        seed: Seeds the draws.
+        max_decodes: How many draws, over all datapoints, to hold in memory at once.
+        progress: Whether to show a progress bar.
+
+    Raises:
+        ValueError: If there is no such site, it is not categorical, or the sites are in no data plate.
+    """
+    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        start = time.perf_counter()
+        probe = _Recorder(1)
+        size = draw_particles(probe, model, guide, *args, **kwargs).log_likelihood.shape[1]
+        if site is not None:
+            _check_site(site, *map(sample_sites, probe.traces[0]))
+        at_once = max(1, max_decodes // size)
+        columns: dict[str, list[Tensor]] = {}
+        bar = tqdm(range(0, num_samples, at_once), desc="drawing", unit="chunk", disable=not progress)
+        for first in bar:
+            recorder = _Recorder(min(at_once, num_samples - first), probe.max_plate_nesting)
+            particles = draw_particles(recorder, model, guide, *args, **kwargs)
+            row = {"log_weights": particles.log_weights, "reconstruction": particles.log_likelihood}
+            row |= {f"kl_{name}": particles.log_guide[name] - particles.log_prior[name] for name in particles.log_prior}
+            row |= _closed_forms(*recorder.traces[0], site, recorder.num_particles)
+            for name, values in row.items():
+                columns.setdefault(name, []).append(values)
+        seconds = time.perf_counter() - start
+    draws = {name: torch.cat(parts) for name, parts in columns.items()}
+    log_weights = draws.pop("log_weights")
+    weights = StratifiedWeights.unstratified(log_weights)
+    means = {name: values.mean(0) for name, values in draws.items()}
+    if site is not None:
+        means["information_gain"] = means.pop(f"kl_{site}")
+        means["perplexity"] = means["address_entropy"].exp()
+    if "address_guide" in means:
+        means["top"] = means["address_guide"].argmax(-1)
+        means["information_share"] = means["information_gain"] / math.log(means["address_guide"].shape[-1])
+    means |= {
+        "elbo": log_weights.mean(0),
+        "elbo_se": log_weights.std(0) / math.sqrt(num_samples),
+        "elbo_gap": weights.log_sum - log_weights.mean(0),
+        "log_evidence": weights.log_sum,
+        "log_evidence_se": weights.standard_error,
+        "ess": weights.ess,
+        "khat": weights.khat,
+    }
+    names = [getattr(program, "__name__", type(program).__name__) for program in (model, guide)]
+    facts = {
+        "title": f"diagnostics of ({', '.join(names)})",
+        "method": "sampled",
+        "site": site or "",
+        "decodes": log_weights.numel(),
+        "seconds": seconds,
+        "decodes_per_second": log_weights.numel() / seconds,
+    }
+    return means, facts
+
+
+def _closed_forms(model_trace: Trace, guide_trace: Trace, site: str | None, num_particles: int) -> dict[str, Tensor]:
+    """KL of the categorical sites `(K, B)`; entropy and, if a datapoint has one address, probabilities of `site`."""
+    model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
+    dims = data_dims([*model_sites.values(), *guide_sites.values()])
+
+    def per_datapoint(values: Tensor) -> Tensor:
+        return as_rows(values, dims).sum(-1).reshape(num_particles, -1)
+
+    pairs = {
+        name: (guide_sites[name]["fn"], node["fn"])
+        for name, node in model_sites.items()
+        if not node["is_observed"] and isinstance(node["fn"], Categorical)
+    }
+    forms = {
+        f"kl_{name}": per_datapoint(kl_divergence(q, p)) for name, (q, p) in pairs.items() if isinstance(q, Categorical)
+    }
+    if site is not None:
+        q = pairs[site][0]
+        forms["address_entropy"] = per_datapoint(q.entropy())
+        probs = as_rows(q.probs, dims, 1).reshape(num_particles, forms["address_entropy"].shape[1], -1)
+        if probs.shape[-1] == q.probs.shape[-1]:
+            forms["address_guide"] = probs
+    return forms
+
+
+def _check_site(site: str, model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    latents = [name for name, node in model_sites.items() if not node["is_observed"]]
+    if site not in guide_sites or site not in latents:
+        raise ValueError(
+            f"site: guide and model have no latent site {site!r} in common; the guide has {sorted(guide_sites)}, the "
+            f"model leaves {sorted(latents)} unobserved. Pass the name of a categorical one, or site=None."
+        )
+    for name, sites in (("guide", guide_sites), ("model", model_sites)):
+        fn = sites[site]["fn"]
+        if not isinstance(fn, Categorical):
+            categorical = sorted(n for n in latents if isinstance(guide_sites[n]["fn"], Categorical))
+            raise ValueError(
+                f"site: {site!r} is a {type(fn).__name__} in the {name}; its information gain has a closed form only "
+                f"for a Categorical. The guide's categorical sites: {categorical}. Pass one of them, or site=None."
+            )
