@@ -8,14 +8,6 @@ from pyro_vmem.diagnostics.addresses import (
     hit_rate,
     top_k_hit_rate,
 )
-from pyro_vmem.diagnostics.addresses import (
-    Agreement,
-    Reliability,
-    agreement,
-    calibration_error,
-    hit_rate,
-    top_k_hit_rate,
-)
 from pyro_vmem.diagnostics.calibration import Calibration, sbc
 from pyro_vmem.diagnostics.contribution import Contribution, contribution, slot_contribution
 from pyro_vmem.diagnostics.diagnose import diagnose
@@ -32,17 +24,13 @@ from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, stand
 
 __all__ = [
     "Agreement",
-    "Agreement",
     "Calibration",
     "Contribution",
     "Evidence",
     "FewShotEvaluation",
     "InformationSummary",
     "Reliability",
-    "Reliability",
     "address_entropy",
-    "agreement",
-    "calibration_error",
     "agreement",
     "calibration_error",
     "contribution",
@@ -50,7 +38,6 @@ __all__ = [
     "effective_sample_size",
     "estimate_evidence",
     "evaluate",
-    "hit_rate",
     "hit_rate",
     "information_gain",
     "information_summary",
@@ -60,6 +47,5 @@ __all__ = [
     "slot_contribution",
     "slot_log_evidence",
     "standard_error",
-    "top_k_hit_rate",
     "top_k_hit_rate",
 ]

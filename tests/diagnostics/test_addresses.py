@@ -69,6 +69,7 @@ def test_error_is_the_weighted_sum_of_gaps(binning):
     else:
         groups = torch.tensor_split(confidence.argsort(), 7)
         assert found.count.max() - found.count.min() <= 1
+        assert (found.confidence.diff() > 0).all()
     filled = [group for group in groups if len(group)]
     gaps = [len(group) * abs(hit[group].mean() - confidence[group].mean()) for group in filled]
     assert int(found.count.sum()) == 103

@@ -101,7 +101,7 @@ def test_a_slot_for_each_target_is_all_information():
 def test_neglect_is_measured_by_the_prior():
     """Slot 2 has a tenth of what the others have, in both: it is used as it should be."""
     prior = torch.tensor([1.0, 1.0, 0.1]).log()
-    assert information_summary(prior.expand(7, -1), prior).slots_neglected == 0
+    assert information_summary(prior.expand(7, -1), prior, threshold=0.2).slots_neglected == 0
     assert information_summary(prior.expand(7, -1), torch.zeros(3), threshold=0.2).slots_neglected == 1
     assert information_summary(prior.expand(7, -1), torch.zeros(3), threshold=0.1).slots_neglected == 0
 
