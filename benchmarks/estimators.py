@@ -1,21 +1,35 @@
-"""Noise of the address guide's gradient, for every objective at the same number of decodes.
+"""Every objective at the same number of decodes: bias and noise of the address guide's gradient, and who learns fast.
 
-On the reference model (one set of parameters a number of slots) and on letters, before and after training the guide:
-the variance of the gradient of the address guide's parameters, summed over parameters, and its signal-to-noise ratio,
-the norm of the mean over the square root of that variance. Objectives have different gradients, so the ratio of
-variances is that of the squared noise-to-signal ratios, VIMCO over the objective: above 1 is better than VIMCO.
+Noise: the variance of the gradient of the address guide's parameters, summed over parameters, and its signal-to-noise
+ratio, the norm of the mean over the square root of that variance; on the reference model and on images, with the guide
+as built and trained. Objectives have different gradients, so `snr_ratio` (over VIMCO's) compares better than variances.
+
+Bias, on the reference model as built (of a trained guide's gradient hardly anything is left but rare draws): the
+distance of the mean gradient from the exact one, as a share of its norm and in standard errors (the largest over
+parameters). What it is compared with is the gradient of what the objective states: the ELBO, the posterior's KL for
+wake-sleep, and the K-particle bound where all S^K draws can be summed. Truncation is compared with the whole ELBO: its
+bias is what truncation leaves out.
+
+Race, on the reference model: after the same seconds of processor time from the same start, how far the guide's bound is
+below the exact evidence, in nats a datapoint, on data that was not trained on.
 
     python -m benchmarks.estimators
-    python -m benchmarks.estimators --json --repeats 400
+    python -m benchmarks.estimators --json --repeats 400 --figure docs/objectives.png
 """
 
 from __future__ import annotations
 
+import math
+import os
 import sys
+import time
+from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
+from matplotlib.figure import Figure
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
@@ -31,69 +45,84 @@ from pyro_vmem.infer import (
     RaoBlackwell_ELBO,
     Reinforce_ELBO,
 )
+from pyro_vmem.infer.terms import log_mean_exp
 
 DECODES = 4
+MOST_STATES = 5000  # draws of K addresses that are summed to get the exact gradient of a K-particle bound
+
+Loss = Callable[[pv.VMA, pv.Memory, Tensor], Tensor]
 
 
-def objectives() -> dict[str, ParticleELBO]:
-    """Each with four decodes a datapoint."""
+def sampled(elbo: ParticleELBO) -> Loss:
+    """The loss of an objective of particles."""
+    return lambda vma, memory, x: elbo.differentiable_loss(vma.model, vma.guide, vma.encode(memory), x)
+
+
+def summed(vma: pv.VMA, memory: pv.Memory, x: Tensor) -> Tensor:
+    """The loss of stock enumeration."""
+    guide = config_enumerate(vma.guide, "parallel", expand=True)
+    return TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(vma.model, guide, vma.encode(memory), x)
+
+
+def truncated(vma: pv.VMA, memory: pv.Memory, x: Tensor) -> Tensor:
+    """The loss of stock enumeration over the most probable addresses."""
+    return summed(with_guide(vma, pv.TruncatedGuide(vma.address_guide, DECODES)), memory, x)
+
+
+def with_guide(vma: pv.VMA, guide: pv.AddressGuide) -> pv.VMA:
+    """The same model with another address guide."""
+    return pv.VMA(
+        vma.address_prior, vma.latent_prior, vma.likelihood, guide, vma.latent_guide, vma.template_encoder, name="other"
+    )
+
+
+def objectives() -> dict[str, Loss]:
+    """Each with four decodes a datapoint, but for `enumerate`."""
     return {
-        "vimco": VIMCO_ELBO(DECODES, max_plate_nesting=1),
-        "vimco, geometric": VIMCO_ELBO(DECODES, "geometric", max_plate_nesting=1),
-        "iwae": IWAE_ELBO(DECODES, max_plate_nesting=1),
-        "rws": RWS_ELBO(DECODES, max_plate_nesting=1),
-        "reinforce": Reinforce_ELBO(DECODES, max_plate_nesting=1),
-        "rao-blackwell": RaoBlackwell_ELBO(DECODES - 1, max_plate_nesting=1),
+        "vimco": sampled(VIMCO_ELBO(DECODES, max_plate_nesting=1)),
+        "vimco, geometric": sampled(VIMCO_ELBO(DECODES, "geometric", max_plate_nesting=1)),
+        "iwae": sampled(IWAE_ELBO(DECODES, max_plate_nesting=1)),
+        "rws": sampled(RWS_ELBO(DECODES, max_plate_nesting=1)),
+        "rws, defensive": sampled(RWS_ELBO(DECODES, defensive=0.2, max_plate_nesting=1)),
+        "reinforce": sampled(Reinforce_ELBO(DECODES, max_plate_nesting=1)),
+        "rao-blackwell": sampled(RaoBlackwell_ELBO(DECODES - 1, max_plate_nesting=1)),
+        "truncated": truncated,
+        "enumerate": summed,
     }
 
 
-def gradient(elbo: ParticleELBO, vma: pv.VMA, memory: pv.Memory, x: Tensor) -> Tensor:
-    """One draw of the gradient of the loss per datapoint, of the address guide's parameters."""
-    parameters = list(vma.address_guide.parameters())
-    loss = elbo.differentiable_loss(vma.model, vma.guide, vma.encode(memory), x) / len(x)
-    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, parameters)])
-
-
-def measure(vma: pv.VMA, memory: pv.Memory, x: Tensor, repeats: int) -> list[dict[str, Any]]:
-    """A row an objective."""
-    rows = []
-    for name, elbo in objectives().items():
-        draws = torch.stack([gradient(elbo, vma, memory, x) for _ in range(repeats)])
-        variance = float(draws.var(0).sum())
-        # the mean's own noise is in its squared norm: take it out
-        signal = max(float(draws.mean(0).square().sum()) - variance / repeats, 0.0)
-        rows.append({"objective": name, "variance": variance, "snr": (signal / variance) ** 0.5 if variance else None})
-    vimco = rows[0]
-    for row in rows:
-        row["variance_ratio"] = vimco["variance"] / row["variance"] if row["variance"] else None
-        row["snr_ratio"] = row["snr"] / vimco["snr"] if row["snr"] and vimco["snr"] else None
-    return rows
+# Models
 
 
 def reference(slots: int, trained: bool) -> tuple[pv.VMA, pv.Memory, Tensor]:
-    """The reference model with a similarity guide; trained by enumeration, which has no noise of its own."""
+    """The reference model with a similarity guide; trained on the exact ELBO, which has no noise of its own."""
     torch.manual_seed(slots)
     model = pv.LinearGaussianMemory(dim=8, latent_dim=2, generator=torch.Generator().manual_seed(0))
-    guide = pv.SimilarityGuide(8, embed_dim=8, normalise="dot", temperature=1.0, tied=False)
-    vma = model.vma(address_guide=guide)
-    memory = pv.Memory(2 * torch.randn(slots, 8))
+    vma = model.vma(address_guide=pv.SimilarityGuide(8, embed_dim=8, normalise="dot", temperature=1.0, tied=False))
+    memory = pv.Memory(torch.randn(slots, 8))
     x = torch.cat([vma.model(memory) for _ in range(64)]).detach()
     if trained:
-        optimizer = torch.optim.Adam(guide.parameters(), lr=0.02)
-        prior = -torch.tensor(float(slots)).log()
-        evidence = model.slot_log_evidence(memory, x).detach()
+        optimizer = torch.optim.Adam(vma.address_guide.parameters(), lr=0.02)
         for _ in range(600):
-            log_q = guide(vma.encode(memory), vma.encode_x(x)).logits
-            loss = -(log_q.exp() * (evidence + prior - log_q)).sum(-1).mean()
+            log_q, log_joint = states(vma, memory, x)
             optimizer.zero_grad()
-            loss.backward()
+            (-(log_q.exp() * (log_joint - log_q)).sum(-1).mean()).backward()
             optimizer.step()
     return vma, memory, x
 
 
-def letters(steps: int) -> tuple[pv.VMA, pv.Memory, Tensor]:
-    """A small convolutional model on glyphs, after some steps of VIMCO."""
-    train, _ = pv.data.glyphs().split(seed=0)
+def states(vma: pv.VMA, memory: pv.Memory, x: Tensor) -> tuple[Tensor, Tensor]:
+    """log q(a | M, x) and log p(a, x | M) of every slot, each `(B, S)`; the reference model's, in closed form."""
+    encoded = vma.encode(memory)
+    model = vma.latent_prior.reference
+    log_joint = vma.address_prior(encoded).logits + model.slot_log_evidence(memory, x)
+    return vma.address_guide(encoded, vma.encode_x(x)).logits, log_joint.detach()
+
+
+def images(data: str, steps: int) -> tuple[pv.VMA, pv.Memory, Tensor]:
+    """A small convolutional model, after some steps of VIMCO."""
+    whole = pv.data.glyphs() if data == "letters" else pv.data.omniglot(subset="background")
+    train, _ = whole.split(seed=0)
     episodes = pv.data.EpisodeSampler(train, n_way=16, k_shot=1, n_query=2, seed=0)
     torch.manual_seed(0)
     vma = pv.VMA.for_images(train.image_shape, latent_dim=16, num_features=64, width=16)
@@ -103,37 +132,195 @@ def letters(steps: int) -> tuple[pv.VMA, pv.Memory, Tensor]:
     return vma, episode.memory, episode.x
 
 
-def main(repeats: int = 200, slots: list[int] | None = None, letter_steps: int = 600) -> dict[str, Any]:
+# Bias and noise
+
+
+def gradient(loss: Tensor, vma: pv.VMA, datapoints: int) -> Tensor:
+    """The gradient of the loss per datapoint, of the address guide's parameters."""
+    grads = torch.autograd.grad(loss / datapoints, list(vma.address_guide.parameters()))
+    return torch.cat([g.flatten() for g in grads])
+
+
+def exact_gradient(name: str, vma: pv.VMA, memory: pv.Memory, x: Tensor) -> Tensor | None:
+    """The gradient of what an objective states, on the reference model; `None` if too many states would be summed."""
+    log_q, log_joint = states(vma, memory, x)
+    if name.startswith("rws"):
+        bound = (log_joint.softmax(-1) * log_q).sum(-1)
+    elif name.startswith(("vimco", "iwae")):
+        if memory.num_slots**DECODES > MOST_STATES:
+            return None
+        draws = torch.cartesian_prod(*[torch.arange(memory.num_slots)] * DECODES)
+        log_weights = (log_joint - log_q)[:, draws]
+        bound = (log_q[:, draws].sum(-1).exp() * log_mean_exp(log_weights, -1)).sum(-1)
+    else:
+        bound = (log_q.exp() * (log_joint - log_q)).sum(-1)
+    return gradient(-bound.sum(), vma, len(x))
+
+
+def measure(vma: pv.VMA, memory: pv.Memory, x: Tensor, repeats: int, with_bias: bool) -> list[dict[str, Any]]:
+    """A row an objective."""
+    rows = []
+    for name, loss in objectives().items():
+        count = repeats if name not in ("enumerate", "truncated") else min(repeats, 20)  # hardly any noise
+        draws = torch.stack([gradient(loss(vma, memory, x), vma, len(x)) for _ in range(count)])
+        variance, mean = float(draws.var(0).sum()), draws.mean(0)
+        # the mean's own noise is in its squared norm: take it out
+        signal = max(float(mean.square().sum()) - variance / count, 0.0)
+        row = {
+            "objective": name,
+            "decodes": memory.num_slots if name == "enumerate" else DECODES,
+            "variance": variance,
+            "snr": (signal / variance) ** 0.5 if variance else None,
+        }
+        target = exact_gradient(name, vma, memory, x) if with_bias else None
+        if target is not None:
+            off = max(float((mean - target).square().sum()) - variance / count, 0.0)
+            error = (draws.var(0) / count).sqrt() + 1e-6 * target.norm() + 1e-9
+            row["bias_share"] = off**0.5 / float(target.norm())
+            row["bias_in_standard_errors"] = float(((mean - target).abs() / error).max())
+        rows.append(row)
+    vimco = rows[0]
+    for row in rows:
+        row["variance_ratio"] = vimco["variance"] / row["variance"] if row["variance"] else None
+        row["snr_ratio"] = row["snr"] / vimco["snr"] if row["snr"] and vimco["snr"] else None
+    return rows
+
+
+# Race
+
+
+def race(slots: int, seconds: float) -> list[dict[str, Any]]:
+    """The gap of each objective's guide to the exact evidence after the same time; a row an objective."""
+    rows = []
+    for name, loss in objectives().items():
+        pyro.clear_param_store()
+        vma, memory, _ = reference(slots, trained=False)
+        optimizer = torch.optim.Adam(vma.address_guide.parameters(), lr=0.02)
+        torch.manual_seed(1)
+
+        def draw(vma: pv.VMA = vma, memory: pv.Memory = memory) -> Tensor:
+            with torch.no_grad():
+                a = torch.randint(memory.num_slots, (64,))
+                template = vma.encode(memory).read(a)
+                drawn: Tensor = vma.likelihood(vma.latent_prior(template).sample(), template).sample()
+                return drawn
+
+        held_out = torch.cat([draw() for _ in range(16)])
+        steps, start = 0, time.process_time()
+        while time.process_time() - start < seconds:
+            x = draw()
+            optimizer.zero_grad()
+            (loss(vma, memory, x) / len(x)).backward()
+            optimizer.step()
+            steps += 1
+        guide = pv.TruncatedGuide(vma.address_guide, DECODES) if name == "truncated" else vma.address_guide
+        with torch.no_grad():
+            log_q, log_joint = states(with_guide(vma, guide), memory, held_out)
+            bound = (log_q.exp() * (log_joint - log_q)).sum(-1)
+            gap = log_joint.logsumexp(-1) - bound
+        rows.append(
+            {
+                "slots": slots,
+                "objective": name,
+                "steps": steps,
+                "gap_nats": float(gap.mean()),
+                "gap_nats_se": float(gap.std() / math.sqrt(len(gap))),
+            }
+        )
+    return rows
+
+
+def main(
+    repeats: int = 100,
+    slots: list[int] | None = None,
+    image_steps: int = 400,
+    race_seconds: float = 1.5,
+    figure: str | None = None,
+) -> dict[str, Any]:
     """Measures all of it.
 
     Args:
         repeats: Draws of each gradient.
-        slots: The numbers of slots of the reference model; by default 8, 64 and 512.
-        letter_steps: Training steps of the model on letters.
+        slots: The numbers of slots of the reference model; by default 4, 16, 64, 256 and 1,024.
+        image_steps: Training steps of the models on letters and on Omniglot; none with 0.
+        race_seconds: The training time of each objective in the race.
+        figure: Where to draw signal-to-noise ratios and the race against the number of slots; nowhere by default.
     """
+    sizes = slots or [4, 16, 64, 256, 1024]
     cases: list[tuple[str, bool, Any]] = []
-    for count in slots or [8, 64, 512]:
+    for count in sizes:
         cases += [(f"reference, |M| = {count}", trained, (reference, count, trained)) for trained in (False, True)]
-    cases += [("letters, |M| = 16", bool(steps), (letters, steps)) for steps in (0, letter_steps)]
-    rows = []
+    for data in ["letters", *["omniglot"] * ("PYRO_VMEM_DATA" in os.environ)]:
+        cases += [(f"{data}, |M| = 16", bool(steps), (images, data, steps)) for steps in {0, image_steps}]
+    rows, raced = [], []
     with torch.random.fork_rng():
-        for name, trained, (make, *arguments) in tqdm(cases, desc="cases", file=sys.stderr):
+        for name, trained, (make, *arguments) in tqdm(cases, desc="noise", file=sys.stderr):
             with pyro.get_param_store().scope():
                 vma, memory, x = make(*arguments)
                 torch.manual_seed(0)
-                rows += [{"case": name, "trained": trained, **row} for row in measure(vma, memory, x, repeats)]
-    return {"decodes": DECODES, "repeats": repeats, "torch": torch.__version__, "rows": rows}
+                found = measure(vma, memory, x, repeats, with_bias=make is reference and not trained)
+                rows += [{"case": name, "slots": memory.num_slots, "trained": trained, **row} for row in found]
+        for count in tqdm(sizes, desc="race", file=sys.stderr):
+            with pyro.get_param_store().scope():
+                raced += race(count, race_seconds)
+    result = {
+        "decodes": DECODES,
+        "repeats": repeats,
+        "race_seconds": race_seconds,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+        "race": raced,
+    }
+    if figure is not None:
+        draw_figure(result).savefig(figure, dpi=160, bbox_inches="tight")
+    return result
+
+
+def draw_figure(result: dict[str, Any]) -> Figure:
+    """Signal-to-noise ratio of the trained guide's gradient, and the race, against the number of slots."""
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    noise, race_axes = figure.subplots(1, 2)
+    for index, name in enumerate(objectives()):
+        style: dict[str, Any] = {"color": f"C{index}", "marker": "o", "markersize": 4, "label": name}
+        own = [r for r in result["rows"] if r["objective"] == name and not r["trained"] and "reference" in r["case"]]
+        if all(row["snr"] for row in own):  # no noise, no ratio
+            noise.plot([row["slots"] for row in own], [row["snr"] for row in own], **style)
+        run = [row for row in result["race"] if row["objective"] == name]
+        race_axes.plot([row["slots"] for row in run], [row["gap_nats"] for row in run], **style)
+    noise.set_title("Noise of the guide's gradient", loc="left")
+    noise.set_ylabel("signal over noise, guide as built")
+    race_axes.set_title(f"After {result['race_seconds']:g} s of training", loc="left")
+    race_axes.set_ylabel("gap to log p(x | M), nats")
+    for axes in (noise, race_axes):
+        axes.set(xscale="log", yscale="log", xlabel="slots |M|")
+        axes.set_xticks(sorted({row["slots"] for row in result["race"]}), minor=False)
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.minorticks_off()
+        axes.grid(alpha=0.3)
+    figure.legend(*race_axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
+    return figure
 
 
 def show(result: dict[str, Any]) -> None:
-    """The variance ratios as a table."""
-    names = list(objectives())
-    table = Table("case", "guide", *names, title="variance of VIMCO over that of the objective", title_justify="left")
-    for start in range(0, len(result["rows"]), len(names)):
-        rows = result["rows"][start : start + len(names)]
-        ratios = [f"{row['variance_ratio']:.3g}" if row["variance_ratio"] else "no noise" for row in rows]
-        table.add_row(rows[0]["case"], "trained" if rows[0]["trained"] else "as built", *ratios)
-    Console().print(table)
+    """Signal-to-noise ratios, biases and the race as tables."""
+    console, names = Console(), list(objectives())
+    for key, title, shown in (
+        ("snr", "signal over noise", "{:.3g}"),
+        ("bias_share", "bias, as a share of the exact gradient's norm", "{:.1%}"),
+    ):
+        table = Table("case", "guide", *names, title=title, title_justify="left")
+        for start in range(0, len(result["rows"]), len(names)):
+            rows = result["rows"][start : start + len(names)]
+            if any(row.get(key) is not None for row in rows):
+                cells = [shown.format(row[key]) if row.get(key) is not None else "-" for row in rows]
+                table.add_row(rows[0]["case"], "trained" if rows[0]["trained"] else "as built", *cells)
+        console.print(table)
+    table = Table("slots", *names, title=f"nats below the evidence after {result['race_seconds']:g} s")
+    for start in range(0, len(result["race"]), len(names)):
+        rows = result["race"][start : start + len(names)]
+        table.add_row(str(rows[0]["slots"]), *[f"{row['gap_nats']:.3f}" for row in rows])
+    console.print(table)
 
 
 if __name__ == "__main__":

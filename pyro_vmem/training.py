@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 import math
 import sys
@@ -14,15 +13,23 @@ from typing import Any, Literal
 
 import pyro
 import torch
-from pyro.infer import ELBO
+from pyro.infer import ELBO, TraceEnum_ELBO, config_enumerate
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from pyro_vmem._files import write_atomically
 from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.data import Episode
-from pyro_vmem.infer import VIMCO_ELBO, Objective, ParticleELBO, Terms, named_objective, scale_sites
+from pyro_vmem.history import Meter, summarise, write_history
+from pyro_vmem.infer import (
+    VIMCO_ELBO,
+    Objective,
+    ParticleELBO,
+    check_objective,
+    choose_objective,
+    named_objective,
+    scale_sites,
+)
 from pyro_vmem.precision import autocast
 from pyro_vmem.vma import VMA
 
@@ -39,6 +46,7 @@ class FitResult:
         history: One row a record: step, seconds and the terms, in nats per datapoint; validation rows begin `val_`.
         best_bound: The best validation bound, in nats per datapoint; `-inf` without validation.
         interrupted: Whether the run was stopped before its end, by Ctrl-C or by `piece_minutes`.
+        chosen: The objective that `"auto"` chose, and why.
     """
 
     steps: int = 0
@@ -46,6 +54,7 @@ class FitResult:
     history: list[dict[str, float]] = field(default_factory=list)
     best_bound: float = -math.inf
     interrupted: bool = False
+    chosen: str = ""
 
     def __repr__(self) -> str:
         end = ", interrupted" if self.interrupted else ""
@@ -86,8 +95,8 @@ def fit(
             last without it.
         episodes: Where the training episodes come from: step i takes episode i.
         objective: `"vimco"`, `"rws"`, `"iwae"`, `"reinforce"` or `"rao-blackwell"`, each of :mod:`pyro_vmem.infer`;
-            `"enumerate"` (stock `TraceEnum_ELBO`: all slots are summed, or those a :class:`TruncatedGuide` keeps); or
-            any `pyro.infer.ELBO`.
+            `"enumerate"` (stock `TraceEnum_ELBO`: all slots are summed, or those a :class:`TruncatedGuide` keeps);
+            `"auto"`, which chooses by the number of slots and says what and why; or any `pyro.infer.ELBO`.
         steps: Steps in all.
         minutes: A time budget instead: training ends, and the schedules with it, when it is used up. The number of
             steps is then the machine's; give `steps` for the same numbers anywhere.
@@ -132,7 +141,7 @@ def fit(
     folder = None if out is None else Path(out)
     if folder is not None:
         _check_spec(vma)
-    run = _Run(vma, objective, num_particles, lr, seed)
+    run = _Run(vma, objective, num_particles, lr, seed, episodes[0].to(next(vma.parameters()).device))
     if folder is not None and (folder / "last.safetensors").exists():
         if not resume:
             raise ValueError(
@@ -142,6 +151,7 @@ def fit(
     device = next(vma.parameters()).device
     half = autocast(device, precision)
     result = run.result
+    result.chosen = run.chosen
     begin = time.perf_counter()
     start = begin - result.seconds
     piece = math.inf if piece_minutes is None else 60 * piece_minutes
@@ -154,11 +164,13 @@ def fit(
     bar = tqdm(
         total=None if minutes else steps, initial=result.steps, desc="training", unit="step", disable=not progress
     )
-    meter = _Meter()
+    meter = Meter()
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(pyro.get_param_store().scope())
         stack.enter_context(bar)
+        if run.chosen:
+            bar.write(run.chosen, file=sys.stderr)
         run.seed()
         try:
             while (part := done()) < 1.0:
@@ -215,14 +227,14 @@ def validate(
         ['bound', 'hit_rate', 'kl_a', 'kl_z', 'reconstruction']
     """
     elbo = VIMCO_ELBO(num_particles=num_particles, max_plate_nesting=1)
-    meter = _Meter(smoothing=0.0)
+    meter = Meter(smoothing=0.0)
     hits = []
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         for index in range(num_episodes):
             episode = episodes[index].to(next(vma.parameters()).device)
             memory = vma.encode(episode.memory)
-            meter.add(_summary(elbo.terms(vma.model, vma.guide, memory, episode.x)))
+            meter.add(summarise(elbo.terms(vma.model, vma.guide, memory, episode.x)))
             assert memory.labels is not None
             chosen = memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
             hits.append((chosen == episode.labels).float().mean())
@@ -232,12 +244,23 @@ def validate(
 class _Run:
     """Everything that changes in the course of a run: weights, optimizer, random state and result."""
 
-    def __init__(self, vma: VMA, objective: Objective | ELBO, num_particles: int, lr: float, seed: int) -> None:
+    def __init__(
+        self, vma: VMA, objective: Objective | ELBO, num_particles: int, lr: float, seed: int, episode: Episode
+    ) -> None:
         self.vma = vma
+        self.chosen = ""
+        if objective == "auto":
+            with torch.no_grad():
+                q_a = vma.address_guide(vma.encode(episode.memory), vma.encode_x(episode.x))
+            objective, why = choose_objective(q_a.enumerate_support().shape[0], num_particles)
+            self.chosen = f"objective {objective!r}: {why}"
         self.elbo: Any  # a stock ELBO has no common method but loss
         self.elbo, self.guide = objective, vma.guide
         if isinstance(objective, str):
             self.elbo, self.guide = named_objective(objective, vma.guide, num_particles)
+        elif isinstance(objective, TraceEnum_ELBO):
+            self.guide = config_enumerate(vma.guide, "parallel", expand=True)
+        check_objective(self.elbo, vma.model, self.guide, episode.memory, episode.x)
         # What the objective learns, such as a baseline, is trained and kept with the model.
         self.module = self.elbo.module if isinstance(self.elbo, ParticleELBO) else None
         learned = [*vma.parameters(), *(self.module.parameters() if self.module is not None else ())]
@@ -266,7 +289,7 @@ class _Run:
             terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
             loss = terms.loss.item()
             terms.loss.backward()
-            summary = _summary(terms, kl_weight)
+            summary = summarise(terms, kl_weight)
         else:
             # A stock objective may go backward once a particle, so particles cannot share what was encoded.
             loss = self.elbo.loss_and_grads(model, guide, episode.memory, episode.x)
@@ -330,45 +353,6 @@ class _Run:
         self.random_state = tensors["random_state"]
         self.result = FitResult(**data["result"])
         self.result.interrupted = False
-
-
-class _Meter:
-    """Running averages of terms, for the progress bar and the history."""
-
-    def __init__(self, smoothing: float = 0.98) -> None:
-        self.smoothing = smoothing
-        self.sums: dict[str, float] = {}
-        self.count = 0.0
-
-    def add(self, terms: dict[str, float]) -> None:
-        keep = self.smoothing or 1.0  # without smoothing, the plain mean
-        self.count = keep * self.count + 1.0
-        self.sums = {name: keep * self.sums.get(name, 0.0) + value for name, value in terms.items()}
-
-    def row(self) -> dict[str, float]:
-        return {name: total / self.count for name, total in self.sums.items()}
-
-    def text(self) -> str:
-        names = {"bound": "bound", "reconstruction": "recon", "kl_a": "KL(a)", "kl_z": "KL(z)"}
-        row = self.row()
-        return "  ".join(f"{shown} {row[name]:.2f}" for name, shown in names.items() if name in row)
-
-
-def _summary(terms: Terms, kl_weight: float = 1.0) -> dict[str, float]:
-    """Means over datapoints of an objective's terms; KL(z) without the warm-up's weight."""
-    kl = {f"kl_{name}": float(value.mean()) for name, value in terms.kl.items()}
-    if kl_weight > 0:
-        kl["kl_z"] /= kl_weight
-    return {"bound": float(terms.bound.mean()), "reconstruction": float(terms.reconstruction.mean()), **kl}
-
-
-def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Writes rows as CSV; the columns are all names that occur."""
-    columns = list(dict.fromkeys(name for row in history for name in row))
-    with write_atomically(path) as aside, aside.open("w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(history)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

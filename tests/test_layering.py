@@ -41,6 +41,7 @@ ORDER = [
     "testing",
     "speed",
     "checkpoint",
+    "history",
     "training",
     "plots",
     "results",

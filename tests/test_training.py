@@ -10,6 +10,7 @@ import torch
 import pyro_vmem as pv
 from pyro_vmem import training
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
+from pyro_vmem.history import summarise
 
 
 def blobs(classes=16, drawings=6, seed=0):
@@ -196,10 +197,10 @@ def test_the_latents_kl_is_reported_without_its_weight():
     episode = sampler()[0]
     elbo = pv.infer.VIMCO_ELBO(4, max_plate_nesting=1)
     torch.manual_seed(0)
-    plain = training._summary(elbo.terms(vma.model, vma.guide, episode.memory, episode.x))
+    plain = summarise(elbo.terms(vma.model, vma.guide, episode.memory, episode.x))
     model, guide = (pv.infer.scale_sites({"z": 0.3})(fn) for fn in (vma.model, vma.guide))
     torch.manual_seed(0)
-    weighted = training._summary(elbo.terms(model, guide, episode.memory, episode.x), 0.3)
+    weighted = summarise(elbo.terms(model, guide, episode.memory, episode.x), 0.3)
     assert weighted["kl_z"] == pytest.approx(plain["kl_z"], rel=1e-4)
 
 
@@ -259,3 +260,61 @@ def test_a_model_that_no_checkpoint_can_name_is_refused_before_training(tmp_path
 def test_result_repr():
     assert repr(pv.FitResult(1200, 61.0, [], -101.25)) == "FitResult(1,200 steps in 61 s, best bound -101.25 nats)"
     assert repr(pv.FitResult(3, 1.0, interrupted=True)) == "FitResult(3 steps in 1 s, interrupted)"
+
+
+def test_auto_says_what_it_chose(capsys):
+    result = pv.fit(small_vma(), sampler(), "auto", steps=1)
+    assert result.chosen.startswith("objective 'vimco': 6 values are too many to sum at 4 decodes")
+    assert result.chosen in capsys.readouterr().err
+    truncated = small_vma()
+    truncated = pv.VMA(
+        truncated.address_prior,
+        truncated.latent_prior,
+        truncated.likelihood,
+        pv.TruncatedGuide(truncated.address_guide, k=3),
+        truncated.latent_guide,
+        truncated.template_encoder,
+    )
+    result = pv.fit(truncated, sampler(), "auto", steps=1, progress=False)
+    assert result.chosen == "objective 'enumerate': 3 values can be summed at no more than 4 decodes"
+    assert pv.fit(small_vma(), sampler(), "vimco", steps=1, progress=False).chosen == ""
+
+
+def test_an_objective_that_would_not_train_the_guide_is_refused_before_the_first_step():
+    vma = small_vma()
+    before = {name: p.clone() for name, p in vma.named_parameters()}
+    with pytest.raises(ValueError, match=r"objective: RenyiELBO gives the guide's discrete sites \['a'\] no gradient"):
+        pv.fit(vma, sampler(), pyro.infer.RenyiELBO(alpha=0.0, num_particles=4), steps=3, progress=False)
+    assert all(torch.equal(before[name], p) for name, p in vma.named_parameters())
+
+
+def test_stock_enumeration_sums_addresses_without_being_asked():
+    """`TraceEnum_ELBO` as it is passed would sample them: the guide is marked for it."""
+    losses = [
+        pv.fit(small_vma(), sampler(), objective, steps=2, progress=False, out=None, seed=1)
+        for objective in (pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), "enumerate")
+    ]
+    assert losses[0].history[-1]["bound"] == pytest.approx(losses[1].history[-1]["bound"])
+
+
+def test_a_learned_baseline_is_trained_and_resumed(tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, memory, x):
+            return self.weight.expand(len(x))
+
+    def run(steps, resume):
+        net = Net()
+        elbo = pv.infer.Reinforce_ELBO(1, net, max_plate_nesting=1)
+        pv.fit(
+            small_vma(), sampler(), elbo, steps, out=tmp_path / "run", resume=resume, progress=False, piece_minutes=60
+        )
+        return net.weight
+
+    first = run(3, False).item()
+    assert first != 0.0
+    resumed = run(3, True)
+    assert resumed.item() == first

@@ -34,6 +34,7 @@ class ParticleELBO(ELBO, abc.ABC):
         kwargs: Other arguments of `pyro.infer.ELBO`.
 
     Attributes:
+        discrete: How the guide's discrete sites get their gradient.
         least_particles: The least :math:`K` that the objective is defined for.
         bias: What the gradient is in expectation: `""` for that of the stated objective exactly, else what is off.
         dreg: Whether reparameterised latents get doubly reparameterised gradients; off unless a subclass offers it.
@@ -43,6 +44,7 @@ class ParticleELBO(ELBO, abc.ABC):
         ValueError: If `num_particles` is less than `least_particles`.
     """
 
+    discrete: ClassVar[str] = "score function"
     least_particles: ClassVar[int] = 1
     bias: ClassVar[str] = ""
     dreg: bool = False

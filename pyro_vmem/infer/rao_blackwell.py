@@ -48,6 +48,7 @@ class RaoBlackwell_ELBO(ParticleELBO):
         torch.Size([])
     """
 
+    discrete: ClassVar[str] = "k values summed, the rest by the score function"
     least_particles: ClassVar[int] = 2
 
     def __init__(self, k: int = 3, site: str = "a", max_plate_nesting: float = math.inf, **kwargs: Any) -> None:

@@ -61,6 +61,7 @@ class RWS_ELBO(ParticleELBO):
         torch.Size([3])
     """
 
+    discrete: ClassVar[str] = "wake phase"
     least_particles: ClassVar[int] = 2
     bias: ClassVar[str] = "guide: self-normalised, O(1/K)"
 

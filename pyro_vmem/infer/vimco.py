@@ -67,6 +67,7 @@ class VIMCO_ELBO(ParticleELBO):
         >>> loss = svi.step(torch.tensor([0.1, 1.9]))
     """
 
+    discrete: ClassVar[str] = "score function, leave-one-out baseline"
     least_particles: ClassVar[int] = 2
 
     def __init__(

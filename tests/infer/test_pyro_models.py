@@ -88,3 +88,94 @@ def test_sparse_model_with_bernoulli_spikes():
         svi.step(x)
     found = (x @ pyro.param("weight") + pyro.param("bias") > 0).float()
     assert (found == on).float().mean() > 0.98
+
+
+def semi_supervised_data():
+    """Two classes on two waves, one above the other; one label in twenty known, -1 where it is not."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (200,), generator=generator)
+    t = 4 * torch.rand(200, generator=generator) - 2
+    x = torch.stack([t, 2.0 * y - 1 + 0.4 * (2 * t).sin()], -1) + 0.1 * torch.randn(200, 2, generator=generator)
+    return x, y, torch.where(torch.arange(200) % 20 == 0, y, -1)
+
+
+def join(values, labels):
+    """Vectors beside one-hot labels, whatever the dims on the left are."""
+    shape = torch.broadcast_shapes(values.shape[:-1], labels.shape)
+    one_hot = torch.nn.functional.one_hot(labels, 2).to(values)
+    return torch.cat([values.expand(*shape, -1), one_hot.expand(*shape, -1)], -1)
+
+
+class SemiSupervised(torch.nn.Module):
+    """A semi-supervised variational autoencoder: a class that is sometimes seen, and a latent within the class.
+
+    References:
+        | Semi-Supervised Learning with Deep Generative Models (Kingma et al., 2014), section 2.2
+        | https://arxiv.org/abs/1406.5298
+    """
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+
+        def net(n_in, n_out):
+            return torch.nn.Sequential(torch.nn.Linear(n_in, 32), torch.nn.Tanh(), torch.nn.Linear(32, n_out))
+
+        self.decoder, self.classifier, self.encoder = net(3, 2), net(2, 2), net(4, 2)
+
+    def model(self, x):
+        pyro.module("ss", self)
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Categorical(torch.ones(2)))
+            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
+            pyro.sample("x", dist.Normal(self.decoder(join(z, y)), 0.15).to_event(1), obs=x)
+
+    def guide(self, x):
+        pyro.module("ss", self)
+        with pyro.plate("data", len(x), dim=-1):
+            y = pyro.sample("y", dist.Categorical(logits=self.classifier(x)))
+            loc, log_scale = self.encoder(join(x, y)).chunk(2, -1)
+            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
+
+    def accuracy(self, x, y):
+        return (self.classifier(x).argmax(-1) == y).float().mean()
+
+
+SEMI_SUPERVISED = {
+    "vimco": (VIMCO_ELBO(4, dreg=True), lambda guide: guide),
+    "rws": (RWS_ELBO(4, pathwise=True), lambda guide: guide),
+    "rao-blackwell": (RaoBlackwell_ELBO(1, site="y"), lambda guide: guide),
+    "pyro's enumeration": (TraceEnum_ELBO(max_plate_nesting=1), lambda guide: config_enumerate(guide, "parallel")),
+}
+
+
+@pytest.mark.parametrize("name", SEMI_SUPERVISED)
+def test_semi_supervised_autoencoder(name):
+    """Ten labels and 190 unlabelled points: the discrete site is conditioned where it is seen, inferred where not."""
+    x, y, seen = semi_supervised_data()
+    toy = SemiSupervised()
+    known = seen >= 0
+    elbo, wrap = SEMI_SUPERVISED[name]
+    optimizer = torch.optim.Adam(toy.parameters(), lr=0.01)
+
+    labelled = pyro.condition(toy.model, {"y": y[known]})
+    given = pyro.poutine.block(pyro.condition(toy.guide, {"y": y[known]}), hide=["y"])
+
+    def loss(with_unlabelled):
+        supervised = VIMCO_ELBO(4, max_plate_nesting=1).differentiable_loss(labelled, given, x[known])
+        supervised = supervised + torch.nn.functional.cross_entropy(toy.classifier(x[known]), y[known], reduction="sum")
+        if not with_unlabelled:
+            return supervised
+        return supervised + elbo.differentiable_loss(toy.model, wrap(toy.guide), x[~known])
+
+    def train(steps, with_unlabelled):
+        for _ in range(steps):
+            optimizer.zero_grad()
+            loss(with_unlabelled).backward()
+            optimizer.step()
+
+    train(100, False)  # which class is which, from ten labels
+    before = float(loss(True).detach())
+    train(100, True)
+    assert float(loss(True).detach()) < before - 100
+    assert toy.accuracy(x, y) > 0.95

@@ -1,0 +1,178 @@
+"""Enumeration that is priced before it is paid for."""
+
+from __future__ import annotations
+
+import copy
+import math
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import TraceEnum_ELBO
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+__all__ = ["EnumGuard", "EnumerationCost"]
+
+BACKWARD = 2  # a backward pass takes about twice as long as the forward pass
+
+
+@dataclass(frozen=True)
+class EnumerationCost:
+    """What one step of an enumeration is estimated to take.
+
+    Attributes:
+        values: How many joint values of the enumerated sites there are.
+        gigabytes: What is kept for the backward pass.
+        seconds: Forward and backward pass.
+    """
+
+    values: int
+    gigabytes: float
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.values:,} values, about {self.gigabytes:.3g} GB and {self.seconds:.2g} s a step"
+
+
+class EnumGuard(TraceEnum_ELBO):
+    r"""`pyro.infer.TraceEnum_ELBO` that estimates memory and time before it enumerates, and refuses what is too much.
+
+    Enumerating :math:`S` addresses for :math:`B` datapoints decodes :math:`S B` times. Before the first step, and when
+    the shapes of the arguments change, the model is run with one and with two values of the enumerated site; what the
+    second adds, times the number of values, is the estimate. Parameters and random state stay as they are.
+
+    Arguments:
+        max_gigabytes: The most memory a step may take. Default: nine tenths of what is free.
+        max_seconds: The longest that a step may take.
+        kwargs: The arguments of `pyro.infer.TraceEnum_ELBO`.
+
+    Raises:
+        ValueError: Before anything is enumerated, if the estimate is above a limit, or a limit is not positive.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> from pyro.infer import config_enumerate
+        >>> vma, memory, x = pv.VMA.for_vectors(5), pv.Memory(torch.randn(60, 5)), torch.randn(3, 5)
+        >>> guide = config_enumerate(vma.guide, "parallel", expand=True)
+        >>> EnumGuard(max_plate_nesting=1).cost(vma.model, guide, memory, x).values
+        60
+        >>> EnumGuard(max_gigabytes=1e-6, max_plate_nesting=1).loss(vma.model, guide, memory, x)
+        Traceback (most recent call last):
+        ValueError: enumeration: 60 values, about ... GB and ... s a step; the limit is 1e-06 GB. ...
+    """
+
+    def __init__(self, max_gigabytes: float | None = None, max_seconds: float = math.inf, **kwargs: Any) -> None:
+        for name, limit in (("max_gigabytes", max_gigabytes), ("max_seconds", max_seconds)):
+            if limit is not None and not limit > 0:
+                raise ValueError(f"{name}: expected a positive number, got {limit}.")
+        super().__init__(**kwargs)
+        self.max_gigabytes = max_gigabytes
+        self.max_seconds = max_seconds
+        self._accepted: set[tuple[torch.Size, ...]] = set()
+
+    def cost(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> EnumerationCost:
+        """Estimates what a step takes; arguments as of `loss`."""
+        probe = TraceEnum_ELBO(max_plate_nesting=self.max_plate_nesting)
+        found = []
+        with torch.random.fork_rng(), pyro.get_param_store().scope(), torch.enable_grad():
+            for keep in (1, 1, 2):  # the first run pays for what is set up once
+                limited = _FirstValues(keep)
+                start = time.perf_counter()
+                saved = _SavedBytes()
+                with saved:
+                    list(probe._get_traces(model, limited(guide), args, kwargs))
+                found.append((saved.total, time.perf_counter() - start))
+        values = math.prod(limited.sizes.values())
+        extrapolated = [
+            max(one, one + (two - one) * (values - 1)) * self.num_particles for one, two in zip(*found[1:], strict=True)
+        ]
+        return EnumerationCost(values, extrapolated[0] / 1e9, extrapolated[1] * (1 + BACKWARD))
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
+        shapes = tuple(tensor.shape for tensor in _tensors((*args, *kwargs.values())))
+        if shapes not in self._accepted:
+            self._check(self.cost(model, guide, *args, **kwargs), args)
+            self._accepted.add(shapes)
+        yield from super()._get_traces(model, guide, args, kwargs)
+
+    def _check(self, cost: EnumerationCost, args: Any) -> None:
+        limit = self.max_gigabytes
+        if limit is None:
+            limit = 0.9 * _free_bytes(next((t.device for t in _tensors(args)), torch.device("cpu"))) / 1e9
+        over = [f"{limit:.3g} GB"] * (cost.gigabytes > limit)
+        over += [f"{self.max_seconds:.3g} s"] * (cost.seconds > self.max_seconds)
+        if over:
+            raise ValueError(
+                f"enumeration: {cost}; the limit is {' and '.join(over)}. Sum fewer values, with "
+                "pyro_vmem.TruncatedGuide or RaoBlackwell_ELBO; sample them, with VIMCO_ELBO; take fewer datapoints a "
+                "step; or raise max_gigabytes and max_seconds."
+            )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(max_gigabytes={self.max_gigabytes}, max_seconds={self.max_seconds})"
+
+
+class _FirstValues(Messenger):
+    """Leaves out all but the first values of the first enumerated site, and all but one of the others."""
+
+    def __init__(self, keep: int) -> None:
+        super().__init__()
+        self.keep = keep
+        self.sizes: dict[str, int] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["infer"].get("enumerate") != "parallel":
+            return
+        support = msg["fn"].enumerate_support(expand=msg["infer"].get("expand", False))
+        self.sizes[msg["name"]] = len(support)
+        first = support[: self.keep if len(self.sizes) == 1 else 1]
+        msg["fn"] = copy.copy(msg["fn"])  # Pyro asks for the type, so a wrapper would not be enumerated
+        msg["fn"].enumerate_support = lambda expand=True: first
+
+
+class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
+    """Counts the bytes that autograd keeps for the backward pass, each storage once."""
+
+    def __init__(self) -> None:
+        self._seen: set[int] = set()
+        self.total = 0
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in self._seen:
+                self._seen.add(storage.data_ptr())
+                self.total += storage.nbytes()
+            return tensor
+
+        super().__init__(pack, lambda tensor: tensor)
+
+
+def _tensors(values: Any) -> list[Tensor]:
+    """The tensors among some values, and among the attributes of those that are none."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module):
+            found += [held for held in vars(value).values() if isinstance(held, Tensor)]
+    return found
+
+
+def _free_bytes(device: torch.device) -> float:
+    """The memory that a device has left."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0])
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return float(line.split()[1]) * 1024
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return math.inf

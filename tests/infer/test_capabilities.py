@@ -1,0 +1,136 @@
+"""What objectives declare, and what is refused before the first step."""
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import (
+    RenyiELBO,
+    ReweightedWakeSleep,
+    Trace_ELBO,
+    TraceEnum_ELBO,
+    TraceGraph_ELBO,
+    config_enumerate,
+)
+
+import pyro_vmem as pv
+from pyro_vmem.infer import (
+    IWAE_ELBO,
+    RWS_ELBO,
+    VIMCO_ELBO,
+    EnumGuard,
+    ParticleELBO,
+    RaoBlackwell_ELBO,
+    Reinforce_ELBO,
+    capabilities,
+    check_objective,
+    choose_objective,
+)
+
+OURS = [
+    VIMCO_ELBO(4, max_plate_nesting=1),
+    IWAE_ELBO(4, max_plate_nesting=1),
+    RWS_ELBO(4, max_plate_nesting=1),
+    Reinforce_ELBO(4, max_plate_nesting=1),
+    RaoBlackwell_ELBO(3, max_plate_nesting=1),
+]
+
+
+def case(batch=3):
+    return pv.VMA.for_vectors(5), pv.Memory(torch.randn(6, 5)), torch.randn(batch, 5)
+
+
+@pytest.mark.parametrize("elbo", OURS, ids=lambda elbo: type(elbo).__name__)
+def test_decodes_are_counted_as_declared(elbo):
+    """The number of latents decoded for each datapoint is what the class says."""
+    vma, memory, x = case()
+    counted = []
+    forward = vma.likelihood.forward
+    vma.likelihood.forward = lambda z, template: counted.append(z.shape[:-1].numel()) or forward(z, template)
+    elbo.loss(vma.model, vma.guide, memory, x)
+    assert sum(counted) == capabilities(elbo).decodes * len(x)
+
+
+def test_every_objective_declares():
+    assert {type(elbo) for elbo in OURS} == set(ParticleELBO.__subclasses__()) - {
+        cls for cls in ParticleELBO.__subclasses__() if not cls.__module__.startswith("pyro_vmem")
+    }
+    for elbo in OURS:
+        declared = capabilities(elbo)
+        assert declared.discrete
+        with pytest.raises(ValueError, match=r"num_particles|k: expected"):
+            type(elbo)(declared.least_particles - 1 - isinstance(elbo, RaoBlackwell_ELBO))
+    assert [type(elbo).__name__ for elbo in OURS if capabilities(elbo).bias] == ["RWS_ELBO"]
+    assert capabilities(EnumGuard()).decodes is None
+    with pytest.raises(ValueError, match="elbo: Trace_ELBO declares nothing"):
+        capabilities(Trace_ELBO())
+
+
+def enumerated(vma):
+    return config_enumerate(vma.guide, "parallel", expand=True)
+
+
+@pytest.mark.parametrize("elbo", [*OURS, Trace_ELBO(), TraceGraph_ELBO()], ids=lambda elbo: type(elbo).__name__)
+def test_what_trains_a_discrete_guide_is_let_through(elbo):
+    vma, memory, x = case()
+    check_objective(elbo, vma.model, vma.guide, memory, x)
+    check_objective(TraceEnum_ELBO(), vma.model, enumerated(vma), memory, x)
+
+
+@pytest.mark.parametrize(
+    ("elbo", "match"),
+    [
+        (RenyiELBO(alpha=0.0, num_particles=4), r"RenyiELBO gives the guide's discrete sites \['a'\] no gradient"),
+        (ReweightedWakeSleep(num_particles=4), "forms one weight for all 3 datapoints. Use RWS_ELBO"),
+        (TraceEnum_ELBO(), r"would sample the guide's discrete sites \['a'\]"),
+        (EnumGuard(), "EnumGuard would sample"),
+    ],
+    ids=["renyi", "rws", "enum", "guard"],
+)
+def test_what_would_silently_not_train_it_is_refused(elbo, match):
+    vma, memory, x = case()
+    state, names = torch.get_rng_state(), set(pyro.get_param_store())
+    with pytest.raises(ValueError, match=f"objective: .*{match}"):
+        check_objective(elbo, vma.model, vma.guide, memory, x)
+    assert torch.equal(state, torch.get_rng_state())
+    assert set(pyro.get_param_store()) == names
+
+
+def test_continuous_guides_may_use_renyi_and_one_datapoint_wake_sleep():
+    def model(x):
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+            pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x):
+        with pyro.plate("data", len(x)):
+            pyro.sample("z", dist.Normal(x, 1.0))
+
+    check_objective(RenyiELBO(alpha=0.0, num_particles=4), model, guide, torch.zeros(3))
+    check_objective(TraceEnum_ELBO(), model, guide, torch.zeros(3))
+    vma, memory, x = case(batch=1)
+    check_objective(ReweightedWakeSleep(num_particles=4), vma.model, vma.guide, memory, x)
+
+
+@pytest.mark.parametrize(
+    ("values", "particles", "name"),
+    [(1, 1, "enumerate"), (4, 4, "enumerate"), (5, 4, "vimco"), (128, 4, "vimco"), (129, 4, "rao-blackwell")],
+)
+def test_the_choice_goes_by_the_number_of_values(values, particles, name):
+    chosen, why = choose_objective(values, particles)
+    assert chosen == name
+    assert f"{values} values" in why
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [((0, 4), "num_values: expected at least 1"), ((4, 0), "num_particles: expected"), ((9, 1), "needs at least 2")],
+)
+def test_bad_numbers(arguments, match):
+    with pytest.raises(ValueError, match=match):
+        choose_objective(*arguments)
+
+
+def test_auto_is_no_objective_of_its_own():
+    with pytest.raises(ValueError, match="objective: 'auto' is chosen by choose_objective"):
+        pv.infer.named_objective("auto", lambda x: None, 4)
