@@ -12,6 +12,7 @@ from pyro_vmem.diagnostics.calibration import Calibration, sbc
 from pyro_vmem.diagnostics.contribution import Contribution, contribution, slot_contribution
 from pyro_vmem.diagnostics.diagnose import diagnose
 from pyro_vmem.diagnostics.evidence import Evidence, estimate_evidence, log_evidence
+from pyro_vmem.diagnostics.export import to_arviz, to_datatree
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import (
     InformationSummary,
@@ -47,5 +48,7 @@ __all__ = [
     "slot_contribution",
     "slot_log_evidence",
     "standard_error",
+    "to_arviz",
+    "to_datatree",
     "top_k_hit_rate",
 ]
