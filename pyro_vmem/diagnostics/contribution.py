@@ -88,7 +88,7 @@ def contribution(
     num_samples: int = 10,
     num_particles: int = 16,
     seed: int = 0,
-    max_decodes: int = 4096,
+    max_decodes: int = 1024,
 ) -> Contribution:
     r"""Measures what the memory contributes to the evidence of each target, and how the bound divides.
 

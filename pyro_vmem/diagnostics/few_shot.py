@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass
 
 import torch
@@ -10,12 +11,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vmem.data import EpisodeSampler
-from pyro_vmem.diagnostics.information import information_gain
-from pyro_vmem.diagnostics.slots import slot_log_evidence
-from pyro_vmem.memory import Memory
+from pyro_vmem.diagnostics.addresses import Reliability, agreement, calibration_error, top_k_hit_rate
+from pyro_vmem.diagnostics.draws import draw_from_guide
+from pyro_vmem.diagnostics.evidence import KHAT_LIMIT
+from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
+from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks
+from pyro_vmem.diagnostics.strata import StratifiedWeights
+from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.vma import VMA
 
 __all__ = ["FewShotEvaluation", "evaluate"]
+
+_DRAWS = 8  # of the guide, a target, for the terms of the bound: few beside those of the evidence
+_TOP = 5
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,65 +33,154 @@ class FewShotEvaluation:
     Attributes:
         log_evidence: :math:`\log p(x | M)`.
         log_evidence_wrong: The same with a memory of other classes.
+        standard_error: The Monte Carlo error of `log_evidence`; NaN for one sample a slot.
+        ess: The effective sample size behind it, of `n_way * k_shot * num_samples` weights.
+        khat: Their Pareto tail index; above 0.7 it is not to be trusted, NaN for too few samples to tell.
         information_gain: :math:`KL(q(a|x,M) \| p(a|M))`, by the guide.
         information_gain_exact: :math:`KL(p(a|x,M) \| p(a|M))`, by the evidence of each slot.
-        hit: Whether the guide's most probable class is the target's.
-        hit_exact: Whether the exact address posterior's is.
+        kl_exact_to_guide: :math:`KL(p(a|x,M) \| q(a|x,M))`: what the guide misses.
+        kl_guide_to_exact: :math:`KL(q(a|x,M) \| p(a|x,M))`: what the guide costs the bound.
+        rank_correlation: Spearman's, of the slots by guide and by exact posterior.
+        same_slot: Whether both have the same most probable slot.
+        reconstruction: :math:`E_q \log p(x | z, m_a)`.
+        kl_z: :math:`E_q KL(q(z | x, m_a) \| p(z | m_a))`.
+        class_probs: The guide's probability of each class, with shape `(E, B, C)`.
+        class_probs_exact: The exact posterior's.
+        target_class: The column of the right class.
+        information: What the lookups of each episode say about its targets.
         n_way: Classes in memory.
         k_shot: Slots a class.
         num_samples: Samples of z a slot that the evidence was estimated from.
+        decodes: Decodes in all, those of the wrong memories included.
+        seconds: How long it took.
     """
 
     log_evidence: Tensor
     log_evidence_wrong: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    khat: Tensor
     information_gain: Tensor
     information_gain_exact: Tensor
-    hit: Tensor
-    hit_exact: Tensor
+    kl_exact_to_guide: Tensor
+    kl_guide_to_exact: Tensor
+    rank_correlation: Tensor
+    same_slot: Tensor
+    reconstruction: Tensor
+    kl_z: Tensor
+    class_probs: Tensor
+    class_probs_exact: Tensor
+    target_class: Tensor
+    information: tuple[InformationSummary, ...]
     n_way: int
     k_shot: int
     num_samples: int
+    decodes: int
+    seconds: float
+
+    @property
+    def hit(self) -> Tensor:
+        """Whether the guide's most probable class is the target's, `(E, B)`."""
+        return self.class_probs.argmax(-1) == self.target_class
+
+    @property
+    def hit_exact(self) -> Tensor:
+        """Whether the exact address posterior's is, `(E, B)`."""
+        return self.class_probs_exact.argmax(-1) == self.target_class
 
     @property
     def ceiling(self) -> float:
         r""":math:`\log C` of the number of classes: the information, in nats, that tells the target's class."""
         return math.log(self.n_way)
 
-    def summary(self) -> dict[str, float]:
-        """Means over targets with their standard errors (`_se`) over episodes; the keys name the quantity.
+    @property
+    def reliability(self) -> Reliability:
+        """Whether the guide's probability of its most probable class is how often it is right, over all targets."""
+        return calibration_error(self.class_probs.flatten(0, 1), self.target_class.flatten())
 
-        `information_gain_share` is the share of :math:`\\log C`, which it takes to tell the class, and
-        `information_gain_share_of_slots` that of :math:`\\log |M|`, which it takes to tell the slot.
-        `memory_worth_nats` is what the right memory gains over a wrong one, target by target.
+    @property
+    def reliability_exact(self) -> Reliability:
+        """The same of the exact address posterior."""
+        return calibration_error(self.class_probs_exact.flatten(0, 1), self.target_class.flatten())
+
+    def summary(self) -> dict[str, float]:
+        r"""Flat figures; means over targets have a standard error over episodes, `_se`, in the key after.
+
+        | `nll`, `nll_wrong_memory`: minus the evidence; an upper bound. `memory_worth_nats`: their difference.
+        | `elbo`, `reconstruction`, `kl_z`: the one-sample bound and its parts; the third is `information_gain`.
+        | `information_gain`, `information_gain_exact`: nats a target. `information_gain_bits`; as shares of
+          :math:`\log C`, which it takes to tell the class, and of :math:`\log |M|`, which it takes to tell the slot,
+          `information_gain_share` and `information_gain_share_of_slots`.
+        | `mutual_information`, `marginal_kl`: the parts of the information gain that tell targets of an episode apart,
+          and that do not. `perplexity`: slots in play a lookup. `slots_never_first`: slots that are no target's first.
+        | `hit_rate`, `hit_rate_exact`: few-shot classification by guide and by exact posterior. `top5_rate`,
+          `top5_rate_exact`: the right class among the first five; NaN for five classes or fewer. `chance`.
+        | `calibration_error`, `calibration_error_exact`: of the class probabilities, all targets together.
+        | `kl_exact_to_guide`, `kl_guide_to_exact`, `rank_correlation`, `same_slot`: agreement of the two.
+        | `monte_carlo_se`: the part of `nll_se` that more samples would remove; `ess`; `khat_above`, `khat_unknown`:
+          the shares of targets with a k-hat above 0.7, and without one.
+        | `n_way`, `k_shot`, `num_samples`, `num_episodes`, `num_targets`; `decodes`, `evaluation_seconds`,
+          `decodes_per_second`.
         """
+        dtype, information = self.log_evidence.dtype, self.information
+        enough = self.n_way > _TOP
         columns = {
             "nll": -self.log_evidence,
             "nll_wrong_memory": -self.log_evidence_wrong,
             "memory_worth_nats": self.log_evidence - self.log_evidence_wrong,
             "information_gain": self.information_gain,
             "information_gain_exact": self.information_gain_exact,
-            "hit_rate": self.hit.to(self.log_evidence.dtype),
-            "hit_rate_exact": self.hit_exact.to(self.log_evidence.dtype),
+            "hit_rate": self.hit.to(dtype),
+            "hit_rate_exact": self.hit_exact.to(dtype),
+            "top5_rate": _top_rate(self.class_probs, self.target_class) if enough else None,
+            "top5_rate_exact": _top_rate(self.class_probs_exact, self.target_class) if enough else None,
+            "elbo": self.reconstruction - self.information_gain - self.kl_z,
+            "reconstruction": self.reconstruction,
+            "kl_z": self.kl_z,
+            "kl_exact_to_guide": self.kl_exact_to_guide,
+            "kl_guide_to_exact": self.kl_guide_to_exact,
+            "rank_correlation": self.rank_correlation,
+            "same_slot": self.same_slot.to(dtype),
+            "ess": self.ess,
+            **{
+                name: torch.tensor([[float(getattr(episode, name))] for episode in information])
+                for name in ("mutual_information", "marginal_kl", "perplexity", "slots_never_first")
+            },
         }
         summary: dict[str, float] = {}
         for name, values in columns.items():
-            summary[name], summary[f"{name}_se"] = mean_and_error(values)
-        summary["information_gain_bits"] = summary["information_gain"] / math.log(2)
-        summary["information_gain_share"] = summary["information_gain"] / self.ceiling if self.n_way > 1 else math.nan
-        num_slots = self.n_way * self.k_shot
-        summary["information_gain_share_of_slots"] = (
-            summary["information_gain"] / math.log(num_slots) if num_slots > 1 else math.nan
-        )
-        summary["chance"] = 1 / self.n_way
-        for name in ("n_way", "k_shot", "num_samples"):
-            summary[name] = getattr(self, name)
-        summary["num_episodes"], summary["num_targets"] = self.hit.shape[0], self.hit.numel()
+            summary[name], summary[f"{name}_se"] = (math.nan, math.nan) if values is None else mean_and_error(values)
+        num_slots, gain = self.n_way * self.k_shot, summary["information_gain"]
+        size = self.log_evidence.numel()
+        summary |= {
+            "information_gain_bits": gain / math.log(2),
+            "information_gain_share": gain / self.ceiling if self.n_way > 1 else math.nan,
+            "information_gain_share_of_slots": gain / math.log(num_slots) if num_slots > 1 else math.nan,
+            "calibration_error": self.reliability.error,
+            "calibration_error_exact": self.reliability_exact.error,
+            "monte_carlo_se": float(self.standard_error.square().sum().sqrt()) / size,
+            "khat_above": float((self.khat > KHAT_LIMIT).double().mean()),
+            "khat_unknown": float(self.khat.isnan().double().mean()),
+            "chance": 1 / self.n_way,
+            "n_way": self.n_way,
+            "k_shot": self.k_shot,
+            "num_samples": self.num_samples,
+            "num_episodes": len(self.log_evidence),
+            "num_targets": size,
+            "decodes": self.decodes,
+            "evaluation_seconds": self.seconds,
+            "decodes_per_second": self.decodes / self.seconds,
+        }
         return summary
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of `(E, B)` and its standard error over episodes: targets of one episode share a memory."""
-    episodes = values.mean(1)
+    """The mean of `(E, B)` and its standard error over episodes: targets of one episode share a memory.
+
+    Values that are NaN are left out, as are episodes of nothing else.
+    """
+    episodes = values.nanmean(1)
+    episodes = episodes[~episodes.isnan()]
     error = float(episodes.std() / math.sqrt(len(episodes))) if len(episodes) > 1 else math.nan
     return float(episodes.mean()), error
 
@@ -96,12 +193,13 @@ def evaluate(
     num_samples: int = 10,
     *,
     seed: int = 0,
-    max_decodes: int = 4096,
+    max_decodes: int = 1024,
     progress: bool = True,
 ) -> FewShotEvaluation:
     r"""Measures a model on the first episodes of a sampler; parameters and global random state stay as they are.
 
-    The evidence sums over all slots exactly and samples z, `num_samples` times a slot.
+    The evidence sums over all slots exactly and samples z, `num_samples` times a slot. All else follows from the same
+    decodes, but for eight of the guide a target, which give the terms of the bound.
 
     Arguments:
         vma: The model and its guide.
@@ -109,7 +207,7 @@ def evaluate(
         num_episodes: How many episodes.
         num_samples: Samples of z a slot.
         seed: Seeds the samples of z.
-        max_decodes: How many decodes to hold in memory at once.
+        max_decodes: How many decodes to hold in memory at once; on processors more of them are slower.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -126,18 +224,28 @@ def evaluate(
         >>> result.log_evidence.shape, result.summary()["chance"]
         (torch.Size([2, 5]), 0.2)
     """
-    if num_episodes < 1:
-        raise ValueError(f"num_episodes: expected at least 1, got {num_episodes}.")
-    rows = []
+    check_numbers(num_episodes=num_episodes, num_samples=num_samples, max_decodes=max_decodes)
+    start, rows, information, decodes = time.perf_counter(), [], [], 0
     bar = tqdm(range(num_episodes), desc="evaluating", unit="episode", disable=not progress)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for index in bar:
             episode = episodes[index].to(next(vma.parameters()).device)
             wrong = episodes.distractors(index).to(episode.x.device)
-            rows.append(_measure(vma, episode.x, episode.labels, episode.memory, wrong, num_samples, max_decodes))
-    columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
-    return FewShotEvaluation(**columns, n_way=episodes.n_way, k_shot=episodes.k_shot, num_samples=num_samples)
+            row, lookups = _measure(vma, episode.x, episode.labels, episode.memory, wrong, num_samples, max_decodes)
+            rows.append(row)
+            information.append(lookups)
+            slots = episode.memory.num_slots + wrong.num_slots
+            decodes += len(episode.x) * (slots * num_samples + _DRAWS)
+    return FewShotEvaluation(
+        **{name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]},
+        information=tuple(information),
+        n_way=episodes.n_way,
+        k_shot=episodes.k_shot,
+        num_samples=num_samples,
+        decodes=decodes,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _measure(
@@ -148,27 +256,50 @@ def _measure(
     wrong: Memory,
     num_samples: int,
     max_decodes: int,
-) -> dict[str, Tensor]:
-    """The columns of one episode's targets."""
-
-    def joint(m: Memory) -> tuple[Tensor, Tensor]:
-        encoded = vma.encode(m)
-        prior = vma.address_prior(encoded).logits
-        return prior, prior + slot_log_evidence(vma, encoded, x, num_samples, max_decodes=max_decodes)
-
-    prior, right = joint(memory)
-    guide = vma.address_guide(vma.encode(memory), vma.encode_x(x)).logits
-    return {
-        "log_evidence": right.logsumexp(-1),
-        "log_evidence_wrong": joint(wrong)[1].logsumexp(-1),
-        "information_gain": information_gain(guide, prior),
-        "information_gain_exact": information_gain(right, prior),
-        "hit": _top_class(guide, memory) == labels,
-        "hit_exact": _top_class(right, memory) == labels,
-    }
-
-
-def _top_class(logits: Tensor, memory: Memory) -> Tensor:
-    """The most probable class of each target."""
+) -> tuple[dict[str, Tensor], InformationSummary]:
+    """The columns of one episode's targets, and what its lookups say about them."""
+    vma.check(memory, x)
+    vma.check(wrong, x)
+    encoded = vma.encode(memory)
+    exact, columns = _every_slot(vma, encoded, x, num_samples, max_decodes)
+    columns["log_evidence_wrong"] = _every_slot(vma, vma.encode(wrong), x, num_samples, max_decodes)[0].logsumexp(-1)
+    with torch.random.fork_rng():  # so that the evidence does not depend on what else is measured
+        draws = draw_from_guide(vma, encoded, x, _DRAWS, max_decodes=max_decodes)
+    guide, prior = draws.q_logits, draws.p_logits
+    compared = agreement(guide, exact)
     assert memory.labels is not None
-    return memory.labels.unique()[memory.by_class(logits.softmax(-1)).argmax(-1)]
+    columns |= {
+        "information_gain": information_gain(guide, prior),
+        "information_gain_exact": information_gain(exact, prior),
+        "kl_exact_to_guide": compared.kl_from_exact,
+        "kl_guide_to_exact": compared.kl_from_guide,
+        "rank_correlation": compared.rank_correlation,
+        "same_slot": compared.same_first,
+        "reconstruction": draws.log_likelihood.mean(0),
+        "kl_z": draws.kl_z.mean(0),
+        "class_probs": memory.by_class(guide.softmax(-1)),
+        "class_probs_exact": memory.by_class(exact.softmax(-1)),
+        "target_class": torch.searchsorted(memory.labels.unique(), labels),
+    }
+    return columns, information_summary(guide, prior[0])
+
+
+def _every_slot(
+    vma: VMA, memory: EncodedMemory, x: Tensor, num_samples: int, max_decodes: int
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The logits of the exact address posterior `(B, S)`, and the evidence with its reliability."""
+    prior, slots = vma.address_prior(memory).logits, torch.arange(memory.num_slots, device=x.device)
+    logits, rows = [], []
+    for chunk, targets in chunks(memory, x, memory.num_slots, max_decodes, progress=False):
+        weights = at_slots(vma, chunk, targets, slots, num_samples, max_decodes) + prior.unsqueeze(-1)
+        logits.append(weights.logsumexp(0).mT - math.log(num_samples))
+        summed = StratifiedWeights.even(weights)
+        rows.append((summed.log_sum, summed.standard_error, summed.ess, summed.khat))
+    names = ("log_evidence", "standard_error", "ess", "khat")
+    return torch.cat(logits), dict(zip(names, map(torch.cat, zip(*rows, strict=True)), strict=True))
+
+
+def _top_rate(class_probs: Tensor, target_class: Tensor) -> Tensor:
+    """The share of each episode's targets whose class is among the five most probable, `(E, 1)`."""
+    rates = [top_k_hit_rate(probs, right, _TOP) for probs, right in zip(class_probs, target_class, strict=True)]
+    return torch.stack(rates).unsqueeze(-1)

@@ -1,13 +1,15 @@
 """Few-shot evaluation: what it counts, and that it changes nothing."""
 
+import dataclasses
 import math
+import re
 
 import pytest
 import torch
 
 import pyro_vmem as pv
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
-from pyro_vmem.diagnostics import evaluate
+from pyro_vmem.diagnostics import FewShotEvaluation, evaluate, information_summary
 from pyro_vmem.diagnostics.few_shot import mean_and_error
 
 
@@ -78,13 +80,177 @@ def test_evaluation_changes_nothing_and_repeats_itself():
     assert all(torch.equal(before[name], p) for name, p in vma.state_dict().items())
 
 
+def vectors(classes=9, drawings=4):
+    """Real vectors, so that the reference model can be evaluated."""
+    generator = torch.Generator().manual_seed(0)
+    centres = 2 * torch.randn(classes, 1, 3, generator=generator)
+    points = centres + 0.3 * torch.randn(classes, drawings, 3, generator=generator)
+    return FewShotDataset(points.flatten(0, 1), torch.arange(classes).repeat_interleave(drawings))
+
+
+class Doubled:
+    """The same episodes in double precision."""
+
+    n_way, k_shot = 4, 2
+
+    def __init__(self, sampler):
+        self.sampler = sampler
+
+    def __getitem__(self, index):
+        episode = self.sampler[index]
+        return pv.data.Episode(episode.memory.to(torch.float64), episode.x.double(), episode.labels)
+
+    def distractors(self, index):
+        return self.sampler.distractors(index).to(torch.float64)
+
+
+@pytest.fixture
+def exact(float64):
+    """The evaluation of a model whose guide is the exact posterior, and that model with its episodes."""
+    reference = pv.LinearGaussianMemory(generator=torch.Generator().manual_seed(0))
+    sampler = Doubled(EpisodeSampler(vectors(), n_way=4, k_shot=2, n_query=2, seed=0))
+    with torch.no_grad():
+        return evaluate(reference.vma(exact=True), sampler, 3, 2, progress=False), reference, sampler
+
+
+def test_figures_of_an_exact_guide_are_the_closed_forms(exact):
+    result, reference, sampler = exact
+    for index in range(3):
+        episode, wrong = sampler[index], sampler.distractors(index)
+        posterior = reference.address_posterior(episode.memory, episode.x)
+        gain = (posterior.probs * (posterior.logits + math.log(8))).sum(-1)
+        evidence = reference.log_evidence(episode.memory, episode.x)
+        torch.testing.assert_close(result.log_evidence[index], evidence.detach())
+        torch.testing.assert_close(result.log_evidence_wrong[index], reference.log_evidence(wrong, episode.x).detach())
+        torch.testing.assert_close(result.information_gain[index], gain.detach())
+        torch.testing.assert_close(result.information_gain_exact[index], gain.detach())
+        is_class = episode.memory.labels == episode.memory.labels.unique()[:, None]
+        probs = (posterior.probs[:, None] * is_class).sum(-1)
+        torch.testing.assert_close(result.class_probs[index], probs.detach())
+        torch.testing.assert_close(result.class_probs_exact[index], probs.detach())
+        right = episode.memory.labels.unique()[result.target_class[index]]
+        assert torch.equal(right, episode.labels)
+
+
+def test_an_exact_guide_agrees_with_the_exact_posterior(exact):
+    result, *_ = exact
+    summary = result.summary()
+    assert summary["kl_exact_to_guide"] == pytest.approx(0, abs=1e-9)
+    assert summary["kl_guide_to_exact"] == pytest.approx(0, abs=1e-9)
+    assert summary["rank_correlation"] == pytest.approx(1)
+    assert summary["same_slot"] == 1
+    assert summary["monte_carlo_se"] == pytest.approx(0, abs=1e-9)  # every sample of z weighs the same
+    assert summary["calibration_error"] == pytest.approx(summary["calibration_error_exact"])
+    parts = summary["reconstruction"] - summary["information_gain"] - summary["kl_z"]
+    assert summary["elbo"] == pytest.approx(parts)
+    # The bound of an exact guide is the evidence; eight draws of 24 targets leave some noise.
+    gap = (result.reconstruction - result.information_gain - result.kl_z - result.log_evidence).flatten()
+    assert abs(float(gap.mean())) < 5 * float(gap.std()) / math.sqrt(len(gap))
+    assert float(gap.std()) < 1
+
+
+class Flat(pv.AddressGuide):
+    """A guide that ignores the target: every slot alike."""
+
+    def forward(self, memory, x):
+        return pv.over_slots(x.raw.new_zeros(len(x.raw), memory.num_slots), memory)
+
+
+def test_a_guide_that_ignores_the_target(exact):
+    _, reference, sampler = exact
+    vma = reference.vma(address_guide=Flat())
+    result = evaluate(vma, sampler, 2, 1, progress=False)
+    summary = result.summary()
+    for name in ("information_gain", "mutual_information", "marginal_kl"):
+        assert summary[name] == pytest.approx(0, abs=1e-9)
+    assert summary["perplexity"] == pytest.approx(8)
+    torch.testing.assert_close(result.kl_exact_to_guide, result.information_gain_exact)
+    posterior = torch.stack([reference.address_posterior(sampler[i].memory, sampler[i].x).logits for i in (0, 1)])
+    torch.testing.assert_close(result.kl_guide_to_exact, -(posterior + math.log(8)).mean(-1).detach())
+    assert math.isnan(summary["rank_correlation"])
+
+
+def test_mutual_information_and_the_rest_are_the_information_gain(exact):
+    summary = exact[0].summary()
+    assert summary["mutual_information"] + summary["marginal_kl"] == pytest.approx(summary["information_gain"])
+    assert 0 < summary["mutual_information"] <= math.log(8)
+    assert 1 <= summary["perplexity"] <= 8
+    assert 0 <= summary["slots_never_first"] <= 7
+    assert summary["mutual_information_se"] > 0
+
+
+def test_decodes_are_counted(monkeypatch):
+    vma = small_vma()
+    count = 0
+    forward = vma.likelihood.forward
+
+    def counting(z, template):
+        nonlocal count
+        count += z.shape[:-1].numel()
+        return forward(z, template)
+
+    monkeypatch.setattr(vma.likelihood, "forward", counting)
+    result = evaluate(vma, EpisodeSampler(blobs(), n_way=5, k_shot=2, n_query=3, seed=0), 2, 3, progress=False)
+    assert result.decodes == count == 2 * 15 * (2 * 10 * 3 + 8)
+    assert result.summary()["decodes_per_second"] == pytest.approx(count / result.seconds)
+
+
+def test_less_memory_gives_the_same_numbers():
+    sampler = EpisodeSampler(blobs(), n_way=5, k_shot=1, n_query=2, seed=0)
+    many, few = (evaluate(small_vma(), sampler, 2, 1, progress=False, max_decodes=n) for n in (1000, 50))
+    torch.testing.assert_close(many.log_evidence, few.log_evidence)  # 50 hold all slots of all targets, once
+    assert few.khat.isnan().all()  # of five weights there is no tail
+
+
 def test_a_repeated_slot_of_a_class_counts_for_the_class():
     """Two slots of 0.3 each beat one of 0.4: the class is judged, not the slot."""
-    from pyro_vmem.diagnostics.few_shot import _top_class
+    result = edited(class_probs=pv.Memory(torch.rand(3, 2), torch.tensor([7, 9, 9])).by_class(PROBS))
+    assert result.hit.tolist() == [[True]]
 
-    memory = pv.Memory(torch.rand(3, 2), labels=torch.tensor([7, 9, 9]))
-    logits = torch.tensor([[0.4, 0.3, 0.3]]).log()
-    assert _top_class(logits, memory).tolist() == [9]
+
+PROBS = torch.tensor([[[0.4, 0.3, 0.3]]])
+
+
+def edited(**changes):
+    """An evaluation of one target of the second of two classes, of which only what is given matters."""
+    one, information = torch.zeros(1, 1), information_summary(torch.zeros(1, 3), torch.zeros(3))
+    names = [f.name for f in dataclasses.fields(FewShotEvaluation) if f.type == "Tensor"]
+    values = dict.fromkeys(names, one) | {"target_class": torch.ones(1, 1, dtype=torch.long)}
+    values |= {"class_probs": PROBS, "class_probs_exact": PROBS, "information": (information,)}
+    counts = {"n_way": 2, "k_shot": 1, "num_samples": 1, "decodes": 1, "seconds": 1.0}
+    return FewShotEvaluation(**(values | counts | changes))
+
+
+def test_top_five():
+    probs = torch.tensor([0.3, 0.25, 0.2, 0.1, 0.08, 0.05, 0.02]).expand(2, 7, 7)
+    result = edited(
+        class_probs=probs, class_probs_exact=probs.flip(-1), target_class=torch.arange(7).expand(2, 7), n_way=7
+    )
+    summary = result.summary()
+    assert summary["top5_rate"] == pytest.approx(5 / 7)
+    assert summary["top5_rate_exact"] == pytest.approx(5 / 7)
+    assert summary["hit_rate"] == pytest.approx(1 / 7)
+    assert result.class_probs_exact[0, 0].argmax() == 6
+    assert math.isnan(edited(n_way=5).summary()["top5_rate"])  # any five of five
+
+
+def test_reliability_pools_all_targets():
+    sure = torch.tensor([0.1, 0.9]).expand(1, 10, 2)
+    result = edited(class_probs=sure, target_class=(torch.arange(10) < 6).long()[None])
+    assert result.reliability.error == pytest.approx(0.3)
+    assert int(result.reliability.count.sum()) == 10
+
+
+def test_shares_of_khat():
+    result = edited(khat=torch.tensor([[0.2, 0.9], [math.inf, math.nan]]), log_evidence=torch.zeros(2, 2))
+    assert result.summary()["khat_above"] == 0.5
+    assert result.summary()["khat_unknown"] == 0.25
+
+
+def test_every_key_is_documented():
+    documented = set(re.findall(r"`(\w+)`", FewShotEvaluation.summary.__doc__))
+    keys = {key for key in edited().summary() if not key.endswith("_se") or key == "monte_carlo_se"}
+    assert keys <= documented
 
 
 def test_standard_error_is_over_episodes():
@@ -93,6 +259,8 @@ def test_standard_error_is_over_episodes():
     assert mean == 1.0
     assert error == pytest.approx(1 / math.sqrt(3))
     assert math.isnan(mean_and_error(values[:1])[1])
+    some = torch.tensor([[0.0, math.nan], [1.0, 3.0], [math.nan, math.nan]])
+    assert mean_and_error(some) == (1.0, pytest.approx(1.0))
 
 
 def test_bad_arguments():
