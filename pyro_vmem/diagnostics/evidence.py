@@ -23,7 +23,8 @@ __all__ = ["Evidence", "Method", "estimate_evidence", "log_evidence"]
 Method = Literal["exact-address", "sampled", "top-k"]
 
 KHAT_LIMIT = 0.7
-WARNED_SHARE = 0.05  # the share of datapoints above the limit from which on it is worth a warning
+ERROR_LIMIT = 0.5  # nats; from there on one weight makes up half of the estimate, and the delta method breaks down
+WARNED_SHARE = 0.05  # the share of unreliable targets from which on it is worth a warning
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +59,14 @@ class Evidence:
         """The negative log-likelihood, with shape `(B,)`, in nats."""
         return -self.log_evidence
 
+    @property
+    def unreliable(self) -> Tensor:
+        """Whether an estimate hangs on few large weights: a k-hat above 0.7, or a standard error above 0.5 nats.
+
+        The second finds what the first needs more samples for. Such an estimate is likely too low.
+        """
+        return (self.khat > KHAT_LIMIT) | (self.standard_error > ERROR_LIMIT)
+
     def summary(self) -> dict[str, float]:
         """Means over targets; the keys name the quantity.
 
@@ -73,6 +82,7 @@ class Evidence:
             "ess": float(self.ess.mean()),
             "khat_above": float((self.khat > KHAT_LIMIT).double().mean()),
             "khat_unknown": float(self.khat.isnan().double().mean()),
+            "unreliable": float(self.unreliable.double().mean()),
             "num_samples": self.num_samples,
             "decodes": self.decodes,
             "num_targets": size,
@@ -90,7 +100,7 @@ def estimate_evidence(
     k: int = 8,
     seed: int | None = None,
     precision: Literal["auto", "bfloat16", "float32"] | None = None,
-    max_decodes: int = 4096,
+    max_decodes: int = 1024,
     progress: bool = False,
     warn: bool = True,
 ) -> Evidence:
@@ -126,9 +136,9 @@ def estimate_evidence(
         seed: Seeds the samples, leaving the global random state as it is; by default they are drawn from that.
         precision: Which precision networks run in, as of `pyro_vmem.fit`; by default that of the surroundings, float32
             outside of `torch.autocast`. Densities and weights are float32 in any.
-        max_decodes: How many decodes to hold in memory at once.
+        max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
         progress: Whether to show a progress bar.
-        warn: Whether to warn if more than 5 % of the targets have a k-hat above 0.7.
+        warn: Whether to warn if more than 5 % of the estimates are :attr:`~Evidence.unreliable`.
 
     Returns:
         The estimate of each target, its standard error, effective sample size and k-hat.
@@ -137,7 +147,7 @@ def estimate_evidence(
         ValueError: If `method` is none of the three, a number is less than 1, or memory or x do not fit the model.
 
     Warns:
-        UserWarning: If an estimate is not finite, or (see `warn`) many k-hats are large.
+        UserWarning: If an estimate is not finite, or (see `warn`) many are unreliable.
 
     Example:
         >>> vma = VMA.for_vectors(5)
@@ -175,7 +185,7 @@ def log_evidence(
     method: Method = "exact-address",
     *,
     k: int = 8,
-    max_decodes: int = 4096,
+    max_decodes: int = 1024,
     progress: bool = False,
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | M)` of each target, in nats: :func:`estimate_evidence`, the estimate alone.
@@ -187,7 +197,7 @@ def log_evidence(
         num_samples: Decodes a target. `"exact-address"` gives each slot an equal share, at least one sample.
         method: `"exact-address"`, `"sampled"` or `"top-k"`.
         k: How many slots `"top-k"` sums over.
-        max_decodes: How many decodes to hold in memory at once.
+        max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -266,7 +276,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
         yield
 
 
-def _warn(evidence: Evidence, of_khat: bool) -> None:
+def _warn(evidence: Evidence, of_unreliable: bool) -> None:
     """What a user has to know of the estimates, said at the line that asked for them."""
     values = evidence.log_evidence
     wrong = ~values.isfinite()
@@ -278,13 +288,13 @@ def _warn(evidence: Evidence, of_khat: bool) -> None:
             "training are what makes them NaN.",
             stacklevel=4,
         )
-    high = int((evidence.khat > KHAT_LIMIT).sum())
-    if of_khat and high > WARNED_SHARE * len(values):
+    high = int(evidence.unreliable.sum())
+    if of_unreliable and high > WARNED_SHARE * len(values):
         more = "draw more samples (num_samples) or train the guide longer"
         if evidence.method == "sampled":
             more += "; if it is the address guide that is off, sum over slots (method='top-k' or 'exact-address')"
         warnings.warn(
-            f"log_evidence: {high} of {len(values)} estimates hang on few large weights (k-hat above {KHAT_LIMIT}), so "
-            f"they are likely too low, and their standard errors too small. To trust them, {more}.",
+            f"log_evidence: {high} of {len(values)} estimates hang on few large weights (k-hat above {KHAT_LIMIT} or "
+            f"standard error above {ERROR_LIMIT} nats), so they are likely too low. To trust them, {more}.",
             stacklevel=4,
         )

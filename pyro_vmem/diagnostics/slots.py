@@ -17,7 +17,7 @@ __all__ = ["slot_log_evidence"]
 
 @torch.no_grad()
 def slot_log_evidence(
-    vma: VMA, memory: Memory, x: Tensor, num_samples: int = 50, *, max_decodes: int = 4096, progress: bool = False
+    vma: VMA, memory: Memory, x: Tensor, num_samples: int = 50, *, max_decodes: int = 1024, progress: bool = False
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | m_a)` of each target from each slot, in nats.
 
@@ -29,7 +29,7 @@ def slot_log_evidence(
         memory: The memory :math:`M`.
         x: The targets, with shape `(B, *event)`.
         num_samples: Samples of z a slot.
-        max_decodes: How many decodes to hold in memory at once.
+        max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -62,7 +62,7 @@ def at_slots(vma: VMA, memory: EncodedMemory, x: Tensor, slots: Tensor, num_samp
         x: The targets, with shape `(B, *event)`.
         slots: The slots, with shape `(S,)`.
         num_samples: Samples `n` of z a slot.
-        max_decodes: How many decodes to hold in memory at once.
+        max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
 
     Returns:
         Nats, with shape `(n, S, B)`.

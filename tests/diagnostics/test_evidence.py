@@ -68,7 +68,7 @@ def test_with_the_exact_guide_one_sample_is_enough(method, max_decodes, per_data
     reference, vma, memory, x = case(True, per_datapoint=per_datapoint)
     exact = reference.log_evidence(memory, x).detach()
     torch.testing.assert_close(log_evidence(vma, memory, x, 1, method, k=2, max_decodes=max_decodes), exact)
-    evidence = estimate(vma, memory, x, 60, method, k=2, max_decodes=max_decodes)
+    evidence = estimate(vma, memory, x, 30, method, k=2, max_decodes=max_decodes)
     torch.testing.assert_close(evidence.log_evidence, exact, rtol=0, atol=1e-5)
     torch.testing.assert_close(evidence.standard_error, torch.zeros(5), rtol=0, atol=1e-5)
     assert ((evidence.khat == -math.inf) | evidence.khat.isnan()).all()
@@ -91,16 +91,16 @@ def test_with_any_guide_the_estimate_of_the_density_is_unbiased(method, decodes)
 @pytest.mark.parametrize("method", METHODS)
 def test_standard_error_is_the_spread_of_repeated_estimates(method):
     reference, vma, memory, x = case(False, scale=1.5)
-    copies = 2000
+    copies = 1200
     for target in x[:2]:
         repeated = target.expand(copies, -1)
         evidence = estimate(vma, memory, repeated, 300, method, k=2, max_decodes=50_000)
         spread = float(evidence.log_evidence.std())
-        # the standard error of a standard deviation is its share 1 / sqrt(2 R): 1.6 %
-        assert float(evidence.standard_error.square().mean().sqrt()) == pytest.approx(spread, rel=5 * 0.016)
-        # 95 % within two standard errors, up to 5 of the share's own, 0.005, and the bias of a logarithm
+        # the standard error of a standard deviation is its share 1 / sqrt(2 R): 2 %
+        assert float(evidence.standard_error.square().mean().sqrt()) == pytest.approx(spread, rel=5 * 0.02)
+        # 95 % within two standard errors, up to 5 of the share's own, 0.006, and the bias of a logarithm
         gap = evidence.log_evidence - reference.log_evidence(memory, target[None]).detach()
-        assert float((gap.abs() < 1.96 * evidence.standard_error).double().mean()) == pytest.approx(0.95, abs=0.03)
+        assert float((gap.abs() < 1.96 * evidence.standard_error).double().mean()) == pytest.approx(0.95, abs=0.035)
 
 
 def mean_gaps(reference, vma, memory, x, decodes, copies=400, **kwargs):
@@ -233,12 +233,12 @@ def test_half_precision_of_networks_leaves_densities_in_full(method):
 def test_a_guide_that_is_too_narrow_is_warned_of():
     reference, _, memory, x = case(True)
     vma = reference.vma(latent_guide=Off(reference, scale=0.15))
-    with pytest.warns(UserWarning, match=r"estimates hang on few large weights \(k-hat above 0.7\)") as caught:
+    with pytest.warns(UserWarning, match="estimates hang on few large weights") as caught:
         evidence = estimate_evidence(vma, memory, x, 1200, seed=0)
     (warning,) = caught
     high = int((evidence.khat > 0.7).sum())
     assert high >= 3
-    assert f"{high} of 5 estimates" in str(warning.message)
+    assert f"{int(evidence.unreliable.sum())} of 5 estimates" in str(warning.message)
     assert Path(warning.filename) == Path(__file__)
     assert evidence.summary()["khat_above"] == high / 5
     with pytest.warns(UserWarning, match=r"method='top-k' or 'exact-address'"):
@@ -258,6 +258,15 @@ class Box(pv.likelihood.Likelihood):
         return dist.Uniform(low, 1.0, validate_args=False).to_event(1)
 
 
+def test_too_few_samples_for_a_k_hat_are_warned_of():
+    """Four samples at each slot of a rough guide: no tail can be fitted, but the standard error tells."""
+    reference, _, memory, x = case(True)
+    vma = reference.vma(latent_guide=Off(reference, shift=3.0, scale=0.5))
+    with pytest.warns(UserWarning, match="hang on few large weights"):
+        evidence = estimate_evidence(vma, memory, x.repeat(20, 1), 24, seed=0)
+    assert not (evidence.khat > 0.7).any()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_an_estimate_that_is_not_finite_is_never_silent(method):
     _, vma, memory, x = case(True)
@@ -272,7 +281,7 @@ def test_an_estimate_that_is_not_finite_is_never_silent(method):
 def test_summary_by_hand():
     evidence = Evidence(
         torch.tensor([-1.0, -3.0, -8.0]),
-        torch.tensor([0.3, 0.0, 0.4]),
+        torch.tensor([0.3, 0.0, 0.6]),
         torch.tensor([1.0, 2.0, 6.0]),
         torch.tensor([0.9, -math.inf, math.nan]),
         num_samples=10,
@@ -280,9 +289,11 @@ def test_summary_by_hand():
         decodes=30,
     )
     assert evidence.nll.tolist() == [1.0, 3.0, 8.0]
-    expected = {"nll": 4.0, "nll_se": math.sqrt(13 / 3), "monte_carlo_se": 0.5 / 3, "ess": 3.0, "khat_above": 1 / 3}
-    expected |= {"khat_unknown": 1 / 3, "num_samples": 10, "decodes": 30, "num_targets": 3}
+    expected = {"nll": 4.0, "nll_se": math.sqrt(13 / 3), "monte_carlo_se": math.sqrt(0.45) / 3, "ess": 3.0}
+    expected["khat_above"] = 1 / 3
+    expected |= {"khat_unknown": 1 / 3, "unreliable": 2 / 3, "num_samples": 10, "decodes": 30, "num_targets": 3}
     assert evidence.summary() == pytest.approx(expected)
+    assert evidence.unreliable.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,197 @@
+"""What an estimate of the evidence is worth, by each method at the same number of decodes.
+
+On the reference model, where the truth is known, with guides that are off in the address or in the latent: the mean gap
+to the truth, its root mean square, and what the estimate says of itself (standard error, effective sample size, k-hat).
+On letters, after a short training: decodes a second, and targets a second at the standard error that sampling with all
+decodes has. Where estimates are unreliable, standard errors are too small, and the higher evidence is the better one.
+
+    python -m benchmarks.evidence
+    python -m benchmarks.evidence --json --slots [16,1024]
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from tqdm.auto import tqdm
+
+import pyro_vmem as pv
+from benchmarks import command
+from pyro_vmem.addressing import over_slots
+from pyro_vmem.diagnostics.evidence import Evidence, Method, estimate_evidence
+from pyro_vmem.memory import EncodedMemory, Template
+
+# The exact posteriors at a power (addresses), and moved by standard deviations (latents).
+GUIDES = {"address uniform": (0.0, 0.0), "address too sure": (3.0, 0.0), "latent off": (1.0, 1.0)}
+
+
+class Tempered(pv.AddressGuide):
+    """The exact posterior of the address at a power: uniform at 0, too sure above 1."""
+
+    def __init__(self, reference: pv.LinearGaussianMemory, power: float) -> None:
+        super().__init__()
+        self.reference, self.power = reference, power
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        """As of `AddressGuide`."""
+        return over_slots(self.power * self.reference.address_posterior(memory, x.raw).logits, memory)
+
+
+class Moved(pv.LatentGuide):
+    """A diagonal Gaussian around the exact posterior of the latent, a fifth too wide, its mean off by `shift` sd."""
+
+    def __init__(self, reference: pv.LinearGaussianMemory, shift: float) -> None:
+        super().__init__()
+        self.reference, self.latent_dim, self.shift = reference, reference.latent_dim, shift
+
+    def forward(self, x: Template, template: Template) -> dist.Distribution:
+        """As of `LatentGuide`."""
+        exact = self.reference.latent_posterior(x.raw, template.raw)
+        return dist.Normal(exact.mean + self.shift * exact.stddev, 1.2 * exact.stddev).to_event(1)
+
+
+def reference(slots: int, power: float, shift: float, targets: int) -> tuple[pv.VMA, pv.Memory, Tensor, Tensor]:
+    """The reference model with such a guide, a memory, targets from the model, and their exact evidence."""
+    torch.manual_seed(slots)
+    model = pv.LinearGaussianMemory(dim=8, latent_dim=4, generator=torch.Generator().manual_seed(0))
+    memory = pv.Memory(1.5 * torch.randn(slots, 8))
+    x = model.vma().generate(memory, targets)
+    vma = model.vma(address_guide=Tempered(model, power), latent_guide=Moved(model, shift))
+    return vma, memory, x, model.log_evidence(memory, x).detach()
+
+
+def letters(steps: int, slots: int) -> tuple[pv.VMA, pv.Memory, Tensor]:
+    """A small convolutional model on glyphs after some steps of VIMCO, and an episode of classes it never saw."""
+    train, test = pv.data.glyphs().split(seed=0)
+    torch.manual_seed(0)
+    vma = pv.VMA.for_images(train.image_shape, latent_dim=16, num_features=64, width=16)
+    if steps:
+        pv.fit(vma, pv.data.EpisodeSampler(train, n_way=16, k_shot=1, n_query=2, seed=0), steps=steps)
+    episode = pv.data.EpisodeSampler(test, n_way=slots, k_shot=1, n_query=1, seed=0)[0]
+    return vma, episode.memory, episode.x
+
+
+def reliability(evidence: Evidence) -> dict[str, float]:
+    """What an estimate says of itself."""
+    summary = evidence.summary()
+    return {
+        "standard_error": float(evidence.standard_error.square().mean().sqrt()),
+        "ess": summary["ess"],
+        "khat_above": summary["khat_above"],
+        "khat_unknown": summary["khat_unknown"],
+        "unreliable": summary["unreliable"],
+    }
+
+
+def against_truth(slots: int, guide: str, decodes: int, targets: int) -> list[dict[str, Any]]:
+    """A row a method."""
+    vma, memory, x, truth = reference(slots, *GUIDES[guide], targets)
+    rows = []
+    for method in get_args(Method):
+        evidence = estimate_evidence(vma, memory, x, decodes, method, seed=0, warn=False)
+        gap = truth - evidence.log_evidence
+        covered = gap.abs() < 1.96 * evidence.standard_error
+        row = {
+            "gap": float(gap.mean()),
+            "rmse": float(gap.square().mean().sqrt()),
+            "covered": float(covered.float().mean()),
+        }
+        rows.append(
+            {"case": f"reference, |M| = {slots}", "guide": guide, "method": method, **row, **reliability(evidence)}
+        )
+    return rows
+
+
+def on_letters(
+    vma: pv.VMA, memory: pv.Memory, x: Tensor, decodes: int, repeats: int, trained: bool
+) -> list[dict[str, Any]]:
+    """A row a method, timed in turn."""
+    methods: tuple[Method, ...] = get_args(Method)
+    seconds: dict[str, float] = {}
+    found: dict[str, Evidence] = {}
+    for repeat in range(repeats):
+        for method in methods:
+            start = time.perf_counter()
+            found[method] = estimate_evidence(vma, memory, x, decodes, method, seed=repeat, warn=False)
+            # the least disturbed run: machines drift
+            seconds[method] = min(seconds.get(method, float("inf")), time.perf_counter() - start)
+    rows = []
+    for method in methods:
+        row = {"log_evidence": float(found[method].log_evidence.mean()), **reliability(found[method])}
+        worth = (reliability(found["sampled"])["standard_error"] / row["standard_error"]) ** 2
+        rows.append(
+            {
+                "case": f"letters, |M| = {memory.num_slots}",
+                "guide": "trained" if trained else "as built",
+                "method": method,
+                **row,
+                "decodes_per_second": found[method].decodes / seconds[method],
+                "targets_per_second": len(x) / seconds[method],
+                "targets_per_second_at_equal_error": len(x) / seconds[method] * worth,
+            }
+        )
+    return rows
+
+
+def main(
+    slots: list[int] | None = None,
+    decodes: int = 1024,
+    targets: int = 200,
+    letter_slots: int = 32,
+    letter_targets: int = 8,
+    letter_steps: int = 300,
+    repeats: int = 2,
+) -> dict[str, Any]:
+    """Measures all of it.
+
+    Args:
+        slots: The numbers of slots of the reference model; by default 16, 64 and 256.
+        decodes: Decodes a target, by every method.
+        targets: Targets of the reference model.
+        letter_slots: Letters in memory.
+        letter_targets: Letters whose evidence is estimated.
+        letter_steps: Training steps of the model on letters.
+        repeats: Timed runs a method on letters.
+    """
+    rows: list[dict[str, Any]] = []
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        cases = [(count, guide) for count in slots or [16, 64, 256] for guide in GUIDES]
+        for count, guide in tqdm(cases, desc="reference", file=sys.stderr):
+            rows += against_truth(count, guide, decodes, targets)
+        vma, memory, x = letters(letter_steps, letter_slots)
+        rows += on_letters(vma, memory, x[:letter_targets], decodes, repeats, letter_steps > 0)
+    return {"decodes": decodes, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Gaps to the truth as one table, speed as another."""
+    methods = get_args(Method)
+    known = [row for row in result["rows"] if "gap" in row]
+    title = f"log p(x | M), {result['decodes']} decodes a target: gap to the truth (standard error), nats"
+    table = Table("case", "guide off", *methods, title=title, title_justify="left")
+    for start in range(0, len(known), len(methods)):
+        rows = known[start : start + len(methods)]
+        cells = [f"{row['gap']:.3f} ({row['standard_error']:.3f})" for row in rows]
+        table.add_row(rows[0]["case"], rows[0]["guide"], *cells)
+    timed = [row for row in result["rows"] if "gap" not in row]
+    title = f"{timed[0]['case']}, guide {timed[0]['guide']}: targets a second with as many decodes, and at equal errors"
+    headings = ("log p(x | M)", "standard error", "unreliable", "decodes/s", "targets/s", "at equal errors")
+    speed = Table("method", *headings, title=title, title_justify="left")
+    for row in timed:
+        rates = ("decodes_per_second", "targets_per_second", "targets_per_second_at_equal_error")
+        cells = [f"{row['log_evidence']:.2f}", f"{row['standard_error']:.3f}", f"{row['unreliable']:.0%}"]
+        speed.add_row(row["method"], *cells, *(f"{row[name]:.4g}" for name in rates))
+    for each in (table, speed):
+        Console().print(each)
+
+
+if __name__ == "__main__":
+    command(main, show)
