@@ -13,7 +13,7 @@ import jsonargparse
 def command(main: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]], None]) -> None:
     """Runs a benchmark from the command line: its arguments are options, its result a table or one JSON object."""
     parser = jsonargparse.ArgumentParser(description=sys.modules[main.__module__].__doc__)
-    parser.add_function_arguments(main)
+    parser.add_function_arguments(main, as_positional=True)
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     settings = parser.parse_args().as_dict()
     as_json = settings.pop("json")

@@ -1,0 +1,340 @@
+"""Trains and evaluates what a table needs, in pieces of any length, and writes results/TABLE.json after every cell.
+
+    python -m benchmarks.reproduce gmn-distinct --minutes 20           # as often as it takes; goes on where it was
+    python -m benchmarks.reproduce gmn-distinct --run runs/mine        # evaluates a run that is there
+    python -m benchmarks.reproduce gmn-distinct --shots [1,5] --targets 100 --samples 100   # a quick look
+    python -m benchmarks.reproduce gmn-distinct --model no-memory      # a baseline, trained and evaluated likewise
+
+Recipes are in benchmarks/configs. `python -m benchmarks.tables` makes docs/results.md of all results.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import dataclasses
+import json
+import math
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+import pyro_vmem as pv
+from benchmarks import command
+from benchmarks.checkpoints import fingerprint, pack, progress, unpack
+from benchmarks.recipes import ModelName, Recipe, model_name, read
+from pyro_vmem import data
+from pyro_vmem._files import write_atomically
+from pyro_vmem.data._files import save_npz
+from pyro_vmem.diagnostics import estimate_evidence
+from pyro_vmem.precision import autocast
+
+BATCH = 32  # targets that are read and encoded together; each batch has a seed of its own for its samples
+MAX_DECODES = 250  # at once: what fits into a processor's cache; thousands take twice the time
+HISTORY = ("step", "seconds", "bound", "kl_a", "kl_z", "val_bound", "val_kl_a", "val_kl_z", "val_hit_rate")
+
+
+def main(
+    table: str,
+    model: ModelName = "vma",
+    run: str | None = None,
+    minutes: float | None = None,
+    train: bool = True,
+    evaluate: bool | None = None,
+    classes: list[int] | None = None,
+    shots: list[int] | None = None,
+    methods: list[str] | None = None,
+    samples: int | None = None,
+    targets: int | None = None,
+    out: str = "results",
+    runs: str = "runs",
+) -> dict[str, Any]:
+    """Goes on with a table.
+
+    Args:
+        table: A recipe in benchmarks/configs.
+        model: The model, or a baseline.
+        run: A run's folder whose model is evaluated; nothing is trained.
+        minutes: When to stop: training is kept to be resumed, no further cell is begun.
+        train: Whether to train, where the run is not over.
+        evaluate: Whether to evaluate; by default, once the run is over.
+        classes: In place of the recipe's numbers of classes.
+        shots: In place of its numbers of shots.
+        methods: In place of its methods.
+        samples: In place of its number of samples.
+        targets: In place of its number of targets.
+        out: The folder of results.
+        runs: The folder of runs, and of their exact checkpoints.
+    """
+    begin, recipe = time.perf_counter(), read(table)
+    how = {"n_classes": classes, "shots": shots, "methods": methods, "num_samples": samples, "num_targets": targets}
+    changed = {name: value for name, value in how.items() if value is not None}
+    results = Results(Path(out) / f"{table}.json", table, recipe)
+    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changed))
+    folder, datasets = Path(run or f"{runs}/{recipe.run or table}/{model}"), recipe.datasets()
+    stem = Path(out) / "checkpoints" / f"{recipe.run or table}-{model}"
+
+    def left() -> float | None:
+        """Minutes that are left."""
+        return None if minutes is None else max(1e-5, minutes - (time.perf_counter() - begin) / 60)
+
+    over = run is not None or progress(folder)["steps"] >= recipe.training.steps
+    if train and run is None and recipe.run is None and not over:
+        unpack(stem, folder) if not (folder / "last.safetensors").exists() else None
+        result = fit(recipe, datasets, model, folder, left())
+        over = result.steps >= recipe.training.steps
+        pack(folder, stem, over)
+    if evaluate or (evaluate is None and over):
+        vma = trained(folder, stem)
+        if run is not None:
+            model = model_name(vma)  # type: ignore[assignment]
+        results.of_run(model, vma, progress(folder) if folder.exists() else {})
+        for cell in recipe.evaluation.cells():
+            if minutes is not None and time.perf_counter() - begin > 60 * minutes:
+                break
+            evaluate_cell(results, recipe, datasets[2], vma, model, *cell)
+    return results.content
+
+
+def fit(recipe: Recipe, datasets: Any, model: str, folder: Path, minutes: float | None) -> pv.FitResult:
+    """A piece of the training of a recipe."""
+    training, (episodes, held_out) = recipe.training, recipe.training_episodes(datasets)
+    return pv.fit(
+        recipe.model(model, ink=float(episodes[0].x.mean())),
+        episodes,
+        training.objective,  # type: ignore[arg-type]
+        training.steps,
+        piece_minutes=minutes,
+        num_particles=training.num_particles,
+        lr=training.lr,
+        kl_start=training.kl_start,
+        validation=held_out,
+        validate_every=training.validate_every,
+        out=folder,
+        resume=True,
+        seed=training.seed,
+        progress=sys.stderr.isatty(),
+    )
+
+
+def trained(folder: Path, stem: Path) -> pv.VMA:
+    """The model of a run, or of its checkpoint in the repository; its address guide sees all slots."""
+    packed = stem.with_name(f"{stem.name}.safetensors")
+    vma = pv.load(folder if folder.exists() else packed)
+    if isinstance(vma.address_guide, pv.TruncatedGuide):
+        # Truncated, it would miss the mass of all but a few slots: the samples would be of a smaller evidence.
+        vma.address_guide = vma.address_guide.inner
+    return vma
+
+
+class Results:
+    """A table's figures, written after every cell.
+
+    Arguments:
+        path: The JSON file; beside it, in an `.npz`, lies the NLL of every target, which pairs models.
+        table: The table.
+        recipe: Its recipe.
+    """
+
+    def __init__(self, path: Path, table: str, recipe: Recipe) -> None:
+        self.path, self.arrays = path, path.with_suffix(".npz")
+        empty: dict[str, Any] = {"runs": {}, "rows": []}
+        self.content = json.loads(path.read_text()) if path.exists() else empty
+        self.content = {"table": table, "recipe": dataclasses.asdict(recipe)} | {
+            name: self.content[name] for name in ("runs", "rows")
+        }
+
+    def of_run(self, model: str, vma: pv.VMA, fitted: dict[str, Any]) -> None:
+        """Notes the run that a model comes from, and forgets figures of other weights."""
+        weights = fingerprint(vma.state_dict())
+        history = fitted.get("history", [])
+        thinned = history[:: -max(1, len(history) // 100)][::-1]  # the last is among them
+        self.content["runs"][model] = {
+            "weights": weights,
+            "parameters": sum(p.numel() for p in vma.parameters()),
+            "steps": fitted.get("steps"),
+            "seconds": fitted.get("seconds"),
+            "commit": commit(),
+            "machine": machine(),
+            "history": {n: [_short(row.get(n, math.nan)) for row in thinned] for n in HISTORY},
+        }
+        rows = self.content["rows"]
+        self.content["rows"] = [row for row in rows if row["model"] != model or row["weights"] == weights]
+
+    def has(self, key: dict[str, Any]) -> bool:
+        """Whether there is a row with these values."""
+        return any(all(row.get(name) == value for name, value in key.items()) for row in self.content["rows"])
+
+    def add(self, row: dict[str, Any], nll: Tensor) -> None:
+        """Adds a row and the NLL of its targets; writes both."""
+        self.content["rows"].append(row)
+        kept: dict[str, Any] = {}
+        if self.arrays.exists():
+            with np.load(self.arrays) as arrays:
+                kept = {n: arrays[n] for n in arrays.files}
+        save_npz(self.arrays, **kept | {array_name(row): nll.numpy().astype(np.float32)})
+        with write_atomically(self.path) as aside:
+            aside.write_text(_lines(self.content) + "\n")
+
+
+def array_name(row: dict[str, Any]) -> str:
+    """The name under which the NLL of a row's targets is kept."""
+    names = ("model", "n_classes", "shots", "method", "num_samples", "num_targets", "seed")
+    return "/".join(str(row[name]) for name in names)
+
+
+def evaluate_cell(
+    results: Results,
+    recipe: Recipe,
+    test: data.FewShotDataset,
+    vma: pv.VMA,
+    model: str,
+    n_classes: int,
+    shots: int,
+    method: Any,
+) -> None:
+    """Evaluates a cell, unless it is there, and writes it down."""
+    how = recipe.evaluation
+    episodes = recipe.test_episodes(test, n_classes, shots, how.num_targets)
+    key = {
+        "model": model,
+        "weights": results.content["runs"][model]["weights"],
+        "protocol": recipe.protocol,
+        "n_classes": n_classes,
+        "shots": shots,
+        "method": method,
+        "num_samples": how.num_samples,
+        "num_episodes": len(episodes),  # type: ignore[arg-type]
+        "seed": how.seed,
+    }
+    if results.has(key):
+        return
+    begin, columns = time.perf_counter(), []
+    means: list[Tensor] = []
+    for number, episode in enumerate(data.batches(episodes, BATCH)):
+        with torch.no_grad(), autocast(episode.x.device, "auto"):
+            memory = vma.encode(episode.memory)
+            guide = vma.address_guide(memory, vma.encode_x(episode.x))
+        found = estimate_evidence(
+            vma,
+            memory,
+            episode.x,
+            how.num_samples,
+            method,
+            seed=how.seed * 1_000_003 + number,
+            precision="auto",
+            max_decodes=MAX_DECODES,
+            warn=False,
+        )
+        columns.append((found.nll, found.standard_error, found.khat, *_lookup(episode, memory, guide.probs)))
+        means.append(found.nll if episode.memory.per_datapoint else found.nll.mean(0, keepdim=True))
+    nll, error, khat, copy, present, hit = (torch.cat(column).double() for column in zip(*columns, strict=True))
+    by_episode = torch.cat(means).double()
+    seconds = time.perf_counter() - begin
+    row = key | {
+        "num_targets": len(nll),
+        "nll": _short(float(by_episode.mean())),
+        "nll_se": _short(float(by_episode.std()) / math.sqrt(len(by_episode)) if len(by_episode) > 1 else math.nan),
+        "monte_carlo_se": _short(float(error.square().sum().sqrt()) / len(nll)),
+        "khat_above": _short(float((khat > 0.7).double().mean())),
+        "copy_rate": _short(float(copy.mean())),
+        "class_in_memory": _short(float(present.mean())),
+        "hit_rate": _short(float(hit[present > 0].mean())),
+        "seconds": round(seconds, 1),
+        "decodes_per_second": round(found.decodes / len(episode.x) * len(nll) / seconds),
+        "commit": commit(),
+    }
+    results.add(row, nll)
+    sys.stderr.write(f"{model} C={n_classes} T={shots} {method}: {figure(row)} nats\n")
+
+
+def figure(row: dict[str, Any]) -> str:
+    """A row's NLL with its standard error, if it has one."""
+    return f"{row['nll']:.2f}" + (f" ± {row['nll_se']:.2f}" if row["nll_se"] is not None else "")
+
+
+def _lookup(episode: data.Episode, memory: pv.Memory, probs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each target: whether a copy of it is in memory, whether its class is, whether the guide finds the class."""
+    assert memory.labels is not None
+    slots = memory.templates if memory.per_datapoint else memory.templates[None]
+    copy = (slots == episode.x[:, None]).flatten(2).all(-1).any(-1)
+    labels = memory.labels.expand(probs.shape)
+    classes, column = labels.unique(return_inverse=True)
+    by_class = probs.new_zeros(len(probs), len(classes)).scatter_add(-1, column, probs)
+    hit = classes[by_class.argmax(-1)] == episode.labels
+    return copy, (labels == episode.labels[:, None]).any(-1), hit
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep what is freed: half of the time went into handing pages back and getting them again."""
+    top_pad, trim_threshold, mmap_threshold = -2, -1, -3
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        for name, size in ((mmap_threshold, 1 << 25), (trim_threshold, (1 << 31) - 1), (top_pad, 1 << 28)):
+            mallopt(name, size)
+
+
+def machine() -> dict[str, Any]:
+    """What figures of time depend on."""
+    name = platform.processor() or platform.machine()
+    file = Path("/proc/cpuinfo")
+    if file.exists():
+        name = next(
+            (line.split(":")[1].strip() for line in file.read_text().splitlines() if line.startswith("model name")),
+            name,
+        )
+    return {"cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+
+
+def commit() -> str:
+    """The commit that is checked out; with a plus, if the package or the benchmarks are changed."""
+    try:
+        head = _git("rev-parse", "--short", "HEAD")
+        return head + ("+" if _git("status", "--porcelain", "--", "pyro_vmem", "benchmarks") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    here = Path(__file__).parent.parent
+    done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def _lines(value: Any, indent: str = "") -> str:
+    """JSON with what holds no further dicts on a line of its own."""
+    items = value.items() if isinstance(value, dict) else [(None, v) for v in value] if isinstance(value, list) else []
+    if not any(isinstance(v, dict) for _, v in items):
+        return json.dumps(value)
+    inner = indent + " "
+    texts = [(json.dumps(k) + ": " if k is not None else "") + _lines(v, inner) for k, v in items]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    return f"{opening}\n{inner}" + f",\n{inner}".join(texts) + f"\n{indent}{closing}"
+
+
+def _short(value: float) -> float | None:
+    """Five digits; None for what JSON has no number for."""
+    return float(f"{value:.5g}") if math.isfinite(value) else None
+
+
+def show(result: dict[str, Any]) -> None:
+    """The rows as a table."""
+    table = Table("model", "C", "T", "method", "K", "targets", "NLL", title=result["recipe"]["title"])
+    for row in result["rows"]:
+        cells = [str(row[name]) for name in ("model", "n_classes", "shots", "method", "num_samples", "num_targets")]
+        table.add_row(*cells, figure(row))
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    keep_freed_memory()
+    command(main, show)

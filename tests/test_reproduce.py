@@ -1,0 +1,250 @@
+"""The reproduction of published tables: recipes, pieces that add up, cells that are what they say, and the page."""
+
+import dataclasses
+import itertools
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import pyro_vmem as pv
+from benchmarks import checkpoints, recipes, reproduce, tables
+from benchmarks.published import LIKELIHOODS
+from pyro_vmem import data
+from pyro_vmem.checkpoint import load_checkpoint
+
+
+@pytest.fixture
+def folders(tmp_path):
+    return {"out": str(tmp_path / "results"), "runs": str(tmp_path / "runs")}
+
+
+def rows_of(folders, table="smoke"):
+    return json.loads((tmp(folders) / f"{table}.json").read_text())["rows"]
+
+
+def tmp(folders):
+    from pathlib import Path
+
+    return Path(folders["out"])
+
+
+@pytest.mark.parametrize("name", recipes.tables())
+def test_every_recipe_has_cells_that_its_protocol_has(name):
+    recipe = recipes.read(name)
+    assert recipe.run is None or recipes.read(recipe.run).run is None
+    side = 28
+    dataset = data.FewShotDataset(
+        torch.zeros(700 * 20, 1, 1, 1), torch.arange(700).repeat_interleave(20)
+    )  # as many classes and drawings as the largest set has
+    for n_classes, shots, _ in recipe.evaluation.cells():
+        episodes = recipe.test_episodes(dataset, n_classes, shots, num_targets=32)
+        assert sum(len(e.x) for e in data.batches(episodes, 32)) >= 32
+    for model in recipes.MODELS:
+        built = recipe.model(model, ink=0.1)
+        assert recipes.model_name(built) == model
+        side = built.event_shape[-1]
+        assert side == {"zholus": 26, "vma-45-5": 26, "smoke": 8}.get(name, 28)
+
+
+def test_a_recipe_that_is_not_there():
+    with pytest.raises(ValueError, match=r"table: expected one of gmn, gmn-distinct, .*got 'gnm'"):
+        recipes.read("gnm")
+
+
+def test_weights_are_those_of_the_seed():
+    recipe = recipes.read("smoke")
+    torch.manual_seed(5)
+    one = recipe.model("vma", 0.1)
+    torch.manual_seed(6)
+    two = recipe.model("vma", 0.1)
+    assert checkpoints.fingerprint(one.state_dict()) == checkpoints.fingerprint(two.state_dict())
+    other = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=1)).model("vma", 0.1)
+    assert checkpoints.fingerprint(one.state_dict()) != checkpoints.fingerprint(other.state_dict())
+
+
+def test_pieces_add_up_and_cells_are_evaluated_once(folders, tmp_path):
+    pieces = 0
+    while not reproduce.main("smoke", minutes=1e-5, evaluate=False, **folders)["rows"]:
+        pieces += 1
+        steps = checkpoints.progress(tmp_path / "runs" / "smoke" / "vma")["steps"]
+        assert steps == pieces
+        if steps == 12:
+            break
+    whole = {"out": str(tmp_path / "whole"), "runs": str(tmp_path / "whole-runs")}
+    result = reproduce.main("smoke", **whole)
+    last = [tmp_path / runs / "smoke" / "vma" / "last.safetensors" for runs in ("runs", "whole-runs")]
+    one, two = (
+        {name: tensor for name, tensor in load_checkpoint(path)[0].items() if not name.startswith("best.")}
+        for path in last  # a piece that ends is validated, so more steps may have been the best one
+    )
+    assert checkpoints.fingerprint(one) == checkpoints.fingerprint(two)
+
+    # one cell, then the time is up; then the others
+    some = reproduce.main("smoke", minutes=1e-9, methods=["sampled"], **folders)["rows"]
+    assert some == []
+    first = reproduce.main("smoke", classes=[1], shots=[4], methods=["sampled"], **folders)["rows"]
+    assert len(first) == 1
+    written = (tmp(folders) / "smoke.json").read_text()
+    assert reproduce.main("smoke", classes=[1], shots=[4], methods=["sampled"], **folders)["rows"] == first
+    assert (tmp(folders) / "smoke.json").read_text() == written
+    rows = reproduce.main("smoke", **folders)["rows"]
+    assert rows[0] == first[0]
+    assert len(rows) == len(result["rows"]) == 8
+    assert {(r["n_classes"], r["shots"], r["method"]) for r in rows} == set(recipes.read("smoke").evaluation.cells())
+    assert result["recipe"]["evaluation"]["num_targets"] == 12
+
+
+def test_a_cell_is_the_evidence_of_the_protocols_episodes(folders, tmp_path):
+    (row,) = reproduce.main("smoke", classes=[2], shots=[4], methods=["exact-address"], **folders)["rows"]
+    vma = pv.load(tmp_path / "runs" / "smoke" / "vma")
+    assert isinstance(vma.address_guide, pv.TruncatedGuide)
+    vma.address_guide = vma.address_guide.inner
+    test = recipes.read("smoke").datasets()[2]
+    episodes = data.protocol("gmn-distinct").episodes(test, 2, 4, num_episodes=12)
+    batch = data.merge_episodes(list(episodes))
+    found = pv.diagnostics.estimate_evidence(
+        vma, batch.memory, batch.x, 20, "exact-address", seed=0, precision="auto", max_decodes=250, warn=False
+    )
+    assert row["nll"] == pytest.approx(float(found.nll.mean()), rel=1e-4)
+    assert row["nll_se"] == pytest.approx(float(found.nll.std()) / math.sqrt(12), rel=1e-4)
+    assert row["num_targets"] == row["num_episodes"] == 12
+    present = (batch.memory.labels == batch.labels[:, None]).any(-1).float().mean()
+    assert row["class_in_memory"] == pytest.approx(float(present), rel=1e-4)
+    assert row["copy_rate"] == 0.0
+    with np.load(tmp(folders) / "smoke.npz") as arrays:
+        np.testing.assert_allclose(arrays[reproduce.array_name(row)], found.nll.numpy(), rtol=1e-5)
+
+
+def test_the_address_guide_of_an_evaluation_sees_all_slots(folders, tmp_path):
+    reproduce.main("smoke", evaluate=False, **folders)
+    vma = reproduce.trained(tmp_path / "runs" / "smoke" / "vma", tmp_path / "nowhere")
+    memory = vma.encode(pv.Memory(torch.rand(5, 1, 8, 8)))
+    assert (vma.address_guide(memory, vma.encode_x(torch.ones(1, 1, 8, 8))).probs > 0).all()
+
+
+def test_figures_of_other_weights_are_forgotten(folders, tmp_path):
+    cell = {"classes": [1], "shots": [1], "methods": ["sampled"]}
+    reproduce.main("smoke", **cell, **folders)
+    old = rows_of(folders)
+    other = {"out": folders["out"], "runs": str(tmp_path / "other")}
+    recipe = recipes.read("smoke")
+    changed = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=1))
+    reproduce.fit(changed, changed.datasets(), "vma", tmp_path / "other" / "run", None)
+    reproduce.main("smoke", run=str(tmp_path / "other" / "run"), **cell, **other)
+    new = rows_of(folders)
+    assert len(old) == len(new) == 1
+    assert old[0]["weights"] != new[0]["weights"]
+
+
+def test_shared_memories_and_recall(folders, monkeypatch):
+    smoke = recipes.read("smoke")
+    per_class = dataclasses.replace(smoke.evaluation, n_classes=[2, 8], shots=[1], per_class=True)
+    shared = dataclasses.replace(smoke, protocol="whole-memory", evaluation=per_class)
+    training = dataclasses.replace(smoke.training, n_way=12, k_shot=1, n_query=6)
+    recall = dataclasses.replace(smoke, protocol="recall", training=training, evaluation=per_class)
+    monkeypatch.setattr(reproduce, "read", {"scaling": shared, "mnist-recall": recall}.get)
+    rows = reproduce.main("scaling", **folders)["rows"]
+    assert [(r["n_classes"], r["shots"], r["num_targets"], r["num_episodes"]) for r in rows] == [
+        *[(2, 2, 16, 1), (8, 8, 16, 1)] * 2
+    ]
+    assert all(r["class_in_memory"] == 1.0 and r["copy_rate"] == 0.0 for r in rows)
+    rows = reproduce.main("mnist-recall", **folders)["rows"]
+    assert [(r["n_classes"], r["num_targets"]) for r in rows] == [(2, 12), (8, 16)] * 2
+    assert all(r["copy_rate"] == r["class_in_memory"] == 1.0 for r in rows)
+    tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
+    page = (tmp(folders) / "page" / "results.md").read_text()
+    assert "| ideal: log \\|M\\| | 1 | 0.69 | 2.08 |" in page
+    assert "columns: slots in memory" in page
+    assert "columns: classes in memory" in page
+
+
+def test_what_goes_into_the_repository_can_be_gone_on_with(folders, tmp_path):
+    run, stem = tmp_path / "runs" / "smoke" / "vma", tmp(folders) / "checkpoints" / "smoke-vma"
+    reproduce.main("smoke", minutes=1e-5, **folders)
+    files = sorted(path.name for path in stem.parent.iterdir())
+    assert files == ["smoke-vma-optimizer.safetensors", "smoke-vma.safetensors"]
+    exact, data_exact = load_checkpoint(run / "last.safetensors")
+    assert checkpoints.unpack(stem, tmp_path / "again")
+    again, data_again = load_checkpoint(tmp_path / "again" / "last.safetensors")
+    assert {n for n in exact if not n.startswith("best.")} == set(again)
+    for name, tensor in again.items():
+        assert tensor.dtype == exact[name].dtype
+        if "exp_avg" in name:
+            torch.testing.assert_close(tensor, exact[name], rtol=2**-8, atol=1e-30)
+        else:
+            assert torch.equal(tensor, exact[name])
+    assert data_again["result"]["steps"] == data_exact["result"]["steps"] == 1
+    # on a fresh clone there is no run, and the next piece begins with what was packed
+    fresh = {"out": folders["out"], "runs": str(tmp_path / "fresh")}
+    reproduce.main("smoke", minutes=1e-5, **fresh)
+    assert checkpoints.progress(tmp_path / "fresh" / "smoke" / "vma")["steps"] == 2
+    reproduce.main("smoke", evaluate=False, **fresh)
+    assert [path.name for path in stem.parent.iterdir()] == ["smoke-vma.safetensors"]  # the best weights alone
+    best = load_checkpoint(tmp_path / "fresh" / "smoke" / "vma" / "best.safetensors")[0]
+    packed = load_checkpoint(stem.with_suffix(".safetensors"))[0]
+    assert checkpoints.fingerprint(best) == checkpoints.fingerprint(packed)
+    assert pv.load(stem.with_suffix(".safetensors")).spec() == pv.load(run).spec()
+
+
+def test_packed_files_of_different_steps_are_refused(folders, tmp_path):
+    run, stem = tmp_path / "runs" / "smoke" / "vma", tmp_path / "packed"
+    reproduce.main("smoke", minutes=1e-5, **folders)
+    checkpoints.pack(run, stem, finished=False)
+    keep = (tmp_path / "packed-optimizer.safetensors").read_bytes()
+    reproduce.main("smoke", minutes=1e-5, **folders)
+    checkpoints.pack(run, stem, finished=False)
+    (tmp_path / "packed-optimizer.safetensors").write_bytes(keep)
+    with pytest.raises(ValueError, match=r"it is of step 1, packed\.safetensors of 2"):
+        checkpoints.unpack(stem, tmp_path / "again")
+    assert not checkpoints.unpack(tmp_path / "nothing", tmp_path / "again")
+
+
+def test_the_page_has_our_figures_the_published_ones_and_their_difference(folders, tmp_path, monkeypatch):
+    cells = {"classes": [1], "shots": [1, 4]}
+    for model in ("vma", "no-memory"):
+        reproduce.main("smoke", model, **cells, **folders)
+    # as if the images were Omniglot's
+    content = json.loads((tmp(folders) / "smoke.json").read_text())
+    content["recipe"]["images"] = "protocol"
+    (tmp(folders) / "zholus.json").write_text(json.dumps(content))
+    (tmp(folders) / "smoke.npz").rename(tmp(folders) / "zholus.npz")
+    (tmp(folders) / "smoke.json").unlink()
+    result = tables.main(folders["out"], str(tmp_path / "results.md"), str(tmp_path / "figures"))
+    page = (tmp_path / "results.md").read_text()
+    assert len(result["rows"]) == 8
+    for row in result["rows"]:
+        assert f"{row['nll']:.2f} ± {row['nll_se']:.2f}" in page
+    assert "| re-implementation by artemZholus (PyTorch) (seen) | 1 | 85.23 | 76.17 |" in page
+    assert "protocol unresolved (quoted) | 1 | 86.5 | 79 |" in page
+    assert (tmp_path / "figures" / "zholus.png").stat().st_size > 5000
+    with np.load(tmp(folders) / "zholus.npz") as arrays:
+        difference = arrays["no-memory/1/4/sampled/20/12/0"] - arrays["vma/1/4/sampled/20/12/0"]
+    error = difference.std(ddof=1) / math.sqrt(12)
+    assert f"C = 1, T = 4, sampled: {difference.mean():+.2f} ± {error:.2f}" in page
+
+
+def test_of_a_cell_the_closest_row_is_shown():
+    cell = {"model": "vma", "n_classes": 1, "shots": 1, "method": "sampled"}
+    rows = [cell | {"num_targets": n, "num_samples": k} for n, k in [(100, 10), (1000, 10), (1000, 100), (64, 1000)]]
+    assert tables.best(rows) == [rows[2]]
+
+
+def test_published_rows_fall_with_items_in_memory_as_far_as_their_sources_do():
+    assert len({(row.who, row.protocol, row.n_classes) for row in LIKELIHOODS}) == len(LIKELIHOODS) == 11
+    assert {row.mark for row in LIKELIHOODS} == {"seen", "quoted", "recalled"}
+    for row in LIKELIHOODS:
+        nll = [row.nll[t] for t in sorted(row.nll)]
+        assert sum(later > earlier for earlier, later in itertools.pairwise(nll)) <= 1, row.who
+        assert all(60 < value < 100 for value in nll)
+
+
+def test_numbers_that_json_lacks_and_lines():
+    assert reproduce._short(math.nan) is None
+    assert reproduce._short(123.456789) == 123.46
+    value = {"a": {"b": [1, 2], "c": {"d": None}}, "rows": [{"x": 1}, {"x": 2}], "empty": []}
+    assert json.loads(reproduce._lines(value)) == value
+    assert '  "rows"' not in reproduce._lines(value)
+    assert '{"x": 1}' in reproduce._lines(value)
