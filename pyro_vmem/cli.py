@@ -1,8 +1,9 @@
-"""The command line: pyro-vmem demo | train | evaluate | sample."""
+"""The command line: pyro-vmem demo | train | evaluate | report | sample."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import inspect
 import json as json_module
@@ -16,10 +17,10 @@ import torch
 
 from pyro_vmem._extras import require
 from pyro_vmem.build import load
-from pyro_vmem.experiment import Evaluation, Experiment
-from pyro_vmem.results import result_rows, verdict
+from pyro_vmem.experiment import Evaluation, Experiment, as_plain, read_result
+from pyro_vmem.results import result_rows, speed_sentence, verdict
 
-__all__ = ["demo", "evaluate", "main", "sample", "train"]
+__all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
 
 
 def demo(
@@ -84,6 +85,7 @@ def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
     """Evaluates the model of a run on its test classes.
 
     Examples:
+        pyro-vmem evaluate runs/glyphs
         pyro-vmem evaluate runs/glyphs --ways 100 --episodes 50 --json
 
     Args:
@@ -92,6 +94,25 @@ def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
     """
     metrics = Experiment.read(run).evaluate(run, how)
     _show(metrics)
+    return metrics
+
+
+def report(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
+    """Evaluates the model of a run and writes its report.html again, with all figures and pictures.
+
+    Examples:
+        pyro-vmem report runs/glyphs
+        pyro-vmem report runs/glyphs --ways 100 --episodes 50
+
+    Args:
+        run: The folder that train or demo wrote.
+        how: How to evaluate.
+    """
+    require("matplotlib", "plots")
+    experiment, result = Experiment.read(run), read_result(run)
+    metrics = experiment.report(run, how, result)
+    _show(metrics)
+    _say(f"\nReport: {Path(run) / 'report.html'}\nMetrics: {Path(run) / 'metrics.json'}")
     return metrics
 
 
@@ -126,7 +147,7 @@ def sample(
     return {"out": str(path), "rows": rows, "columns": columns}
 
 
-COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, sample)
+COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample)
 GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
 
 
@@ -152,7 +173,9 @@ def main(args: Sequence[str] | None = None) -> int:
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
                 settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
-        result = command(**settings)
+        # What is meant for a reader gives way to the one object.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            result = command(**settings)
     except KeyboardInterrupt:
         _say("Interrupted; what was written before is kept.")
         return 130
@@ -160,7 +183,7 @@ def main(args: Sequence[str] | None = None) -> int:
         _say(f"{name}: {error}")
         return 2
     if as_json:
-        sys.stdout.write(json_module.dumps(result) + "\n")
+        sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
     return 0
 
 
@@ -185,7 +208,9 @@ def _parser() -> Any:
         for group in GROUPS:
             if group in annotations:
                 sub.add_class_arguments(GROUPS[group])
-        sub.add_argument("--json", action="store_true", help="Print the result as one JSON object in the last line.")
+        sub.add_argument(
+            "--json", action="store_true", help="Print the result as one JSON object, and all else to stderr."
+        )
         commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
     return parser
 
@@ -212,7 +237,7 @@ def _show(metrics: dict[str, Any]) -> None:
     for row in result_rows(metrics):
         table.add_row(*row)
     console = console_module.Console()
-    console.print(verdict(metrics), "", table, sep="\n", highlight=False)
+    console.print(verdict(metrics), "", table, "", speed_sentence(metrics), sep="\n", highlight=False)
 
 
 def _say(text: str) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
+import math
 import platform
 import shlex
 import time
@@ -21,14 +23,17 @@ from pyro_vmem._version import __version__
 from pyro_vmem.build import load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import FewShotEvaluation, evaluate
+from pyro_vmem.gather import gather
 from pyro_vmem.infer import Objective
 from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
-from pyro_vmem.report import Generation, Lookup, Report, write_report
+from pyro_vmem.report import Report, write_report
+from pyro_vmem.results import problems, verdict
+from pyro_vmem.speed import measure_speed
 from pyro_vmem.training import FitResult, fit
 from pyro_vmem.vma import VMA
 
-__all__ = ["Evaluation", "Experiment"]
+__all__ = ["Evaluation", "Experiment", "as_plain", "read_result"]
 
 
 @dataclass(frozen=True)
@@ -187,15 +192,15 @@ class Experiment:
         return EpisodeSampler(self.datasets()[2], how.ways, how.shots, how.queries, seed=how.eval_seed)
 
     def evaluate(self, folder: str | Path, how: Evaluation, progress: bool = True) -> dict[str, Any]:
-        """Evaluates a run's model; returns the metrics by name."""
+        """Evaluates a run's model; returns the metrics by name: numbers, the bins of `reliability`, the `verdict`."""
         return self._evaluate(load(folder), self.test_episodes(how), how, progress)[1]
 
     def report(
         self,
         folder: str | Path,
         how: Evaluation,
-        result: FitResult,
-        seconds: Callable[[], float],
+        result: FitResult | None = None,
+        seconds: Callable[[], float] | None = None,
         progress: bool = True,
     ) -> dict[str, Any]:
         """Evaluates a run's model, writes `metrics.json`, `report.html` and `lookup.png`; returns the metrics.
@@ -203,21 +208,33 @@ class Experiment:
         Arguments:
             folder: The run.
             how: How to evaluate.
-            result: What training left.
-            seconds: Tells the time since the experiment began, for the metrics.
+            result: What training left; by default, what `history.csv` tells of it.
+            seconds: Tells the time since the experiment began, for the metrics; by default that of this call.
             progress: Whether to show progress bars.
         """
+        start = time.perf_counter()
         folder, vma, episodes = Path(folder), load(folder), self.test_episodes(how)
+        result = result or read_result(folder)
         evaluation, metrics = self._evaluate(vma, episodes, how, progress)
-        metrics |= {"seconds": round(seconds(), 1), "steps": result.steps, "training_seconds": round(result.seconds, 1)}
-        _write_json(folder / "metrics.json", metrics)
-        report = self._report(vma, episodes, evaluation, metrics, result, how)
+        metrics |= {"steps": result.steps, "training_seconds": round(result.seconds, 1)}
+        with autocast(next(vma.parameters()).device, "auto"):
+            fields = gather(vma, episodes, evaluation, seed=self.seed)
+        report = Report(
+            title=f"Variational memory addressing on {self.data}",
+            facts=self._facts(vma, episodes, metrics, result),
+            metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
+            history=result.history,
+            command=self._command(result.steps, folder, how),
+            **fields,
+        )
         write_report(folder / "report.html", report)
         figure = require("matplotlib.figure", "plots").Figure(figsize=(8, 5))
         shown = report.lookup
         lookups(figure, shown.targets, shown.templates, shown.probabilities, shown.labels, shown.target_labels)
         with write_atomically(folder / "lookup.png") as aside:
             figure.savefig(aside, format="png", dpi=160, bbox_inches="tight")
+        metrics["seconds"] = round(seconds() if seconds is not None else time.perf_counter() - start, 1)
+        _write_json(folder / "metrics.json", metrics)
         return metrics
 
     def _evaluate(
@@ -227,33 +244,27 @@ class Experiment:
         with autocast(next(vma.parameters()).device, "auto"):
             evaluation = evaluate(vma, episodes, how.episodes, how.samples, seed=how.eval_seed, progress=progress)
         metrics: dict[str, Any] = {**evaluation.summary(), "data": self.data, "seed": self.seed}
-        metrics["seconds"] = round(time.perf_counter() - start, 1)
+        curve = evaluation.reliability
+        speed = measure_speed(vma, episodes[0].to(next(vma.parameters()).device).memory)
+        metrics |= {
+            "decoder_decodes_per_second": speed.decodes_per_second,
+            "decoder_gflops": speed.flops_per_second / 1e9,
+            "matmul_gflops": speed.matmul_flops_per_second / 1e9,
+            "reliability": {name: getattr(curve, name).tolist() for name in ("confidence", "accuracy", "count")},
+            "problems": problems(metrics),
+            "verdict": verdict(metrics),
+            "seconds": round(time.perf_counter() - start, 1),
+        }
         return evaluation, metrics
 
-    def _report(
-        self,
-        vma: VMA,
-        episodes: EpisodeSampler,
-        evaluation: FewShotEvaluation,
-        metrics: dict[str, Any],
-        result: FitResult,
-        how: Evaluation,
-        rows: int = 8,
-    ) -> Report:
-        """The report's contents: figures of the first episode beside the figures of all."""
-        episode = episodes[0]
-        memory = vma.encode(episode.memory)
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(self.seed)
-            chosen = torch.arange(0, len(episode.x), max(1, len(episode.x) // rows))[:rows]
-            probabilities = vma.address_guide(memory, vma.encode_x(episode.x[chosen])).probs
-            slots = range(min(rows, memory.num_slots))
-            samples = torch.stack([vma.generate(memory, 8, address=slot, mean=True) for slot in slots])
-        facts = {
+    def _facts(self, vma: VMA, episodes: EpisodeSampler, metrics: dict[str, Any], result: FitResult) -> dict[str, str]:
+        """The settings by name."""
+        slots = episodes.n_way * episodes.k_shot
+        return {
             "Images": f"{self.data}, {' x '.join(map(str, vma.event_shape))}, binary",
             "Tested on": f"{episodes.dataset.num_classes} classes of {len(episodes.dataset.alphabet_names)} alphabets, "
             "none of them trained on",
-            "Memory": f"{memory.num_slots} slots, {episodes.n_way} classes; targets are other drawings of these",
+            "Memory": f"{slots} slots, {episodes.n_way} classes; targets are other drawings of these",
             "Episodes": f"{metrics['num_episodes']} episodes, {metrics['num_targets']} targets, seed {episodes.seed}",
             "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z a slot; an upper bound",
             "Precision": "networks in bfloat16 where the processor has it, densities in float32",
@@ -262,37 +273,56 @@ class Experiment:
             "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
             "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         }
-        assert memory.labels is not None
-        return Report(
-            title=f"Variational memory addressing on {self.data}",
-            facts=facts,
-            metrics={name: value for name, value in metrics.items() if isinstance(value, int | float)},
-            history=result.history,
-            information_gain=evaluation.information_gain.flatten(),
-            information_gain_exact=evaluation.information_gain_exact.flatten(),
-            num_slots=memory.num_slots,
-            num_classes=episodes.n_way,
-            lookup=Lookup(
-                targets=episode.x[chosen],
-                target_labels=episode.labels[chosen],
-                templates=memory.templates,
-                labels=memory.labels,
-                probabilities=probabilities,
-            ),
-            generation=Generation(templates=memory.templates[: len(slots)], samples=samples),
-            command=self._command(result.steps, how),
-        )
 
-    def _command(self, steps: int, how: Evaluation) -> str:
-        """The demo's command that gives the same numbers again."""
-        options: dict[str, Any] = {"data": self.data, "data_root": self.data_root, "steps": steps, "seed": self.seed}
-        changed = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}
-        words = [
-            f"--{name} {shlex.quote(str(value))}" for name, value in (options | changed).items() if value is not None
-        ]
-        return " ".join(["pyro-vmem demo", *words])
+    def _command(self, steps: int, folder: Path, how: Evaluation) -> str:
+        """The commands that give the same numbers again: the demo where it has all options, else two."""
+        wanted = asdict(self) | {"steps": steps, "minutes": None}
+        changed = {name: value for name, value in wanted.items() if value != getattr(Experiment, name)}
+        always = {"data": self.data, "data_root": self.data_root, "steps": steps, "seed": self.seed}
+        evaluation = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}
+        if changed.keys() <= always.keys() and self.data in ("glyphs", "omniglot"):
+            return f"pyro-vmem demo{_options(always | evaluation)}"
+        train = f"pyro-vmem train --out {shlex.quote(str(folder))}{_options(always | changed)}"
+        return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{_options(evaluation)}"
+
+
+def read_result(folder: str | Path) -> FitResult:
+    """What training left in a run's folder, as its history tells.
+
+    Arguments:
+        folder: The run.
+
+    Raises:
+        FileNotFoundError: If the folder has no `history.csv`.
+    """
+    path = Path(folder) / "history.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"run: {str(path)!r} is missing, so its training is not known. Train a run first.")
+    with path.open(newline="") as file:
+        history = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    last = history[-1] if history else {"step": 0.0, "seconds": 0.0}
+    best = max((row["val_bound"] for row in history if "val_bound" in row), default=-math.inf)
+    return FitResult(steps=int(last["step"]), seconds=last["seconds"], history=history, best_bound=best)
+
+
+def as_plain(values: Any) -> Any:
+    """Values as JSON can hold them: null for what is no number, such as the standard error of one episode.
+
+    Example:
+        >>> as_plain({"nll_se": math.nan, "count": [1, math.inf]})
+        {'nll_se': None, 'count': [1, None]}
+    """
+    if isinstance(values, dict):
+        return {name: as_plain(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [as_plain(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def _options(values: dict[str, Any]) -> str:
+    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items() if value is not None)
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with write_atomically(path) as aside:
-        aside.write_text(json.dumps(values, indent=2) + "\n")
+        aside.write_text(json.dumps(as_plain(values), indent=2, allow_nan=False) + "\n")

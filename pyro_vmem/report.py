@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from string import Template
 from typing import Any
 
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vmem import plots
-from pyro_vmem._extras import require
+from pyro_vmem import _html, plots
 from pyro_vmem._files import write_atomically
-from pyro_vmem.results import result_rows, verdict
+from pyro_vmem.results import diagnostic_rows, result_rows, speed_sentence, verdict
 
-__all__ = ["Generation", "Lookup", "Report", "write_report"]
+__all__ = ["Addresses", "Completion", "Generation", "Lookup", "Reliability", "Report", "write_report"]
 
 Array = Tensor | NDArray[Any]
 
@@ -38,6 +33,7 @@ class Lookup:
         templates: The templates in memory, `(S, C, H, W)`.
         labels: The class of each, `(S,)`.
         probabilities: The guide's :math:`q(a | M, x)`, `(T, S)`.
+        exact: The exact posterior's :math:`p(a | x, M)`, `(T, S)`.
     """
 
     targets: Array
@@ -45,6 +41,24 @@ class Lookup:
     templates: Array
     labels: Array
     probabilities: Array
+    exact: Array | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Addresses:
+    """The addresses of all targets of one memory.
+
+    Attributes:
+        probabilities: The guide's :math:`q(a | M, x)`, `(T, S)`.
+        exact: The exact posterior's :math:`p(a | x, M)`, `(T, S)`.
+        labels: The class of each slot, `(S,)`.
+        target_labels: The class of each target, `(T,)`.
+    """
+
+    probabilities: Array
+    exact: Array
+    labels: Array
+    target_labels: Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,13 +75,43 @@ class Generation:
 
 
 @dataclass(frozen=True, eq=False)
+class Completion:
+    """Targets of which a part was observed, and the rest filled in.
+
+    Attributes:
+        targets: `(R, C, H, W)` in [0, 1].
+        mask: True where observed; broadcasts with `targets`.
+        samples: `(R, N, C, H, W)` in [0, 1].
+    """
+
+    targets: Array
+    mask: Array
+    samples: Array
+
+
+@dataclass(frozen=True, eq=False)
+class Reliability:
+    """How often a class probability is right, one value a bin, `(N,)`.
+
+    Attributes:
+        confidence: The mean probability of the most probable class.
+        accuracy: The share that is right.
+        count: The targets in the bin.
+    """
+
+    confidence: Array
+    accuracy: Array
+    count: Array
+
+
+@dataclass(frozen=True, eq=False)
 class Report:
-    """What a page shows.
+    """What a page shows; a section without contents is left out.
 
     Attributes:
         title: The heading.
         facts: The settings by name: data, steps, seed, versions and so on.
-        metrics: The items of `FewShotEvaluation.summary()`, with the run's `seconds` and `steps`.
+        metrics: The items of `FewShotEvaluation.summary()`, with `steps` and `training_seconds` of the run.
         history: The rows of `FitResult.history`, in nats per datapoint.
         information_gain: The guide's, of each datapoint, in nats; any shape.
         information_gain_exact: The exact posterior's, likewise.
@@ -75,6 +119,11 @@ class Report:
         num_classes: The classes :math:`C` in memory.
         lookup: Targets and the memory they are looked up in.
         generation: Templates and samples given them.
+        addresses: The addresses of all targets of one memory.
+        completion: Targets of which a part was filled in.
+        evidence: The evidence of the same targets, `(B,)`, under several memories by name, the right one first.
+        reliability: Of the guide's class probabilities.
+        khat: The Pareto tail index of each target's importance weights, any shape.
         command: The command that repeats the run, if there is one.
         noun: What a class is, in plain words.
     """
@@ -89,12 +138,19 @@ class Report:
     num_classes: int
     lookup: Lookup
     generation: Generation
+    addresses: Addresses | None = None
+    completion: Completion | None = None
+    evidence: Mapping[str, Array] = field(default_factory=dict)
+    reliability: Reliability | None = None
+    khat: Array | None = None
     command: str = ""
     noun: str = "character"
 
 
 def write_report(path: str | Path, report: Report) -> Path:
     """Writes a page that needs nothing but itself: no script, no request; figures are drawn into it.
+
+    Its first lines say what is wrong, if anything is: see :func:`pyro_vmem.results.verdict`.
 
     Arguments:
         path: The HTML file; folders are made, and a file that is there is replaced, once the page is whole.
@@ -117,7 +173,7 @@ def write_report(path: str | Path, report: Report) -> Path:
         >>> report = Report(
         ...     title="An untrained model",
         ...     facts={"data": "glyphs", "seed": "0"},
-        ...     metrics=result.summary() | {"seconds": 0.0, "steps": 0},
+        ...     metrics=result.summary() | {"training_seconds": 0.0, "steps": 0},
         ...     history=[],
         ...     information_gain=result.information_gain,
         ...     information_gain_exact=result.information_gain_exact,
@@ -138,59 +194,81 @@ def write_report(path: str | Path, report: Report) -> Path:
 
 
 def _page(report: Report) -> str:
-    rows = "".join(
-        f'<tr><th scope="row">{_text(name)}<small>{_text(meaning)}</small></th><td>{_text(value)}</td></tr>\n'
-        for name, value, meaning in result_rows(report.metrics)
-    )
-    facts = "".join(f"<dt>{_text(name)}</dt><dd>{_text(value)}</dd>\n" for name, value in report.facts.items())
     metrics = report.metrics
-    if missing := [name for name in ("seconds", "steps", "num_targets", "num_episodes") if name not in metrics]:
-        raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's seconds and steps.")
+    needed = ("training_seconds", "steps", "num_targets", "num_episodes", "evaluation_seconds", "decodes_per_second")
+    if missing := [name for name in needed if name not in metrics]:
+        raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's training_seconds and steps.")
     measured = (
-        f"The run took {metrics['seconds']:,.0f} s, with {metrics['steps']:,.0f} training steps. Measured on "
+        f"Trained for {metrics['steps']:,.0f} steps in {metrics['training_seconds']:,.0f} s. Measured on "
         f"{metrics['num_targets']:,.0f} pictures in {metrics['num_episodes']:,.0f} episodes of classes that were not "
         "trained on; ± is one standard error over episodes."
     )
+    head = ("Quantity", "Per picture")
     sections = {
-        "Results": f"<table>\n{_TABLE_HEAD}<tbody>\n{rows}</tbody>\n</table>\n",
-        "What the guide looks up": _lookups(report.lookup),
+        "Results": _html.table(result_rows(metrics), head),
+        "What the guide looks up": _lookups(report.lookup) + _heat_maps(report.addresses),
         "What the model draws from one example": _generations(report.generation),
+        "What the model fills in": _completions(report.completion),
         "Information gain": _gain(report),
+        "What the memory contributes": _evidence(report.evidence),
+        "How far the numbers can be trusted": _trust(report) + _html.table(diagnostic_rows(metrics), head),
         "Training": _curves(report.history),
-        "Settings": f"<dl>\n{facts}</dl>\n",
+        "Settings": _html.definitions(report.facts),
+        "How to repeat it": _html.preformatted(report.command) if report.command else "",
     }
-    if report.command:
-        sections["How to repeat it"] = f'<pre tabindex="0"><code>{_text(report.command)}</code></pre>\n'
-    return _PAGE.substitute(
-        title=_text(report.title),
-        style=_STYLE,
-        verdict=_text(verdict(metrics, report.noun)),
-        measured=_text(measured),
-        sections="".join(f"<section>\n<h2>{name}</h2>\n{body}</section>\n" for name, body in sections.items()),
+    return _html.page(
+        report.title,
+        verdict(metrics, report.noun),
+        [measured, speed_sentence(metrics)],
+        {name: body for name, body in sections.items() if body},
     )
 
 
 def _lookups(lookup: Lookup) -> str:
-    figure = _figure(4.4, 12.0)
-    targets, q, classes = (v[:_MAX_ROWS] for v in (lookup.targets, lookup.probabilities, lookup.target_labels))
-    plots.lookups(figure, targets, lookup.templates, q, lookup.labels, classes, _MAX_COLUMNS)
+    rows = slice(_MAX_ROWS)
+    targets, q, classes = lookup.targets[rows], lookup.probabilities[rows], lookup.target_labels[rows]
+    exact = None if lookup.exact is None else lookup.exact[rows]
+
+    def draw(figure: Any) -> None:
+        plots.lookups(figure, targets, lookup.templates, q, lookup.labels, classes, _MAX_COLUMNS, exact)
+
     first = sum(bool(lookup.labels[int(row.argmax())] == label) for row, label in zip(q, classes, strict=True))
-    return _html_figure(
-        figure,
+    second = "" if exact is None else " The second bar is the exact posterior p(a | x, M)."
+    return _html.drawing(
+        (4.4, 12.0),
+        draw,
         f"{len(targets)} target pictures, each beside the templates that the guide finds most probable. "
         f"For {first} of {len(targets)} the first template is of the right class.",
         f"Each row: a picture that the model has not seen, and the templates its guide looks up among "
-        f"{len(lookup.templates)}, with their probability q(a | M, x). After an ellipsis: the right one, further down.",
+        f"{len(lookup.templates)}, with their probability q(a | M, x).{second} After an ellipsis: the right one, "
+        "further down.",
         crop=True,
     )
 
 
+def _heat_maps(addresses: Addresses | None) -> str:
+    if addresses is None:
+        return ""
+    size = f"{len(addresses.target_labels)} targets and {len(addresses.labels)} slots"
+
+    def panel(values: Array, name: str, caption: str) -> str:
+        def draw(figure: Any) -> None:
+            plots.address_heat_map(figure.subplots(), values, addresses.labels, addresses.target_labels, name)
+
+        alt = f"Heat map of {name} for {size}, both sorted by class; the right slots are framed."
+        return _html.drawing((4.0, 3.3), draw, alt, caption)
+
+    guide = "The guide, one memory: bright inside of the frames is right. A bright column is always looked up."
+    exact = "The exact posterior: what the model itself holds to be the source of each picture."
+    panels = panel(addresses.probabilities, "q(a | M, x)", guide), panel(addresses.exact, "p(a | x, M)", exact)
+    return _html.pair(panels)
+
+
 def _generations(generation: Generation) -> str:
-    figure = _figure(4.4, 12.0)
     templates, samples = generation.templates[:_MAX_ROWS], generation.samples[:_MAX_ROWS, :_MAX_COLUMNS]
-    plots.one_shot_generations(figure, templates, samples)
-    return _html_figure(
-        figure,
+    return _html.drawing(
+        (4.4, 12.0),
+        lambda figure: plots.one_shot_generations(figure, templates, samples),
         f"{len(templates)} framed templates, each beside {samples.shape[1]} pictures that the model draws from it.",
         "Each row: one unseen template, framed, and what the model draws from it alone: a new z, and the mean picture "
         "p(x | z, m_a) that it decodes to.",
@@ -198,17 +276,75 @@ def _generations(generation: Generation) -> str:
     )
 
 
+def _completions(completion: Completion | None) -> str:
+    if completion is None:
+        return ""
+    rows = slice(_MAX_ROWS)
+    targets, samples = completion.targets[rows], completion.samples[rows, : _MAX_COLUMNS - 1]
+    return _html.drawing(
+        (4.4, 12.0),
+        lambda figure: plots.completions(figure, targets, completion.mask, samples),
+        f"{len(targets)} targets, the part of each that was observed, and {samples.shape[1]} completions.",
+        "Each row: an unseen picture, framed, the part of it that the model is shown, and what it fills in with the "
+        "memory at hand.",
+        crop=True,
+    )
+
+
 def _gain(report: Report) -> str:
-    figure = _figure(4.4, 3.3)
     guide, exact = report.information_gain, report.information_gain_exact
-    plots.information_gain_histogram(figure.subplots(), guide, report.num_slots, report.num_classes, exact)
-    return _html_figure(
-        figure,
+    slots, classes = report.num_slots, report.num_classes
+    return _html.drawing(
+        (4.4, 3.3),
+        lambda figure: plots.information_gain_histogram(figure.subplots(), guide, slots, classes, exact),
         f"Histogram of the information gain of {math.prod(guide.shape):,} datapoints: mean {float(guide.mean()):.2f} "
         f"nats by the guide and {float(exact.mean()):.2f} by the exact posterior, with lines at log |M| = "
-        f"{math.log(report.num_slots):.2f} and log C = {math.log(report.num_classes):.2f}.",
+        f"{math.log(slots):.2f} and log C = {math.log(classes):.2f}.",
         "How much each lookup tells. Bars at 0: the guide ignores the picture. Bars at log C: it settles on one class.",
     )
+
+
+def _evidence(evidence: Mapping[str, Array]) -> str:
+    if not evidence:
+        return ""
+    means = ", ".join(f"{name} {float(values.mean()):.1f}" for name, values in evidence.items())
+    return _html.drawing(
+        (4.4, 0.9 + 0.45 * len(evidence)),
+        lambda figure: plots.evidence_by_memory(figure.subplots(), evidence),
+        f"Evidence in nats per datapoint by memory: {means}.",
+        "The same pictures under the right memory and under others: of other classes (wrong), of the same ink without "
+        "structure (shuffled), of nothing (blank, which the model may never have seen). Bars are one standard error "
+        "over pictures.",
+    )
+
+
+def _trust(report: Report) -> str:
+    panels = []
+    if report.reliability is not None:
+        curve = report.reliability
+        panels.append(
+            _html.drawing(
+                (4.0, 3.9),
+                lambda figure: plots.reliability_diagram(
+                    figure.subplots(), curve.confidence, curve.accuracy, curve.count
+                ),
+                f"Reliability diagram: calibration error {report.metrics.get('calibration_error', math.nan):.3f}.",
+                "How often the guide's most probable class is right, against how sure it is. Below the diagonal it is "
+                "too sure.",
+            )
+        )
+    if report.khat is not None:
+        khat, high = report.khat, int((report.khat > 0.7).sum())
+        panels.append(
+            _html.drawing(
+                (4.0, 3.9),
+                lambda figure: plots.khat_scatter(figure.subplots(), khat),
+                f"Pareto k-hat of {math.prod(khat.shape):,} datapoints; {high} are above 0.7.",
+                "The weights of draws from the whole guide, address and latent. Above the line, it misses a part of "
+                "the posterior.",
+            )
+        )
+    return _html.pair(panels) if panels else ""
 
 
 def _curves(history: Sequence[Mapping[str, float]]) -> str:
@@ -220,83 +356,13 @@ def _curves(history: Sequence[Mapping[str, float]]) -> str:
     ):
         columns = [column for name in names for column in (name, f"val_{name}") if column in present]
         if columns:
-            figure = _figure(4.0, 3.3)
-            plots.learning_curves(figure.subplots(), history, columns)
             last = {c: next(row[c] for row in reversed(history) if c in row) for c in columns}
             ends = ", ".join(f"{column} {value:.1f}" for column, value in last.items())
             alt = f"Learning curves in nats per datapoint; at the end {ends}."
-            panels.append(_html_figure(figure, alt, f"{meaning} Dashed: on classes that are not trained on."))
-    return '<div class="pair">' + "".join(panels) + "</div>\n" if panels else "<p>No terms were recorded.</p>\n"
+            caption = f"{meaning} Dashed: on classes that are not trained on."
+            panels.append(_html.drawing((4.0, 3.3), _curve(history, columns), alt, caption))
+    return _html.pair(panels) if panels else "<p>No terms were recorded.</p>\n"
 
 
-def _figure(width: float, height: float) -> Any:
-    """A figure in inches, apart from pyplot; small, so that its text can be read on a phone."""
-    return require("matplotlib.figure", "plots").Figure((width, height))
-
-
-def _html_figure(figure: Any, alt: str, caption: str, crop: bool = False) -> str:
-    # An image of its own keeps the ids of one drawing from those of the next.
-    if not crop:
-        figure.set_layout_engine("constrained")
-    file = io.BytesIO()
-    tight: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05} if crop else {}
-    figure.savefig(file, format="svg", metadata={"Date": None}, **tight)
-    data = base64.b64encode(file.getvalue()).decode("ascii")
-    return (
-        f'<figure>\n<img alt="{_text(alt)}" src="data:image/svg+xml;base64,{data}">\n'
-        f"<figcaption>{_text(caption)}</figcaption>\n</figure>\n"
-    )
-
-
-def _text(text: str) -> str:
-    return html.escape(str(text))
-
-
-_STYLE = """
-:root { color-scheme: light dark; --page: #f6f6f3; --text: #1f2328; --soft: #57606a; --rule: #d5d5cf; --mark: #0072b2; }
-@media (prefers-color-scheme: dark) {
-  :root { --page: #15181c; --text: #e6e6e3; --soft: #a8b0b8; --rule: #3a4048; --mark: #56b4e9; }
-}
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--text); font: 1rem/1.5 system-ui, sans-serif; }
-main { max-width: 48rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
-h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; }
-.verdict { font-size: 1.2rem; line-height: 1.45; border-left: 4px solid var(--mark); padding-left: .9rem; margin: 0; }
-.soft, figcaption, small { color: var(--soft); font-size: .875rem; }
-table { border-collapse: collapse; width: 100%; }
-th, td { padding: .5rem 0; border-bottom: 1px solid var(--rule); vertical-align: top; text-align: left; }
-th { font-weight: 600; }
-small { display: block; font-weight: 400; }
-td, thead th + th { white-space: pre; text-align: right; padding-left: 1rem; font-variant-numeric: tabular-nums; }
-figure { margin: 0; max-width: 34rem; }
-img { display: block; width: 100%; height: auto; background: #fff; border: 1px solid var(--rule); border-radius: 8px; }
-figcaption { margin-top: .5rem; }
-.pair { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(19rem, 100%), 1fr)); }
-dl { display: grid; grid-template-columns: minmax(6rem, auto) 1fr; gap: .3rem 1rem; margin: 0; }
-dt { color: var(--soft); }
-dd { margin: 0; }
-pre { overflow-x: auto; padding: .75rem; border: 1px solid var(--rule); border-radius: .5rem; }
-"""
-
-_TABLE_HEAD = '<thead><tr><th scope="col">Quantity</th><th scope="col">Per picture</th></tr></thead>\n'
-
-_PAGE = Template("""<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>$title</title>
-<style>$style</style>
-</head>
-<body>
-<main>
-<header>
-<h1>$title</h1>
-<p class="verdict">$verdict</p>
-<p class="soft">$measured</p>
-</header>
-$sections</main>
-</body>
-</html>
-""")
+def _curve(history: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Any:
+    return lambda figure: plots.learning_curves(figure.subplots(), history, columns)

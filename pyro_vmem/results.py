@@ -1,4 +1,4 @@
-"""Measured numbers in words: the verdict of a run, and the rows of its table of results."""
+"""Measured numbers in words: the verdict of a run, and the rows of its tables of results."""
 
 from __future__ import annotations
 
@@ -6,11 +6,26 @@ import math
 from collections.abc import Mapping
 from string import Template
 
-__all__ = ["QUANTITIES", "result_rows", "verdict"]
+__all__ = [
+    "DIAGNOSTICS",
+    "IGNORED_SHARE",
+    "LEAST_WORTH",
+    "QUANTITIES",
+    "diagnostic_rows",
+    "problems",
+    "result_rows",
+    "speed_sentence",
+    "verdict",
+]
 
-_IGNORED_SHARE = 0.05  # of log C: below it the guide tells no classes apart
-_LEAST_WORTH = 1.0  # nats
+IGNORED_SHARE = 0.05
+"""The share of log C that lookups tell about the target; below it the address guide is said to ignore the target."""
+
+LEAST_WORTH = 1.0
+"""Nats that a right memory is worth over a wrong one; below it the memory is said not to be used."""
+
 _ERRORS = 3.0  # standard errors above zero
+_MOST_UNKNOWN = 0.5  # the share of targets without a k-hat, above which those with one say little
 
 # Rows of the table: the key of the metric, its name and what it means.
 _NATS = (
@@ -37,19 +52,90 @@ _HITS = (
 )
 QUANTITIES = _NATS + _GAINS + _HITS
 
+# The key, the name, the digits, the unit and the meaning; a row is left out where its metric is missing or NaN.
+DIAGNOSTICS = (
+    ("elbo", "ELBO", 1, "nats", "The one-sample bound: reconstruction minus information gain minus KL(z)."),
+    ("reconstruction", "Reconstruction", 1, "nats", "E log p(x | z, m_a) over the guide."),
+    ("kl_z", "KL(z)", 1, "nats", "What the latent adds to the template; at 0 it is not used."),
+    (
+        "mutual_information",
+        "Mutual information",
+        2,
+        "nats",
+        "The part of the information gain that tells targets apart.",
+    ),
+    ("marginal_kl", "Marginal term", 2, "nats", "The rest of it: slots that are looked up whatever the target is."),
+    ("perplexity", "Slots in play", 1, "", "How many a lookup hesitates between: exp of the entropy of q(a | M, x)."),
+    ("slots_never_first", "Slots never first", 1, "", "Slots, of $slots, that are the first choice for no target."),
+    ("top5_rate", "Top-5 hit rate", 1, "%", "How often the right class is among the guide's five most probable."),
+    ("top5_rate_exact", "Top-5 hit rate, exact", 1, "%", "The same for p(a | x, M)."),
+    ("calibration_error", "Calibration error", 3, "", "The guide's class probabilities against how often it is right."),
+    ("kl_exact_to_guide", "KL, exact to guide", 2, "nats", "What the guide misses of p(a | x, M)."),
+    ("rank_correlation", "Rank correlation", 2, "", "Of the slots by the guide and by p(a | x, M); at most 1."),
+    (
+        "monte_carlo_se",
+        "Monte Carlo error",
+        2,
+        "nats",
+        "Of the mean NLL: the part that more samples of z would remove.",
+    ),
+    ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decodes at $slots slots."),
+    ("khat_above", "k-hat above 0.7", 1, "%", "Pictures whose NLL hangs on few large weights: likely too high."),
+)
+
+
+def problems(metrics: Mapping[str, float]) -> list[str]:
+    r"""What is wrong with a run, in plain sentences: the guide ignores the target, or the memory is not used.
+
+    The address guide is said to ignore the target if its lookups tell less than 5 % of :math:`\log C` about it
+    (`IGNORED_SHARE`): the mutual information of address and target where it was measured, else the information gain.
+    The memory is said not to be used if it is worth less than 1 nat (`LEAST_WORTH`) over a wrong one, and not shown to
+    be used if that is not 3 standard errors above 0.
+
+    Arguments:
+        metrics: The items of `FewShotEvaluation.summary()`; information in nats.
+
+    Returns:
+        The sentences, the worst first; none if all is well.
+
+    Example:
+        >>> metrics = {"n_way": 20, "k_shot": 1, "information_gain": 2.9, "mutual_information": 0.02}
+        >>> problems(metrics | {"memory_worth_nats": 17.2, "memory_worth_nats_se": 0.5})
+        ['The address guide ignores the target: it looks up the same slots whatever the target is.']
+    """
+    found = []
+    gain, ceiling = metrics["information_gain"], math.log(metrics["n_way"])
+    told = metrics.get("mutual_information", gain)
+    if metrics["n_way"] > 1 and min(told, gain) < IGNORED_SHARE * ceiling:
+        reason = f"its lookups gain {gain:.2f} of {ceiling:.1f} nats"
+        if gain >= IGNORED_SHARE * ceiling:
+            reason = "it looks up the same slots whatever the target is"
+        found.append(f"The address guide ignores the target: {reason}.")
+    worth, error = metrics["memory_worth_nats"], metrics["memory_worth_nats_se"]
+    if worth < LEAST_WORTH:
+        degree = "hardly" if worth > _ERRORS * error else "not"
+        found.append(
+            f"The memory is {degree} used: right templates are worth {_signed(worth)} nats a picture over wrong ones."
+        )
+    elif math.isnan(error):
+        found.append(f"The memory seems worth {worth:.1f} nats a picture, but one episode gives no standard error.")
+    elif worth < _ERRORS * error:
+        found.append(
+            f"The memory is not shown to be used: it is worth {worth:.1f} ± {error:.1f} nats a picture, less than "
+            f"{_ERRORS:.0f} standard errors above 0."
+        )
+    return found
+
 
 def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
-    r"""Says in a sentence what the numbers mean, also when they are bad.
-
-    The guide is said to ignore the picture if its information gain is under 5 % of :math:`\log C`, and the memory not
-    to be used if it is worth less than 1 nat, or is not 3 standard errors above 0.
+    r"""Says in a few sentences what the numbers mean; what is wrong (see :func:`problems`) comes first.
 
     Arguments:
         metrics: The items of `FewShotEvaluation.summary()`; information in nats.
         noun: What a class is.
 
     Returns:
-        A sentence or two.
+        A sentence or more.
 
     Example:
         >>> metrics = {"n_way": 20, "k_shot": 1, "chance": 0.05, "hit_rate": 0.71, "hit_rate_se": 0.02}
@@ -59,24 +145,15 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
         2.4 of 3.0 nats, and the memory is worth 17.2 nats a picture.
     """
     ways, shots = round(metrics["n_way"]), round(metrics["k_shot"])
-    worth, error = metrics["memory_worth_nats"], metrics["memory_worth_nats_se"]
     gain, ceiling = metrics["information_gain"], math.log(ways)
-    used = f"the memory is worth {worth:.1f} nats a picture"
-    unused = ""
-    if worth < _LEAST_WORTH:
-        degree = "hardly" if worth > _ERRORS * error else "not"
-        unused = (
-            f"The memory is {degree} used: right templates are worth {_signed(worth)} nats a picture over wrong ones."
-        )
-    elif math.isnan(error):
-        unused = f"The memory seems worth {worth:.1f} nats a picture, but one episode gives no standard error."
-    elif worth < _ERRORS * error:
-        unused = (
-            f"The memory is not shown to be used: it is worth {worth:.1f} ± {error:.1f} nats a picture, less than "
-            f"{_ERRORS:.0f} standard errors above 0."
-        )
+    wrong = problems(metrics)
+    ignores = any("ignores the target" in sentence for sentence in wrong)
+    used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats a picture"
+    if any(sentence.startswith("The memory") for sentence in wrong):
+        used = ""
     if ways == 1:
-        return f"With one unseen {noun} in memory there is no class to look up. " + (unused or f"{_capital(used)}.")
+        closing = f"With one unseen {noun} in memory there is no class to look up."
+        return " ".join([*wrong, closing, *([f"{_capital(used)}."] if used else [])])
     examples = f", {shots} examples each" if shots > 1 else ""
     found = f"the right one is found {_percent(metrics['hit_rate'])} of the time (chance {_percent(metrics['chance'])})"
     if metrics["hit_rate"] - metrics["chance"] < _ERRORS * metrics["hit_rate_se"]:
@@ -85,14 +162,15 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
     gains = f"gains {gain:.1f} of {ceiling:.1f} nats"
     if shots > 1:
         gains = f"gains {gain:.1f} nats, where {ceiling:.1f} tell the class and {math.log(ways * shots):.1f} the slot"
-    if gain < _IGNORED_SHARE * ceiling:
-        ignores = f"The guide ignores the picture it is given: its lookup gains {gain:.2f} of {ceiling:.1f} nats."
-        return f"{ignores} {lead}. {unused or _capital(used) + '.'}"
-    return f"{lead}; the lookup {gains}. {unused}" if unused else f"{lead}; the lookup {gains}, and {used}."
+    if not ignores:
+        lead += f"; the lookup {gains}"
+        if used:
+            return " ".join([*wrong, f"{lead}, and {used}."])
+    return " ".join([*wrong, f"{lead}.", *([f"{_capital(used)}."] if used else [])])
 
 
 def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """The rows of a table of results.
+    """The rows of the table of results: what a run is judged by.
 
     Arguments:
         metrics: The items of `FewShotEvaluation.summary()`; information in nats.
@@ -113,19 +191,75 @@ def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     if missing := [name for name in needed if name not in metrics]:
         raise ValueError(f"metrics: {missing} are missing. Give those of FewShotEvaluation.summary().")
     ceiling, chance = math.log(metrics["n_way"]), _percent(metrics["chance"])
-
-    def measured(key: str, digits: int, scale: float = 1.0) -> str:
-        value, error = scale * metrics[key], scale * metrics[f"{key}_se"]
-        return _signed(value, digits) + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
-
-    values = {key: f"{measured(key, 1)} nats" for key, _, _ in _NATS}
+    values = {key: f"{_measured(metrics, key, 1)} nats" for key, _, _ in _NATS}
     slots = math.log(metrics["n_way"] * metrics["k_shot"])
     for key, _, _ in _GAINS:
         share = f"\n{_percent(metrics[key] / slots)} of log |M|" if slots > 0 else ""
-        values[key] = f"{measured(key, 2)} nats\n{_signed(metrics[key] / math.log(2), 2)} bits{share}"
-    values |= {key: f"{measured(key, 1, 100)} %\nchance {chance}" for key, _, _ in _HITS}
+        values[key] = f"{_measured(metrics, key, 2)} nats\n{_signed(metrics[key] / math.log(2), 2)} bits{share}"
+    values |= {key: f"{_measured(metrics, key, 1, 100)} %\nchance {chance}" for key, _, _ in _HITS}
     words = {"samples": f"{metrics['num_samples']:.0f}", "ceiling": f"{ceiling:.2f}"}
     return [(name, values[key], Template(text).substitute(words)) for key, name, text in QUANTITIES]
+
+
+def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """The rows of the table of diagnostics: where the numbers come from, and how far they can be trusted.
+
+    Arguments:
+        metrics: The items of `FewShotEvaluation.summary()`; those that are missing or NaN have no row, nor has k-hat
+            where most targets are without.
+
+    Returns:
+        As :func:`result_rows`.
+
+    Example:
+        >>> diagnostic_rows({"kl_z": 12.34, "kl_z_se": 0.5, "n_way": 20, "k_shot": 1, "num_samples": 10})[0][:2]
+        ('KL(z)', '12.3 ± 0.5 nats')
+    """
+    slots = metrics["n_way"] * metrics["k_shot"]
+    words = {"slots": f"{slots:.0f}", "decodes": f"{slots * metrics['num_samples']:,.0f}"}
+    rows = []
+    for key, name, digits, unit, text in DIAGNOSTICS:
+        if math.isnan(metrics.get(key, math.nan)):
+            continue
+        value = f"{_measured(metrics, key, digits, 100 if unit == '%' else 1)} {unit}".strip()
+        if key == "khat_above":
+            unknown = metrics.get("khat_unknown", 0.0)
+            if unknown > _MOST_UNKNOWN:
+                continue
+            value += f"\n{_percent(unknown)} unknown" if unknown else ""
+        rows.append((name, value, Template(text).substitute(words)))
+    return rows
+
+
+def speed_sentence(metrics: Mapping[str, float]) -> str:
+    """Says how long an evaluation took, and how fast it was against what the decoder and the machine can do.
+
+    Arguments:
+        metrics: `evaluation_seconds`, `decodes` and `decodes_per_second`; where there are `decoder_decodes_per_second`,
+            `decoder_gflops` and `matmul_gflops`, the comparison.
+
+    Example:
+        >>> print(speed_sentence({"evaluation_seconds": 25.0, "decodes": 160_000, "decodes_per_second": 6400.0}))
+        The evaluation took 25 s for 160,000 decodes, 6,400 a second.
+    """
+    text = (
+        f"The evaluation took {metrics['evaluation_seconds']:,.0f} s for {metrics['decodes']:,.0f} decodes, "
+        f"{metrics['decodes_per_second']:,.0f} a second"
+    )
+    if "decoder_decodes_per_second" in metrics:
+        alone = metrics["decoder_decodes_per_second"]
+        text += (
+            f": {_percent(metrics['decodes_per_second'] / alone)} of the {alone:,.0f} that the decoder alone reaches "
+            f"here, at {metrics['decoder_gflops']:,.0f} of the {metrics['matmul_gflops']:,.0f} GFLOP/s of a product of "
+            "large matrices"
+        )
+    return f"{text}."
+
+
+def _measured(metrics: Mapping[str, float], key: str, digits: int, scale: float = 1.0) -> str:
+    """A value with its standard error, where it has one."""
+    value, error = scale * metrics[key], scale * metrics.get(f"{key}_se", math.nan)
+    return _signed(value, digits) + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def _capital(text: str) -> str:

@@ -1,8 +1,10 @@
 """Every command on a toy run, as a user would call it."""
 
+import html
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +14,7 @@ import torch
 import pyro_vmem as pv
 from pyro_vmem import cli, experiment
 from pyro_vmem.data import FewShotDataset
+from pyro_vmem.speed import Speed
 
 KEYS = {
     "hit_rate",
@@ -22,6 +25,14 @@ KEYS = {
     "nll",
     "nll_se",
     "seconds",
+    "mutual_information",
+    "top5_rate",
+    "calibration_error",
+    "kl_z",
+    "reconstruction",
+    "decodes_per_second",
+    "reliability",
+    "verdict",
 }
 
 
@@ -35,30 +46,53 @@ def toy(tmp_path, monkeypatch):
     alphabets = torch.arange(60) // 10
     dataset = FewShotDataset(images, torch.arange(60).repeat_interleave(10), alphabets=alphabets)
     monkeypatch.setattr(experiment.data, "glyphs", lambda seed: dataset)
+    monkeypatch.setattr(experiment, "measure_speed", lambda *_: Speed(9e3, 64, 10**6, 9e10))  # which takes its time
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """No figures, which take longer than all else and are looked at elsewhere."""
+    monkeypatch.setattr(experiment, "write_report", lambda path, report: path.write_text(report.title))
+    monkeypatch.setattr(experiment, "lookups", lambda *_: None)
 
 
 SMALL = ["--ways", "4", "--episodes", "2", "--samples", "1"]
 
 
+def strictly(text):
+    """JSON as the standard has it, without NaN and Infinity."""
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    return json.loads(text, parse_constant=refuse)
+
+
 def test_demo_then_evaluate_then_sample(toy, capsys):
     assert cli.main(["demo", "--steps", "3", "--json", *SMALL]) == 0
-    out = capsys.readouterr().out
-    metrics = json.loads(out.splitlines()[-1])
+    said = capsys.readouterr()
+    metrics = strictly(said.out)  # nothing else is on stdout
     assert metrics.keys() >= KEYS
     assert metrics["chance"] == 0.25
     assert metrics["steps"] == 3
-    assert "Worth of the memory" in out
+    assert "Worth of the memory" in said.err
     run = toy / "runs" / "demo"
     names = {path.name for path in run.iterdir()}
     assert names >= {"report.html", "metrics.json", "best.safetensors", "last.safetensors", "experiment.json"}
-    assert json.loads((run / "metrics.json").read_text()) == metrics
-    assert f"{metrics['nll']:.1f}" in (run / "report.html").read_text()
+    assert strictly((run / "metrics.json").read_text()) == metrics
+    page = (run / "report.html").read_text()
+    assert f"{metrics['nll']:.1f}" in page
+    assert html.escape(metrics["verdict"]) in page
+    assert "of the 9,000 that the decoder alone reaches here, at 9 of the 90 GFLOP/s" in page
 
     assert cli.main(["evaluate", "runs/demo", "--json", *SMALL]) == 0
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    again = strictly(capsys.readouterr().out)
     assert again["nll"] == metrics["nll"]  # same model, same episodes, same samples
+    assert again.keys() >= KEYS
+    assert len(again["reliability"]["count"]) == len(again["reliability"]["accuracy"])
+    assert sum(again["reliability"]["count"]) == again["num_targets"]
 
     assert cli.main(["sample", "runs/demo", "--rows", "3", "--columns", "2"]) == 0
     assert cli.main(["sample", "runs/demo", "--rows", "2", "--mean", "false", "--out", "pixels.png"]) == 0
@@ -66,37 +100,93 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_without_json_the_table_is_on_stdout(toy, undrawn, capsys):
+    assert cli.main(["demo", "--steps", "1", *SMALL]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "runs/demo", *SMALL]) == 0
+    said = capsys.readouterr()
+    assert "Worth of the memory" in said.out
+    assert "The evaluation took" in said.out
+    assert "{" not in said.out
+
+
+def test_one_episode_has_null_for_its_error(toy, undrawn, capsys):
+    assert cli.main(["demo", "--steps", "1", "--json", *SMALL, "--episodes", "1"]) == 0
+    metrics = strictly(capsys.readouterr().out)
+    assert metrics["nll_se"] is None
+    assert metrics["nll"] > 0
+
+
+def test_report_of_a_run_that_was_trained(toy, capsys):
+    words = ["train", "--out", "run", "--steps", "2", "--n-way", "4", "--width", "4", "--seed", "3"]
+    assert cli.main(words) == 0
+    assert not (toy / "run" / "report.html").exists()
+    assert cli.main(["report", "run", "--json", *SMALL]) == 0
+    said = capsys.readouterr()
+    metrics = strictly(said.out)
+    assert metrics.keys() >= KEYS
+    assert metrics["steps"] == 2
+    assert "Report: run/report.html" in said.err
+    page = (toy / "run" / "report.html").read_text()
+    for heading in ("What the model fills in", "What the memory contributes", "Information gain", "Training"):
+        assert f"<h2>{heading}</h2>" in page
+    # Its options are not the demo's, so it is repeated in two commands.
+    commands = html.unescape(re.search(r"<code>([^<]*)</code>", page).group(1)).splitlines()
+    assert commands[1] == "pyro-vmem report run --ways 4 --episodes 2 --samples 1"
+    before = strictly((toy / "run" / "metrics.json").read_text())
+    shutil.rmtree(toy / "run")
+    for command in commands:
+        assert cli.main(command.split()[1:]) == 0
+    assert strictly((toy / "run" / "metrics.json").read_text())["nll"] == before["nll"]
+
+
+def test_report_needs_a_trained_run(toy, capsys):
+    assert cli.main(["train", "--out", "run", "--steps", "1", "--n-way", "4", "--width", "4"]) == 0
+    (toy / "run" / "history.csv").unlink()
+    assert cli.main(["report", "run", *SMALL]) == 2
+    assert "'run/history.csv' is missing" in capsys.readouterr().err
+
+
+def test_history_is_what_training_wrote(tmp_path):
+    rows = [{"step": 500, "seconds": 5.5, "bound": -9.0}, {"step": 700, "seconds": 8.0, "val_bound": -7.5}]
+    lines = ["step,seconds,bound,val_bound", "500,5.5,-9.0,", "700,8.0,,-7.5"]
+    (tmp_path / "history.csv").write_text("\n".join(lines) + "\n")
+    result = experiment.read_result(tmp_path)
+    assert (result.steps, result.seconds, result.best_bound) == (700, 8.0, -7.5)
+    assert result.history == rows
+
+
 def test_the_reports_command_gives_the_same_numbers_again(toy, capsys):
     words = ["demo", "--steps", "2", "--seed", "4", "--eval-seed", "6", *SMALL]
     assert cli.main([*words, "--json"]) == 0
-    first = json.loads(capsys.readouterr().out.splitlines()[-1])
+    first = strictly(capsys.readouterr().out)
     page = (toy / "runs" / "demo" / "report.html").read_text()
     assert "seed 6" in page  # of the episodes
     command = re.search(r"pyro-vmem (demo [^<]*)", page.split("How to repeat it")[1]).group(1)
     assert cli.main([*command.split(), "--json"]) == 0
-    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    again = strictly(capsys.readouterr().out)
     assert again["nll"] == first["nll"]
 
 
-def test_a_second_demo_takes_another_folder(toy, capsys):
+def test_a_second_demo_takes_another_folder(toy, undrawn, capsys):
     for _ in range(2):
         assert cli.main(["demo", "--steps", "1", *SMALL]) == 0
     assert {path.name for path in (toy / "runs").iterdir()} == {"demo", "demo-2"}
 
 
-def test_same_seed_same_numbers_another_seed_others(toy, capsys):
+def test_same_seed_same_numbers_another_seed_others(toy, undrawn, capsys):
     results = []
     for seed in ("0", "0", "5"):
         cli.main(["demo", "--steps", "2", "--seed", seed, "--json", *SMALL])
-        results.append(json.loads(capsys.readouterr().out.splitlines()[-1]))
-    one, two, other = ({k: v for k, v in r.items() if "seconds" not in k} for r in results)
+        results.append(strictly(capsys.readouterr().out))
+    one, two, other = ({k: v for k, v in r.items() if "second" not in k} for r in results)
     assert one == two
     assert one["nll"] != other["nll"]
 
 
 def test_train_and_resume(toy, capsys):
     assert cli.main(["train", "--out", "run", "--steps", "2", "--n-way", "4", "--width", "4", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out.splitlines()[-1])["steps"] == 2
+    assert strictly(capsys.readouterr().out)["steps"] == 2
     assert cli.main(["train", "--out", "run", "--steps", "2"]) == 2
     assert "already holds a run" in capsys.readouterr().err
     assert cli.main(["train", "--out", "run", "--resume"]) == 0
@@ -104,7 +194,7 @@ def test_train_and_resume(toy, capsys):
     assert pv.load("run").likelihood.network.arguments()["width"] == 4
 
 
-def test_interrupted_demo_still_reports(toy, capsys, monkeypatch):
+def test_interrupted_demo_still_reports(toy, undrawn, capsys, monkeypatch):
     """Ctrl-C in training ends it early, and the rest goes on with what was learned."""
     original = pv.data.EpisodeSampler.__getitem__
 
@@ -131,6 +221,7 @@ def test_interrupt_elsewhere_exits_130(toy, capsys, monkeypatch):
     ("words", "code", "message"),
     [
         (["evaluate", "no/such/run"], 2, "no run in 'no/such/run'"),
+        (["report", "no/such/run"], 2, "no run in 'no/such/run'"),
         (["sample", "no/such/run"], 2, "no checkpoint"),
         (["train", "--out", "r", "--data", "folder"], 2, "data_root: data='folder' needs the place"),
         (["train", "--out", "r", "--data", "npz", "--data-root", "no.npz"], 2, "no.npz"),
@@ -161,7 +252,7 @@ def test_unknown_words_exit_2_with_usage(words, capsys):
     assert "usage: pyro-vmem" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "sample"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "report", "sample"])
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pyro_vmem import plots
-from pyro_vmem.report import Generation, Lookup, Report, write_report
+from pyro_vmem.report import Addresses, Completion, Generation, Lookup, Reliability, Report, write_report
 from pyro_vmem.results import verdict
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -25,7 +25,10 @@ METRICS = {
     **{"information_gain_exact": 2.74, "information_gain_exact_se": 0.02},
     **{"hit_rate": 0.712, "hit_rate_se": 0.021, "hit_rate_exact": 0.803, "hit_rate_exact_se": 0.018},
     **{"chance": 0.05, "n_way": 20, "k_shot": 1, "num_samples": 10, "num_episodes": 20, "num_targets": 400},
-    **{"seconds": 181.7, "steps": 4000},
+    **{"training_seconds": 181.7, "steps": 4000},
+    **{"evaluation_seconds": 24.6, "decodes": 160_000, "decodes_per_second": 6504.1},
+    **{"kl_z": 12.34, "kl_z_se": 0.25, "mutual_information": 2.3, "mutual_information_se": 0.03},
+    **{"calibration_error": 0.0712},
 }
 
 
@@ -96,12 +99,62 @@ def test_structure(tmp_path) -> None:
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all("meta")
     assert "prefers-color-scheme: dark" in source
     headings = [tag for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
-    assert headings == ["h1"] + ["h2"] * 7
+    assert headings == ["h1"] + ["h2"] * 8
     assert path.stat().st_size < 2_000_000
 
 
+def everything() -> dict[str, object]:
+    """The contents of the sections that a page need not have."""
+    lookup = a_report().lookup
+    q, p = lookup.probabilities, lookup.probabilities.flip(-1)
+    three = torch.tensor([0.2, 0.5, 0.9])
+    return {
+        "lookup": dataclasses.replace(lookup, exact=p),
+        "addresses": Addresses(q, p, lookup.labels, lookup.target_labels),
+        "completion": Completion(lookup.targets, torch.arange(8) < 4, lookup.templates[:12].reshape(3, 4, 1, 8, 8)),
+        "evidence": {"right": -three, "wrong": -30 * three},
+        "reliability": Reliability(three, three.square(), torch.tensor([1, 2, 3])),
+        "khat": torch.tensor([0.3, 0.9, math.inf, math.nan]),
+    }
+
+
+def test_every_section(tmp_path) -> None:
+    page = page_of(tmp_path, **everything())
+    alts = [str(attributes["alt"]) for attributes in page.all("img")]
+    assert len(alts) == 5 + 2 + 1 + 1 + 2
+    assert (
+        "Heat map of q(a | M, x) for 3 targets and 20 slots, both sorted by class; the right slots are framed." in alts
+    )
+    assert "3 targets, the part of each that was observed, and 4 completions." in alts
+    assert "Evidence in nats per datapoint by memory: right -0.5, wrong -16.0." in alts
+    assert "Reliability diagram: calibration error 0.071." in alts
+    assert "Pareto k-hat of 4 datapoints; 2 are above 0.7." in alts
+    assert "The second bar is the exact posterior" in page.text
+    assert [tag for tag, _ in page.tags].count("h2") == 10
+
+
+def test_what_is_wrong_comes_first(tmp_path) -> None:
+    bad = METRICS | {"mutual_information": 0.01, "memory_worth_nats": 0.1}
+    text = page_of(tmp_path, metrics=bad).text
+    first = text.index("The address guide ignores the target")
+    assert text.index("A run") < first < text.index("The memory is not used") < text.index("With 20 unseen")
+    assert text[:first].split() == ["A", "run", "A", "run"]  # title and heading
+    assert "ignores the target" not in page_of(tmp_path).text
+
+
+def test_drawings_take_the_colour_of_the_pages_text(tmp_path) -> None:
+    """Light or dark by the reader's scheme, and a mid-tone that is legible on both where styles are not understood."""
+    tone = plots.ON_ANY_PAGE["text.color"]
+    for attributes in page_of(tmp_path, **everything()).all("img"):
+        svg = base64.b64decode(str(attributes["src"]).partition(",")[2]).decode()
+        assert "prefers-color-scheme: dark" in svg
+        assert svg.count(f"var(--ink, {tone})") == svg.count(tone) > 0
+        background = re.search(r'<g id="patch_1">\s*<path[^>]*?style="([^"]*)"', svg)
+        assert background is None or "fill: none" in background.group(1)
+
+
 def test_fetches_nothing(tmp_path) -> None:
-    page = page_of(tmp_path)
+    page = page_of(tmp_path, **everything())
     assert {"script", "link", "iframe", "object"}.isdisjoint(tag for tag, _ in page.tags)
     for _, attributes in page.tags:
         for name in ("src", "href", "srcset", "style"):
@@ -133,6 +186,7 @@ def test_numbers_appear(tmp_path) -> None:
         *("98.3 ± 0.4 nats", "115.5 ± 0.6 nats", "17.2 ± 0.5 nats", "2.41 ± 0.03 nats", "3.48 bits", "80 % of log |M|"),
         *("2.74 ± 0.02 nats", "3.95 bits", "71.2 ± 2.1 %", "80.3 ± 1.8 %", "chance 5 %", "182 s", "4,000", "400"),
         *("from 10 samples", "log C = 3.00", "glyphs", "pyro-vmem demo --seed 0", verdict(METRICS)),
+        *("took 25 s for 160,000 decodes, 6,504 a second", "12.3 ± 0.2 nats", "2.30 ± 0.03 nats", "0.071"),
     ]:
         assert part in text
 
@@ -194,7 +248,7 @@ def test_missing_metrics_are_named(tmp_path) -> None:
 
 def test_leaves_pyplot_and_settings_alone(tmp_path) -> None:
     settings = dict(matplotlib.rcParams)
-    write_report(tmp_path / "report.html", a_report())
+    write_report(tmp_path / "report.html", a_report(**everything()))
     assert dict(matplotlib.rcParams) == settings
     import matplotlib.pyplot as plt
 

@@ -4,7 +4,17 @@ import math
 
 import pytest
 
-from pyro_vmem.results import QUANTITIES, result_rows, verdict
+from pyro_vmem.results import (
+    DIAGNOSTICS,
+    IGNORED_SHARE,
+    LEAST_WORTH,
+    QUANTITIES,
+    diagnostic_rows,
+    problems,
+    result_rows,
+    speed_sentence,
+    verdict,
+)
 
 METRICS = {
     **{"nll": 98.31, "nll_se": 0.42, "nll_wrong_memory": 115.53, "nll_wrong_memory_se": 0.61},
@@ -23,19 +33,27 @@ def test_good() -> None:
     )
 
 
-def test_guide_ignores_the_picture() -> None:
+def test_guide_ignores_the_target() -> None:
     text = verdict(METRICS | {"information_gain": 0.14, "hit_rate": 0.06})
     assert text == (
-        "The guide ignores the picture it is given: its lookup gains 0.14 of 3.0 nats. With 20 unseen characters "
+        "The address guide ignores the target: its lookups gain 0.14 of 3.0 nats. With 20 unseen characters "
         "in memory, the right one is found 6 % of the time (chance 5 %), which is not clearly better than "
         "guessing. The memory is worth 17.2 nats a picture."
     )
 
 
-def test_edge_of_ignoring() -> None:
-    edge = 0.05 * math.log(20)
-    assert "ignores" in verdict(METRICS | {"information_gain": edge - 1e-6})
-    assert "ignores" not in verdict(METRICS | {"information_gain": edge + 1e-6})
+def test_a_guide_that_always_looks_at_the_same_slot_ignores_the_target() -> None:
+    """It gains log |M|, none of which tells one target from another."""
+    text = verdict(METRICS | {"information_gain": 2.99, "mutual_information": 0.01})
+    assert text.startswith("The address guide ignores the target: it looks up the same slots whatever the target is. ")
+
+
+@pytest.mark.parametrize("name", ["information_gain", "mutual_information"])
+def test_edge_of_ignoring(name) -> None:
+    assert IGNORED_SHARE == 0.05
+    edge = IGNORED_SHARE * math.log(20)
+    assert any("ignores the target" in said for said in problems(METRICS | {name: edge - 1e-6}))
+    assert problems(METRICS | {name: edge + 1e-6}) == []
 
 
 @pytest.mark.parametrize(
@@ -55,13 +73,25 @@ def test_memory_not_used(worth, error, says) -> None:
 
 
 def test_edge_of_use() -> None:
+    assert LEAST_WORTH == 1.0
+    below = METRICS | {"memory_worth_nats": 1.0 - 1e-6, "memory_worth_nats_se": 0.3}
+    assert problems(below)[0].startswith("The memory is hardly used")
     assert "and the memory is worth 1.0" in verdict(METRICS | {"memory_worth_nats": 1.0, "memory_worth_nats_se": 0.3})
 
 
-def test_both_bad() -> None:
-    text = verdict(METRICS | {"information_gain": 0.0, "memory_worth_nats": 0.0})
-    assert "ignores the picture" in text
-    assert "memory is not used" in text
+def test_both_bad_are_said_first() -> None:
+    bad = METRICS | {"information_gain": 0.0, "memory_worth_nats": 0.0}
+    text = verdict(bad)
+    assert len(problems(bad)) == 2
+    assert text.startswith("The address guide ignores the target: ")
+    assert text.index("The memory is not used: ") < text.index("With 20 unseen characters")
+    assert text.endswith("(chance 5 %).")
+
+
+def test_what_is_wrong_with_the_memory_is_said_before_what_is_right() -> None:
+    text = verdict(METRICS | {"memory_worth_nats": 0.0})
+    assert text.startswith("The memory is not used: ")
+    assert text.endswith("the lookup gains 2.4 of 3.0 nats.")
 
 
 def test_confident_but_wrong() -> None:
@@ -77,6 +107,7 @@ def test_several_shots() -> None:
 
 def test_one_class_has_nothing_to_look_up() -> None:
     one = {"n_way": 1, "chance": 1.0, "information_gain": 0.0, "hit_rate": 1.0, "hit_rate_se": 0.0}
+    assert problems(METRICS | one) == []
     text = verdict(METRICS | one)
     assert text == (
         "With one unseen character in memory there is no class to look up. The memory is worth 17.2 nats a picture."
@@ -95,3 +126,39 @@ def test_rows_name_every_quantity_with_error_unit_and_meaning() -> None:
 def test_missing_metrics_are_named() -> None:
     with pytest.raises(ValueError, match=r"metrics: \['nll_se'\] are missing"):
         result_rows({name: value for name, value in METRICS.items() if name != "nll_se"})
+
+
+COUNTS = {"n_way": 20, "k_shot": 2, "num_samples": 10}
+
+
+class TestDiagnosticRows:
+    def test_every_row_there_can_be(self) -> None:
+        metrics = COUNTS | {key: 0.1234 for key, *_ in DIAGNOSTICS} | {"kl_z_se": 0.5, "top5_rate_se": 0.05}
+        rows = {name: (value, meaning) for name, value, meaning in diagnostic_rows(metrics)}
+        assert len(rows) == len(DIAGNOSTICS)
+        assert rows["KL(z)"][0] == "0.1 ± 0.5 nats"
+        assert rows["Top-5 hit rate"][0] == "12.3 ± 5.0 %"
+        assert rows["Calibration error"][0] == "0.123"
+        assert rows["Effective samples"][1].endswith("of 400 decodes at 40 slots.")
+
+    def test_what_was_not_measured_has_no_row(self) -> None:
+        metrics = COUNTS | {"kl_z": 1.0, "top5_rate": math.nan}
+        assert [name for name, _, _ in diagnostic_rows(metrics)] == ["KL(z)"]
+
+    def test_khat_only_where_most_targets_have_one(self) -> None:
+        def rows(unknown):
+            return diagnostic_rows(COUNTS | {"khat_above": 0.25, "khat_unknown": unknown})
+
+        assert rows(0.0)[0][1] == "25.0 %"
+        assert rows(0.4)[0][1] == "25.0 %\n40 % unknown"
+        assert rows(0.6) == []
+
+
+def test_speed_in_a_sentence() -> None:
+    metrics = {"evaluation_seconds": 25.4, "decodes": 160_000, "decodes_per_second": 6400.0}
+    assert speed_sentence(metrics) == "The evaluation took 25 s for 160,000 decodes, 6,400 a second."
+    ceiling = {"decoder_decodes_per_second": 8000.0, "decoder_gflops": 150.4, "matmul_gflops": 375.0}
+    assert speed_sentence(metrics | ceiling) == (
+        "The evaluation took 25 s for 160,000 decodes, 6,400 a second: 80 % of the 8,000 that the decoder alone "
+        "reaches here, at 150 of the 375 GFLOP/s of a product of large matrices."
+    )

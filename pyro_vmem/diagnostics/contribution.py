@@ -24,6 +24,7 @@ class Contribution:
     The evidence under all memories comes from the same samples, so differences are less noisy than each by itself.
 
     Attributes:
+        log_joint: :math:`\log p(a | M)\, p(x | m_a)`, with shape `(B, S)`: the logits of the exact address posterior.
         log_evidence: :math:`\log p(x | M)`, with shape `(B,)`.
         log_evidence_wrong: The same with the wrong memory, if one was given.
         log_evidence_shuffled: The same with each template's values permuted: as much ink, no structure.
@@ -36,6 +37,7 @@ class Contribution:
         kl_z: :math:`E_q KL(q(z | x, m_a) \| p(z | m_a))`, with shape `(B,)`.
     """
 
+    log_joint: Tensor
     log_evidence: Tensor
     log_evidence_wrong: Tensor | None
     log_evidence_shuffled: Tensor
@@ -139,6 +141,7 @@ def contribution(
         prior, slots = joint(memory)
         in_use = prior if memory.mask is None else prior.masked_fill(~memory.mask, -math.inf)
         return Contribution(
+            log_joint=prior + slots,
             log_evidence=(prior + slots).logsumexp(-1),
             log_evidence_wrong=None if wrong is None else evidence(wrong),
             log_evidence_shuffled=evidence(shuffled),

@@ -37,6 +37,7 @@ def test_evidence_under_each_memory_is_exact(per_datapoint) -> None:
     found = contribution(vma, memory, x, wrong=wrong, num_samples=1, num_particles=2)
     blank = with_templates(memory, torch.zeros_like(memory.templates))
     torch.testing.assert_close(found.log_evidence, reference.log_evidence(memory, x))
+    torch.testing.assert_close(found.log_joint.softmax(-1), reference.address_posterior(memory, x).probs)
     torch.testing.assert_close(found.log_evidence_wrong, reference.log_evidence(wrong, x))
     torch.testing.assert_close(found.log_evidence_blank, reference.log_evidence(blank, x))
     assert set(found.worth) == {"wrong", "shuffled", "blank"}

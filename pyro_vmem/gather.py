@@ -1,0 +1,84 @@
+"""What a report shows of a model: lookups, samples and checks of one episode, beside the figures of all."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyro_vmem.data import EpisodeSampler
+from pyro_vmem.diagnostics import FewShotEvaluation, contribution, estimate_evidence
+from pyro_vmem.memory import Memory
+from pyro_vmem.report import Addresses, Completion, Generation, Lookup, Reliability
+from pyro_vmem.vma import VMA
+
+__all__ = ["gather"]
+
+_TARGETS = 40  # of which contributions and weights are measured; more would double the time of the evaluation
+_DRAWS = 200  # of the guide, from which a k-hat can be told
+_COMPLETIONS = 5
+
+
+@torch.no_grad()
+def gather(
+    vma: VMA, episodes: EpisodeSampler, evaluation: FewShotEvaluation, seed: int = 0, rows: int = 8
+) -> dict[str, Any]:
+    """The pictures and curves of a :class:`pyro_vmem.report.Report`; global random state and weights stay as they are.
+
+    Arguments:
+        vma: The model and its guide.
+        episodes: What it was evaluated on; the first episode is shown. Images.
+        evaluation: What was measured on them.
+        seed: Seeds what is drawn.
+        rows: How many targets and templates to show.
+
+    Returns:
+        Fields of the report by name, on the CPU.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=4, k_shot=1, n_query=1)
+        >>> vma = pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4)
+        >>> fields = gather(vma, sampler, pv.diagnostics.evaluate(vma, sampler, 1, 1, progress=False))
+        >>> list(fields["evidence"]), fields["khat"].shape
+        (['right', 'wrong', 'shuffled', 'blank'], torch.Size([4]))
+    """
+    device = next(vma.parameters()).device
+    episode = episodes[0].to(device)
+    memory, x = vma.encode(episode.memory), episode.x
+    assert memory.labels is not None
+    measured = slice(min(_TARGETS, len(x)))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        chosen = torch.arange(0, measured.stop, max(1, measured.stop // rows))[:rows]
+        slots = range(min(rows, memory.num_slots))
+        samples = torch.stack([vma.generate(memory, 8, address=slot, mean=True) for slot in slots])
+        completion = _complete(vma, memory, x[chosen])
+    wrong = episodes.distractors(0).to(device)
+    found = contribution(vma, memory, x[measured], wrong=wrong, num_samples=evaluation.num_samples, seed=seed)
+    weights = estimate_evidence(vma, memory, x[measured], _DRAWS, "sampled", seed=seed, max_decodes=1024, warn=False)
+    guide, exact = vma.address_guide(memory, vma.encode_x(x)).probs.cpu(), found.log_joint.softmax(-1).cpu()
+    x, labels, templates, classes = x.cpu(), episode.labels.cpu(), memory.templates.cpu(), memory.labels.cpu()
+    evidence = {"right": found.log_evidence} | {name: found.log_evidence - gain for name, gain in found.worth.items()}
+    curve = evaluation.reliability
+    return {
+        "information_gain": evaluation.information_gain.flatten(),
+        "information_gain_exact": evaluation.information_gain_exact.flatten(),
+        "num_slots": memory.num_slots,
+        "num_classes": episodes.n_way,
+        "lookup": Lookup(x[chosen], labels[chosen], templates, classes, guide[chosen], exact[chosen]),
+        "addresses": Addresses(guide[measured], exact, classes, labels[measured]),
+        "generation": Generation(templates[: len(slots)], samples.cpu()),
+        "completion": completion,
+        "evidence": {name: values.cpu() for name, values in evidence.items()},
+        "reliability": Reliability(curve.confidence, curve.accuracy, curve.count),
+        "khat": weights.khat.cpu(),
+    }
+
+
+def _complete(vma: VMA, memory: Memory, x: torch.Tensor) -> Completion:
+    """The lower halves of targets, filled in."""
+    height = x.shape[-2]
+    mask = (torch.arange(height, device=x.device) < (height + 1) // 2).unsqueeze(-1)
+    filled = vma.complete(memory, x.repeat_interleave(_COMPLETIONS, 0), mask, num_particles=32, mean=True)
+    return Completion(x.cpu(), mask.cpu(), filled.reshape(len(x), _COMPLETIONS, *x.shape[1:]).cpu())
