@@ -3,13 +3,28 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint types clean
+# For ArviZ 1.x, which needs Python 3.12 or later. (pyenv's commands exist for versions that are not switched on.)
+PYTHON312 ?= $(shell for p in python3.12 python3.13 python3.14 python3 \
+	"$$(pyenv prefix "$$(pyenv whence python3.12 2>/dev/null | tail -n 1)" 2>/dev/null)/bin/python"; do \
+	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
+ARVIZ1 := .venv-arviz1
+
+.PHONY: demo test test-arviz1 check lint types clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyro-vmem demo $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+test-arviz1:
+	@python="$(PYTHON312)"; \
+	if [ -z "$$python" ]; then \
+		echo "test-arviz1: left out, as there is no Python 3.12 or later; name one: make test-arviz1 PYTHON312=..."; \
+	else \
+		$(MAKE) --no-print-directory VENV=$(ARVIZ1) PYTHON="$$python" $(ARVIZ1)/.arviz && \
+		$(ARVIZ1)/bin/python -m pytest tests/diagnostics/test_export.py; \
+	fi
 
 check: lint types test
 
@@ -32,5 +47,9 @@ $(VENV)/.test: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[test]'
 	touch $@
 
+$(VENV)/.arviz: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[arviz,plots]' pytest 'arviz>=1'
+	touch $@
+
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build
+	rm -rf $(VENV) $(ARVIZ1) .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build
