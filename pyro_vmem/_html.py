@@ -115,6 +115,7 @@ body { margin: 0; background: var(--page); color: var(--text); font: 1rem/1.5 sy
 main { max-width: 48rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; }
+section > * + figure, section > * + .pair, section > * + table { margin-top: 1.5rem; }
 .verdict { font-size: 1.2rem; line-height: 1.45; border-left: 4px solid var(--mark); padding-left: .9rem; margin: 0; }
 .soft, figcaption, small { color: var(--soft); font-size: .875rem; }
 .soft { margin: .75rem 0 0; }

@@ -307,14 +307,21 @@ def _gain(report: Report) -> str:
 def _evidence(evidence: Mapping[str, Array]) -> str:
     if not evidence:
         return ""
-    means = ", ".join(f"{name} {float(values.mean()):.1f}" for name, values in evidence.items())
-    return _html.drawing(
-        (4.4, 0.9 + 0.45 * len(evidence)),
-        lambda figure: plots.evidence_by_memory(figure.subplots(), evidence),
-        f"Evidence in nats per datapoint by memory: {means}.",
+    # A memory that the model has never seen the like of loses so much that nothing else could be read.
+    drawn = {name: values for name, values in evidence.items() if name != "blank"}
+    means = {name: float(values.mean()) for name, values in evidence.items()}
+    caption = (
         "The same pictures under the right memory and under others: of other classes (wrong), of the same ink without "
-        "structure (shuffled), of nothing (blank, which the model may never have seen). Bars are one standard error "
-        "over pictures.",
+        "structure (shuffled). Bars are one standard error over pictures."
+    )
+    if "blank" in evidence:
+        loss = next(iter(means.values())) - means["blank"]
+        caption += f" A blank memory, which the model may never have seen, loses {loss:,.0f} nats."
+    return _html.drawing(
+        (4.4, 1.2 + 0.45 * len(drawn)),
+        lambda figure: plots.evidence_by_memory(figure.subplots(), drawn),
+        "Evidence in nats per datapoint by memory: " + ", ".join(f"{n} {mean:.1f}" for n, mean in means.items()) + ".",
+        caption,
     )
 
 

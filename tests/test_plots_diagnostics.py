@@ -87,7 +87,7 @@ class TestEvidenceByMemory:
 
     def test_means_errors_and_what_is_lost(self) -> None:
         ax = plots.evidence_by_memory(axes(), {"right": self.right, "wrong": self.wrong})
-        assert [text.get_text() for text in ax.texts] == ["\N{MINUS SIGN}95.0", "\N{MINUS SIGN}22.0 nats"]
+        assert [text.get_text() for text in ax.texts] == ["\N{MINUS SIGN}95.0 nats", "22.0 nats less"]
         assert [label.get_text() for label in ax.get_yticklabels()] == ["right", "wrong"]
         (bar,) = ax.containers[1].lines[2][0].get_segments()
         assert bar[:, 0].tolist() == [-125.0, -109.0]  # 117 with a standard error of 8
@@ -95,7 +95,7 @@ class TestEvidenceByMemory:
 
     def test_one_datapoint_and_a_memory_that_is_better(self) -> None:
         ax = plots.evidence_by_memory(axes(), {"right": self.right[:1], "wrong": self.right[1:]})
-        assert ax.texts[1].get_text() == "+10.0 nats"
+        assert ax.texts[1].get_text() == "10.0 nats more"
 
     def test_refuses_nothing(self) -> None:
         with pytest.raises(ValueError, match="evidence: expected at least one memory"):
@@ -110,6 +110,12 @@ class TestKhat:
         assert bad.get_offsets().tolist() == [[1, pytest.approx(0.9)]]
         assert len(good.get_paths()[0]) != len(bad.get_paths()[0])
         assert ax.lines[0].get_ydata()[0] == 0.7
+
+    @pytest.mark.parametrize(("largest", "top"), [(0.3, 1.5), (2.5, 2.5), (9.0, 4.0)])
+    def test_range_is_that_of_the_values_within_reason(self, largest, top) -> None:
+        ax = plots.khat_scatter(axes(), torch.tensor([0.1, largest, math.inf]))
+        assert ax.get_ylim()[1] == pytest.approx(top + 0.1)
+        assert ax.collections[1].get_offsets()[-1, 1] == pytest.approx(top)
 
     def test_everything_that_was_estimated_is_inside(self) -> None:
         ax = plots.khat_scatter(axes(), torch.tensor([-math.inf, -3.0, 7.0, math.inf, math.nan]))

@@ -112,7 +112,7 @@ def everything() -> dict[str, object]:
         "lookup": dataclasses.replace(lookup, exact=p),
         "addresses": Addresses(q, p, lookup.labels, lookup.target_labels),
         "completion": Completion(lookup.targets, torch.arange(8) < 4, lookup.templates[:12].reshape(3, 4, 1, 8, 8)),
-        "evidence": {"right": -three, "wrong": -30 * three},
+        "evidence": {"right": -three, "wrong": -30 * three, "blank": -3000 * three},
         "reliability": Reliability(three, three.square(), torch.tensor([1, 2, 3])),
         "khat": torch.tensor([0.3, 0.9, math.inf, math.nan]),
     }
@@ -126,7 +126,8 @@ def test_every_section(tmp_path) -> None:
         "Heat map of q(a | M, x) for 3 targets and 20 slots, both sorted by class; the right slots are framed." in alts
     )
     assert "3 targets, the part of each that was observed, and 4 completions." in alts
-    assert "Evidence in nats per datapoint by memory: right -0.5, wrong -16.0." in alts
+    assert "Evidence in nats per datapoint by memory: right -0.5, wrong -16.0, blank -1600.0." in alts
+    assert "A blank memory, which the model may never have seen, loses 1,599 nats." in page.text
     assert "Reliability diagram: calibration error 0.071." in alts
     assert "Pareto k-hat of 4 datapoints; 2 are above 0.7." in alts
     assert "The second bar is the exact posterior" in page.text

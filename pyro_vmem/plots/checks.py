@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["khat_scatter", "reliability_diagram", "sbc_histograms"]
 
-_LEAST, _MOST = -0.5, 1.5  # the range of k-hat that is drawn; what is further out sits on its edge
+_LEAST, _MOST = -0.5, 4.0  # the widest range of k-hat that is drawn; what is further out sits on its edge
 _BAND = 0.99
 
 
@@ -44,7 +44,8 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
         ['2 to be trusted', '2 above 0.7', '1 not estimated']
     """
     k = numbers(khat).ravel()
-    place, height = np.arange(len(k)), k.clip(_LEAST, _MOST)
+    top = float(np.clip(k[np.isfinite(k)].max(initial=0.0), 1.5, _MOST))
+    place, height = np.arange(len(k)), k.clip(_LEAST, top)
     good, bad = k <= threshold, k > threshold
     style: dict[str, Any] = {"linewidths": 1.0, "s": 18}
     label = f"{bad.sum():,} above {threshold:g}"
@@ -54,7 +55,7 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
     if missing := int(np.isnan(k).sum()):
         ax.plot([], [], " ", label=f"{missing:,} not estimated")
     ax.axhline(threshold, color=text_colour(), linestyle="--", linewidth=1.2)
-    ax.set_ylim(_LEAST - 0.1, _MOST + 0.1)
+    ax.set_ylim(_LEAST - 0.1, top + 0.1)
     ax.margins(x=0.02)
     tidy(ax, "datapoint", "Pareto k-hat of the weights")
     ax.locator_params(axis="x", integer=True)

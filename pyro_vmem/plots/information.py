@@ -143,7 +143,7 @@ def evidence_by_memory(ax: Axes, evidence: Mapping[str, Array]) -> Axes:
         >>> from matplotlib.figure import Figure
         >>> rows = {"right": np.array([-100.0, -90.0]), "wrong": np.array([-120.0, -112.0])}
         >>> [text.get_text() for text in evidence_by_memory(Figure().subplots(), rows).texts]
-        ['−95.0', '−21.0 nats']
+        ['−95.0 nats', '21.0 nats less']
     """
     if not evidence:
         raise ValueError("evidence: expected at least one memory, got none.")
@@ -154,7 +154,8 @@ def evidence_by_memory(ax: Axes, evidence: Mapping[str, Array]) -> Axes:
         colour = ORANGE if place else BLUE
         ax.errorbar(mean, place, xerr=_error(values), fmt="s" if place else "o", color=colour, capsize=3)
         ax.plot([float(right.mean()), mean], [place, place], color=colour, linewidth=1.5)
-        text = f"{mean - float(right.mean()):+.1f} nats" if place else f"{mean:.1f}"
+        less = float(right.mean()) - mean
+        text = f"{abs(less):.1f} nats {'less' if less >= 0 else 'more'}" if place else f"{mean:.1f} nats"
         above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": small()}
         ax.annotate(text.replace("-", "\N{MINUS SIGN}"), (mean, place), **above)
     ax.set_yticks(range(len(rows)), list(rows))
