@@ -43,13 +43,26 @@ class Calibration:
     true_probability: dict[str, Tensor]
 
     @property
-    def p_values(self) -> dict[str, Tensor]:
+    def uniformity(self) -> dict[str, Tensor]:
         r"""P-values of the :math:`\chi^2` test that ranks are uniform, one a coordinate, `(D,)`, not corrected."""
         return {name: _uniformity(ranks, self.num_draws) for name, ranks in self.ranks.items()}
 
     @property
+    def p_values(self) -> dict[str, Tensor]:
+        r"""Of each coordinate, `(D,)`, the smallest p-value of the tests of `uniformity`, `bias` and `spread`.
+
+        It is corrected for the number of tests (Bonferroni). The latter two see a guide that is off by a little long
+        before the bins of :math:`\chi^2` do.
+        """
+        bias, spread = self.bias, self.spread
+        return {
+            name: _smallest([uniformity, *(_two_sided(score[name]) for score in (bias, spread) if name in score)])
+            for name, uniformity in self.uniformity.items()
+        }
+
+    @property
     def adjusted_p_values(self) -> dict[str, Tensor]:
-        """The same by Holm's method: corrected for the number of coordinates of the site."""
+        """`p_values` by Holm's method: corrected for the number of coordinates of the site, `(D,)`."""
         return {name: _holm(p) for name, p in self.p_values.items()}
 
     @property
@@ -82,7 +95,7 @@ class Calibration:
         """What is wrong with each site: by its worst coordinate, of those whose ranks are not uniform.
 
         Arguments:
-            level: The probability, per site, that an exact guide is called wrong.
+            level: The probability, per site, that an exact guide is called wrong, or a bound on it.
 
         Raises:
             ValueError: If `level` is not between 0 and 1.
@@ -297,6 +310,14 @@ def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
     statistic = ((counts - expected).square() / expected).sum(-1)
     # The survival function of chi-square.
     return torch.special.gammaincc(torch.full_like(statistic, (num_bins - 1) / 2), statistic / 2)
+
+
+def _two_sided(score: Tensor) -> Tensor:
+    return torch.special.erfc(score.abs() / math.sqrt(2))
+
+
+def _smallest(p_values: list[Tensor]) -> Tensor:
+    return (len(p_values) * torch.stack(p_values).amin(0)).clamp(max=1.0)
 
 
 def _holm(p_values: Tensor) -> Tensor:
