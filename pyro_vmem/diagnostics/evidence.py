@@ -24,6 +24,7 @@ Method = Literal["exact-address", "sampled", "top-k"]
 
 KHAT_LIMIT = 0.7
 ERROR_LIMIT = 0.5  # nats; from there on one weight makes up half of the estimate, and the delta method breaks down
+LEAST_FOR_PILOT = 4  # samples a slot from which on one of them is spent to find the slots that matter
 WARNED_SHARE = 0.05  # the share of unreliable targets from which on it is worth a warning
 
 
@@ -33,8 +34,8 @@ class Evidence:
 
     Attributes:
         log_evidence: :math:`\log p(x | M)`, in nats; a lower bound in expectation.
-        standard_error: Its Monte Carlo error by the delta method, in nats. NaN where a slot was summed from a single
-            sample, which says nothing of the spread. Too small where `khat` is large.
+        standard_error: Its Monte Carlo error by the delta method, in nats. The spread at slots with a single
+            sample is taken to be that at the others; NaN if all have one only. Too small where `khat` is large.
         ess: The effective sample size of all weights :math:`p(a | M) w` of a target, in [1, samples]. Samples at slots
             that hold nothing do not count, so a small one is no fault of summing all slots.
         khat: The Pareto tail index of the weights, those of a summed slot over their mean: slots differ for no fault of
@@ -107,9 +108,11 @@ def estimate_evidence(
     r"""Estimates :math:`\log p(x | M)` of each target, in nats, and how far the estimate can be trusted.
 
     - `"sampled"` draws (a, z) from the guide: :math:`\log \frac{1}{K} \sum_k w_k`, as the literature does.
-    - `"exact-address"` sums over all slots and samples only z, as often at each:
-      :math:`\log \sum_a p(a | M) \frac{1}{K_a} \sum_k p(z_k | m_a) p(x | z_k, m_a) / q(z_k | x, m_a)`. It does not
-      depend on the address guide, but most decodes are spent on slots that hold nothing.
+    - `"exact-address"` sums over all slots and samples only z, :math:`n_a` times at slot :math:`a`:
+      :math:`\log \sum_a p(a | M) \frac{1}{n_a} \sum_k p(z_k | m_a) p(x | z_k, m_a) / q(z_k | x, m_a)`. Each slot has
+      one sample at least; the others go half where the address guide looks and half where a first draw at every slot,
+      which has no other part, found the target explained. Where there are fewer than 4 samples a slot, there are no
+      first draws, and half of the samples are divided equally.
     - `"top-k"` sums over the :math:`k` slots that the address guide finds most probable, and samples the others from
       the guide restricted to them. Half of the decodes are divided equally between these :math:`k + 1` strata, half
       as the guide has it, so that none is starved by a guide that is too sure. With :math:`k \ge |M|` it is
@@ -117,8 +120,8 @@ def estimate_evidence(
 
     All make `num_samples` decodes a target and estimate :math:`p(x | M)` without bias (a guide that excludes slots
     aside: see :class:`~pyro_vmem.TruncatedGuide`); their logarithms are lower bounds in expectation that tighten as
-    samples are added. Where the address guide can be trusted and the latent guide is what is rough, `"sampled"` and
-    `"top-k"` are tighter; where the address guide is off, `"exact-address"` is.
+    samples are added. `"exact-address"` is the tightest where samples are at least four times the slots, whatever the
+    address guide; with fewer, `"top-k"` is. `"sampled"` is what the literature reports.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), equation 8
@@ -155,28 +158,19 @@ def estimate_evidence(
         >>> evidence.log_evidence.shape, evidence.decodes
         (torch.Size([3]), 1500)
     """
-    if method not in ("exact-address", "sampled", "top-k"):
-        raise ValueError(f"method: expected 'exact-address', 'sampled' or 'top-k', got {method!r}.")
-    check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
-    vma.check(memory, x)
     with _seeded(seed), contextlib.nullcontext() if precision is None else autocast(x.device, precision):
-        encoded, slots = vma.encode(memory), _slots_in_use(memory)
-        every_slot = method == "exact-address" or (method == "top-k" and k >= len(slots))
-        summed = 0 if method == "sampled" else k
-        decodes = max(1, num_samples // len(slots)) * len(slots) if every_slot else max(num_samples, summed + 1)
-        columns = []
-        for chunk, targets in chunks(encoded, x, len(slots) if every_slot else decodes, max_decodes, progress):
-            if every_slot:
-                weights = _at_every_slot(vma, chunk, targets, slots, decodes // len(slots), max_decodes)
-            else:
-                weights = _guided(vma, chunk, targets, decodes, summed, max_decodes)
-            columns.append((weights.log_sum, weights.standard_error, weights.ess, weights.khat))
+        columns = [
+            (weights.log_sum, weights.standard_error, weights.ess, weights.khat)
+            for weights in _draw(vma, memory, x, num_samples, method, k, max_decodes, progress)
+        ]
     log_evidence, standard_error, ess, khat = (torch.cat(column) for column in zip(*columns, strict=True))
-    evidence = Evidence(log_evidence, standard_error, ess, khat, num_samples, method, decodes * len(x))
+    decodes = _decodes(memory, num_samples, method, k) * len(x)
+    evidence = Evidence(log_evidence, standard_error, ess, khat, num_samples, method, decodes)
     _warn(evidence, warn)
     return evidence
 
 
+@torch.no_grad()
 def log_evidence(
     vma: VMA,
     memory: Memory,
@@ -194,7 +188,7 @@ def log_evidence(
         vma: The model and its guide.
         memory: The memory :math:`M`.
         x: The targets, with shape `(B, *event)`.
-        num_samples: Decodes a target. `"exact-address"` gives each slot an equal share, at least one sample.
+        num_samples: Decodes a target; at least one a slot with `"exact-address"`.
         method: `"exact-address"`, `"sampled"` or `"top-k"`.
         k: How many slots `"top-k"` sums over.
         max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
@@ -211,18 +205,56 @@ def log_evidence(
         >>> log_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5), num_samples=50).shape
         torch.Size([3])
     """
-    return estimate_evidence(
-        vma, memory, x, num_samples, method, k=k, max_decodes=max_decodes, progress=progress, warn=False
-    ).log_evidence
+    drawn = _draw(vma, memory, x, num_samples, method, k, max_decodes, progress)
+    values = torch.cat([weights.log_sum for weights in drawn])
+    _warn_if_not_finite(values)
+    return values
+
+
+def _draw(
+    vma: VMA, memory: Memory, x: Tensor, num_samples: int, method: Method, k: int, max_decodes: int, progress: bool
+) -> Iterator[StratifiedWeights]:
+    """The weights of some targets at a time."""
+    if method not in ("exact-address", "sampled", "top-k"):
+        raise ValueError(f"method: expected 'exact-address', 'sampled' or 'top-k', got {method!r}.")
+    check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
+    vma.check(memory, x)
+    encoded, slots = vma.encode(memory), _slots_in_use(memory)
+    decodes = _decodes(memory, num_samples, method, k)
+    for chunk, targets in chunks(encoded, x, decodes, max_decodes, progress):
+        if method == "exact-address" or (method == "top-k" and k >= len(slots)):
+            yield _at_every_slot(vma, chunk, targets, slots, decodes, max_decodes)
+        else:
+            yield _guided(vma, chunk, targets, decodes, 0 if method == "sampled" else k, max_decodes)
+
+
+def _decodes(memory: Memory, num_samples: int, method: Method, k: int) -> int:
+    """How many decodes a target takes: one a stratum at least."""
+    slots = len(_slots_in_use(memory))
+    return max(num_samples, {"exact-address": slots, "sampled": 1, "top-k": slots if k >= slots else k + 1}[method])
 
 
 def _at_every_slot(
     vma: VMA, memory: EncodedMemory, x: Tensor, slots: Tensor, num_samples: int, max_decodes: int
 ) -> StratifiedWeights:
-    """`num_samples` of z at each slot: a stratum a slot."""
-    log_prior = vma.address_prior(memory).logits[..., slots]
-    log_weights = at_slots(vma, memory, x, slots, num_samples, max_decodes)
-    return StratifiedWeights.even(log_weights + log_prior.reshape(-1, len(slots)).mT)
+    """Samples of which each slot is a stratum; a first draw at each slot tells where to spend the others."""
+    target, size = vma.encode_x(x), len(slots)
+    log_p = vma.address_prior(memory).logits[..., slots].expand(len(x), -1)
+    mass = vma.address_guide(memory, target).probs[..., slots]
+    if num_samples < LEAST_FOR_PILOT * size:
+        counts = _shares_of(num_samples, mass)
+    else:
+        # The first draws have no other part: were they counted, a slot would be sampled less where they came out low.
+        pilot = at_slots(vma, memory, x, slots, 1, max_decodes).squeeze(0).mT + log_p
+        share = (mass + pilot.softmax(-1)) / 2
+        share = share.masked_fill(~share.isfinite().all(-1, keepdim=True), 1 / size)  # no slot explains it
+        num_samples -= size
+        counts = 1 + ((num_samples - size) * share).floor().long()
+        counts.scatter_add_(-1, share.argmax(-1, keepdim=True), num_samples - counts.sum(-1, keepdim=True))
+    position = torch.arange(num_samples, device=x.device).expand(len(x), -1)
+    stratum = torch.searchsorted(counts.cumsum(-1), position.contiguous(), right=True)
+    log_weights = at_addresses(vma, memory, x, target, slots[stratum].mT, max_decodes)
+    return StratifiedWeights(log_weights + log_p.gather(-1, stratum).mT, stratum.mT, counts.mT)
 
 
 def _guided(
@@ -278,7 +310,21 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 def _warn(evidence: Evidence, of_unreliable: bool) -> None:
     """What a user has to know of the estimates, said at the line that asked for them."""
-    values = evidence.log_evidence
+    _warn_if_not_finite(evidence.log_evidence, stacklevel=5)
+    high = int(evidence.unreliable.sum())
+    if of_unreliable and high > WARNED_SHARE * len(evidence.log_evidence):
+        more = "draw more samples (num_samples) or train the guide longer"
+        if evidence.method == "sampled":
+            more += "; if it is the address guide that is off, sum over slots (method='top-k' or 'exact-address')"
+        warnings.warn(
+            f"log_evidence: {high} of {len(evidence.log_evidence)} estimates hang on few large weights (k-hat above "
+            f"{KHAT_LIMIT} or standard error above {ERROR_LIMIT} nats), so they are likely too low. To trust them, "
+            f"{more}.",
+            stacklevel=4,
+        )
+
+
+def _warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:
     wrong = ~values.isfinite()
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])
@@ -286,15 +332,5 @@ def _warn(evidence: Evidence, of_unreliable: bool) -> None:
             f"log_evidence: {int(wrong.sum())} of {len(values)} estimates are not finite (target {first}: "
             f"{float(values[first])}). Check that the weights of the model are finite; half precision and a diverged "
             "training are what makes them NaN.",
-            stacklevel=4,
-        )
-    high = int(evidence.unreliable.sum())
-    if of_unreliable and high > WARNED_SHARE * len(values):
-        more = "draw more samples (num_samples) or train the guide longer"
-        if evidence.method == "sampled":
-            more += "; if it is the address guide that is off, sum over slots (method='top-k' or 'exact-address')"
-        warnings.warn(
-            f"log_evidence: {high} of {len(values)} estimates hang on few large weights (k-hat above {KHAT_LIMIT} or "
-            f"standard error above {ERROR_LIMIT} nats), so they are likely too low. To trust them, {more}.",
-            stacklevel=4,
+            stacklevel=stacklevel,
         )

@@ -58,14 +58,20 @@ class StratifiedWeights:
 
     @property
     def standard_error(self) -> Tensor:
-        r"""That of `log_sum` by the delta method, in nats `(B,)`; NaN if a stratum has one sample only.
+        r"""That of `log_sum` by the delta method, in nats `(B,)`; NaN if every stratum has one sample only.
 
-        Strata vary independently: :math:`\sqrt{\sum_g \mathrm{Var}_g / n_g} / \sum_g \bar w_g`.
+        Strata vary independently: :math:`\sqrt{\sum_g \mathrm{Var}_g / n_g} / \sum_g \bar w_g`. One sample says nothing
+        of the spread of its stratum, so that is taken to be the others', as a share of the mean.
         """
         shares, counts = self._log_shares().softmax(0), self.counts.to(self.log_weights.dtype)
         mean = self._by_stratum(shares) / counts
         squares = self._by_stratum((shares - mean.gather(0, self.stratum)).square())
-        return (squares * counts / (counts - 1)).sum(0).sqrt()
+        single = counts == 1
+        totals = mean * counts
+        variances = (squares * counts / (counts - 1).clamp(min=1)).masked_fill(single, 0.0)
+        known = totals.masked_fill(single, 0.0)
+        relative = (variances * counts).sum(0) / known.square().sum(0)
+        return (variances + torch.where(single, totals.square() * relative, 0.0)).sum(0).sqrt()
 
     @property
     def ess(self) -> Tensor:
