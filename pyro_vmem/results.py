@@ -25,7 +25,6 @@ LEAST_WORTH = 1.0
 """Nats that a right memory is worth over a wrong one; below it the memory is said not to be used."""
 
 _ERRORS = 3.0  # standard errors above zero
-_MOST_UNKNOWN = 0.5  # the share of targets without a k-hat, above which those with one say little
 
 # Rows of the table: the key of the metric, its name and what it means.
 _NATS = (
@@ -80,7 +79,13 @@ DIAGNOSTICS = (
         "Of the mean NLL: the part that more samples of z would remove.",
     ),
     ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decodes at $slots slots."),
-    ("khat_above", "k-hat above 0.7", 1, "%", "Pictures whose NLL hangs on few large weights: likely too high."),
+    (
+        "unreliable",
+        "Unreliable",
+        1,
+        "%",
+        "Pictures whose NLL hangs on few large weights, so that it is likely too high.",
+    ),
 )
 
 
@@ -205,8 +210,7 @@ def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     """The rows of the table of diagnostics: where the numbers come from, and how far they can be trusted.
 
     Arguments:
-        metrics: The items of `FewShotEvaluation.summary()`; those that are missing or NaN have no row, nor has k-hat
-            where most targets are without.
+        metrics: The items of `FewShotEvaluation.summary()`; those that are missing or NaN have no row.
 
     Returns:
         As :func:`result_rows`.
@@ -222,11 +226,6 @@ def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
         if math.isnan(metrics.get(key, math.nan)):
             continue
         value = f"{_measured(metrics, key, digits, 100 if unit == '%' else 1)} {unit}".strip()
-        if key == "khat_above":
-            unknown = metrics.get("khat_unknown", 0.0)
-            if unknown > _MOST_UNKNOWN:
-                continue
-            value += f"\n{_percent(unknown)} unknown" if unknown else ""
         rows.append((name, value, Template(text).substitute(words)))
     return rows
 

@@ -145,14 +145,6 @@ class TestDiagnosticRows:
         metrics = COUNTS | {"kl_z": 1.0, "top5_rate": math.nan}
         assert [name for name, _, _ in diagnostic_rows(metrics)] == ["KL(z)"]
 
-    def test_khat_only_where_most_targets_have_one(self) -> None:
-        def rows(unknown):
-            return diagnostic_rows(COUNTS | {"khat_above": 0.25, "khat_unknown": unknown})
-
-        assert rows(0.0)[0][1] == "25.0 %"
-        assert rows(0.4)[0][1] == "25.0 %\n40 % unknown"
-        assert rows(0.6) == []
-
 
 def test_speed_in_a_sentence() -> None:
     metrics = {"evaluation_seconds": 25.4, "decodes": 160_000, "decodes_per_second": 6400.0}

@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 from pyro_vmem.data import EpisodeSampler
 from pyro_vmem.diagnostics.addresses import Reliability, agreement, calibration_error, top_k_hit_rate
 from pyro_vmem.diagnostics.draws import draw_from_guide
-from pyro_vmem.diagnostics.evidence import KHAT_LIMIT
+from pyro_vmem.diagnostics.evidence import ERROR_LIMIT, KHAT_LIMIT
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
 from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks
 from pyro_vmem.diagnostics.strata import StratifiedWeights
@@ -89,6 +89,11 @@ class FewShotEvaluation:
         return self.class_probs_exact.argmax(-1) == self.target_class
 
     @property
+    def unreliable(self) -> Tensor:
+        """Whether the evidence hangs on few large weights, as of :class:`~pyro_vmem.diagnostics.Evidence`, `(E, B)`."""
+        return (self.khat > KHAT_LIMIT) | (self.standard_error > ERROR_LIMIT)
+
+    @property
     def ceiling(self) -> float:
         r""":math:`\log C` of the number of classes: the information, in nats, that tells the target's class."""
         return math.log(self.n_way)
@@ -117,8 +122,9 @@ class FewShotEvaluation:
           `top5_rate_exact`: the right class among the first five; NaN for five classes or fewer. `chance`.
         | `calibration_error`, `calibration_error_exact`: of the class probabilities, all targets together.
         | `kl_exact_to_guide`, `kl_guide_to_exact`, `rank_correlation`, `same_slot`: agreement of the two.
-        | `monte_carlo_se`: the part of `nll_se` that more samples would remove; `ess`; `khat_above`, `khat_unknown`:
-          the shares of targets with a k-hat above 0.7, and without one.
+        | `monte_carlo_se`: the part of `nll_se` that more samples would remove; `ess`; `unreliable`, `khat_above`,
+          `khat_unknown`: the shares of targets whose evidence is likely too low, that have a k-hat above 0.7, and that
+          have none.
         | `n_way`, `k_shot`, `num_samples`, `num_episodes`, `num_targets`; `decodes`, `evaluation_seconds`,
           `decodes_per_second`.
         """
@@ -159,6 +165,7 @@ class FewShotEvaluation:
             "calibration_error": self.reliability.error,
             "calibration_error_exact": self.reliability_exact.error,
             "monte_carlo_se": float(self.standard_error.square().sum().sqrt()) / size,
+            "unreliable": float(self.unreliable.double().mean()),
             "khat_above": float((self.khat > KHAT_LIMIT).double().mean()),
             "khat_unknown": float(self.khat.isnan().double().mean()),
             "chance": 1 / self.n_way,

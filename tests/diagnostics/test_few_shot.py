@@ -241,10 +241,13 @@ def test_reliability_pools_all_targets():
     assert int(result.reliability.count.sum()) == 10
 
 
-def test_shares_of_khat():
-    result = edited(khat=torch.tensor([[0.2, 0.9], [math.inf, math.nan]]), log_evidence=torch.zeros(2, 2))
-    assert result.summary()["khat_above"] == 0.5
-    assert result.summary()["khat_unknown"] == 0.25
+def test_shares_that_are_not_to_be_trusted():
+    khat, error = torch.tensor([[0.2, 0.9], [math.inf, math.nan]]), torch.tensor([[0.1, 0.1], [0.1, 0.6]])
+    summary = edited(khat=khat, standard_error=error, log_evidence=torch.zeros(2, 2)).summary()
+    assert summary["khat_above"] == 0.5
+    assert summary["khat_unknown"] == 0.25
+    assert summary["unreliable"] == 0.75
+    assert summary["monte_carlo_se"] == pytest.approx(math.sqrt(0.03 + 0.36) / 4)
 
 
 def test_every_key_is_documented():
