@@ -16,7 +16,7 @@ from pyro_vmem.baselines import NoMemoryVAE, SoftAttentionVAE
 from pyro_vmem.data import Episode, FewShotDataset
 from pyro_vmem.nn import MLPDecoder, MLPEncoder
 
-__all__ = ["MODELS", "Evaluation", "Networks", "Recipe", "Training", "model_name", "read", "tables"]
+__all__ = ["MODELS", "Evaluation", "Kind", "Networks", "Recipe", "Training", "model_name", "read", "tables"]
 
 CONFIGS = Path(__file__).parent / "configs"
 MODELS: dict[str, type[pv.VMA]] = {"vma": pv.VMA, "no-memory": NoMemoryVAE, "soft-attention": SoftAttentionVAE}
@@ -44,6 +44,16 @@ class Networks:
 
 
 @dataclass(frozen=True)
+class Kind:
+    """A kind of training episodes: see `pyro_vmem.data.EpisodeSampler`."""
+
+    n_way: int = 16
+    k_shot: int = 4
+    n_query: int = 4
+    n_absent: int = 0
+
+
+@dataclass(frozen=True)
 class Training:
     """How it is trained; what is not named here is as in `pyro_vmem.fit`.
 
@@ -51,6 +61,7 @@ class Training:
         n_way: Classes in memory; of "recall", all slots.
         k_shot: Slots a class.
         n_query: Targets a class; of "recall", all targets.
+        more: Further kinds of episodes, taken in turn with these.
         rotate: Whether classes turned by 90, 180 and 270 degrees are further classes.
         flip: Whether mirrored classes are.
         objective: See `pyro_vmem.fit`.
@@ -59,13 +70,14 @@ class Training:
         kl_start: The weight of KL(z) to start from.
         steps: Steps in all; the schedules go by them, so that pieces of any length add up to the same run.
         validate_every: Steps between validations.
-        held_out: Ways, shots and queries of the validation episodes.
+        held_out: Ways, shots and queries of the validation episodes; those of several kinds are of the same kinds.
         seed: Seeds weights, episodes and samples; validation episodes have the next seed.
     """
 
     n_way: int = 16
     k_shot: int = 4
     n_query: int = 4
+    more: list[Kind] = field(default_factory=list)
     rotate: bool = True
     flip: bool = True
     objective: str = "vimco"
@@ -123,6 +135,7 @@ class Recipe:
         training: How it is trained.
         evaluation: Which cells are evaluated.
         run: The table whose trained model is evaluated, if this one trains none of its own.
+        start: The table whose trained model is trained further.
     """
 
     title: str
@@ -132,6 +145,7 @@ class Recipe:
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
     run: str | None = None
+    start: str | None = None
 
     def datasets(self) -> Datasets:
         """What is trained on, validated on and tested on."""
@@ -150,10 +164,17 @@ class Recipe:
         if self.protocol == "recall":
             sizes = (t.n_way * t.k_shot, t.n_query)
             return data.RecallSampler(train, *sizes, seed=t.seed), data.RecallSampler(validation, *sizes, t.seed + 1)
-        return (
-            data.EpisodeSampler(train, t.n_way, t.k_shot, t.n_query, seed=t.seed, rotate=t.rotate, flip=t.flip),
-            data.EpisodeSampler(validation, *t.held_out, seed=t.seed + 1),
-        )
+        kinds = [Kind(t.n_way, t.k_shot, t.n_query), *t.more]
+        if not t.more:
+            held_out = data.EpisodeSampler(validation, *t.held_out, seed=t.seed + 1)
+            return _sampler(train, kinds[0], t.seed, t), held_out
+        mixed = [_sampler(train, kind, t.seed + 100 * number, t) for number, kind in enumerate(kinds)]
+        # What is to be good at all kinds is chosen by all kinds.
+        held_out_kinds = [
+            data.EpisodeSampler(validation, k.n_way, k.k_shot, k.n_query, seed=t.seed + 1 + number, n_absent=k.n_absent)
+            for number, k in enumerate(kinds)
+        ]
+        return data.MixedEpisodes(mixed), data.MixedEpisodes(held_out_kinds)
 
     def test_episodes(self, test: FewShotDataset, n_classes: int, shots: int, num_targets: int) -> Dataset[Episode]:
         """The evaluation episodes of a cell: as many as it takes for the targets."""
@@ -218,6 +239,11 @@ def _yaml(path: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = yaml.safe_load(path.read_text())
     return found
+
+
+def _sampler(dataset: FewShotDataset, kind: Kind, seed: int, t: Training) -> data.EpisodeSampler:
+    sizes = (kind.n_way, kind.k_shot, kind.n_query)
+    return data.EpisodeSampler(dataset, *sizes, seed=seed, rotate=t.rotate, flip=t.flip, n_absent=kind.n_absent)
 
 
 def _side(recipe: Recipe) -> int:

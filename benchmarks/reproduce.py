@@ -47,6 +47,7 @@ def main(
     table: str,
     model: ModelName = "vma",
     run: str | None = None,
+    start: str | None = None,
     minutes: float | None = None,
     train: bool = True,
     evaluate: bool | None = None,
@@ -64,6 +65,7 @@ def main(
         table: A recipe in benchmarks/configs.
         model: The model, or a baseline.
         run: A run's folder whose model is evaluated; nothing is trained.
+        start: A run's folder whose model is trained further, in place of the run that the recipe starts from.
         minutes: When to stop: training is kept to be resumed, no further cell is begun.
         train: Whether to train, where the run is not over.
         evaluate: Whether to evaluate; by default, once the run is over.
@@ -81,7 +83,8 @@ def main(
     results = Results(Path(out) / f"{table}.json", table, recipe)
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changed))
     folder, datasets = Path(run or f"{runs}/{recipe.run or table}/{model}"), recipe.datasets()
-    stem = Path(out) / "checkpoints" / f"{recipe.run or table}-{model}"
+    checkpoints = Path(out) / "checkpoints"
+    stem = checkpoints / f"{recipe.run or table}-{model}"
 
     def left() -> float | None:
         """Minutes that are left."""
@@ -90,7 +93,12 @@ def main(
     over = run is not None or progress(folder)["steps"] >= recipe.training.steps
     if train and run is None and recipe.run is None and not over:
         unpack(stem, folder) if not (folder / "last.safetensors").exists() else None
-        result = fit(recipe, datasets, model, folder, left())
+        begun = None
+        if start is not None or recipe.start is not None:
+            begun = pv.load(
+                weights(Path(start or f"{runs}/{recipe.start}/{model}"), checkpoints / f"{recipe.start}-{model}")
+            )
+        result = fit(recipe, datasets, model, folder, left(), begun)
         over = result.steps >= recipe.training.steps
         pack(folder, stem, over)
     if evaluate or (evaluate is None and over):
@@ -105,11 +113,13 @@ def main(
     return results.content
 
 
-def fit(recipe: Recipe, datasets: Any, model: str, folder: Path, minutes: float | None) -> pv.FitResult:
-    """A piece of the training of a recipe."""
+def fit(
+    recipe: Recipe, datasets: Any, model: str, folder: Path, minutes: float | None, begun: pv.VMA | None = None
+) -> pv.FitResult:
+    """A piece of the training of a recipe: of a new model, or of one that was begun."""
     training, (episodes, held_out) = recipe.training, recipe.training_episodes(datasets)
     return pv.fit(
-        recipe.model(model, ink=float(episodes[0].x.mean())),
+        begun if begun is not None else recipe.model(model, ink=float(episodes[0].x.mean())),
         episodes,
         training.objective,  # type: ignore[arg-type]
         training.steps,
@@ -126,10 +136,14 @@ def fit(recipe: Recipe, datasets: Any, model: str, folder: Path, minutes: float 
     )
 
 
+def weights(folder: Path, stem: Path) -> Path:
+    """Where the weights of a run are: in its folder, or else in the repository."""
+    return folder if folder.exists() else stem.with_name(f"{stem.name}.safetensors")
+
+
 def trained(folder: Path, stem: Path) -> pv.VMA:
     """The model of a run, or of its checkpoint in the repository; its address guide sees all slots."""
-    packed = stem.with_name(f"{stem.name}.safetensors")
-    vma = pv.load(folder if folder.exists() else packed)
+    vma = pv.load(weights(folder, stem))
     if isinstance(vma.address_guide, pv.TruncatedGuide):
         # Truncated, it would miss the mass of all but a few slots: the samples would be of a smaller evidence.
         vma.address_guide = vma.address_guide.inner
@@ -155,11 +169,11 @@ class Results:
 
     def of_run(self, model: str, vma: pv.VMA, fitted: dict[str, Any]) -> None:
         """Notes the run that a model comes from, and forgets figures of other weights."""
-        weights = fingerprint(vma.state_dict())
+        name = fingerprint(vma.state_dict())
         history = fitted.get("history", [])
         thinned = history[:: -max(1, len(history) // 100)][::-1]  # the last is among them
         self.content["runs"][model] = {
-            "weights": weights,
+            "weights": name,
             "parameters": sum(p.numel() for p in vma.parameters()),
             "steps": fitted.get("steps"),
             "seconds": fitted.get("seconds"),
@@ -168,7 +182,7 @@ class Results:
             "history": {n: [_short(row.get(n, math.nan)) for row in thinned] for n in HISTORY},
         }
         rows = self.content["rows"]
-        self.content["rows"] = [row for row in rows if row["model"] != model or row["weights"] == weights]
+        self.content["rows"] = [row for row in rows if row["model"] != model or row["weights"] == name]
 
     def has(self, key: dict[str, Any]) -> bool:
         """Whether there is a row with these values."""

@@ -23,7 +23,7 @@ from pyro_vmem._files import write_atomically
 Row = dict[str, Any]
 Result = dict[str, Any]
 
-FEW_SHOT = ("gmn-distinct", "gmn", "zholus")
+FEW_SHOT = ("gmn-distinct", "gmn-distinct-mixed", "gmn", "zholus")
 METHODS = {
     "sampled": "addresses and latents sampled from the guide",
     "exact-address": "addresses summed exactly, latents sampled",
@@ -75,10 +75,11 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     rows = best(result["rows"])
     curves = result["recipe"]["evaluation"]["per_class"]
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
+    protocol = result["recipe"]["protocol"]
     published = LIKELIHOODS if result["recipe"]["images"] == "protocol" else []
     tables = [scaling(name, rows)] if curves else []
-    tables += [] if curves else [few_shot(name, rows, m, published if m == methods[0] else []) for m in methods]
-    drawn = plot_scaling(rows, name) if curves else plot_few_shot(rows, name, published)
+    tables += [] if curves else [few_shot(protocol, rows, m, published if m == methods[0] else []) for m in methods]
+    drawn = plot_scaling(rows, name) if curves else plot_few_shot(rows, protocol, published)
     path = figures / f"{name}.png"
     with write_atomically(path) as aside:
         drawn.savefig(aside, format="png", dpi=120)
@@ -115,7 +116,7 @@ def facts(result: Result, rows: list[Row]) -> str:
     return " ".join(lines)
 
 
-def few_shot(name: str, rows: list[Row], method: str, published: list[Published]) -> str:
+def few_shot(protocol: str, rows: list[Row], method: str, published: list[Published]) -> str:
     """Ours by one method, and the published rows of the same protocol, then of others."""
     ours = [row for row in rows if row["method"] == method]
     shots = sorted({row["shots"] for row in ours})
@@ -125,11 +126,11 @@ def few_shot(name: str, rows: list[Row], method: str, published: list[Published]
         lines.append(_line([f"**{NAMES[model]}**", n_classes, *(_value(cells.get(t)) for t in shots)]))
     for same in (True, False):
         for row in published:
-            if (row.protocol == name) == same and any(t in row.nll for t in shots):
+            if (row.protocol == protocol) == same and any(t in row.nll for t in shots):
                 where = "" if same else f", protocol {row.protocol}"
                 values = [f"{row.nll[t]:g}" if t in row.nll else "" for t in shots]
                 lines.append(_line([f"{row.who}{where} ({row.mark})", row.n_classes or "-", *values]))
-    if published and not any(row.protocol == name for row in published):
+    if published and not any(row.protocol == protocol for row in published):
         lines += ["", "No published figure is of this protocol: those above are near it, not comparable to the nat."]
     return "\n".join(lines)
 
@@ -192,7 +193,7 @@ def _cell(row: Row) -> tuple[Any, ...]:
     return tuple(row[n] for n in ("n_classes", "shots", "method", "num_targets", "num_samples", "seed"))
 
 
-def plot_few_shot(rows: list[Row], name: str, published: list[Published]) -> Figure:
+def plot_few_shot(rows: list[Row], protocol: str, published: list[Published]) -> Figure:
     """NLL against the items in memory, a line for each model and number of classes; published ones dashed."""
     drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = drawn.subplots()
@@ -201,7 +202,8 @@ def plot_few_shot(rows: list[Row], name: str, published: list[Published]) -> Fig
         cells = [r for r in rows if (r["model"], r["n_classes"], r["method"]) == (model, n_classes, method)]
         _errorbar(axes, cells, "shots", f"{NAMES[model]}, C = {n_classes}")
     for row in published:
-        if row.protocol == name or (row.protocol == "unresolved" and name == "gmn-distinct" and row.n_classes == 1):
+        near = row.protocol == "unresolved" and protocol == "gmn-distinct" and row.n_classes == 1
+        if row.protocol == protocol or near:
             axes.plot([*row.nll], [*row.nll.values()], "--", lw=1, label=f"{row.who}, C = {row.n_classes} ({row.mark})")
     axes.set_xlabel("items in memory")
     return _finished(drawn, axes)

@@ -71,7 +71,7 @@ def test_pieces_add_up_and_cells_are_evaluated_once(folders, tmp_path):
         pieces += 1
         steps = checkpoints.progress(tmp_path / "runs" / "smoke" / "vma")["steps"]
         assert steps == pieces
-        if steps == 12:
+        if steps == 6:
             break
     whole = {"out": str(tmp_path / "whole"), "runs": str(tmp_path / "whole-runs")}
     result = reproduce.main("smoke", **whole)
@@ -123,6 +123,27 @@ def test_the_address_guide_of_an_evaluation_sees_all_slots(folders, tmp_path):
     vma = reproduce.trained(tmp_path / "runs" / "smoke" / "vma", tmp_path / "nowhere")
     memory = vma.encode(pv.Memory(torch.rand(5, 1, 8, 8)))
     assert (vma.address_guide(memory, vma.encode_x(torch.ones(1, 1, 8, 8))).probs > 0).all()
+
+
+def test_a_trained_model_is_trained_further_on_other_kinds_of_episodes(folders, tmp_path, monkeypatch):
+    smoke = recipes.read("smoke")
+    more = [recipes.Kind(2, 1, 4, n_absent=3), recipes.Kind(1, 1, 4, n_absent=1)]
+    training = dataclasses.replace(smoke.training, more=more, steps=4, lr=1e-9, kl_start=1.0)
+    further = dataclasses.replace(smoke, start="smoke", training=training)
+    episodes, held_out = further.training_episodes(further.datasets())
+    assert [(e.memory.num_slots, len(e.x)) for e in map(episodes.__getitem__, range(4))] == [
+        *[(12, 12), (2, 20), (1, 8), (12, 12)]
+    ]
+    assert [e.memory.num_slots for e in map(held_out.__getitem__, range(3))] == [12, 2, 1]
+    monkeypatch.setattr(reproduce, "read", {"smoke": smoke, "further": further}.get)
+    reproduce.main("smoke", evaluate=False, **folders)
+    first = pv.load(tmp_path / "runs" / "smoke" / "vma").state_dict()
+    for start in (None, str(tmp_path / "runs" / "smoke" / "vma")):
+        runs = {"out": folders["out"], "runs": folders["runs"] if start is None else str(tmp_path / "elsewhere")}
+        reproduce.main("further", evaluate=False, start=start, **runs)
+        second = pv.load(tmp_path / runs["runs"] / "further" / "vma").state_dict()
+        assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+        assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_figures_of_other_weights_are_forgotten(folders, tmp_path):
@@ -208,7 +229,7 @@ def test_the_page_has_our_figures_the_published_ones_and_their_difference(folder
         reproduce.main("smoke", model, **cells, **folders)
     # as if the images were Omniglot's
     content = json.loads((tmp(folders) / "smoke.json").read_text())
-    content["recipe"]["images"] = "protocol"
+    content["recipe"] |= {"images": "protocol", "protocol": "zholus"}
     (tmp(folders) / "zholus.json").write_text(json.dumps(content))
     (tmp(folders) / "smoke.npz").rename(tmp(folders) / "zholus.npz")
     (tmp(folders) / "smoke.json").unlink()

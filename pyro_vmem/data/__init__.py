@@ -3,6 +3,7 @@
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode, EpisodeSampler, batches, merge_episodes
 from pyro_vmem.data.glyphs import glyphs
+from pyro_vmem.data.mixed import MixedEpisodes
 from pyro_vmem.data.omniglot import omniglot
 from pyro_vmem.data.protocols import PROTOCOLS, Protocol, ProtocolEpisodes, protocol
 from pyro_vmem.data.recall import RecallSampler
@@ -13,6 +14,7 @@ __all__ = [
     "Episode",
     "EpisodeSampler",
     "FewShotDataset",
+    "MixedEpisodes",
     "Protocol",
     "ProtocolEpisodes",
     "RecallSampler",

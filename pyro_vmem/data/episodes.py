@@ -72,6 +72,9 @@ class Episode:
 class EpisodeSampler(Dataset[Episode]):
     r"""Draws episodes: ``n_way`` classes, ``k_shot`` memory slots and ``n_query`` targets of each.
 
+    With ``n_absent`` there are targets of further classes, of which nothing is in memory. A model that never met such
+    targets in training has no better use for a memory that does not help than to be misled by it.
+
     Classes are drawn without replacement, and so are the drawings of a class: a target is never in the
     memory. The order of the slots and of the targets is random, so that a position tells nothing about a
     class.
@@ -93,6 +96,8 @@ class EpisodeSampler(Dataset[Episode]):
         seed: The seed of the episodes.
         rotate: Whether to add the classes turned by 90, 180 and 270 degrees.
         flip: Whether to add the mirrored classes.
+        n_absent: The number of further classes that have targets and no slots; :math:`B` = ``(n_way + n_absent) *
+            n_query``.
         num_episodes: The number of episodes. By default there is no end to them, and ``len`` is :math:`10^9`.
 
     Raises:
@@ -119,6 +124,7 @@ class EpisodeSampler(Dataset[Episode]):
         *,
         rotate: bool = False,
         flip: bool = False,
+        n_absent: int = 0,
         num_episodes: int | None = None,
     ) -> None:
         for name, value in (
@@ -129,8 +135,9 @@ class EpisodeSampler(Dataset[Episode]):
         ):
             if value is not None and value < 1:
                 raise ValueError(f"{name}: got {value}, expected at least 1.")
-        if seed < 0:
-            raise ValueError(f"seed: got {seed}, expected 0 or more.")
+        for name, value in (("seed", seed), ("n_absent", n_absent)):
+            if value < 0:
+                raise ValueError(f"{name}: got {value}, expected 0 or more.")
         shape = dataset.image_shape
         if (rotate or flip) and (len(shape) != 3 or shape[1] != shape[2]):
             raise ValueError(
@@ -140,9 +147,10 @@ class EpisodeSampler(Dataset[Episode]):
         turns = range(4) if rotate else range(1)
         self._transforms = [(mirror, turn) for mirror in ((False, True) if flip else (False,)) for turn in turns]
         self.num_classes = dataset.num_classes * len(self._transforms)
-        if n_way > self.num_classes:
+        if n_way + n_absent > self.num_classes:
+            given = f"n_way + n_absent: got {n_way} + {n_absent}" if n_absent else f"n_way: got {n_way}"
             raise ValueError(
-                f"n_way: got {n_way}, expected at most {self.num_classes}, the classes there are to draw "
+                f"{given}, expected at most {self.num_classes}, the classes there are to draw "
                 "from. Lower it or use more classes."
             )
         sizes = dataset.class_sizes
@@ -161,6 +169,7 @@ class EpisodeSampler(Dataset[Episode]):
         self.seed = seed
         self.rotate = rotate
         self.flip = flip
+        self.n_absent = n_absent
         self.num_episodes = num_episodes
         self.position = 0
         """The index of the episode that :meth:`sample` returns next; setting it resumes an earlier run."""
@@ -170,6 +179,7 @@ class EpisodeSampler(Dataset[Episode]):
 
     def __repr__(self) -> str:
         variants = f", rotate={self.rotate}, flip={self.flip}" if self.rotate or self.flip else ""
+        variants += f", n_absent={self.n_absent}" if self.n_absent else ""
         return (
             f"EpisodeSampler({self.num_classes:,} classes, n_way={self.n_way}, k_shot={self.k_shot}, "
             f"n_query={self.n_query}, seed={self.seed}{variants}, num_episodes={self.num_episodes})"
@@ -182,14 +192,14 @@ class EpisodeSampler(Dataset[Episode]):
     def __getitem__(self, index: int) -> Episode:
         """Return the episode of an index, which depends on the arguments and the index only."""
         generator = self._generator(index, _EPISODE)
-        variants = torch.randperm(self.num_classes, generator=generator)[: self.n_way]
+        variants = torch.randperm(self.num_classes, generator=generator)[: self.n_way + self.n_absent]
         drawings = self._draw(variants, self.k_shot + self.n_query, generator)
         labels = variants[:, None].expand_as(drawings)
         slots = torch.randperm(self.n_way * self.k_shot, generator=generator)
-        targets = torch.randperm(self.n_way * self.n_query, generator=generator)
+        targets = torch.randperm(len(variants) * self.n_query, generator=generator)
 
         def both(table: Tensor) -> Tensor:
-            memory, query = table[:, : self.k_shot], table[:, self.k_shot :]
+            memory, query = table[: self.n_way, : self.k_shot], table[:, self.k_shot :]
             return torch.cat([memory.reshape(-1)[slots], query.reshape(-1)[targets]])
 
         labels = both(labels)
@@ -240,7 +250,8 @@ class EpisodeSampler(Dataset[Episode]):
             >>> bool(torch.isin(sampler.distractors(0).labels, sampler[0].labels).any())
             False
         """
-        taken = torch.randperm(self.num_classes, generator=self._generator(index, _EPISODE))[: self.n_way]
+        order = torch.randperm(self.num_classes, generator=self._generator(index, _EPISODE))
+        taken = order[: self.n_way + self.n_absent]
         n = self.dataset.num_classes
         allowed = torch.ones(n, dtype=torch.bool)
         allowed[taken % n] = False

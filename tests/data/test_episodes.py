@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset
+from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset, MixedEpisodes
 from pyro_vmem.memory import Memory
 
 
@@ -247,3 +247,45 @@ def test_repr() -> None:
         "EpisodeSampler(8 classes, n_way=2, k_shot=4, n_query=4, seed=0, rotate=False, flip=True, num_episodes=None)"
     )
     assert repr(sampler[0]) == "Episode(8 slots, 8 targets of shape (1, 4, 4), 2 classes)"
+
+
+def test_absent_classes_have_targets_and_no_slots() -> None:
+    dataset = numbered([9] * 12)
+    sampler = EpisodeSampler(dataset, n_way=2, k_shot=3, n_query=2, seed=1, n_absent=4)
+    plain = EpisodeSampler(dataset, n_way=2, k_shot=3, n_query=2, seed=1)
+    for index in range(30):
+        episode = sampler[index]
+        assert episode.memory.labels is not None
+        assert len(episode.x) == 12
+        in_memory = torch.isin(episode.labels, episode.memory.labels)
+        assert int(in_memory.sum()) == 4
+        assert len(episode.labels.unique()) == 6
+        drawn = identity(episode.memory.templates) + identity(episode.x)
+        assert len(set(drawn)) == len(drawn)
+        assert torch.equal(
+            dataset.classes[[identity(dataset.images).index(i) for i in identity(episode.x)]], episode.labels
+        )
+        assert set(episode.memory.labels.tolist()) == set(plain[index].memory.labels.tolist())  # type: ignore[union-attr]
+        others = sampler.distractors(index).labels
+        assert others is not None
+        assert not torch.isin(others, episode.labels).any()
+    assert repr(sampler).endswith("seed=1, n_absent=4, num_episodes=None)")
+
+
+@pytest.mark.parametrize(
+    ("n_absent", "message"),
+    [(-1, r"n_absent: got -1, expected 0 or more"), (11, r"n_way \+ n_absent: got 2 \+ 11, expected at most 12")],
+)
+def test_absent_classes_there_are_not(n_absent: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EpisodeSampler(numbered([9] * 12), n_way=2, n_absent=n_absent)
+
+
+def test_kinds_of_episodes_come_in_turn() -> None:
+    dataset = numbered([9] * 12)
+    one, two = EpisodeSampler(dataset, n_way=2, seed=0), EpisodeSampler(dataset, n_way=3, seed=1)
+    mixed = MixedEpisodes([one, two, one])
+    for index, expected in enumerate([one[0], two[0], one[0], one[1], two[1], one[1]]):
+        assert same(mixed[index], expected)
+    with pytest.raises(ValueError, match=r"samplers: got none, expected at least one"):
+        MixedEpisodes([])
