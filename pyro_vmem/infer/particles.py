@@ -125,12 +125,14 @@ def _particles(model_trace: Trace, guide_trace: Trace) -> Particles:
         log_guide={name: layout.per_datapoint(guide_sites[name]["log_prob"]) for name in latents},
         log_likelihood=sum(observed, zero),
         score={
-            name: layout.per_datapoint(_score(site))
+            name: layout.per_datapoint(_score(site), scaled=False)
             for name, site in guide_sites.items()
             if isinstance(site["score_parts"].score_function, Tensor)
         },
         kl={
-            name: layout.per_datapoint(torch.distributions.kl_divergence(_guide(guide_sites[name]), site["fn"]))
+            name: layout.per_datapoint(
+                torch.distributions.kl_divergence(_guide(guide_sites[name]), site["fn"]), scaled=False
+            )
             for name, site in latents.items()
             if _is_categorical(site["fn"]) and _is_categorical(guide_sites[name]["fn"])
         },
@@ -178,14 +180,17 @@ class _Layout:
         # weights that would be a temperature; it belongs on the sum over datapoints.
         self.scale = math.prod((f.full_size or f.size) / f.size for f in data)
 
-    def per_datapoint(self, log_prob: Tensor) -> Tensor:
-        """Sums a log-probability over all other plates, and returns it as `(K, B)` without the plate's scale."""
+    def per_datapoint(self, log_prob: Tensor, scaled: bool = True) -> Tensor:
+        """Sums a log-probability over all other plates, and returns it as `(K, B)` without the plate's scale.
+
+        Pyro scales log-probabilities, but not score functions, and not what is in closed form.
+        """
         others = [dim for dim in range(-log_prob.dim(), 0) if dim not in self.dims]
         if others:
             log_prob = log_prob.sum(others)
         rows = log_prob.expand(self.sizes[-log_prob.dim() :] if log_prob.dim() else ()).expand(self.sizes)
         rows = rows.reshape(self.sizes[0], -1)
-        return rows / self.scale if self.scale != 1.0 else rows
+        return rows / self.scale if scaled and self.scale != 1.0 else rows
 
     def of_value(self, rows: Tensor, event_dim: int) -> Tensor:
         """The reverse: `(K, B)` in the shape that broadcasts with a site's value."""

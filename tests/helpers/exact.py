@@ -22,9 +22,12 @@ class Discrete(nn.Module):
         self.p_k, self.p_j, self.mean = table(3), table(3, 2), table(3, 2)
         self.q_k, self.q_j = table(2, 3), table(2, 3, 2)
 
+    def plate(self, x):
+        return pyro.plate("data", len(x), dim=-1)
+
     def model(self, x):
         pyro.module("discrete", self)
-        with pyro.plate("data", len(x), dim=-1):
+        with self.plate(x):
             k = pyro.sample("k", dist.Categorical(logits=self.p_k))
             j = pyro.sample("j", dist.Categorical(logits=self.p_j[k]))
             pyro.sample("x", dist.Normal(self.mean[k, j], 0.7), obs=x)
@@ -32,7 +35,7 @@ class Discrete(nn.Module):
     def guide(self, x):
         pyro.module("discrete", self)
         side = (x > 0).long()
-        with pyro.plate("data", len(x), dim=-1):
+        with self.plate(x):
             k = pyro.sample("k", dist.Categorical(logits=self.q_k[side]))
             pyro.sample("j", dist.Categorical(logits=self.q_j[side, k]))
 
@@ -50,6 +53,17 @@ class Discrete(nn.Module):
         r_k = (1 - share) * self.q_k.softmax(-1)[side] + share / 3
         r_j = (1 - share) * self.q_j.softmax(-1)[side] + share / 2
         return (r_k.unsqueeze(-1) * r_j).log().flatten(1).T
+
+
+class SubsampledDiscrete(Discrete):
+    """The same, where the minibatch is all there is of a data set `scale` times as large."""
+
+    def __init__(self, scale):
+        super().__init__()
+        self.scale = scale
+
+    def plate(self, x):
+        return pyro.plate("data", self.scale * len(x), subsample=torch.arange(len(x)), dim=-1)
 
 
 def exact_bound(log_w, log_q, num_particles):

@@ -6,7 +6,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import discrete_case, estimates, exact_bound, exact_elbo, exact_wake, gradients
+from exact import SubsampledDiscrete, discrete_case, estimates, exact_bound, exact_elbo, exact_wake, gradients
 
 import pyro_vmem as pv
 from pyro_vmem.infer import (
@@ -159,6 +159,25 @@ def test_a_masked_datapoint_and_a_subsampled_plate(name):
     assert terms.bound[0] != 0
     terms = elbo.terms(*(scale_sites({"j": 0.5})(fn) for fn in (toy.model, toy.guide)), x)
     assert terms.loss.isfinite()
+
+
+@each
+def test_a_subsampled_plate_scales_the_sum_and_nothing_else(name):
+    """With ten times the data, loss and gradients are ten times as large, and the terms of a datapoint as before."""
+    make, _, _ = CASES[name]
+    x, found = discrete_case()[1], []
+    for scale in (1, 10):
+        toy = SubsampledDiscrete(scale)
+        pyro.clear_param_store()
+        torch.manual_seed(0)
+        terms = make().terms(toy.model, toy.guide, x.repeat(5))
+        assert terms.particles.scale == scale
+        found.append((terms.loss, gradients(terms.loss, list(toy.parameters())), terms))
+    torch.testing.assert_close(found[1][0], 10 * found[0][0])
+    torch.testing.assert_close(found[1][1], 10 * found[0][1])
+    for site in ("k", "j"):
+        torch.testing.assert_close(found[1][2].kl[site], found[0][2].kl[site])
+    torch.testing.assert_close(found[1][2].bound, found[0][2].bound)
 
 
 # One draw against the formula by hand
