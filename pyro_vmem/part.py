@@ -31,9 +31,14 @@ class Part(nn.Module, abc.ABC):
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         part = super().__new__(cls)
         try:
-            bound = inspect.signature(cls.__init__).bind(part, *args, **kwargs)
+            signature = inspect.signature(cls.__init__)
+            bound = signature.bind(part, *args, **kwargs)
             bound.apply_defaults()
-            part.__dict__["_arguments"] = {name: bound.arguments[name] for name in list(bound.arguments)[1:]}
+            arguments = {name: bound.arguments[name] for name in list(bound.arguments)[1:]}
+            for parameter in signature.parameters.values():
+                if parameter.kind is parameter.VAR_KEYWORD:  # each by its own name
+                    arguments |= arguments.pop(parameter.name)
+            part.__dict__["_arguments"] = arguments
         except TypeError:  # wrong arguments, which __init__ reports better; or a copy, which restores __dict__
             part.__dict__["_arguments"] = {}
         return part
@@ -60,7 +65,8 @@ class Part(nn.Module, abc.ABC):
         parameters = inspect.signature(type(self).__init__).parameters
         # A list from a spec is shown as the tuple that it stands for.
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments().items()}
-        shown = [f"{name}={value!r}" for name, value in values.items() if value != parameters[name].default]
+        given = {name: p.default for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        shown = [f"{name}={v!r}" for name, v in values.items() if name not in given or v != given[name]]
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
@@ -69,4 +75,6 @@ def _plain(value: Any) -> Any:
         return value.spec()
     if isinstance(value, tuple | list):
         return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
     return value

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
+import re
+import sys
+import types
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyro.distributions as dist
 import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem import VMA, AddressPrior, Memory, over_slots
+from pyro_vmem import VMA, AddressGuide, AddressPrior, Memory, Part, over_slots
+from pyro_vmem.checkpoint import save_checkpoint
 
-pytest.importorskip("jsonargparse")
 yaml = pytest.importorskip("yaml")
-# jsonargparse warns of names like os.system before it refuses them.
-JSONARGPARSE_WARNS = pytest.mark.filterwarnings(
-    r"ignore:\s*(By default only one Jsonarg|Importing '):DeprecationWarning"
-)
 
 
 class FirstSlots(AddressPrior):
@@ -116,9 +117,104 @@ def test_short_names_and_defaults() -> None:
 def test_a_part_of_ones_own_by_its_name_or_path() -> None:
     path = f"{FirstSlots.__module__}.FirstSlots"
     assert vectors(address_prior=FirstSlots()).spec()["init_args"]["address_prior"]["class_path"] == path
-    vma = pv.build(spec_with("address_prior", {"class_path": path, "init_args": {"rate": 2.0}}))
-    assert type(vma.address_prior) is FirstSlots
-    assert vma.address_prior.rate == 2.0
+    for name in ("FirstSlots", path):
+        vma = pv.build(spec_with("address_prior", {"class_path": name, "init_args": {"rate": 2.0}}))
+        assert type(vma.address_prior) is FirstSlots
+        assert vma.address_prior.rate == 2.0
+
+
+def test_a_class_that_was_defined_again_is_the_last_one() -> None:
+    first = type("Again", (FirstSlots,), {})
+    assert type(pv.build(spec_with("address_prior", "Again")).address_prior) is first
+    second = type("Again", (FirstSlots,), {})
+    assert type(pv.build(spec_with("address_prior", "Again")).address_prior) is second
+    notebook = types.ModuleType("notebook_of_test_build")
+    notebook.Again = first  # type: ignore[attr-defined]
+    first.__module__ = second.__module__ = notebook.__name__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, notebook.__name__, notebook)
+        assert type(pv.build(spec_with("address_prior", "Again")).address_prior) is first
+
+
+def test_a_name_that_two_modules_use_is_to_be_written_in_full() -> None:
+    one, two = type("Twice", (FirstSlots,), {}), type("Twice", (FirstSlots,), {})
+    one.__module__, two.__module__ = "one", "two"
+    with pytest.raises(ValueError, match=re.escape("'Twice' names more than one AddressPrior: one.Twice, two.Twice.")):
+        pv.build(spec_with("address_prior", "Twice"))
+    assert type(pv.build(spec_with("address_prior", "two.Twice")).address_prior) is two
+
+
+def test_a_part_may_be_given_as_it_is() -> None:
+    prior = FirstSlots(3.0)
+    assert pv.build(spec_with("address_prior", prior)).address_prior is prior
+    with pytest.raises(ValueError, match=r"spec.address_prior: expected the name of an AddressPrior"):
+        pv.build(spec_with("address_prior", pv.SimilarityGuide(6)))
+
+
+class Collected(AddressPrior):
+    """Arguments of many types, to see what a spec makes of each."""
+
+    def __init__(
+        self,
+        priors: list[AddressPrior],
+        by_name: dict[str, float | None],
+        pair: tuple[int, str] = (1, "a"),
+        flag: bool = False,
+        limit: int | Literal["all"] = "all",
+        loose=None,
+        **more: float,
+    ) -> None:
+        super().__init__()
+        self.priors = torch.nn.ModuleList(priors)
+
+    def forward(self, memory: pv.EncodedMemory) -> dist.Categorical:
+        return self.priors[0](memory)
+
+
+def collected(**values: Any) -> Any:
+    arguments = {"priors": ["UniformPrior"], "by_name": {}} | values
+    return pv.build(spec_with("address_prior", {"class_path": "Collected", "init_args": arguments})).address_prior
+
+
+def test_values_of_many_types() -> None:
+    part = collected(
+        priors=["UniformPrior", {"class_path": "LearnedPrior", "init_args": {"num_features": 6}}],
+        by_name={"a": 1, "b": None},
+        pair=[2, "b"],
+        flag=True,
+        limit=3,
+        loose={"inner": [{"class_path": "StandardPrior", "init_args": {"latent_dim": 4}}, 1.5]},
+        extra=1,
+    )
+    arguments = part.arguments()
+    assert [type(prior) for prior in part.priors] == [pv.UniformPrior, pv.LearnedPrior]
+    assert arguments["by_name"] == {"a": 1.0, "b": None}
+    assert isinstance(arguments["by_name"]["a"], float)
+    assert (arguments["pair"], arguments["flag"], arguments["limit"], arguments["extra"]) == ((2, "b"), True, 3, 1.0)
+    assert type(arguments["loose"]["inner"][0]) is pv.StandardPrior
+    again = pv.build(json.loads(json.dumps(spec_with("address_prior", part.spec()))))
+    assert again.address_prior.spec() == part.spec()
+    assert repr(again.address_prior) == repr(part)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"flag": 1}, "spec.address_prior.flag: expected bool, got 1 (int)."),
+        ({"limit": True}, "spec.address_prior.limit: expected int or Literal['all'], got True (bool)."),
+        ({"limit": 1.5}, "spec.address_prior.limit: expected int or Literal['all'], got 1.5 (float)."),
+        ({"pair": [1]}, "spec.address_prior.pair: expected 2 values, got 1."),
+        ({"pair": [1, 2]}, "spec.address_prior.pair[1]: expected str, got 2 (int)."),
+        ({"by_name": {"a": "b"}}, "spec.address_prior.by_name.a: expected float, got 'b' (str)."),
+        ({"extra": "b"}, "spec.address_prior.extra: expected float, got 'b' (str)."),
+        ({"priors": "UniformPrior"}, "priors: expected list[pyro_vmem.addressing."),
+        ({"priors": ["StandardPrior"]}, "spec.address_prior.priors[0]: expected the name of an AddressPrior, got"),
+        ({"loose": [{"class_path": "os.system"}]}, "spec.address_prior.loose[0]: expected the name of a Part, got"),
+    ],
+)
+def test_values_of_wrong_types(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        collected(**values)
 
 
 def test_weights_are_fresh_and_no_seed_is_set() -> None:
@@ -127,53 +223,133 @@ def test_weights_are_fresh_and_no_seed_is_set() -> None:
     assert not torch.equal(one.address_guide.embed_memory.weight, two.address_guide.embed_memory.weight)
 
 
+def choices(base: type[Part]) -> str:
+    """The names that a message lists: those of this package, and those of other tests in this process."""
+    names, below = set(), [base]
+    while below:
+        cls = below.pop()
+        below += cls.__subclasses__()
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+            names.add(cls.__name__)
+    return f"Choices: {', '.join(sorted(names))}."
+
+
+def with_args(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": arguments}
+
+
+GUIDE = "expected the name of an AddressGuide"
+HOSTILE = [
+    ("address_guide", with_args("os.system", command="true"), f"{GUIDE}, got 'os.system'. ", AddressGuide),
+    (
+        "likelihood",
+        with_args("no_such_module.Payload"),
+        "expected the name of a Likelihood, got 'no_such_module.Payload'. Module 'no_such_module' is not imported, and "
+        "a spec imports none: import it first, or pass trusted_modules=['no_such_module']. ",
+        pv.Likelihood,
+    ),
+    (
+        "template_encoder",
+        with_args("pyro_vmem.UniformPrior"),
+        "expected the name of an Encoder, got 'pyro_vmem.UniformPrior', which is an AddressPrior. ",
+        pv.nn.Encoder,
+    ),
+]
+MISSPELT = [
+    (
+        "address_guide",
+        "SimilarityGuied",
+        f"{GUIDE}, got 'SimilarityGuied'. Did you mean 'SimilarityGuide'? ",
+        AddressGuide,
+    ),
+    (
+        "address_guide",
+        with_args("SimilarityGuide", temprature=1.0),
+        "SimilarityGuide has no argument 'temprature'. Did you mean 'temperature'? "
+        "Its arguments: num_features, embed_dim, normalise, temperature, tied.",
+        None,
+    ),
+    (
+        "address_guide",
+        {"class_path": "SimilarityGuide", "init_arg": {}},
+        "expected class_path and init_args, got 'init_arg'. Did you mean 'init_args'?",
+        None,
+    ),
+]
+WRONG_TYPES = [
+    ("address_guide", 5, f'{GUIDE}, or {{"class_path": ..., "init_args": {{...}}}}, got 5 (int). ', AddressGuide),
+    (
+        "address_guide.num_features",
+        with_args("SimilarityGuide", num_features="six"),
+        "expected int, got 'six' (str).",
+        None,
+    ),
+    (
+        "latent_guide.hidden",
+        with_args("GaussianGuide", hidden="wide"),
+        "expected tuple[int, ...], got 'wide' (str).",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("place", "part", "message", "base"), [*HOSTILE, *MISSPELT, *WRONG_TYPES])
+def test_messages(place: str, part: Any, message: str, base: type[Part] | None) -> None:
+    with pytest.raises(ValueError, match=r"^spec\.") as caught:
+        pv.build(spec_with(place.partition(".")[0], part))
+    assert str(caught.value) == f"spec.{place}: {message}{choices(base) if base else ''}"
+
+
 @pytest.mark.parametrize(
     ("role", "part", "message"),
     [
-        ("address_guide", "SimilarityGuied", r"SimilarityGuied[\s\S]*The parts of pyro_vmem: .*SimilarityGuide, "),
-        ("address_guide", "UniformPrior", "UniformPrior"),  # a part, but not of this kind
-        ("address_guide", "pyro_vmem.UniformPrior", "does not correspond to a subclass of AddressGuide"),
-        ("address_guide", "pyro_vmem.AddressGuide", "AddressGuide"),  # abstract
-        ("address_guide", 5, "Not a valid subclass of AddressGuide"),
-        ("address_guide", None, "address_guide"),
-        ("address_guide", ["SimilarityGuide"], "address_guide"),
+        ("address_guide", "UniformPrior", "got 'UniformPrior', which is an AddressPrior."),
+        ("address_guide", "pyro_vmem.AddressGuide", "got 'pyro_vmem.AddressGuide'."),  # abstract
+        ("address_guide", None, "spec.address_guide: expected the name"),
+        ("address_guide", ["SimilarityGuide"], "spec.address_guide: expected the name"),
+        ("address_guide", {"class_path": "SimilarityGuide", "init_args": [6]}, "spec.address_guide: expected the name"),
         (
             "address_guide",
-            {"class_path": "SimilarityGuide", "init_args": {"temprature": 1.0}},
-            r"'?temprature'? is not accepted",
+            with_args("SimilarityGuide", normalise="cosin"),
+            "spec.address_guide.normalise: expected 'memory', 'cosine' or 'dot', got 'cosin' (str). "
+            "Did you mean 'cosine'?",
         ),
-        ("address_guide", {"class_path": "SimilarityGuide", "init_args": {"num_features": "six"}}, "Got value: six"),
-        ("address_guide", {"class_path": "SimilarityGuide", "init_args": {"normalise": "both"}}, "'cosine'"),
+        ("address_guide", with_args("SimilarityGuide", normalise=[]), "got [] (list)"),
         (
             "address_guide",
-            {"class_path": "SimilarityGuide", "init_args": {"temperature": -1.0}},
-            "^temperature: expected",
+            with_args("SimilarityGuide", temperature=-1.0),
+            "spec.address_guide.temperature: expected a positive number, got -1.0.",
         ),
-        ("address_guide", {"class_path": "SimilarityGuide", "arguments": {}}, "AddressGuide"),
         (
             "latent_guide",
-            {"class_path": "GaussianGuide", "init_args": {"latent_dim": 5}},
-            "^latent_guide: its latent_dim",
+            with_args("GaussianGuide", latent_dim=5),
+            "spec.latent_guide: its latent_dim is 5, the latent",
         ),
-        ("latent_guide", {"class_path": "GaussianGuide", "init_args": {"hidden": "wide"}}, "hidden"),
+        ("address_prior", with_args("Mute"), "spec.address_prior: not today"),
         (
             "template_encoder",
-            {"class_path": "ConvEncoder", "init_args": {"image_shape": [28, 28]}},
-            "image_shape: expected",
+            with_args("ConvEncoder", image_shape=[28, 28]),
+            "spec.template_encoder.image_shape: expected (channels, height, width), got (28, 28).",
         ),
-        ("name", {"class_path": "UniformPrior"}, "name"),
-        ("no_such_part", "UniformPrior", "no_such_part"),
+        ("template_encoder", with_args("MLPEncoder"), "spec.template_encoder: MLPEncoder needs event_shape."),
+        ("name", {"class_path": "UniformPrior"}, "spec.name: expected str, got {'class_path': 'UniformPrior'} (dict)."),
+        ("no_such_part", "UniformPrior", "spec: VMA has no argument 'no_such_part'."),
+        ("adress_prior", "UniformPrior", "Did you mean 'address_prior'?"),
     ],
 )
 def test_what_does_not_fit_is_refused(role: str, part: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=re.escape(message)):
         pv.build(spec_with(role, part))
 
 
+class Mute(FirstSlots):
+    def __init__(self) -> None:
+        raise ValueError("not today")
+
+
 def test_a_missing_part_is_named() -> None:
-    with pytest.raises(
-        ValueError, match="required: address_prior, latent_prior, likelihood, address_guide, latent_guide"
-    ):
+    missing = "address_prior, latent_prior, likelihood, address_guide, latent_guide"
+    with pytest.raises(ValueError, match=rf"^spec: VMA needs {missing}\. Add what is missing\.$"):
         pv.build({})
 
 
@@ -187,7 +363,6 @@ def test_a_spec_that_is_no_mapping_is_refused(spec: Any) -> None:
     "class_path", ["os.system", "builtins.exec", "subprocess.check_output", "os", "no.such.module"]
 )
 @pytest.mark.parametrize("role", ["", "address_prior", "likelihood", "template_encoder", "name"])
-@JSONARGPARSE_WARNS
 def test_a_hostile_spec_runs_nothing(class_path: str, role: str, tmp_path: Path) -> None:
     marker = tmp_path / "marker"
     code = f"open({str(marker)!r}, 'w')"
@@ -201,6 +376,66 @@ def test_a_hostile_spec_runs_nothing(class_path: str, role: str, tmp_path: Path)
         with pytest.raises(ValueError, match="spec"):
             pv.build(spec_with(role, part) if role else part)
     assert not marker.exists()
+
+
+@pytest.fixture
+def module_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package that leaves a file behind when it is imported, with a prior in one of its modules."""
+    package, marker = tmp_path / "parts_of_a_user", tmp_path / "imported"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    (package / "priors.py").write_text("import pyro_vmem\n\nclass Theirs(pyro_vmem.UniformPrior):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield marker
+    for name in [name for name in sys.modules if name.partition(".")[0] == "parts_of_a_user"]:
+        del sys.modules[name]
+
+
+def test_a_module_is_imported_only_if_it_is_trusted(module_of_a_user: Path, tmp_path: Path) -> None:
+    spec = spec_with("address_prior", "parts_of_a_user.priors.Theirs")
+    for trusted in ([], ["parts"], ["parts_of_a_user.priors.Theirs"], ["os"]):
+        with pytest.raises(ValueError, match=r"'parts_of_a_user.priors' is not imported.*\['parts_of_a_user'\]"):
+            pv.build(spec, trusted_modules=trusted)
+        assert not module_of_a_user.exists()
+        assert "parts_of_a_user" not in sys.modules
+    vma = pv.build(spec, trusted_modules=["parts_of_a_user"])
+    assert type(vma.address_prior).__name__ == "Theirs"
+    assert module_of_a_user.exists()
+    assert type(pv.build(spec).address_prior) is type(vma.address_prior)  # now that it is imported
+    with pytest.raises(ValueError, match=r"there is no module 'parts_of_a_user.prior', which"):
+        pv.build(spec_with("address_prior", "parts_of_a_user.prior.Theirs"), ["parts_of_a_user"])
+    with pytest.raises(ValueError, match=r"trusted_modules: expected a list of names, got 'os'"):
+        pv.build(spec, trusted_modules="os")
+    save_checkpoint(tmp_path / "a", vma.state_dict(), {"spec": vma.spec()})
+    assert pv.load(tmp_path / "a", trusted_modules=["parts_of_a_user"]).spec() == vma.spec()
+
+
+def test_a_module_that_loads_itself_when_it_is_asked_is_not_asked() -> None:
+    class Lazy(types.ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            raise AssertionError("it was asked")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "lazy_of_test_build", Lazy("lazy_of_test_build"))
+        with pytest.raises(ValueError, match="expected the name of an AddressPrior"):
+            pv.build(spec_with("address_prior", "lazy_of_test_build.UniformPrior"))
+
+
+def test_a_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text("address_guide: &g {class_path: TruncatedGuide, init_args: {inner: *g}}")
+    with pytest.raises(ValueError, match=r"spec.* needs|nested too deeply"):
+        pv.build(path)
+    spec = yaml.safe_load(path.read_text())
+    with pytest.raises(ValueError, match="nested too deeply"):
+        pv.build(vectors().spec()["init_args"] | spec)
+
+
+def test_numbers_in_a_yaml_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    for text in ("1e-3", "1.0e-3", "1.e-3", ".1e-2", "0.001", "+1E-3"):
+        path.write_text(yaml.safe_dump(vectors().spec()).replace("temperature: 0.1", f"temperature: {text}"))
+        assert pv.build(path).address_guide.temperature.item() == pytest.approx(1e-3), text
 
 
 def test_a_hostile_file_runs_nothing(tmp_path: Path) -> None:

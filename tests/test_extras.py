@@ -44,7 +44,6 @@ def image_folder(tmp_path: Path) -> Path:
 
 
 NEEDS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
-    "build": ("jsonargparse", "cli", lambda _: pv.build(pv.VMA.for_vectors(4).spec())),
     "build a YAML file": ("yaml", "cli", lambda path: pv.build(write(path / "a.yaml", "{}"))),
     "glyphs": ("matplotlib", "plots", lambda _: pv.data.glyphs(size=12, drawings=12)),
     "from_folder": ("PIL", "vision", lambda path: pv.data.from_folder(image_folder(path))),
