@@ -278,26 +278,32 @@ def main(
 
 
 def draw_figure(result: dict[str, Any]) -> Figure:
-    """Signal-to-noise ratio of the trained guide's gradient, and the race, against the number of slots."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    noise, race_axes = figure.subplots(1, 2)
+    """Against the number of slots: signal over noise as built, variance once trained, and the race."""
+    figure = Figure(figsize=(12, 3.6), layout="constrained")
+    noise, variance, race_axes = figure.subplots(1, 3)
     for index, name in enumerate(objectives()):
         style: dict[str, Any] = {"color": f"C{index}", "marker": "o", "markersize": 4, "label": name}
-        own = [r for r in result["rows"] if r["objective"] == name and not r["trained"] and "reference" in r["case"]]
-        if all(row["snr"] for row in own):  # no noise, no ratio
-            noise.plot([row["slots"] for row in own], [row["snr"] for row in own], **style)
+        own = [row for row in result["rows"] if row["objective"] == name and "reference" in row["case"]]
+        for axes, trained, key in ((noise, False, "snr"), (variance, True, "variance_ratio")):
+            # what is summed has no noise but that of rounding
+            seen = [r for r in own if r["trained"] == trained and r[key] and (r["snr"] or 0) < 1e4]
+            if name not in ("enumerate", "truncated"):
+                axes.plot([row["slots"] for row in seen], [row[key] for row in seen], **style)
         run = [row for row in result["race"] if row["objective"] == name]
         race_axes.plot([row["slots"] for row in run], [row["gap_nats"] for row in run], **style)
-    noise.set_title("Noise of the guide's gradient", loc="left")
-    noise.set_ylabel("signal over noise, guide as built")
-    race_axes.set_title(f"After {result['race_seconds']:g} s of training", loc="left")
-    race_axes.set_ylabel("gap to log p(x | M), nats")
-    for axes in (noise, race_axes):
-        axes.set(xscale="log", yscale="log", xlabel="slots |M|")
+    for axes, title, label in (
+        (noise, "Guide as built", "signal over noise of its gradient"),
+        (variance, "Guide trained", "variance of VIMCO over own"),
+        (race_axes, f"{result['race_seconds']:g} s of training", "gap to log p(x | M), nats"),
+    ):
+        axes.set_title(title, loc="left")
+        axes.set(xscale="log", yscale="log", xlabel="slots |M|", ylabel=label)
         axes.set_xticks(sorted({row["slots"] for row in result["race"]}), minor=False)
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
+    noise.yaxis.set_minor_formatter("{x:g}")
+    noise.yaxis.set_major_formatter("{x:g}")
     figure.legend(*race_axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 
