@@ -262,6 +262,8 @@ def evaluate_cell(
         "khat_above": _short(float((khat > 0.7).double().mean())),
         "copy_rate": _short(float(copy.mean())),
         "class_in_memory": _short(float(present.mean())),
+        "nll_in_memory": _short(float(nll[present > 0].mean())),
+        "nll_absent": _short(float(nll[present == 0].mean())),
         "hit_rate": _short(float(hit[present > 0].mean())),
         "seconds": round(seconds, 1),
         "decodes_per_second": round(found.decodes / len(episode.x) * len(nll) / seconds),

@@ -124,6 +124,10 @@ def few_shot(protocol: str, rows: list[Row], method: str, published: list[Publis
     for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in ours}, key=_ours_first):
         cells = {row["shots"]: row for row in ours if (row["model"], row["n_classes"]) == (model, n_classes)}
         lines.append(_line([f"**{NAMES[model]}**", n_classes, *(_value(cells.get(t)) for t in shots)]))
+        if any(row["nll_absent"] is not None for row in cells.values()):
+            lines.append(
+                _line(["its class in memory / absent", n_classes, *(_by_presence(cells.get(t)) for t in shots)])
+            )
     for same in (True, False):
         for row in published:
             if (row.protocol == protocol) == same and any(t in row.nll for t in shots):
@@ -252,6 +256,14 @@ def _line(cells: list[Any]) -> str:
 
 def _value(row: Row | None) -> str:
     return "" if row is None else figure(row)
+
+
+def _by_presence(row: Row | None) -> str:
+    """NLL of the targets whose class is in memory, of those whose class is not, and the share of these."""
+    if row is None:
+        return ""
+    here, absent = (f"{row[n]:.1f}" if row[n] is not None else "-" for n in ("nll_in_memory", "nll_absent"))
+    return f"{here} / {absent} ({100 - 100 * row['class_in_memory']:.0f} %)"
 
 
 def _percent(row: Row | None) -> str:

@@ -98,12 +98,12 @@ def test_pieces_add_up_and_cells_are_evaluated_once(folders, tmp_path):
 
 
 def test_a_cell_is_the_evidence_of_the_protocols_episodes(folders, tmp_path):
-    (row,) = reproduce.main("smoke", classes=[2], shots=[4], methods=["exact-address"], **folders)["rows"]
+    (row,) = reproduce.main("smoke", classes=[2], shots=[1], methods=["exact-address"], **folders)["rows"]
     vma = pv.load(tmp_path / "runs" / "smoke" / "vma")
     assert isinstance(vma.address_guide, pv.TruncatedGuide)
     vma.address_guide = vma.address_guide.inner
     test = recipes.read("smoke").datasets()[2]
-    episodes = data.protocol("gmn-distinct").episodes(test, 2, 4, num_episodes=12)
+    episodes = data.protocol("gmn-distinct").episodes(test, 2, 1, num_episodes=12)
     batch = data.merge_episodes(list(episodes))
     found = pv.diagnostics.estimate_evidence(
         vma, batch.memory, batch.x, 20, "exact-address", seed=0, precision="auto", max_decodes=250, warn=False
@@ -111,8 +111,16 @@ def test_a_cell_is_the_evidence_of_the_protocols_episodes(folders, tmp_path):
     assert row["nll"] == pytest.approx(float(found.nll.mean()), rel=1e-4)
     assert row["nll_se"] == pytest.approx(float(found.nll.std()) / math.sqrt(12), rel=1e-4)
     assert row["num_targets"] == row["num_episodes"] == 12
-    present = (batch.memory.labels == batch.labels[:, None]).any(-1).float().mean()
-    assert row["class_in_memory"] == pytest.approx(float(present), rel=1e-4)
+    present = (batch.memory.labels == batch.labels[:, None]).any(-1)
+    assert row["class_in_memory"] == pytest.approx(float(present.float().mean()), rel=1e-4)
+    assert 0 < row["class_in_memory"] < 1
+    assert row["nll_in_memory"] == pytest.approx(float(found.nll[present].mean()), rel=1e-4)
+    assert row["nll_absent"] == pytest.approx(float(found.nll[~present].mean()), rel=1e-4)
+    slots = vma.address_guide(vma.encode(batch.memory), vma.encode_x(batch.x)).probs
+    by_class = [[p[lab == c].sum() for c in lab.unique()] for p, lab in zip(slots, batch.memory.labels, strict=True)]
+    top = [lab.unique()[torch.stack(p).argmax()] for p, lab in zip(by_class, batch.memory.labels, strict=True)]
+    hits = (torch.stack(top) == batch.labels)[present].float().mean()
+    assert row["hit_rate"] == pytest.approx(float(hits), rel=1e-4)
     assert row["copy_rate"] == 0.0
     with np.load(tmp(folders) / "smoke.npz") as arrays:
         np.testing.assert_allclose(arrays[reproduce.array_name(row)], found.nll.numpy(), rtol=1e-5)
