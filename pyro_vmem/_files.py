@@ -1,31 +1,38 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and survive a crash once they are there."""
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["write_atomically"]
+__all__ = ["numbered", "remove_leftovers", "versions_of", "write_atomically"]
 
 
 @contextmanager
-def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
+def write_atomically(path: str | os.PathLike[str], keep: int = 1) -> Iterator[Path]:
     """Gives a path beside `path` to write to, and moves it there when the block ends without an error.
 
-    Neither an interrupted run nor a second process can leave or see half of a file.
+    Neither an interrupted run nor a second process can leave or see half of a file. File and folder are flushed to the
+    disk, so that after a crash of the machine there is the old file or the new one.
 
     Arguments:
         path: The file to write or replace; its folder is made where it is missing.
+        keep: How many versions of the file to keep: with 3, what `path` held before is in `a-1.txt` afterwards, and
+            what that held in `a-2.txt`. At every moment `path` is there, if it was.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     with write_atomically(f"{folder}/a.txt") as aside:
-        ...         _ = aside.write_text("whole")
-        ...     os.listdir(folder)
-        ['a.txt']
+        ...     for text in ("first", "second"):
+        ...         with write_atomically(f"{folder}/a.txt", keep=2) as aside:
+        ...             _ = aside.write_text(text)
+        ...     sorted(os.listdir(folder)), Path(folder, "a-1.txt").read_text()
+        (['a-1.txt', 'a.txt'], 'first')
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -38,6 +45,71 @@ def write_atomically(path: str | os.PathLike[str]) -> Iterator[Path]:
         umask = os.umask(0)
         os.umask(umask)
         aside.chmod(0o666 & ~umask)
-        aside.replace(target)
+        _flush(aside)
+        _shift(target, keep)
+        os.replace(aside, target)
+        _flush_folder(target.parent)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def numbered(path: Path, number: int) -> Path:
+    """The place of an earlier version of a file, 0 for the file itself.
+
+    Example:
+        >>> numbered(Path("run/last.safetensors"), 1).name
+        'last-1.safetensors'
+    """
+    return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
+
+
+def versions_of(path: Path) -> list[Path]:
+    """The versions of a file that are there, the newest first."""
+    found = {}
+    for candidate in path.parent.glob(f"{glob.escape(path.stem)}*{path.suffix}") if path.parent.is_dir() else ():
+        number = candidate.stem.removeprefix(path.stem).removeprefix("-") or "0"
+        if number.isdecimal() and numbered(path, int(number)) == candidate and candidate.is_file():
+            found[int(number)] = candidate
+    return [found[number] for number in sorted(found)]
+
+
+def remove_leftovers(path: Path) -> None:
+    """Removes what killed processes left of a file they were writing. Nobody else may be writing it at the time."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+
+
+def _shift(target: Path, keep: int) -> None:
+    """Makes each version the next older one; `target` itself stays, under two names, until it is replaced."""
+    for number in range(keep - 1, 0, -1):
+        newer, older = numbered(target, number - 1), numbered(target, number)
+        if not newer.is_file():
+            continue
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        os.close(handle)
+        aside = Path(name)
+        try:
+            aside.unlink()
+            try:
+                os.link(newer, aside)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(newer, aside)
+                _flush(aside)
+            os.replace(aside, older)
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    # Not every system can flush a folder; the file is in its place all the same.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

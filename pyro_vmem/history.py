@@ -3,12 +3,46 @@
 from __future__ import annotations
 
 import csv
+import math
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from pyro_vmem._files import write_atomically
 from pyro_vmem.infer import Terms
 
-__all__ = ["Meter", "summarise", "write_history"]
+__all__ = ["FitResult", "Meter", "summarise", "write_history"]
+
+
+@dataclass
+class FitResult:
+    """What a training run left behind.
+
+    Attributes:
+        steps: Steps taken, those before a resume and those skipped included.
+        seconds: Time spent training, likewise.
+        history: One row a record: step, seconds and the terms, in nats per datapoint; validation rows begin `val_`.
+        best_bound: The best validation bound, in nats per datapoint; `-inf` without validation.
+        interrupted: Whether the run was stopped before its end, by Ctrl-C or by `piece_minutes`.
+        chosen: The objective that `"auto"` chose, and why.
+        skipped: Steps whose loss or gradient was not finite; they moved no weight.
+        first_skipped: Which step was the first of them, and what was not finite.
+    """
+
+    steps: int = 0
+    seconds: float = 0.0
+    history: list[dict[str, float]] = field(default_factory=list)
+    best_bound: float = -math.inf
+    interrupted: bool = False
+    chosen: str = ""
+    skipped: int = 0
+    first_skipped: str = ""
+
+    def __repr__(self) -> str:
+        end = f", {self.skipped} skipped" if self.skipped else ""
+        end += ", interrupted" if self.interrupted else ""
+        best = f", best bound {self.best_bound:.2f} nats" if self.best_bound > -math.inf else ""
+        return f"FitResult({self.steps:,} steps in {self.seconds:.0f} s{best}{end})"
 
 
 class Meter:
@@ -38,6 +72,14 @@ class Meter:
         names = {"bound": "bound", "reconstruction": "recon", "kl_a": "KL(a)", "kl_z": "KL(z)"}
         row = self.row()
         return "  ".join(f"{shown} {row[name]:.2f}" for name, shown in names.items() if name in row)
+
+    def state(self) -> dict[str, Any]:
+        """The sums and their weight, as plain data."""
+        return {"sums": self.sums, "count": self.count}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state` gave."""
+        self.sums, self.count = dict(state["sums"]), state["count"]
 
 
 def summarise(terms: Terms, kl_weight: float = 1.0) -> dict[str, float]:

@@ -3,63 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+import warnings
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import pyro
 import torch
-from pyro.infer import ELBO, TraceEnum_ELBO, config_enumerate
-from torch import Tensor
+from pyro.infer import ELBO
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
-from pyro_vmem.data import Episode
-from pyro_vmem.history import Meter, summarise, write_history
-from pyro_vmem.infer import (
-    VIMCO_ELBO,
-    Objective,
-    ParticleELBO,
-    check_objective,
-    choose_objective,
-    named_objective,
-    scale_sites,
-)
+from pyro_vmem._signals import uninterrupted
+from pyro_vmem.data import Episode, EpisodeSampler
+from pyro_vmem.history import FitResult, Meter, summarise
+from pyro_vmem.infer import VIMCO_ELBO, Objective
 from pyro_vmem.precision import autocast
+from pyro_vmem.run import Run, check_spec, holds_run
+from pyro_vmem.steps import NotFiniteError, Steps
 from pyro_vmem.vma import VMA
 
 __all__ = ["FitResult", "fit", "validate"]
 
-
-@dataclass
-class FitResult:
-    """What a training run left behind.
-
-    Attributes:
-        steps: Steps taken, those before a resume included.
-        seconds: Time spent training, likewise.
-        history: One row a record: step, seconds and the terms, in nats per datapoint; validation rows begin `val_`.
-        best_bound: The best validation bound, in nats per datapoint; `-inf` without validation.
-        interrupted: Whether the run was stopped before its end, by Ctrl-C or by `piece_minutes`.
-        chosen: The objective that `"auto"` chose, and why.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    best_bound: float = -math.inf
-    interrupted: bool = False
-    chosen: str = ""
-
-    def __repr__(self) -> str:
-        end = ", interrupted" if self.interrupted else ""
-        best = f", best bound {self.best_bound:.2f} nats" if self.best_bound > -math.inf else ""
-        return f"FitResult({self.steps:,} steps in {self.seconds:.0f} s{best}{end})"
+# When too many steps have been skipped: all of the last, or a share of all (and no fewer than the first).
+MOST_SKIPPED_IN_A_ROW = 10
+MOST_SKIPPED_SHARE = 0.01
 
 
 def fit(
@@ -80,6 +50,7 @@ def fit(
     validate_every: int = 500,
     out: str | Path | None = None,
     resume: bool = False,
+    keep: int = 2,
     seed: int = 0,
     precision: Literal["auto", "bfloat16", "float32"] = "auto",
     progress: bool = True,
@@ -88,7 +59,15 @@ def fit(
 
     Adam with a linear warm-up and a cosine decay to zero; the weight of :math:`KL(z)` rises linearly from `kl_start` to
     1 over the first part of the run, because a latent that is paid for in full from the start is not used.
-    Ctrl-C ends the run early and keeps it. Pyro's parameter store and the global random state are left as they were.
+    Pyro's parameter store and the global random state are left as they were.
+
+    Ctrl-C ends the run after the step that it is in, and keeps it (a second one ends it at once, and leaves the last
+    checkpoint). A run that was killed, at whatever moment, goes on from its last checkpoint as if it had never been
+    stopped: on the CPU and with `steps`, to the same weights bit for bit.
+
+    A step whose loss or gradient is not finite moves nothing; it is counted in the result, and ten of them in a row, or
+    more than one in a hundred, stop the run. A checkpoint that cannot be written, as on a full disk, is warned of, and
+    training goes on; if it is the last one, an error says so at the end.
 
     Arguments:
         vma: The model and its guide; trained in place, and at the end it holds the best weights by validation, or the
@@ -111,7 +90,8 @@ def fit(
         validation: Where validation episodes come from: classes that are not trained on.
         validate_every: Steps between validations and checkpoints.
         out: A folder for `last.safetensors`, `best.safetensors` and `history.csv`.
-        resume: Whether to go on from `out/last.safetensors`, if it is there.
+        resume: Whether to go on from `out/last.safetensors`, if it is there; where it is damaged, from the one before.
+        keep: How many of the last checkpoints are kept: the one before the last is `last-1.safetensors`.
         seed: Seeds the samples of latents.
         precision: The precision of the networks: `"auto"` takes bfloat16 where the processor has it. Densities are
             always computed in full.
@@ -121,8 +101,11 @@ def fit(
         The steps taken and the history.
 
     Raises:
-        ValueError: If an argument is out of range, or `out` already holds a run and `resume` is false.
-        FloatingPointError: If the loss is not finite.
+        ValueError: If an argument is out of range, or `out` already holds a run and `resume` is false, or one that
+            does not fit.
+        FloatingPointError: If too many steps had to be skipped; it names the first term and site that was not finite.
+            The model then holds its best weights by validation, or those of the last good step.
+        OSError: At the end, if the last checkpoint could not be written. The model is trained all the same.
 
     Example:
         >>> import pyro_vmem as pv
@@ -138,20 +121,27 @@ def fit(
         _check_range(name, value, 0.0, 1.0)
     for name, value in (("lr", lr), ("clip_norm", clip_norm), ("validate_every", validate_every)):
         _check_range(name, value, 1e-12, math.inf)
+    _check_range("keep", keep, 1, 1000)
     folder = None if out is None else Path(out)
     if folder is not None:
-        _check_spec(vma)
-    run = _Run(vma, objective, num_particles, lr, seed, episodes[0].to(next(vma.parameters()).device))
-    if folder is not None and (folder / "last.safetensors").exists():
+        check_spec(vma)
+    device = next(vma.parameters()).device
+    half = autocast(device, precision)
+    settings = {
+        "objective": objective if isinstance(objective, str) else type(objective).__name__,
+        "episodes": repr(episodes) if isinstance(episodes, EpisodeSampler) else None,
+        **{"num_particles": num_particles, "lr": lr, "lr_warmup": lr_warmup, "kl_warmup": kl_warmup},
+        **{"kl_start": kl_start, "clip_norm": clip_norm, "seed": seed},
+    }
+    run = Run(Steps(vma, objective, num_particles, lr, episodes[0].to(device)), settings, folder, keep)
+    if folder is not None and holds_run(folder):
         if not resume:
             raise ValueError(
                 f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or another folder."
             )
-        run.load(folder / "last.safetensors")
-    device = next(vma.parameters()).device
-    half = autocast(device, precision)
+        run.load()
     result = run.result
-    result.chosen = run.chosen
+    result.chosen = run.steps.chosen
     begin = time.perf_counter()
     start = begin - result.seconds
     piece = math.inf if piece_minutes is None else 60 * piece_minutes
@@ -164,41 +154,55 @@ def fit(
     bar = tqdm(
         total=None if minutes else steps, initial=result.steps, desc="training", unit="step", disable=not progress
     )
-    meter = Meter()
+    whole = True  # whether the run is between two steps
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(pyro.get_param_store().scope())
         stack.enter_context(bar)
-        if run.chosen:
-            bar.write(run.chosen, file=sys.stderr)
-        run.seed()
+        stack.callback(_finish, run)
+        if result.chosen:
+            bar.write(result.chosen, file=sys.stderr)
+        run.set_random_state(seed)
         try:
+            if result.steps and result.steps % validate_every == 0:
+                _record(run, validation, half)  # if it was stopped just before
             while (part := done()) < 1.0:
-                rate = lr * min(1.0, (result.steps + 1) / lr_warmup) * 0.5 * (1 + math.cos(math.pi * part))
-                weight = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
+                run.rates["lr"] = lr * min(1.0, (result.steps + 1) / lr_warmup) * 0.5 * (1 + math.cos(math.pi * part))
+                run.rates["kl_weight"] = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
                 episode = episodes[result.steps].to(device)
-                with half:
-                    terms = run.step(episode, rate, weight, clip_norm)
-                result.steps += 1
-                result.seconds = time.perf_counter() - start
-                meter.add(terms)
+                whole = False
+                with uninterrupted():
+                    _step(run, episode, clip_norm, half)
+                    result.seconds = time.perf_counter() - start
+                    whole = True
                 bar.update()
                 if result.steps % 10 == 0:
-                    bar.set_postfix_str(meter.text(), refresh=False)
+                    bar.set_postfix_str(run.meter.text(), refresh=False)
                 if result.steps % validate_every == 0:
-                    row = meter.row() | {"lr": rate, "kl_weight": weight}
-                    run.record(row, validation, folder, half)
+                    _record(run, validation, half)
                 if time.perf_counter() - begin >= piece and done() < 1.0:
                     result.interrupted = True
                     break
+            if result.steps and not result.interrupted:
+                _record(run, validation, half)
         except KeyboardInterrupt:
+            if not whole:
+                raise
             result.interrupted = True
             bar.write(f"Interrupted after {result.steps} steps; the run is kept.", file=sys.stderr)
-        if result.steps % validate_every or result.interrupted:
-            run.record(meter.row(), validation, folder, half)
-    vma.eval()
-    if run.best is not None:
-        vma.load_state_dict(run.best)
+        if result.steps and result.skipped == result.steps and not result.interrupted:
+            raise _too_many_skipped(run)  # a short run that has trained nothing
+        if not run.recorded:
+            # The checkpoint is of the run as it would have gone on; only what is returned has this row.
+            with uninterrupted():
+                run.write()
+            result.history.append(_row(run))
+    if run.unwritten is not None:
+        raise OSError(
+            f"out: the last checkpoint, of step {result.steps}, could not be written to {str(folder)!r} "
+            f"({run.unwritten}). The model is trained; free some space and save it with pyro_vmem.checkpoint, or train "
+            "on from the last checkpoint with resume=True."
+        ) from run.unwritten
     return result
 
 
@@ -241,133 +245,64 @@ def validate(
     return meter.row() | {"hit_rate": float(torch.stack(hits).mean())}
 
 
-class _Run:
-    """Everything that changes in the course of a run: weights, optimizer, random state and result."""
-
-    def __init__(
-        self, vma: VMA, objective: Objective | ELBO, num_particles: int, lr: float, seed: int, episode: Episode
-    ) -> None:
-        self.vma = vma
-        self.chosen = ""
-        if objective == "auto":
-            with torch.no_grad():
-                q_a = vma.address_guide(vma.encode(episode.memory), vma.encode_x(episode.x))
-            objective, why = choose_objective(q_a.enumerate_support().shape[0], num_particles)
-            self.chosen = f"objective {objective!r}: {why}"
-        self.elbo: Any  # a stock ELBO has no common method but loss
-        self.elbo, self.guide = objective, vma.guide
-        if isinstance(objective, str):
-            self.elbo, self.guide = named_objective(objective, vma.guide, num_particles)
-        elif isinstance(objective, TraceEnum_ELBO):
-            self.guide = config_enumerate(vma.guide, "parallel", expand=True)
-        check_objective(self.elbo, vma.model, self.guide, episode.memory, episode.x)
-        # What the objective learns, such as a baseline, is trained and kept with the model.
-        self.module = self.elbo.module if isinstance(self.elbo, ParticleELBO) else None
-        learned = [*vma.parameters(), *(self.module.parameters() if self.module is not None else ())]
-        self.parameters = [p for p in learned if p.requires_grad]
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
-        self.result = FitResult()
-        self.best: dict[str, Tensor] | None = None
-        self.random_state: Tensor | None = None
-        self._seed = seed
-
-    def seed(self) -> None:
-        """Sets the global random state, which the caller has set aside, to this run's."""
-        if self.random_state is None:
-            torch.manual_seed(self._seed)
-        else:
-            torch.set_rng_state(self.random_state)
-
-    def step(self, episode: Episode, lr: float, kl_weight: float, clip_norm: float) -> dict[str, float]:
-        """One optimizer step; returns the terms per datapoint."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.optimizer.zero_grad(set_to_none=True)
-        count = len(episode.x)
-        model, guide = (scale_sites({"z": kl_weight})(fn) for fn in (self.vma.model, self.guide))
-        if isinstance(self.elbo, ParticleELBO):
-            terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
-            loss = terms.loss.item()
-            terms.loss.backward()
-            summary = summarise(terms, kl_weight)
-        else:
-            # A stock objective may go backward once a particle, so particles cannot share what was encoded.
-            loss = self.elbo.loss_and_grads(model, guide, episode.memory, episode.x)
-            summary = {"bound": -loss / count}
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} at step {self.result.steps}. Lower lr, or look for extreme values in the data."
-            )
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        torch._foreach_div_(gradients, float(count))
-        torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm)
-        self.optimizer.step()
-        return summary
-
-    def record(
-        self, row: dict[str, float], validation: Dataset[Episode] | None, folder: Path | None, half: torch.autocast
-    ) -> None:
-        """Adds a row to the history, validates, and writes what changed to the folder."""
-        row = {"step": self.result.steps, "seconds": self.result.seconds} | row
-        if self.result.history and self.result.history[-1]["step"] == self.result.steps:
-            row = self.result.history.pop() | row  # stopped just where a record was due
-        improved = False
-        if validation is not None:
-            self.vma.eval()
-            with half:
-                row |= {f"val_{name}": value for name, value in validate(self.vma, validation).items()}
-            self.vma.train()
-            if row["val_bound"] > self.result.best_bound:
-                improved, self.result.best_bound = True, row["val_bound"]
-                self.best = {name: tensor.clone() for name, tensor in self.vma.state_dict().items()}
-        self.result.history.append(row)
-        if folder is not None:
-            self.save(folder / "last.safetensors")
-            if improved:
-                save_checkpoint(folder / "best.safetensors", self.vma.state_dict(), {"spec": self.vma.spec()})
-            write_history(folder / "history.csv", self.result.history)
-
-    def save(self, path: Path) -> None:
-        """Writes all of it; see `load`."""
-        tensors = {f"model.{name}": tensor for name, tensor in self.vma.state_dict().items()}
-        tensors |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        if self.module is not None:
-            tensors |= {f"objective.{name}": tensor for name, tensor in self.module.state_dict().items()}
-        tensors["random_state"] = torch.get_rng_state()
-        save_checkpoint(path, tensors, {"spec": self.vma.spec(), "result": asdict(self.result)})
-
-    def load(self, path: Path) -> None:
-        """Reads back what `save` wrote."""
-        tensors, data = load_checkpoint(path)
-        self.vma.load_state_dict(_under("model.", tensors))
-        if self.module is not None:
-            self.module.load_state_dict(_under("objective.", tensors))
-        self.best = _under("best.", tensors) or None
-        states: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer.", tensors).items():
-            index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = tensor
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": states})
-        self.random_state = tensors["random_state"]
-        self.result = FitResult(**data["result"])
-        self.result.interrupted = False
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def _check_spec(vma: VMA) -> None:
-    """A model that no checkpoint can name is refused before it is trained, not when the first one is written."""
+def _step(run: Run, episode: Episode, clip_norm: float, half: torch.autocast) -> None:
+    """One step, counted whether it moved anything or had to be skipped."""
+    result = run.result
     try:
-        json.dumps(vma.spec())
-    except TypeError as error:
-        raise ValueError(
-            f"vma: a part was built from an argument that is not plain data ({error}), so that a checkpoint could not "
-            "rebuild it. Train with out=None and save the state_dict yourself."
-        ) from error
+        terms = run.steps.take(episode, run.rates["lr"], run.rates["kl_weight"], clip_norm, half)
+    except NotFiniteError as error:
+        result.steps += 1
+        result.skipped += 1
+        run.skipped_in_a_row += 1
+        if result.skipped == 1:
+            result.first_skipped = f"step {result.steps}, {error}"
+            warnings.warn(f"not finite: {result.first_skipped}. The step is skipped.", RuntimeWarning, stacklevel=3)
+        if run.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW or result.skipped > max(
+            MOST_SKIPPED_IN_A_ROW, MOST_SKIPPED_SHARE * result.steps
+        ):
+            raise _too_many_skipped(run) from error
+        return
+    result.steps += 1
+    run.skipped_in_a_row = 0
+    run.meter.add(terms)
+
+
+def _too_many_skipped(run: Run) -> FloatingPointError:
+    result = run.result
+    return FloatingPointError(
+        f"loss: {result.skipped} of {result.steps} steps had a loss or gradient that is not finite, "
+        f"{run.skipped_in_a_row} in a row; the first was {result.first_skipped}. Lower lr, or look for extreme values "
+        "in the data."
+    )
+
+
+def _row(run: Run) -> dict[str, float]:
+    return {"step": run.result.steps, "seconds": run.result.seconds} | run.meter.row()
+
+
+def _record(run: Run, validation: Dataset[Episode] | None, half: torch.autocast) -> None:
+    """Adds a row to the history, unless this step has one, validates, and writes what changed to the folder."""
+    if run.recorded:
+        return
+    row = _row(run) | run.rates
+    if validation is not None:
+        run.vma.eval()
+        with half:
+            row |= {f"val_{name}": value for name, value in validate(run.vma, validation).items()}
+        run.vma.train()
+    with uninterrupted():
+        if row.get("val_bound", -math.inf) > run.result.best_bound:
+            run.result.best_bound = row["val_bound"]
+            run.set_best()
+        run.result.history.append(row)
+        run.write()
+
+
+def _finish(run: Run) -> None:
+    """Leaves the model with its best weights, however the run ended."""
+    run.vma.eval()
+    if run.best is not None:
+        run.vma.load_state_dict(run.best)
 
 
 def _check_range(name: str, value: float, low: float, high: float) -> None:

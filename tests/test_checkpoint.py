@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import os
+import pickle
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import pyro_vmem as pv
-from pyro_vmem import checkpoint
-from pyro_vmem._files import write_atomically
-from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
+from pyro_vmem import _files
+from pyro_vmem._files import versions_of, write_atomically
+from pyro_vmem.checkpoint import load_checkpoint, load_newest, save_checkpoint
 
 TENSORS = {
     "plain": torch.randn(3, 4),
@@ -72,9 +79,15 @@ def test_a_second_one_replaces_the_first(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a"]
 
 
-def failing_save(tensors: Any, path: Path, metadata: Any) -> None:
-    Path(path).write_bytes(b"half of")
-    raise OSError("no space left on device")
+@contextmanager
+def little_space(size: int) -> Iterator[None]:
+    """Files cannot grow beyond a size: the system itself refuses to write on, as it does on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def interrupted(path: Path) -> None:
@@ -84,15 +97,12 @@ def interrupted(path: Path) -> None:
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_an_error_while_writing_leaves_the_old_one_and_nothing_else(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: bool
-) -> None:
+def test_an_error_while_writing_leaves_the_old_one_and_nothing_else(tmp_path: Path, there: bool) -> None:
     if there:
         save_checkpoint(tmp_path / "a", {"w": torch.ones(3)}, {"step": 1})
     before = [(name, (tmp_path / name).read_bytes()) for name in names(tmp_path)]
-    monkeypatch.setattr(checkpoint, "save_file", failing_save)
-    with pytest.raises(OSError, match="no space left"):
-        save_checkpoint(tmp_path / "a", {"w": torch.zeros(3)}, {"step": 2})
+    with pytest.raises(OSError, match="File too large"), little_space(50_000):
+        save_checkpoint(tmp_path / "a", {"w": torch.zeros(100_000)}, {"step": 2}, keep=3)
     with pytest.raises(TypeError, match="not JSON serializable"):
         save_checkpoint(tmp_path / "a", {}, {"step": object()})
     with pytest.raises(KeyboardInterrupt):
@@ -146,14 +156,205 @@ def test_a_corrupted_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("metadata", [None, {"format": "pt"}, {"format": "pyro_vmem/0", "data": "{}"}])
 def test_a_foreign_file(tmp_path: Path, metadata: dict[str, str] | None) -> None:
     save_file({"w": torch.ones(2)}, tmp_path / "a", metadata)
-    with pytest.raises(ValueError, match=r"has format .*expected 'pyro_vmem/1'"):
+    with pytest.raises(ValueError, match=r"has format .*expected 'pyro_vmem/2'.*Give a checkpoint that"):
         load_checkpoint(tmp_path / "a")
 
 
-def test_a_pickle_is_not_opened(tmp_path: Path) -> None:
-    torch.save({"w": torch.ones(2)}, tmp_path / "a")
-    with pytest.raises(ValueError, match="is not a whole safetensors file"):
+def test_a_file_of_the_future(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "a", {"format": "pyro_vmem/3", "versions": '{"pyro_vmem": "9.1"}'})
+    with pytest.raises(ValueError, match=r"has format 3, .* reads formats 1 to 2; .*9\.1.*Update pyro_vmem"):
         load_checkpoint(tmp_path / "a")
+
+
+def test_a_file_of_the_first_format(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "a", {"format": "pyro_vmem/1", "data": '{"step": 3}'})
+    tensors, data = load_checkpoint(tmp_path / "a")
+    assert tensors["w"].tolist() == [1.0, 1.0]
+    assert data == {"step": 3}
+    save_file({"w": torch.ones(2)}, tmp_path / "a", {"format": "pyro_vmem/1"})
+    with pytest.raises(ValueError, match=r"has no readable data .* Use another checkpoint"):
+        load_checkpoint(tmp_path / "a")
+
+
+def test_what_wrote_it_is_in_it(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path / "a", TENSORS, DATA)
+    with safe_open(tmp_path / "a", framework="pt") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pyro_vmem/2"
+    assert json.loads(metadata["versions"])["pyro_vmem"] == pv.__version__
+    assert metadata["checksum"].startswith("sha256:")
+
+
+def test_every_byte_that_is_changed_is_noticed(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    save_checkpoint(path, {"w": torch.randn(7), "n": torch.arange(3)}, {"step": 3, "bound": -101.25})
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        with pytest.raises(ValueError, match=r"path: .*(is corrupted|is not a whole safetensors file|has format)"):
+            load_checkpoint(path)
+    path.write_bytes(whole)
+    assert load_checkpoint(path)[1]["step"] == 3
+
+
+def test_a_missing_checksum_is_noticed(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(2)}, tmp_path / "a", {"format": "pyro_vmem/2", "data": "{}"})
+    with pytest.raises(ValueError, match="is corrupted: it has no checksum"):
+        load_checkpoint(tmp_path / "a")
+
+
+class Evil:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.system, (f"touch {self.marker}",)
+
+
+@pytest.mark.parametrize("name", ["last.safetensors", "model.pt", "a"])
+@pytest.mark.parametrize("how", ["torch", "pickle", "inside"])
+def test_a_pickle_is_not_opened(tmp_path: Path, name: str, how: str) -> None:
+    path, marker = tmp_path / name, tmp_path / "marker"
+    if how == "torch":
+        torch.save({"w": Evil(marker)}, path)
+    elif how == "pickle":
+        path.write_bytes(pickle.dumps(Evil(marker)))
+    else:
+        poison = torch.frombuffer(bytearray(pickle.dumps(Evil(marker))), dtype=torch.uint8)
+        save_checkpoint(path, {"random_state": poison}, {})
+        assert load_checkpoint(path)[0]["random_state"].equal(poison)
+    if how != "inside":
+        for read in (load_checkpoint, load_newest, pv.load):
+            with pytest.raises(
+                ValueError, match=r"is not a whole safetensors file .* looks like a pickle, which is never"
+            ):
+                read(path)
+    assert not marker.exists()
+    pickle.loads(pickle.dumps(Evil(marker)))
+    assert marker.exists()  # it would have
+
+
+PICKLES = ("pickle", "dill", "joblib", "marshal", "shelve", "cloudpickle")
+
+
+def unsafe_calls(tree: ast.AST) -> list[str]:
+    """What can run code that a file or a text holds. (`np.load` opens no pickle unless it is told to.)"""
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            found += [module for module in modules if module.split(".")[0] in PICKLES]
+        if not isinstance(node, ast.Call):
+            continue
+        call = ast.unparse(node.func)
+        arguments = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+        bad = call in ("eval", "exec", "yaml.load", "yaml.unsafe_load") or call.endswith("get_param_store().load")
+        bad |= (
+            call.split(".")[-1] == "load" and call.split(".")[0] == "torch" and arguments.get("weights_only") != "True"
+        )
+        bad |= arguments.get("allow_pickle", "False") != "False"
+        if bad:
+            found.append(call)
+    return found
+
+
+def test_nothing_that_unpickles_is_called() -> None:
+    planted = "import pickle; torch.load(f); np.load(f, allow_pickle=True); pyro.get_param_store().load(f); eval(s)"
+    bad = ["pickle", "torch.load", "np.load", "pyro.get_param_store().load", "eval"]
+    assert sorted(unsafe_calls(ast.parse(planted))) == sorted(bad)
+    assert not unsafe_calls(ast.parse("torch.load(f, weights_only=True); np.load(f, allow_pickle=False); vma.eval()"))
+    root = Path(pv.__file__).parent
+    for folder in (root, root.parent / "benchmarks"):
+        for path in folder.rglob("*.py"):
+            assert unsafe_calls(ast.parse(path.read_text())) == [], path
+
+
+# Earlier versions
+
+
+def test_earlier_ones_are_kept(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    for step in range(5):
+        save_checkpoint(path, {}, {"step": step}, keep=3)
+        assert load_checkpoint(path)[1]["step"] == step
+    (tmp_path / "last-best.safetensors").touch()
+    (tmp_path / "last1.safetensors").touch()
+    kept = versions_of(path)
+    assert [p.name for p in kept] == ["last.safetensors", "last-1.safetensors", "last-2.safetensors"]
+    assert [load_checkpoint(p)[1]["step"] for p in kept] == [4, 3, 2]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_the_last_one_is_there_at_every_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
+    """Also where the file system knows no hard links."""
+    path, seen = tmp_path / "last.safetensors", []
+    save_checkpoint(path, {}, {"step": 0}, keep=2)
+    save_checkpoint(path, {}, {"step": 1}, keep=2)
+
+    def look(call: Any) -> Any:
+        def looking(*args: Any) -> Any:
+            seen.append(load_checkpoint(path)[1]["step"])
+            result = call(*args)
+            seen.append(load_checkpoint(path)[1]["step"])
+            return result
+
+        return looking
+
+    def no_link(*_: Any) -> None:
+        raise OSError("not supported")
+
+    for name in ("replace", "link", "fsync"):
+        monkeypatch.setattr(_files.os, name, look(no_link if name == "link" and not links else getattr(os, name)))
+    save_checkpoint(path, {}, {"step": 2}, keep=2)
+    assert seen == sorted(seen)
+    assert set(seen) == {1, 2}
+    assert [load_checkpoint(p)[1]["step"] for p in versions_of(path)] == [2, 1]
+    assert names(tmp_path) == ["last-1.safetensors", "last.safetensors"]
+
+
+def test_file_and_folder_reach_the_disk_before_and_after_the_move(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def noted(name: str) -> Any:
+        original = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            is_folder = name == "fsync" and os.path.isdir(f"/proc/self/fd/{args[0]}")
+            calls.append("fsync folder" if is_folder else name)
+            return original(*args)
+
+        return call
+
+    for name in ("fsync", "replace"):
+        monkeypatch.setattr(_files.os, name, noted(name))
+    save_checkpoint(tmp_path / "a", {}, {})
+    assert calls == ["fsync", "replace", "fsync folder"]
+
+
+def test_the_newest_whole_one_is_taken_with_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "last.safetensors"
+    for step in range(3):
+        save_checkpoint(path, {}, {"step": step}, keep=3)
+    assert load_newest(path)[1]["step"] == 2
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.warns(RuntimeWarning, match=r"last.safetensors' is not a whole .* Going on from last-1\.safetensors"):
+        assert load_newest(path)[1]["step"] == 1
+    path.unlink()
+    assert load_newest(path)[1]["step"] == 1
+    (tmp_path / "last-1.safetensors").write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match="Going on from last-2"):
+        assert load_newest(path)[1]["step"] == 0
+    (tmp_path / "last-2.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=r"None of 'last-1.safetensors', 'last-2.safetensors' can be read. Start again"
+    ):
+        load_newest(path)
+    with pytest.raises(FileNotFoundError, match="path: there is no checkpoint"):
+        load_newest(tmp_path / "other")
 
 
 # Models
@@ -200,13 +401,12 @@ def test_load_what_holds_no_model(tmp_path: Path, vma: pv.VMA) -> None:
         pv.load(tmp_path / "a")
 
 
-@pytest.mark.filterwarnings(r"ignore:\s*(By default only one Jsonarg|Importing '):DeprecationWarning")
 def test_load_runs_nothing_that_a_file_names(tmp_path: Path, vma: pv.VMA) -> None:
     spec = vma.spec()
     marker = tmp_path / "marker"
     spec["init_args"]["address_prior"] = {"class_path": "os.system", "init_args": {"command": f"touch {marker}"}}
     save_checkpoint(tmp_path / "a", vma.state_dict(), json.loads(json.dumps({"spec": spec})))
-    with pytest.raises(ValueError, match=r"os\.system does not correspond to a subclass of AddressPrior"):
+    with pytest.raises(ValueError, match=r"expected the name of an AddressPrior, got 'os\.system'"):
         pv.load(tmp_path / "a")
     assert not marker.exists()
 

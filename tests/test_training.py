@@ -1,42 +1,20 @@
 """The trainer: what moves, what does not, and that a run can be stopped and resumed."""
 
+import json
 import math
 from typing import get_args
 
 import pyro
 import pytest
 import torch
+from safetensors.torch import save_file
+from small_run import equal, rows, same_state, sampler, small_vma, weights
 
 import pyro_vmem as pv
 from pyro_vmem import training
-from pyro_vmem.data import EpisodeSampler, FewShotDataset
+from pyro_vmem._files import versions_of
+from pyro_vmem.checkpoint import load_checkpoint
 from pyro_vmem.history import summarise
-
-
-def blobs(classes=16, drawings=6, seed=0):
-    """Each class a random pattern, each drawing the pattern with a few pixels turned over."""
-    generator = torch.Generator().manual_seed(seed)
-    patterns = torch.rand(classes, 1, 1, 8, 8, generator=generator) > 0.7
-    flips = torch.rand(classes, drawings, 1, 8, 8, generator=generator) > 0.97
-    images = (patterns ^ flips).flatten(0, 1).to(torch.uint8) * 255
-    return FewShotDataset(images, torch.arange(classes).repeat_interleave(drawings))
-
-
-def sampler(seed=0):
-    return EpisodeSampler(blobs(seed=seed), n_way=6, k_shot=1, n_query=2, seed=seed)
-
-
-def small_vma(seed=0, **kwargs):
-    torch.manual_seed(seed)
-    return pv.VMA.for_images((1, 8, 8), latent_dim=4, num_features=16, width=4, **kwargs)
-
-
-def weights(vma):
-    return {name: tensor.clone() for name, tensor in vma.state_dict().items()}
-
-
-def equal(one, two):
-    return all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_training_improves_the_bound_on_held_out_classes():
@@ -121,8 +99,20 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, stop
     assert not result.interrupted
     assert result.steps == 6
     assert equal(weights(whole), weights(resumed))
-    assert result.history[-1]["bound"] != 0
-    assert result.history[-1]["val_bound"] == expected.history[-1]["val_bound"]
+    assert rows(result.history) == rows(expected.history)
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("objective", [o for o in get_args(pv.infer.Objective) if o not in ("vimco", "auto")])
+def test_every_objective_resumes_bit_for_bit(tmp_path, objective):
+    settings = {"steps": 4, "validate_every": 2, "progress": False}
+    pv.fit(small_vma(), sampler(), objective, out=tmp_path / "whole", **settings)
+    for _ in range(4):
+        result = pv.fit(
+            small_vma(), sampler(), objective, out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings
+        )
+    assert not result.interrupted
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
 
 
 @pytest.mark.parametrize("validate_every", [1, 2])
@@ -137,8 +127,8 @@ def test_pieces_of_any_length_add_up_to_the_whole_run_bit_for_bit(tmp_path, vali
         lengths.append((result.steps, result.interrupted))
     assert lengths == [(1, True), (2, True), (3, True), (4, True), (5, False)]
     assert equal(weights(whole), weights(vma))
-    assert [row["step"] for row in result.history] == [1, 2, 3, 4, 5]
-    assert result.history[-1]["val_bound"] == expected.history[-1]["val_bound"]
+    assert rows(result.history) == rows(expected.history)
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
     # A run that is over is not trained on.
     assert pv.fit(vma, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 5
     assert equal(weights(whole), weights(vma))
@@ -155,7 +145,8 @@ def test_a_run_is_not_overwritten(tmp_path):
 def test_what_a_run_writes_can_be_loaded(tmp_path):
     vma = small_vma()
     pv.fit(vma, sampler(), steps=4, validation=sampler(seed=1), validate_every=2, out=tmp_path, progress=False)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.safetensors", "history.csv", "last.safetensors"]
+    names = ["best.safetensors", "history.csv", "last-1.safetensors", "last.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert equal(weights(vma), weights(pv.load(tmp_path)))
     last = pv.load(tmp_path / "last.safetensors")
     assert last.spec() == vma.spec()
@@ -167,15 +158,13 @@ def test_what_a_run_writes_can_be_loaded(tmp_path):
 def test_the_best_weights_are_kept(tmp_path, monkeypatch):
     """The bound gets worse after the first validation: what was best then is what the model holds at the end."""
     bounds = iter([-10.0, -20.0, -30.0])
-    monkeypatch.setattr(training, "validate", lambda vma, episodes: {"bound": next(bounds)})
     vma, seen = small_vma(), []
-    original = training._Run.record
 
-    def record(self, *args):
-        seen.append(weights(self.vma))
-        original(self, *args)
+    def validate(vma, episodes):
+        seen.append(weights(vma))
+        return {"bound": next(bounds)}
 
-    monkeypatch.setattr(training._Run, "record", record)
+    monkeypatch.setattr(training, "validate", validate)
     result = pv.fit(vma, sampler(), steps=3, validation=sampler(seed=1), validate_every=1, progress=False)
     assert result.best_bound == -10.0
     assert equal(weights(vma), seen[0])
@@ -210,14 +199,6 @@ def test_a_time_budget_ends_the_run():
     assert result.history  # the last record is there whenever it ends
 
 
-def test_a_loss_that_is_not_finite_stops_the_run():
-    vma = small_vma()
-    with torch.no_grad():
-        next(vma.latent_prior.parameters()).fill_(math.nan)
-    with pytest.raises((FloatingPointError, ValueError)):
-        pv.fit(vma, sampler(), steps=1, progress=False)
-
-
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
@@ -229,6 +210,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
         ({"lr": 0.0}, "lr: expected a number"),
         ({"clip_norm": 0.0}, "clip_norm: expected a number"),
         ({"validate_every": 0}, "validate_every: expected a number"),
+        ({"keep": 0}, "keep: expected a number"),
         ({"objective": "elbo"}, "objective: expected one of .*'vimco'.*got 'elbo'"),
         ({"precision": "half"}, "precision: expected 'auto', 'bfloat16' or 'float32', got 'half'"),
     ],
@@ -318,3 +300,114 @@ def test_a_learned_baseline_is_trained_and_resumed(tmp_path):
     assert first != 0.0
     resumed = run(3, True)
     assert resumed.item() == first
+
+
+def test_what_is_returned_of_an_interrupted_run_has_its_latest_terms(tmp_path):
+    result = pv.fit(
+        small_vma(), sampler(), steps=5, out=tmp_path, validate_every=10, piece_minutes=1e-5, progress=False
+    )
+    assert result.interrupted
+    assert [row["step"] for row in result.history] == [1]
+    assert result.history[0]["bound"] < 0
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_checkpoints_are_kept(tmp_path, keep):
+    pv.fit(small_vma(), sampler(), steps=5, validate_every=1, out=tmp_path, keep=keep, progress=False)
+    paths = versions_of(tmp_path / "last.safetensors")
+    assert [load_checkpoint(path)[1]["result"]["steps"] for path in paths] == [5, 4, 3][:keep]
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path):
+    settings = {"steps": 6, "validate_every": 2, "progress": False}
+    pv.fit(small_vma(), sampler(), out=tmp_path / "whole", **settings)
+    for _ in range(4):
+        pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
+    last = tmp_path / "parts" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.warns(RuntimeWarning, match=r"is not a whole safetensors file .* Going on from last-1.safetensors"):
+        result = pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, **settings)
+    assert result.steps == 6
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
+    for path in versions_of(last):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"None of 'last.safetensors', 'last-1.safetensors' can be read"):
+        pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, **settings)
+
+
+def test_a_run_of_the_first_format_is_resumed(tmp_path):
+    """Which kept no running averages and no checksum; weights, optimizer and random state go on all the same."""
+    settings = {"steps": 4, "validate_every": 2, "progress": False}
+    whole = small_vma()
+    pv.fit(whole, sampler(), out=tmp_path / "whole", **settings)
+    for _ in range(2):
+        pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
+    last = tmp_path / "parts" / "last.safetensors"
+    tensors, data = load_checkpoint(last)
+    old = {"spec": data["spec"], "result": data["result"]}
+    for name in ("skipped", "first_skipped"):
+        del old["result"][name]
+    save_file(tensors, last, {"format": "pyro_vmem/1", "data": json.dumps(old)})
+    resumed = small_vma(seed=3)
+    assert pv.fit(resumed, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 4
+    assert equal(weights(whole), weights(resumed))
+
+
+def test_the_best_weights_are_written_again_if_they_were_lost(tmp_path):
+    settings = {"validation": sampler(seed=1), "validate_every": 1, "progress": False, "out": tmp_path, "steps": 3}
+    pv.fit(small_vma(), sampler(), piece_minutes=1e-5, **settings)
+    expected = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "best.safetensors").unlink()
+    vma = small_vma()
+    pv.fit(vma, sampler(), resume=True, **settings)
+    assert expected
+    assert equal(weights(vma), weights(pv.load(tmp_path / "best.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"decoder": "conv"}, "vma: the run in .* was of another one: 'likelihood.*' has shape .* there and none here"),
+        ({"x_encoder": pv.nn.ConvEncoder((1, 8, 8), 16, 4)}, "vma: .* 'x_encoder.* has shape none there and"),
+    ],
+)
+def test_a_run_of_another_model_is_not_resumed(tmp_path, change, match):
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    other = small_vma(**change)
+    before = weights(other)
+    with pytest.raises(ValueError, match=match):
+        pv.fit(other, sampler(), steps=2, out=tmp_path, resume=True, progress=False)
+    assert equal(before, weights(other))
+
+
+def test_a_run_that_trained_other_parameters_is_not_resumed(tmp_path):
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    frozen = small_vma()
+    frozen.template_encoder.requires_grad_(False)
+    before = weights(frozen)
+    with pytest.raises(ValueError, match=r"vma: .* trained other parameters: template_encoder.*Freeze and unfreeze"):
+        pv.fit(frozen, sampler(), steps=2, out=tmp_path, resume=True, progress=False)
+    assert equal(before, weights(frozen))
+
+
+def test_another_objectives_network_is_not_resumed(tmp_path):
+    elbo = pv.infer.Reinforce_ELBO(1, "average", max_plate_nesting=1)
+    pv.fit(small_vma(), sampler(), elbo, steps=1, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"objective: the run in .* another one: 'mean' has shape \(\) there and"):
+        pv.fit(small_vma(), sampler(), "vimco", steps=2, out=tmp_path, resume=True, progress=False)
+
+
+def test_a_model_alone_is_no_run(tmp_path):
+    settings = {"steps": 2, "validation": sampler(seed=1), "out": tmp_path, "progress": False}
+    pv.fit(small_vma(), sampler(), **settings)
+    (tmp_path / "best.safetensors").replace(tmp_path / "last.safetensors")
+    with pytest.raises(ValueError, match=r"out: the checkpoint in .* holds a model but no run to resume"):
+        pv.fit(small_vma(), sampler(), resume=True, **settings)
+
+
+def test_changed_settings_are_told(tmp_path):
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    changed = {"lr": 0.01, "out": tmp_path, "resume": True, "progress": False}
+    with pytest.warns(RuntimeWarning, match=r"it goes on with episodes=.*seed=1.* lr=0.01 \(was 0.003\)"):
+        pv.fit(small_vma(), sampler(seed=1), steps=2, **changed)
+    assert pv.fit(small_vma(), sampler(seed=1), steps=3, **changed).steps == 3  # no warning

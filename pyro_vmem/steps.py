@@ -1,0 +1,196 @@
+"""Training steps: the gradient of an objective, checked, and one optimizer over all that learns."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, TraceEnum_ELBO, config_enumerate
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from pyro_vmem.data import Episode
+from pyro_vmem.history import summarise
+from pyro_vmem.infer import (
+    Objective,
+    ParticleELBO,
+    Terms,
+    check_objective,
+    choose_objective,
+    named_objective,
+    scale_sites,
+)
+from pyro_vmem.vma import VMA
+
+__all__ = ["NotFiniteError", "Steps", "find_not_finite"]
+
+
+class NotFiniteError(Exception):
+    """What was not finite in a step, and where; the step has moved nothing."""
+
+
+class Steps:
+    """Steps of an objective's gradient on a model, its guide and what the objective itself learns.
+
+    Arguments:
+        vma: The model and its guide; trained in place.
+        objective: As of :func:`pyro_vmem.fit`.
+        num_particles: The particles of a named objective.
+        lr: The learning rate to start from.
+        episode: Any of the episodes, to check the objective with.
+
+    Attributes:
+        chosen: The objective that `"auto"` chose, and why.
+        module: What the objective learns, such as a baseline; `None` for most.
+        optimizer: Adam over all parameters.
+    """
+
+    def __init__(self, vma: VMA, objective: Objective | ELBO, num_particles: int, lr: float, episode: Episode) -> None:
+        self.vma = vma
+        self.chosen = ""
+        if objective == "auto":
+            with torch.no_grad():
+                q_a = vma.address_guide(vma.encode(episode.memory), vma.encode_x(episode.x))
+            objective, why = choose_objective(q_a.enumerate_support().shape[0], num_particles)
+            self.chosen = f"objective {objective!r}: {why}"
+        self.elbo: Any  # a stock ELBO has no common method but loss
+        self.elbo, self.guide = objective, vma.guide
+        if isinstance(objective, str):
+            self.elbo, self.guide = named_objective(objective, vma.guide, num_particles)
+        elif isinstance(objective, TraceEnum_ELBO):
+            self.guide = config_enumerate(vma.guide, "parallel", expand=True)
+        check_objective(self.elbo, vma.model, self.guide, episode.memory, episode.x)
+        # What the objective learns, such as a baseline, is trained and kept with the model.
+        self.module = self.elbo.module if isinstance(self.elbo, ParticleELBO) else None
+        learned = [*vma.named_parameters(), *(self.module.named_parameters() if self.module is not None else ())]
+        self.names = [name for name, p in learned if p.requires_grad]
+        self.parameters = [p for _, p in learned if p.requires_grad]
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
+
+    def take(
+        self, episode: Episode, lr: float, kl_weight: float, clip_norm: float, half: torch.autocast
+    ) -> dict[str, float]:
+        """One optimizer step; returns the terms per datapoint.
+
+        Arguments:
+            episode: The memory and the targets.
+            lr: The learning rate.
+            kl_weight: The weight of :math:`KL(z)`.
+            clip_norm: The largest norm of the gradient of the loss per datapoint.
+            half: The precision that networks run in.
+
+        Raises:
+            NotFiniteError: If the loss or the gradient is not finite. Nothing has moved then but the random state.
+        """
+        remembered = {} if self.module is None else {n: b.clone() for n, b in self.module.named_buffers()}
+        try:
+            with half:
+                summary = self._gradient(episode, kl_weight)
+            torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(episode.x)))
+            try:  # which raises before it scales anything
+                torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm, error_if_nonfinite=True)
+            except RuntimeError as error:
+                raise NotFiniteError(self._bad_gradient()) from error
+        except NotFiniteError:
+            for name, buffer in remembered.items():
+                self.module.get_buffer(name).copy_(buffer)  # type: ignore[union-attr]
+            self.optimizer.zero_grad(set_to_none=True)
+            raise
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.step()
+        return summary
+
+    def _gradient(self, episode: Episode, kl_weight: float) -> dict[str, float]:
+        """Puts the gradient of the summed loss into every parameter's `.grad`; returns the terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        model, guide = (scale_sites({"z": kl_weight})(fn) for fn in (self.vma.model, self.guide))
+        try:
+            if isinstance(self.elbo, ParticleELBO):
+                terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
+                loss = terms.loss.item()
+                if not math.isfinite(loss):
+                    raise NotFiniteError(first_not_finite(terms))
+                terms.loss.backward()
+                return summarise(terms, kl_weight)
+            # A stock objective may go backward once a particle, so particles cannot share what was encoded.
+            loss = self.elbo.loss_and_grads(model, guide, episode.memory, episode.x)
+        except (ValueError, RuntimeError) as error:
+            # A distribution refuses parameters that are not finite, before there is a loss.
+            where = find_not_finite(model, guide, episode.memory, episode.x)
+            if where:
+                raise NotFiniteError(where) from error
+            raise
+        if not math.isfinite(loss):
+            raise NotFiniteError(find_not_finite(model, guide, episode.memory, episode.x) or f"the loss is {loss}")
+        return {"bound": -loss / len(episode.x)}
+
+    def _bad_gradient(self) -> str:
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                return f"the gradient of {name}"
+        return "the norm of the gradient, which overflows"
+
+
+def first_not_finite(terms: Terms) -> str:
+    """The first term of an objective, in the order of computation, that is not finite, and the site it belongs to."""
+    particles = terms.particles
+    groups = {"log_guide": particles.log_guide, "log_prior": particles.log_prior}
+    values = [(f"{term} of site {site!r}", value) for term, sites in groups.items() for site, value in sites.items()]
+    for what, value in [*values, ("log_likelihood", particles.log_likelihood)]:
+        bad = ~torch.isfinite(value)
+        if bool(bad.any()):
+            rows = int(bad.any(0).sum())
+            return f"{what}, {float(value[bad][0])} for {rows} of {value.shape[1]} datapoints"
+    return f"the loss, {float(terms.loss)}, though all terms are finite"
+
+
+def find_not_finite(model: Any, guide: Any, *args: Any) -> str:
+    """The first site of guide and model whose distribution has a parameter that is not finite; `""` if none has.
+
+    Draws once more, without gradients; random state and parameters stay as they are.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> def model():
+        ...     pyro.sample("z", dist.Normal(0.0, torch.tensor(math.nan)))
+        >>> find_not_finite(model, lambda: None)
+        "scale of the model's Normal at site 'z'"
+    """
+    looking = _Look()
+    with (
+        torch.no_grad(),
+        torch.random.fork_rng(),
+        pyro.get_param_store().scope(),
+        pyro.validation_enabled(False),  # which would refuse it before the site has a name
+        looking,
+    ):
+        try:
+            looking.program = "guide"
+            drawn = poutine.trace(guide).get_trace(*args)
+            looking.program = "model"
+            poutine.replay(model, drawn)(*args)
+        except (ValueError, RuntimeError):  # what cannot be drawn, because of what was found
+            pass
+    return looking.found
+
+
+class _Look(Messenger):
+    """Keeps the first parameter of a site's distribution that is not finite."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.program = ""
+        self.found = ""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        fn = msg["fn"]
+        while hasattr(fn, "base_dist"):
+            fn = fn.base_dist
+        for name in getattr(fn, "arg_constraints", {}):
+            value = fn.__dict__.get(name)
+            if not self.found and isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+                self.found = f"{name} of the {self.program}'s {type(fn).__name__} at site {msg['name']!r}"
