@@ -85,7 +85,7 @@ def _following_the_page(svg: str) -> str:
     return f"{svg[:start]}\n<style>{_INK}</style>{body}"
 
 
-def page(title: str, lead: str, notes: Iterable[str], sections: Mapping[str, str]) -> str:
+def page(title: str, lead: str, notes: Iterable[str], sections: Mapping[str, str], wrong: bool = False) -> str:
     """The whole page.
 
     Arguments:
@@ -93,11 +93,13 @@ def page(title: str, lead: str, notes: Iterable[str], sections: Mapping[str, str
         lead: What a reader has to know first.
         notes: Smaller paragraphs below it.
         sections: The body of each section, as markup, by its heading.
+        wrong: Whether the first lines warn.
     """
     return _PAGE.substitute(
         title=escape(title),
         style=_STYLE,
         lead=escape(lead),
+        mood="verdict wrong" if wrong else "verdict",
         notes="".join(f'<p class="soft">{escape(note)}</p>\n' for note in notes),
         sections="".join(f"<section>\n<h2>{escape(name)}</h2>\n{body}</section>\n" for name, body in sections.items()),
     )
@@ -115,7 +117,8 @@ body { margin: 0; background: var(--page); color: var(--text); font: 1rem/1.5 sy
 main { max-width: 48rem; margin: 0 auto; padding: 1.5rem 1rem 3rem; overflow-wrap: anywhere; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; }
 h2 { font-size: 1.25rem; margin: 2.75rem 0 .75rem; }
-section > * + figure, section > * + .pair, section > * + table { margin-top: 1.5rem; }
+section > :not(h2) + figure, section > :not(h2) + .pair, section > :not(h2) + table { margin-top: 1.5rem; }
+.wrong { --mark: #d55e00; }
 .verdict { font-size: 1.2rem; line-height: 1.45; border-left: 4px solid var(--mark); padding-left: .9rem; margin: 0; }
 .soft, figcaption, small { color: var(--soft); font-size: .875rem; }
 .soft { margin: .75rem 0 0; }
@@ -146,7 +149,7 @@ _PAGE = Template("""<!DOCTYPE html>
 <main>
 <header>
 <h1>$title</h1>
-<p class="verdict">$lead</p>
+<p class="$mood">$lead</p>
 $notes</header>
 $sections</main>
 </body>

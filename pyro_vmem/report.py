@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vmem import _html, plots
 from pyro_vmem._files import write_atomically
-from pyro_vmem.results import diagnostic_rows, result_rows, speed_sentence, verdict
+from pyro_vmem.results import diagnostic_rows, problems, result_rows, speed_sentence, verdict
 
 __all__ = ["Addresses", "Completion", "Generation", "Lookup", "Reliability", "Report", "write_report"]
 
@@ -198,10 +198,11 @@ def _page(report: Report) -> str:
     needed = ("training_seconds", "steps", "num_targets", "num_episodes", "evaluation_seconds", "decodes_per_second")
     if missing := [name for name in needed if name not in metrics]:
         raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's training_seconds and steps.")
+    several = metrics["num_episodes"] > 1
     measured = (
         f"Trained for {metrics['steps']:,.0f} steps in {metrics['training_seconds']:,.0f} s. Measured on "
-        f"{metrics['num_targets']:,.0f} pictures in {metrics['num_episodes']:,.0f} episodes of classes that were not "
-        "trained on; ± is one standard error over episodes."
+        f"{metrics['num_targets']:,.0f} pictures in {metrics['num_episodes']:,.0f} episode{'s' * several} of classes "
+        f"that were not trained on{'; ± is one standard error over episodes' * several}."
     )
     head = ("Quantity", "Per picture")
     sections = {
@@ -221,6 +222,7 @@ def _page(report: Report) -> str:
         verdict(metrics, report.noun),
         [measured, speed_sentence(metrics)],
         {name: body for name, body in sections.items() if body},
+        wrong=bool(problems(metrics)),
     )
 
 

@@ -141,6 +141,8 @@ def test_what_is_wrong_comes_first(tmp_path) -> None:
     assert text.index("A run") < first < text.index("The memory is not used") < text.index("With 20 unseen")
     assert text[:first].split() == ["A", "run", "A", "run"]  # title and heading
     assert "ignores the target" not in page_of(tmp_path).text
+    assert {"class": "verdict wrong"} in page_of(tmp_path, metrics=bad).all("p")
+    assert {"class": "verdict"} in page_of(tmp_path).all("p")
 
 
 def test_drawings_take_the_colour_of_the_pages_text(tmp_path) -> None:
@@ -194,7 +196,8 @@ def test_numbers_appear(tmp_path) -> None:
 
 def test_one_episode_has_no_standard_error(tmp_path) -> None:
     errors = {name: math.nan for name in METRICS if name.endswith("_se")}
-    text = page_of(tmp_path, metrics=METRICS | errors).text
+    text = page_of(tmp_path, metrics=METRICS | errors | {"num_episodes": 1}).text
+    assert "in 1 episode of classes that were not trained on." in text
     assert "98.3 nats" in text
     assert "nan" not in text
 
