@@ -234,6 +234,7 @@ def evaluate_cell(
         return
     begin, columns = time.perf_counter(), []
     means: list[Tensor] = []
+    hits: list[Tensor] = []
     for number, episode in enumerate(data.batches(episodes, BATCH)):
         with torch.no_grad(), autocast(episode.x.device, "auto"):
             memory = vma.encode(episode.memory)
@@ -250,14 +251,16 @@ def evaluate_cell(
             warn=False,
         )
         columns.append((found.nll, found.standard_error, found.khat, *_lookup(episode, memory, guide.probs)))
-        means.append(found.nll if episode.memory.per_datapoint else found.nll.mean(0, keepdim=True))
+        shared = not episode.memory.per_datapoint
+        means.append(found.nll.mean(0, keepdim=True) if shared else found.nll)
+        hits.append(columns[-1][-1].float().mean(0, keepdim=True))
     nll, error, khat, copy, present, hit = (torch.cat(column).double() for column in zip(*columns, strict=True))
     by_episode = torch.cat(means).double()
     seconds = time.perf_counter() - begin
     row = key | {
         "num_targets": len(nll),
         "nll": _short(float(by_episode.mean())),
-        "nll_se": _short(float(by_episode.std()) / math.sqrt(len(by_episode)) if len(by_episode) > 1 else math.nan),
+        "nll_se": _short(_error(by_episode)),
         "monte_carlo_se": _short(float(error.square().sum().sqrt()) / len(nll)),
         "khat_above": _short(float((khat > 0.7).double().mean())),
         "copy_rate": _short(float(copy.mean())),
@@ -265,12 +268,18 @@ def evaluate_cell(
         "nll_in_memory": _short(float(nll[present > 0].mean())),
         "nll_absent": _short(float(nll[present == 0].mean())),
         "hit_rate": _short(float(hit[present > 0].mean())),
+        "hit_rate_se": _short(_error(torch.cat(hits).double() if shared else hit[present > 0])),
         "seconds": round(seconds, 1),
         "decodes_per_second": round(found.decodes / len(episode.x) * len(nll) / seconds),
         "commit": commit(),
     }
     results.add(row, nll)
     sys.stderr.write(f"{model} C={n_classes} T={shots} {method}: {figure(row)} nats\n")
+
+
+def _error(values: Tensor) -> float:
+    """The standard error of the mean of independent values."""
+    return float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def figure(row: dict[str, Any]) -> str:

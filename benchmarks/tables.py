@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from benchmarks import command
-from benchmarks.published import CURVES, LIKELIHOODS, Published
+from benchmarks.published import ACCURACY, CURVES, LIKELIHOODS, Published
 from benchmarks.reproduce import array_name, figure
 from pyro_vmem._files import write_atomically
 
@@ -77,6 +77,8 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
     protocol = result["recipe"]["protocol"]
     published = LIKELIHOODS if result["recipe"]["images"] == "protocol" else []
+    if name == "classification":
+        return "\n\n".join([f"## {result['recipe']['title']}", facts(result, rows), classification(rows)]) + "\n"
     tables = [scaling(name, rows)] if curves else []
     tables += [] if curves else [few_shot(protocol, rows, m, published if m == methods[0] else []) for m in methods]
     drawn = plot_scaling(rows, name) if curves else plot_few_shot(rows, protocol, published)
@@ -161,6 +163,23 @@ def scaling(name: str, rows: list[Row]) -> str:
                 lines.append(_line([ideal[0], each, *(f"{ideal[1] + math.log(c):.2f}" for c in columns)]))
         lines.append("")
     return "\n".join(lines).rstrip()
+
+
+def classification(rows: list[Row]) -> str:
+    """How often the guide's most probable class is the target's, beside the paper's figures."""
+    lines = _head(["q(a \\| x, M)", *(f"{ways}-way {shots}-shot" for ways, shots in ACCURACY)])
+    for model in dict.fromkeys(row["model"] for row in rows):
+        cells = {(r["n_classes"], r["shots"] // r["n_classes"]): r for r in rows if r["model"] == model}
+        found = [_percent_and_error(cells.get(key)) for key in ACCURACY]
+        lines.append(_line([f"**{NAMES[model]}**", *found]))
+    lines.append(
+        _line(["VMA (Bornschein et al., 2017), on other images (recalled)", *(f"{a:.0%}" for a in ACCURACY.values())])
+    )
+    return "\n".join(lines)
+
+
+def _percent_and_error(row: Row | None) -> str:
+    return "" if row is None else f"{100 * row['hit_rate']:.1f} ± {100 * (row['hit_rate_se'] or math.nan):.1f} %"
 
 
 def _ideal(name: str, cells: dict[int, Row]) -> tuple[str, float] | None:

@@ -50,7 +50,7 @@ def test_every_recipe_has_cells_that_its_protocol_has(name):
 
 
 def test_a_recipe_that_is_not_there():
-    with pytest.raises(ValueError, match=r"table: expected one of gmn, gmn-distinct, .*got 'gnm'"):
+    with pytest.raises(ValueError, match=r"table: expected one of classification, gmn, gmn-distinct, .*got 'gnm'"):
         recipes.read("gnm")
 
 
@@ -124,6 +124,22 @@ def test_a_cell_is_the_evidence_of_the_protocols_episodes(folders, tmp_path):
     assert row["copy_rate"] == 0.0
     with np.load(tmp(folders) / "smoke.npz") as arrays:
         np.testing.assert_allclose(arrays[reproduce.array_name(row)], found.nll.numpy(), rtol=1e-5)
+
+
+def test_few_shot_classification(folders, monkeypatch):
+    smoke = recipes.read("smoke")
+    how = dataclasses.replace(smoke.evaluation, n_classes=[5], shots=[1, 5], per_class=True, methods=["sampled"])
+    how = dataclasses.replace(how, num_samples=1, num_targets=64)
+    recipe = dataclasses.replace(smoke, protocol="whole-memory", evaluation=how)
+    monkeypatch.setattr(reproduce, "read", {"classification": recipe}.get)
+    rows = reproduce.main("classification", **folders)["rows"]
+    assert [(r["n_classes"], r["shots"], r["num_episodes"]) for r in rows] == [(5, 5, 4), (5, 25, 4)]
+    assert all(0.2 < r["hit_rate"] <= 1.0 and r["hit_rate_se"] < 0.2 for r in rows)
+    tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
+    page = (tmp(folders) / "page" / "results.md").read_text()
+    one, five = (f"{100 * r['hit_rate']:.1f} ± {100 * r['hit_rate_se']:.1f} %" for r in rows)
+    assert f"| **VMA, this library** | {one} | {five} |  |  |" in page
+    assert "(recalled) | 91% | 97% | 77% | 90% |" in page
 
 
 def test_the_address_guide_of_an_evaluation_sees_all_slots(folders, tmp_path):
