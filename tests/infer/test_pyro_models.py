@@ -7,7 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import constraints
-from pyro.infer import SVI, TraceEnum_ELBO, config_enumerate
+from pyro.infer import SVI, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from pyro.optim import Adam
 
 from pyro_vmem.infer import RWS_ELBO, VIMCO_ELBO, RaoBlackwell_ELBO, Reinforce_ELBO
@@ -66,7 +66,16 @@ def test_gaussian_mixture(name):
     assert log_likelihood(x) > float(own.mean())  # the maximum is a little above the truth
 
 
-def test_sparse_model_with_bernoulli_spikes():
+SPARSE = {
+    "vimco": VIMCO_ELBO(8),
+    "rws": RWS_ELBO(8),
+    "reinforce": Reinforce_ELBO(8),
+    "pyro's score function": TraceGraph_ELBO(num_particles=8, vectorize_particles=True),
+}
+
+
+@pytest.mark.parametrize("name", SPARSE)
+def test_sparse_model_with_bernoulli_spikes(name):
     """Which of four causes are on: discrete sites need not be categorical, nor one-dimensional."""
     torch.manual_seed(0)
     loading = torch.tensor([[3.0, 0, 0, 0], [0, 3, 0, 0], [0, 0, 3, 0], [0, 0, 0, 3], [1, 1, 1, 1]])
@@ -83,7 +92,7 @@ def test_sparse_model_with_bernoulli_spikes():
         with pyro.plate("data", len(x), dim=-1):
             pyro.sample("s", dist.Bernoulli(logits=x @ weight + bias).to_event(1))
 
-    svi = SVI(model, guide, Adam({"lr": 0.1}), VIMCO_ELBO(8))
+    svi = SVI(model, guide, Adam({"lr": 0.1}), SPARSE[name])
     for _ in range(200):
         svi.step(x)
     found = (x @ pyro.param("weight") + pyro.param("bias") > 0).float()
