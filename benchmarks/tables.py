@@ -79,7 +79,7 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     published = LIKELIHOODS if result["recipe"]["images"] == "protocol" else []
     if name == "classification":
         return "\n\n".join([f"## {result['recipe']['title']}", facts(result, rows), classification(rows)]) + "\n"
-    tables = [scaling(name, rows)] if curves else []
+    tables = [scaling(name, rows, results / f"{name}.npz")] if curves else []
     tables += [] if curves else [few_shot(protocol, rows, m, published if m == methods[0] else []) for m in methods]
     drawn = plot_scaling(rows, name) if curves else plot_few_shot(rows, protocol, published)
     path = figures / f"{name}.png"
@@ -141,7 +141,7 @@ def few_shot(protocol: str, rows: list[Row], method: str, published: list[Publis
     return "\n".join(lines)
 
 
-def scaling(name: str, rows: list[Row]) -> str:
+def scaling(name: str, rows: list[Row], path: Path) -> str:
     """NLL by the number of classes, or slots, in memory, and the ideal."""
     lines = []
     for method in METHODS:
@@ -161,6 +161,8 @@ def scaling(name: str, rows: list[Row]) -> str:
             lines.append(_line(["hit rate", each, *(_percent(cells.get(c)) for c in columns)]))
             if ideal := _ideal(name, cells):
                 lines.append(_line([ideal[0], each, *(f"{ideal[1] + math.log(c):.2f}" for c in columns)]))
+                if name != "mnist-recall":
+                    lines.append(_line(["above it, paired", each, *(_above(cells, c, path) for c in columns)]))
         lines.append("")
     return "\n".join(lines).rstrip()
 
@@ -187,6 +189,17 @@ def _ideal(name: str, cells: dict[int, Row]) -> tuple[str, float] | None:
     if name == "mnist-recall":
         return "ideal: log \\|M\\|", 0.0
     return ("ideal: one class + log C", float(cells[1]["nll"])) if 1 in cells else None
+
+
+def _above(cells: dict[int, Row], n_classes: int, path: Path) -> str:
+    """How far NLL is above that of one class + log C, of the same targets."""
+    one, row = cells[1], cells.get(n_classes)
+    if row is None or n_classes == 1 or one["num_targets"] != row["num_targets"] or not path.exists():
+        return ""
+    with np.load(path) as arrays:
+        difference = arrays[array_name(row)] - arrays[array_name(one)] - math.log(n_classes)
+    difference = difference.reshape(row["num_episodes"], -1).mean(1)
+    return f"{difference.mean():+.2f} ± {difference.std(ddof=1) / math.sqrt(len(difference)):.2f}"
 
 
 def paired(rows: list[Row], path: Path) -> str:

@@ -133,7 +133,7 @@ def test_few_shot_classification(folders, monkeypatch):
     recipe = dataclasses.replace(smoke, protocol="whole-memory", evaluation=how)
     monkeypatch.setattr(reproduce, "read", {"classification": recipe}.get)
     rows = reproduce.main("classification", **folders)["rows"]
-    assert [(r["n_classes"], r["shots"], r["num_episodes"]) for r in rows] == [(5, 5, 4), (5, 25, 4)]
+    assert [(r["n_classes"], r["shots"], r["num_episodes"]) for r in rows] == [(5, 5, 16), (5, 25, 16)]
     assert all(0.2 < r["hit_rate"] <= 1.0 and r["hit_rate_se"] < 0.2 for r in rows)
     tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
     page = (tmp(folders) / "page" / "results.md").read_text()
@@ -186,22 +186,26 @@ def test_figures_of_other_weights_are_forgotten(folders, tmp_path):
 
 def test_shared_memories_and_recall(folders, monkeypatch):
     smoke = recipes.read("smoke")
-    per_class = dataclasses.replace(smoke.evaluation, n_classes=[2, 8], shots=[1], per_class=True)
+    per_class = dataclasses.replace(smoke.evaluation, n_classes=[1, 8], shots=[1], per_class=True)
     shared = dataclasses.replace(smoke, protocol="whole-memory", evaluation=per_class)
     training = dataclasses.replace(smoke.training, n_way=12, k_shot=1, n_query=6)
     recall = dataclasses.replace(smoke, protocol="recall", training=training, evaluation=per_class)
     monkeypatch.setattr(reproduce, "read", {"scaling": shared, "mnist-recall": recall}.get)
     rows = reproduce.main("scaling", **folders)["rows"]
     assert [(r["n_classes"], r["shots"], r["num_targets"], r["num_episodes"]) for r in rows] == [
-        *[(2, 2, 16, 1), (8, 8, 16, 1)] * 2
+        *[(1, 1, 12, 3), (8, 8, 12, 3)] * 2
     ]
     assert all(r["class_in_memory"] == 1.0 and r["copy_rate"] == 0.0 for r in rows)
     rows = reproduce.main("mnist-recall", **folders)["rows"]
-    assert [(r["n_classes"], r["num_targets"]) for r in rows] == [(2, 12), (8, 16)] * 2
+    assert [(r["n_classes"], r["num_targets"]) for r in rows] == [(1, 12), (8, 16)] * 2
     assert all(r["copy_rate"] == r["class_in_memory"] == 1.0 for r in rows)
     tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
     page = (tmp(folders) / "page" / "results.md").read_text()
-    assert "| ideal: log \\|M\\| | 1 | 0.69 | 2.08 |" in page
+    assert "| ideal: log \\|M\\| | 1 | 0.00 | 2.08 |" in page
+    with np.load(tmp(folders) / "scaling.npz") as arrays:
+        one, eight = (arrays[f"vma/{c}/{c}/sampled/20/12/0"] for c in (1, 8))
+    above = (eight - one - math.log(8)).reshape(3, 4).mean(1)
+    assert f"| above it, paired | 1 |  | {above.mean():+.2f} ± {above.std(ddof=1) / math.sqrt(3):.2f} |" in page
     assert "columns: slots in memory" in page
     assert "columns: classes in memory" in page
 

@@ -289,12 +289,16 @@ class _Zholus(Protocol):
 
 
 class _Shared(Protocol):
-    """One memory of :math:`n = T / C` examples of each of :math:`C` classes, shared by some targets of them."""
+    """One memory of :math:`n = T / C` examples of each of :math:`C` classes, shared by targets of one of them.
 
-    num_targets: ClassVar[int] = 16
+    Episodes of the same index have the same targets whatever :math:`C` and :math:`n` are (as far as drawings are left):
+    a larger memory is a smaller one with more in it, so that figures of all cells are paired.
+    """
+
+    num_targets: ClassVar[int] = 4
 
     def num_episodes(self, dataset: FewShotDataset) -> int:
-        return 100
+        return 250
 
     def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
         if shots < n_classes or shots % n_classes:
@@ -310,11 +314,10 @@ class _Shared(Protocol):
         self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
     ) -> tuple[Sequence[int], Sequence[int]]:
         generator, each = _generator(seed, index), shots // n_classes
-        chosen = [drawings[c] for c in generator.choice(len(drawings), n_classes, replace=False)]
-        shuffled = [generator.permutation(d.numpy()) for d in chosen]
+        order = generator.permutation(len(drawings))[:n_classes]
+        shuffled = [generator.permutation(drawings[c].numpy()) for c in order]
         slots = np.concatenate([row[:each] for row in shuffled])
-        rest = np.concatenate([row[each:] for row in shuffled])
-        return list(generator.permutation(slots)), list(generator.permutation(rest)[: self.num_targets])
+        return list(generator.permutation(slots)), list(shuffled[0][each:][-self.num_targets :])
 
 
 class _Vma(_Shared):

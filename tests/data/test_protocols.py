@@ -146,9 +146,24 @@ def test_shared_memories_hold_equally_many_of_each_class(name: str) -> None:
         assert not episode.memory.per_datapoint
         assert episode.memory.labels is not None
         assert episode.memory.labels.unique(return_counts=True)[1].tolist() == [3] * 10
-        assert len(episode.x) == 16
+        assert len(episode.x) == 4
+        assert len(episode.labels.unique()) == 1
     # with one class and 18 shots, two drawings are left to be targets
     assert [len(e.x) for e in protocol(name).episodes(numbered(12), 1, 18, num_episodes=3)] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("name", ["vma-45-5", "whole-memory"])
+def test_a_larger_shared_memory_is_a_smaller_one_with_more_in_it(name: str) -> None:
+    dataset = numbered(12)
+    largest = protocol(name).episodes(dataset, 12, 12 * 16, num_episodes=30)
+    own = torch.stack([e.labels[0] for e in largest])
+    for n_classes, each in [(1, 1), (5, 2), (12, 1), (1, 16)]:
+        for episode, large in zip(
+            protocol(name).episodes(dataset, n_classes, n_classes * each, num_episodes=30), largest, strict=True
+        ):
+            assert numbers(episode.x) == numbers(large.x)
+            assert set(numbers(episode.memory.templates)) <= set(numbers(large.memory.templates))
+    assert len(own.unique()) > 6  # which class the targets are of is random
 
 
 def test_drawings_are_those_of_classes_of_any_size() -> None:
