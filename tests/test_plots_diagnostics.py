@@ -7,6 +7,7 @@ import pytest
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import StepPatch
 
 from pyro_vmem import plots
 
@@ -104,7 +105,7 @@ class TestEvidenceByMemory:
 
 class TestKhat:
     def test_above_the_line_differs_in_colour_and_mark(self) -> None:
-        ax = plots.khat_scatter(axes(), torch.tensor([[0.1, 0.9], [-math.inf, 0.7]]))
+        ax = plots.khat_scatter(axes(), torch.tensor([[0.1, 0.9], [-math.inf, 0.7]], dtype=torch.float64))
         good, bad = ax.collections
         assert good.get_offsets()[:, 0].tolist() == [0, 2, 3]
         assert bad.get_offsets().tolist() == [[1, pytest.approx(0.9)]]
@@ -154,6 +155,8 @@ class TestSbc:
         z, a = figure.axes
         assert [bar.get_height() for bar in z.containers[-1]] == [2, 3, 2, 3, 2]  # 12 ranks in 5 bins
         assert [bar.get_height() for bar in a.containers[-1]] == [12, 0, 0, 0, 0]
+        (expected,) = [patch for patch in z.patches if isinstance(patch, StepPatch)]
+        assert expected.get_data().values == pytest.approx([2, 3, 2, 3, 2])  # what uniform ranks count
         assert [ax.get_title() for ax in figure.axes] == ["z", "a"]
         assert z.get_ylim() == a.get_ylim()
 
