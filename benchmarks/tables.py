@@ -241,6 +241,7 @@ def plot_few_shot(rows: list[Row], protocol: str, published: list[Published]) ->
         near = row.protocol == "unresolved" and protocol == "gmn-distinct" and row.n_classes == 1
         if row.protocol == protocol or near:
             axes.plot([*row.nll], [*row.nll.values()], "--", lw=1, label=f"{row.who}, C = {row.n_classes} ({row.mark})")
+    axes.set_xticks(sorted({row["shots"] for row in rows}))
     axes.set_xlabel("items in memory")
     return _finished(drawn, axes)
 
@@ -255,20 +256,24 @@ def plot_scaling(rows: list[Row], name: str) -> Figure:
             r for r in rows if (r["model"], r["method"]) == (model, method) and r["shots"] == each * r["n_classes"]
         ]
         label = NAMES[model] if name == "mnist-recall" else f"{NAMES[model]}, {each} a class"
-        line = _errorbar(axes, cells, "n_classes", label)
+        cells.sort(key=lambda row: row["n_classes"])
+        # Without bars: targets are the same all along the line, so theirs would be those of its height alone.
+        (drawn_line,) = axes.plot([r["n_classes"] for r in cells], [r["nll"] for r in cells], "o-", ms=3, label=label)
+        line = drawn_line.get_color()
         if ideal := _ideal(name, {r["n_classes"]: r for r in cells}):
             x = np.array(sorted(r["n_classes"] for r in cells))
             axes.plot(x, ideal[1] + np.log(x), ":", color=line, label=ideal[0].replace("\\", ""))
     axes.set_xscale("log", base=2)
+    ticks = sorted({row["n_classes"] for row in rows})
+    axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.set_xlabel("slots in memory" if name == "mnist-recall" else "classes in memory")
     return _finished(drawn, axes)
 
 
-def _errorbar(axes: Any, cells: list[Row], by: str, label: str) -> str:
+def _errorbar(axes: Any, cells: list[Row], by: str, label: str) -> None:
     cells = sorted(cells, key=lambda row: row[by])
     x, y, error = ([row[key] or 0.0 for row in cells] for key in (by, "nll", "nll_se"))
-    color: str = axes.errorbar(x, y, yerr=error, marker="o", ms=3, capsize=2, label=label).lines[0].get_color()
-    return color
+    axes.errorbar(x, y, yerr=error, marker="o", ms=3, capsize=2, label=label)
 
 
 def _finished(drawn: Figure, axes: Any) -> Figure:
