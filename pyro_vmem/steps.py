@@ -144,8 +144,8 @@ def first_not_finite(terms: Terms) -> str:
         bad = ~torch.isfinite(value)
         if bool(bad.any()):
             rows = int(bad.any(0).sum())
-            return f"{what}, {float(value[bad][0])} for {rows} of {value.shape[1]} datapoints"
-    return f"the loss, {float(terms.loss)}, though all terms are finite"
+            return f"{what}, {value[bad][0].item()} for {rows} of {value.shape[1]} datapoints"
+    return f"the loss, {terms.loss.item()}, though all terms are finite"
 
 
 def find_not_finite(model: Any, guide: Any, *args: Any) -> str:
