@@ -189,14 +189,19 @@ class WarpDecoder(Decoder):
         coarse = self.coarse(z, template, leading)
         hidden = F.relu(coarse)
         grid = self._grid(self.affine(hidden.mean((-2, -1))).float(), self.field(hidden).float())
-        views = as_images(template.raw.expand(*leading, *self.event_shape))
-        blurred = F.avg_pool2d(views, 3, stride=1, padding=1)
-        views = torch.cat([views, blurred, F.avg_pool2d(blurred, 5, stride=1, padding=2)], dim=1)
+        views = self._views(template, leading)
         warped = F.grid_sample(views, grid.to(views.dtype), align_corners=False)
         height, width = self.event_shape[1:]
         patches = F.pixel_unshuffle(F.pad(warped, (0, width % 2, 0, height % 2)), 2)
         images = self.fine(coarse, patches, template, leading) + self.show(warped)
         return images.reshape(*leading, *self.event_shape)
+
+    def _views(self, template: Template, leading: torch.Size) -> Tensor:
+        """The template and two blurs of it; blurred first, copied to `leading` then."""
+        sharp = as_images(template.raw)
+        blurred = F.avg_pool2d(sharp, 3, stride=1, padding=1)
+        views = torch.cat([sharp, blurred, F.avg_pool2d(blurred, 5, stride=1, padding=2)], dim=1)
+        return _copies(views, template.leading_shape, leading)
 
     def _grid(self, affine: Tensor, field: Tensor) -> Tensor:
         """Where each pixel of the output looks in the template: `(N, H, W, 2)`, in [-1, 1]."""
@@ -271,5 +276,14 @@ class _Fine(nn.Module):
 
 def _skip(layer: nn.Module, maps: Tensor, leading: torch.Size) -> Tensor:
     """Applies `layer` to maps of leading shape that broadcasts to `leading`: first the layer, then the copies."""
-    out: Tensor = layer(as_images(maps)).reshape(*maps.shape[:-3], -1, *maps.shape[-2:])
-    return as_images(out.expand(*leading, *out.shape[-3:]))
+    return _copies(layer(as_images(maps)), maps.shape[:-3], leading)
+
+
+def _copies(images: Tensor, shape: torch.Size, leading: torch.Size) -> Tensor:
+    """Images `(N, C, H, W)` of leading shape `shape`, broadcast to `leading` and folded again, channels last."""
+    if shape == leading:
+        return images
+    # copied as (height, width, channel), so that the layout needs no second copy
+    pixels = images.permute(0, 2, 3, 1).reshape(*shape, *images.shape[-2:], images.shape[1])
+    pixels = pixels.expand(*leading, *pixels.shape[-3:]).reshape(-1, *pixels.shape[-3:])
+    return pixels.permute(0, 3, 1, 2)
