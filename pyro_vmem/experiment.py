@@ -22,8 +22,8 @@ from pyro_vmem._files import write_atomically
 from pyro_vmem._version import __version__
 from pyro_vmem.build import load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
-from pyro_vmem.diagnostics import FewShotEvaluation, evaluate
-from pyro_vmem.gather import gather
+from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
+from pyro_vmem.gather import check, gather
 from pyro_vmem.infer import Objective
 from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
@@ -192,8 +192,12 @@ class Experiment:
         return EpisodeSampler(self.datasets()[2], how.ways, how.shots, how.queries, seed=how.eval_seed)
 
     def evaluate(self, folder: str | Path, how: Evaluation, progress: bool = True) -> dict[str, Any]:
-        """Evaluates a run's model; returns the metrics by name: numbers, the bins of `reliability`, the `verdict`."""
-        return self._evaluate(load(folder), self.test_episodes(how), how, progress)[1]
+        """Evaluates a run's model; returns the metrics by name.
+
+        Most are numbers; `contribution` holds what the memory contributes to the first episode, `calibration` what
+        simulation says of the guide there, `reliability` the bins of its class probabilities, `verdict` the words.
+        """
+        return self._evaluate(load(folder), self.test_episodes(how), how, progress)[2]
 
     def report(
         self,
@@ -215,10 +219,10 @@ class Experiment:
         start = time.perf_counter()
         folder, vma, episodes = Path(folder), load(folder), self.test_episodes(how)
         result = result or read_result(folder)
-        evaluation, metrics = self._evaluate(vma, episodes, how, progress)
+        evaluation, found, metrics = self._evaluate(vma, episodes, how, progress)
         metrics |= {"steps": result.steps, "training_seconds": round(result.seconds, 1)}
         with autocast(next(vma.parameters()).device, "auto"):
-            fields = gather(vma, episodes, evaluation, seed=self.seed)
+            fields = gather(vma, episodes, evaluation, found, seed=self.seed)
         report = Report(
             title=f"Variational memory addressing on {self.data}",
             facts=self._facts(vma, episodes, metrics, result),
@@ -239,10 +243,11 @@ class Experiment:
 
     def _evaluate(
         self, vma: VMA, episodes: EpisodeSampler, how: Evaluation, progress: bool
-    ) -> tuple[FewShotEvaluation, dict[str, Any]]:
+    ) -> tuple[FewShotEvaluation, Contribution, dict[str, Any]]:
         start = time.perf_counter()
         with autocast(next(vma.parameters()).device, "auto"):
             evaluation = evaluate(vma, episodes, how.episodes, how.samples, seed=how.eval_seed, progress=progress)
+            found, calibration = check(vma, episodes, how.samples, seed=how.eval_seed)
         metrics: dict[str, Any] = {**evaluation.summary(), "data": self.data, "seed": self.seed}
         curve = evaluation.reliability
         speed = measure_speed(vma, episodes[0].to(next(vma.parameters()).device).memory)
@@ -250,12 +255,14 @@ class Experiment:
             "decoder_decodes_per_second": speed.decodes_per_second,
             "decoder_gflops": speed.flops_per_second / 1e9,
             "matmul_gflops": speed.matmul_flops_per_second / 1e9,
+            "contribution": found.summary(),
+            "calibration": calibration.summary(),
             "reliability": {name: getattr(curve, name).tolist() for name in ("confidence", "accuracy", "count")},
             "problems": problems(metrics),
             "verdict": verdict(metrics),
             "seconds": round(time.perf_counter() - start, 1),
         }
-        return evaluation, metrics
+        return evaluation, found, metrics
 
     def _facts(self, vma: VMA, episodes: EpisodeSampler, metrics: dict[str, Any], result: FitResult) -> dict[str, str]:
         """The settings by name."""
@@ -267,6 +274,8 @@ class Experiment:
             "Memory": f"{slots} slots, {episodes.n_way} classes; targets are other drawings of these",
             "Episodes": f"{metrics['num_episodes']} episodes, {metrics['num_targets']} targets, seed {episodes.seed}",
             "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z a slot; an upper bound",
+            "Guide": "on data simulated from the model, "
+            + ", ".join(f"q({site}) is {row['verdict']}" for site, row in metrics["calibration"].items()),
             "Precision": "networks in bfloat16 where the processor has it, densities in float32",
             "Trained": f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
             f"objective {self.objective}, K = {self.num_particles}, seed {self.seed}",

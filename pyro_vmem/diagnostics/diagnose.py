@@ -66,7 +66,7 @@ def diagnose(
     labels: Tensor | None = None,
     site: str | None = "a",
     seed: int = 0,
-    max_decodes: int = 4096,
+    max_decodes: int = 1024,
     progress: bool = False,
     **kwargs: Any,
 ) -> xarray.Dataset:
@@ -174,7 +174,7 @@ def describe(
     per_slot: int,
     labels: Tensor | None = None,
     *,
-    max_decodes: int = 4096,
+    max_decodes: int = 1024,
     progress: bool = False,
 ) -> xarray.Dataset:
     """What :func:`diagnose` says of a VMA, from draws that are there already; arguments as of that.

@@ -51,7 +51,7 @@ def draw_from_guide(
     num_samples: int,
     *,
     predict: bool = False,
-    max_decodes: int = 4096,
+    max_decodes: int = 1024,
     progress: bool = False,
 ) -> GuideDraws:
     """Draws from the guide of each target.

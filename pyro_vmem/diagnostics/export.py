@@ -36,7 +36,7 @@ def to_datatree(
     labels: Tensor | None = None,
     resample: bool = False,
     seed: int = 0,
-    max_decodes: int = 4096,
+    max_decodes: int = 1024,
     progress: bool = False,
 ) -> xarray.DataTree:
     r"""Draws, data and diagnostics as one tree of labelled arrays, which ArviZ, xarray and netCDF understand.
