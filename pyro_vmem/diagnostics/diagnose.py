@@ -14,7 +14,7 @@ from pyro_vmem._version import __version__
 from pyro_vmem.diagnostics.draws import GuideDraws, draw_from_guide
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.programs import diagnose_program
-from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks
+from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, slots_in_use, top_class
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.diagnostics.weights import standard_error
 from pyro_vmem.memory import EncodedMemory, Memory
@@ -203,14 +203,14 @@ def describe(
     if per_slot:
         exact, more = _exact(vma, memory, x, p, q, per_slot, max_decodes, progress)
         values |= more | {"information_gap": values["information_gain"] - more["information_gain_exact"]}
-        decodes += per_slot * len(_slots_in_use(memory)) * len(x)
+        decodes += per_slot * len(slots_in_use(memory)) * len(x)
     else:
         values |= {name: values[f"{name.replace('_se', '')}_sampled" + "_se" * name.endswith("_se")] for name in _BASE}
     values["elbo_gap"] = values["log_evidence"] - values["elbo"]
     if labels is not None:
-        values["hit"] = _top_class(q, memory) == labels
+        values["hit"] = top_class(q, memory) == labels
         if per_slot:
-            values["hit_exact"] = _top_class(exact, memory) == labels
+            values["hit_exact"] = top_class(exact, memory) == labels
     facts = {
         "title": f"diagnostics of {vma.name!r}",
         "model": repr(vma),
@@ -226,12 +226,12 @@ def describe(
 _BASE = ("log_evidence", "log_evidence_se", "ess", "khat")
 
 
-def address_quantities(q_logits: Tensor, p_logits: Tensor, slots_in_use: Tensor) -> dict[str, Tensor]:
+def address_quantities(q_logits: Tensor, p_logits: Tensor, num_slots: Tensor) -> dict[str, Tensor]:
     """What follows from guide and prior of the address alone, `(B, S)` each."""
     gain, entropy = information_gain(q_logits, p_logits), address_entropy(q_logits)
     return {
         "information_gain": gain,
-        "information_share": gain / slots_in_use.log(),  # NaN for a single slot: there is nothing to gain
+        "information_share": gain / num_slots.log(),  # NaN for a single slot: there is nothing to gain
         "address_entropy": entropy,
         "perplexity": entropy.exp(),
         "address_guide": q_logits.softmax(-1),
@@ -243,7 +243,7 @@ def _exact(
     vma: VMA, memory: EncodedMemory, x: Tensor, p: Tensor, q: Tensor, per_slot: int, max_decodes: int, progress: bool
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The logits of the exact address posterior `(B, S)`, and what follows from the evidence of each slot."""
-    slots = _slots_in_use(memory)
+    slots = slots_in_use(memory)
     # A slot that is not in use has a very small prior; evidence could outweigh it.
     log_prior = p if memory.mask is None else p.masked_fill(~memory.mask, -math.inf)
     logits, errors = torch.full_like(p, -math.inf), torch.zeros_like(p)
@@ -285,17 +285,6 @@ def as_dataset(values: dict[str, Tensor], facts: dict[str, Any]) -> xarray.Datas
     coords = {dim: range(n) for dim, n in sizes.items()}
     dataset: xarray.Dataset = xr.Dataset(variables, coords, {"pyro_vmem_version": __version__} | facts)
     return dataset
-
-
-def _slots_in_use(memory: Memory) -> Tensor:
-    """The slots that some datapoint's memory uses."""
-    in_use = torch.ones(1, memory.num_slots, dtype=torch.bool) if memory.mask is None else memory.mask
-    return in_use.reshape(-1, memory.num_slots).any(0).nonzero().squeeze(-1).to(memory.templates.device)
-
-
-def _top_class(logits: Tensor, memory: Memory) -> Tensor:
-    assert memory.labels is not None
-    return memory.labels.unique()[memory.by_class(logits.softmax(-1)).argmax(-1)]
 
 
 def _check_labels(labels: Tensor | None, memory: Memory, x: Tensor) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_vmem.diagnostics.slots import at_addresses, at_slots, check_numbers, chunks
+from pyro_vmem.diagnostics.slots import at_addresses, at_slots, check_numbers, chunks, slots_in_use
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.precision import autocast
@@ -219,7 +219,7 @@ def _draw(
         raise ValueError(f"method: expected 'exact-address', 'sampled' or 'top-k', got {method!r}.")
     check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
     vma.check(memory, x)
-    encoded, slots = vma.encode(memory), _slots_in_use(memory)
+    encoded, slots = vma.encode(memory), slots_in_use(memory)
     decodes = _decodes(memory, num_samples, method, k)
     for chunk, targets in chunks(encoded, x, decodes, max_decodes, progress):
         if method == "exact-address" or (method == "top-k" and k >= len(slots)):
@@ -230,7 +230,7 @@ def _draw(
 
 def _decodes(memory: Memory, num_samples: int, method: Method, k: int) -> int:
     """How many decodes a target takes: one a stratum at least."""
-    slots = len(_slots_in_use(memory))
+    slots = len(slots_in_use(memory))
     return max(num_samples, {"exact-address": slots, "sampled": 1, "top-k": slots if k >= slots else k + 1}[method])
 
 
@@ -289,13 +289,6 @@ def _shares_of(num_samples: int, mass: Tensor) -> Tensor:
     counts = least + ((num_samples - least * strata) * share).floor().long()
     counts[..., 0] += num_samples - counts.sum(-1)
     return counts
-
-
-def _slots_in_use(memory: Memory) -> Tensor:
-    """The slots that some datapoint's memory uses."""
-    if memory.mask is None:
-        return torch.arange(memory.num_slots, device=memory.templates.device)
-    return memory.mask.reshape(-1, memory.num_slots).any(0).nonzero().squeeze(-1)
 
 
 @contextlib.contextmanager

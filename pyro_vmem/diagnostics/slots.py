@@ -108,3 +108,16 @@ def check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}.")
+
+
+def slots_in_use(memory: Memory) -> Tensor:
+    """The slots that some datapoint's memory uses."""
+    if memory.mask is None:
+        return torch.arange(memory.num_slots, device=memory.templates.device)
+    return memory.mask.reshape(-1, memory.num_slots).any(0).nonzero().squeeze(-1)
+
+
+def top_class(logits: Tensor, memory: Memory) -> Tensor:
+    """The most probable class of each target, by logits of slots `(B, S)`; the memory has labels."""
+    assert memory.labels is not None
+    return memory.labels.unique()[memory.by_class(logits.softmax(-1)).argmax(-1)]
