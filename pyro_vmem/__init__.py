@@ -5,18 +5,39 @@ from pyro_vmem._version import __version__
 from pyro_vmem.addressing import (
     AddressGuide,
     AddressPrior,
+    ClassBalancedPrior,
+    ContentPrior,
+    DefensiveGuide,
     LearnedPrior,
+    PairwiseGuide,
     SimilarityGuide,
+    TemperedPrior,
     TruncatedGuide,
     UniformPrior,
     over_slots,
 )
 from pyro_vmem.build import build, load
-from pyro_vmem.latent import GaussianGuide, LatentGuide, LatentPrior, StandardPrior, TemplatePrior
-from pyro_vmem.likelihood import BernoulliDecoder, GaussianDecoder, Likelihood
+from pyro_vmem.flows import FlowGuide, FlowPrior
+from pyro_vmem.latent import (
+    FullCovarianceGuide,
+    FullCovariancePrior,
+    GaussianGuide,
+    LatentGuide,
+    LatentPrior,
+    StandardPrior,
+    TemplatePrior,
+)
+from pyro_vmem.likelihood import (
+    BernoulliDecoder,
+    CategoricalDecoder,
+    DiscretisedLogisticDecoder,
+    GaussianDecoder,
+    Likelihood,
+)
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.part import Part
 from pyro_vmem.reference import LinearGaussianMemory
+from pyro_vmem.templates import ExtraTemplates, LearnedTemplates, Templates
 from pyro_vmem.training import FitResult, fit, validate
 from pyro_vmem.vma import VMA
 
@@ -25,21 +46,35 @@ __all__ = [
     "AddressGuide",
     "AddressPrior",
     "BernoulliDecoder",
+    "CategoricalDecoder",
+    "ClassBalancedPrior",
+    "ContentPrior",
+    "DefensiveGuide",
+    "DiscretisedLogisticDecoder",
     "EncodedMemory",
+    "ExtraTemplates",
     "FitResult",
+    "FlowGuide",
+    "FlowPrior",
+    "FullCovarianceGuide",
+    "FullCovariancePrior",
     "GaussianDecoder",
     "GaussianGuide",
     "LatentGuide",
     "LatentPrior",
     "LearnedPrior",
+    "LearnedTemplates",
     "Likelihood",
     "LinearGaussianMemory",
     "Memory",
+    "PairwiseGuide",
     "Part",
     "SimilarityGuide",
     "StandardPrior",
+    "TemperedPrior",
     "Template",
     "TemplatePrior",
+    "Templates",
     "TruncatedGuide",
     "UniformPrior",
     "__version__",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import abc
+import difflib
 import inspect
-from typing import Any
+from typing import Any, Self
 
 from torch import nn
 
@@ -59,6 +60,23 @@ class Part(nn.Module, abc.ABC):
         cls = type(self)
         init_args = {name: _plain(value) for name, value in self.arguments().items()}
         return {"class_path": f"{cls.__module__}.{cls.__qualname__}", "init_args": init_args}
+
+    def _with(self, changes: dict[str, Any]) -> Self:
+        """The same class with some other arguments; whatever else this one holds is shared."""
+        arguments = self.arguments()
+        for name in changes:
+            if name not in arguments:
+                close = difflib.get_close_matches(name, arguments, 1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(
+                    f"{name}: {type(self).__name__} has no such argument.{hint} It has {', '.join(arguments)}."
+                )
+        other = type(self)(**(arguments | changes))
+        for held in ("_modules", "_parameters", "_buffers"):  # those that are no argument too
+            kept = {name: value for name, value in getattr(self, held).items() if name not in changes}
+            getattr(other, held).update(kept)
+        other.training = self.training
+        return other
 
     def __repr__(self) -> str:
         """The class and those arguments that are not the defaults."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import pyro
 import torch
@@ -16,6 +16,7 @@ from pyro_vmem.likelihood import BernoulliDecoder, GaussianDecoder, Likelihood
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.nn import ConvDecoder, ConvEncoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder
 from pyro_vmem.part import Part
+from pyro_vmem.templates import Templates
 
 __all__ = ["VMA"]
 
@@ -50,6 +51,8 @@ class VMA(Part):
         template_encoder: Makes the features of templates that the parts read. Default: the flattened template.
         x_encoder: Makes the features of targets. Default: the template encoder serves for both.
         name: The prefix of this model's parameters in Pyro's parameter store.
+        templates: What becomes of each memory before it is read, such as learned slots beside the given ones. Default:
+            nothing.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -75,6 +78,7 @@ class VMA(Part):
         template_encoder: Encoder | None = None,
         x_encoder: Encoder | None = None,
         name: str = "vma",
+        templates: Templates | None = None,
     ) -> None:
         super().__init__()
         self.address_prior = address_prior
@@ -85,11 +89,13 @@ class VMA(Part):
         self.template_encoder = template_encoder or FlatEncoder(likelihood.event_shape)
         self.x_encoder = x_encoder
         self.name = name
-        for encoder in (self.template_encoder, self.x_encoder):
-            if encoder is not None and tuple(encoder.event_shape) != tuple(self.event_shape):
+        self.templates = templates
+        for role in ("template_encoder", "x_encoder", "templates"):
+            part = getattr(self, role)
+            if part is not None and tuple(part.event_shape) != tuple(self.event_shape):
                 raise ValueError(
-                    f"{'x' if encoder is x_encoder else 'template'}_encoder: it takes observations of shape "
-                    f"{tuple(encoder.event_shape)}, the likelihood makes {tuple(self.event_shape)}. Give both the same."
+                    f"{role}: it is for observations of shape {tuple(part.event_shape)}, the likelihood makes "
+                    f"{tuple(self.event_shape)}. Give both the same."
                 )
         if latent_prior.latent_dim != latent_guide.latent_dim:
             raise ValueError(
@@ -165,6 +171,28 @@ class VMA(Part):
         }
         return cls(**(defaults | parts))
 
+    def replace(self, **parts: Any) -> Self:
+        """A model with other parts in place of some of this one's; all else is shared, weights included.
+
+        Training either trains what they share; `copy.deepcopy(vma).replace(...)` shares nothing. The name in Pyro's
+        parameter store is the same unless another `name` is given: with the same name, call `pyro.clear_param_store()`
+        before the new model is trained in an `SVI` loop.
+
+        Arguments:
+            parts: Any argument of this class.
+
+        Raises:
+            ValueError: If there is no such argument, or the parts do not fit together.
+
+        Example:
+            >>> from pyro_vmem import PairwiseGuide
+            >>> vma = VMA.for_vectors(5)
+            >>> other = vma.replace(address_guide=PairwiseGuide(64), name="pairwise")
+            >>> other.address_guide, other.likelihood is vma.likelihood
+            (PairwiseGuide(num_features=64), True)
+        """
+        return self._with(parts)
+
     @property
     def event_shape(self) -> tuple[int, ...]:
         """The shape of one observation, and of one template."""
@@ -214,12 +242,14 @@ class VMA(Part):
             pyro.sample("z", q_z)
 
     def encode(self, memory: Memory) -> EncodedMemory:
-        """The memory with the features of its templates; an encoded memory is returned as it is.
+        """The memory that is read, with the features of its templates; an encoded memory is returned as it is.
 
         `svi.step(vma.encode(memory), x)` encodes once for guide and model; gradients flow through it.
         """
         if isinstance(memory, EncodedMemory):
             return memory
+        if self.templates is not None:
+            memory = self.templates(memory)
         return EncodedMemory(memory, self.template_encoder(memory.templates))
 
     def encode_x(self, x: Tensor) -> Template:
@@ -252,8 +282,8 @@ class VMA(Part):
         if address is None:
             a = self.address_prior(encoded).sample(torch.Size([n]))
         else:
-            check_address(address, memory)
-            a = torch.full((n, *memory.batch_shape), address, device=memory.templates.device)
+            check_address(address, encoded)
+            a = torch.full((n, *encoded.batch_shape), address, device=encoded.templates.device)
         template = encoded.read(a)
         p_x = self.likelihood(self.latent_prior(template).sample(), template)
         drawn: Tensor = p_x.mean if mean else p_x.sample()
@@ -321,7 +351,8 @@ class VMA(Part):
             x: The targets, with shape `(B, *event)`.
 
         Returns:
-            Probabilities, with shape `(B, C)`; the columns are `memory.labels.unique()`, in that order.
+            Probabilities, with shape `(B, C)`; the columns are `memory.labels.unique()`, in that order. Learned slots
+            are a class of their own, -1, and then the first column.
 
         Raises:
             ValueError: If the memory has no labels, or memory or x do not fit.
@@ -329,7 +360,8 @@ class VMA(Part):
         if memory.labels is None:
             raise ValueError("memory: classify needs labels, got none. Make it with Memory(templates, labels).")
         self.check(memory, x)
-        return memory.by_class(self.address_guide(self.encode(memory), self.encode_x(x)).probs)
+        encoded = self.encode(memory)
+        return encoded.by_class(self.address_guide(encoded, self.encode_x(x)).probs)
 
     # What every entry checks
 
@@ -337,8 +369,8 @@ class VMA(Part):
         """Registers the parameters with Pyro, checks the input, encodes the memory and counts the datapoints."""
         register(self.name, self)
         self.check(memory, x)
-        batch_size = len(x) if x is not None else memory.batch_shape.numel()
-        return self.encode(memory), batch_size
+        encoded = self.encode(memory)
+        return encoded, len(x) if x is not None else encoded.batch_shape.numel()
 
     def check(self, memory: Memory, x: Tensor | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
@@ -349,8 +381,7 @@ class VMA(Part):
 
     def __repr__(self) -> str:
         def size(module: torch.nn.Module | None) -> str:
-            count = sum(p.numel() for p in module.parameters()) if module is not None else 0
-            return f"{count:,}"
+            return f"{sum(p.numel() for p in module.parameters()) if module is not None else 0:,}"
 
         roles = {
             "p(a | M)": self.address_prior,
@@ -360,7 +391,7 @@ class VMA(Part):
             "q(z | x,m_a)": self.latent_guide,
             "features of m": self.template_encoder,
             "features of x": self.x_encoder,
-        }
+        } | ({} if self.templates is None else {"slots of M": self.templates})
         rows = [(role, repr(part) if part is not None else "as those of m", size(part)) for role, part in roles.items()]
         width = max(len(text) for _, text, _ in rows)
         lines = [f"  {role:<13} {text:<{width}}  {count:>9}" for role, text, count in rows]

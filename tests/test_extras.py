@@ -45,6 +45,7 @@ def image_folder(tmp_path: Path) -> Path:
 
 NEEDS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "build a YAML file": ("yaml", "cli", lambda path: pv.build(write(path / "a.yaml", "{}"))),
+    "FlowGuide": ("zuko", "flows", lambda _: pv.FlowGuide(4, 6)),
     "glyphs": ("matplotlib", "plots", lambda _: pv.data.glyphs(size=12, drawings=12)),
     "from_folder": ("PIL", "vision", lambda path: pv.data.from_folder(image_folder(path))),
     "mnist": ("torchvision", "vision", lambda path: pv.data.mnist(path, download=True)),
@@ -65,7 +66,18 @@ def test_a_missing_extra_is_named(what: str, monkeypatch: pytest.MonkeyPatch, tm
 
 
 def test_the_core_needs_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("jsonargparse", "yaml", "rich", "matplotlib", "PIL", "torchvision", "arviz", "xarray", "faiss"):
+    for package in (
+        "jsonargparse",
+        "yaml",
+        "rich",
+        "matplotlib",
+        "PIL",
+        "torchvision",
+        "arviz",
+        "xarray",
+        "faiss",
+        "zuko",
+    ):
         block(monkeypatch, package)
     vma = pv.VMA.for_vectors(4)
     memory = pv.Memory(torch.rand(3, 4), torch.arange(3))

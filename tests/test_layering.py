@@ -33,7 +33,10 @@ ORDER = [
     "nn",
     "addressing",
     "latent",
+    "flows",
+    "levels",
     "likelihood",
+    "templates",
     "guards",
     "vma",
     "reference",
@@ -57,7 +60,7 @@ ORDER = [
     "cli",
     "__main__",
 ]
-OPTIONAL = ["matplotlib", "PIL", "torchvision", "jsonargparse", "yaml", "rich", "arviz", "xarray", "faiss"]
+OPTIONAL = ["matplotlib", "PIL", "torchvision", "jsonargparse", "yaml", "rich", "arviz", "xarray", "faiss", "zuko"]
 MAX_LINES = 400
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 

@@ -7,7 +7,11 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
 import inspect
+import itertools
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,10 +26,13 @@ from pyro_vmem import EncodedMemory, Memory, Part, Template
 from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.nn import ConvDecoder, ConvEncoder, Decoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder
 from pyro_vmem.nn.layers import Residual
+from pyro_vmem.testing import assert_unbiased
 
 EVENT, F, D, S, B = (1, 6, 5), 6, 3, 5, 7
 MAPS = ((2, 3, 3), (4, 2, 2))  # what ConvEncoder(EVENT, F, width=2) makes
 LEADING = [(), (7,), (5, 7), (3, 1, 7)]
+LABELS = torch.tensor([4, 0, 4, 4, 2])
+LEVELS = 3
 
 
 def mlp_decoder() -> MLPDecoder:
@@ -35,20 +42,30 @@ def mlp_decoder() -> MLPDecoder:
 PARTS: dict[str, Callable[[], Part]] = {
     "UniformPrior": pv.UniformPrior,
     "LearnedPrior": lambda: pv.LearnedPrior(F),
+    "ContentPrior": lambda: pv.ContentPrior(F, 8),
+    "ClassBalancedPrior": pv.ClassBalancedPrior,
+    "TemperedPrior": lambda: pv.TemperedPrior(pv.ContentPrior(F, 8), 0.5),
     "SimilarityGuide": lambda: pv.SimilarityGuide(F, 4, "memory", 0.5, tied=False),
     "TruncatedGuide": lambda: pv.TruncatedGuide(pv.SimilarityGuide(F, 4, "memory", 0.5, tied=False), k=2),
     "SimilarityGuide-cosine": lambda: pv.SimilarityGuide(F, 4, "cosine", 0.5, tied=False),
     "SimilarityGuide-dot": lambda: pv.SimilarityGuide(F, 4, "dot", 0.5, tied=False),
     "SimilarityGuide-tied": lambda: pv.SimilarityGuide(F, 4, "cosine", 0.5, tied=True),
+    "PairwiseGuide": lambda: pv.PairwiseGuide(F, 8),
+    "DefensiveGuide": lambda: pv.DefensiveGuide(pv.PairwiseGuide(F, 8), 0.2, pv.ContentPrior(F, 8)),
+    "DefensiveGuide-truncated": lambda: pv.DefensiveGuide(pv.TruncatedGuide(pv.SimilarityGuide(F, 4), k=2)),
     "UniformGuide": pv.baselines.UniformGuide,
     "StandardPrior": lambda: pv.StandardPrior(D),
     "TemplatePrior": lambda: pv.TemplatePrior(D, F, (8,)),
     "TemplatePrior-linear": lambda: pv.TemplatePrior(D, F, ()),
+    "FullCovariancePrior": lambda: pv.FullCovariancePrior(D, F, (8,)),
+    "FullCovarianceGuide": lambda: pv.FullCovarianceGuide(D, F, (8, 6)),
     "GaussianGuide": lambda: pv.GaussianGuide(D, F, (8,)),
     "GaussianGuide-deep": lambda: pv.GaussianGuide(D, F, (8, 6)),
     "BernoulliDecoder": lambda: pv.BernoulliDecoder(mlp_decoder()),
     "GaussianDecoder": lambda: pv.GaussianDecoder(mlp_decoder(), scale=0.7),
     "GaussianDecoder-fixed": lambda: pv.GaussianDecoder(mlp_decoder(), learn_scale=False),
+    "DiscretisedLogisticDecoder": lambda: pv.DiscretisedLogisticDecoder(mlp_decoder(), LEVELS, scale=0.2),
+    "CategoricalDecoder": lambda: pv.CategoricalDecoder(MLPDecoder((LEVELS, 6, 5), D, F, (8,)), LEVELS),
     "FlatEncoder": lambda: FlatEncoder(EVENT),
     "MLPEncoder": lambda: MLPEncoder(EVENT, F, (8,)),
     "ConvEncoder": lambda: ConvEncoder(EVENT, F, width=2),
@@ -57,10 +74,18 @@ PARTS: dict[str, Callable[[], Part]] = {
     "ConvDecoder-no-skips": lambda: ConvDecoder(EVENT, D, F, None, width=2),
     "WarpDecoder": lambda: WarpDecoder(EVENT, D, F, (2, 4), width=2),
     "WarpDecoder-no-skips": lambda: WarpDecoder(EVENT, D, F, None, width=2),
+    "LearnedTemplates": lambda: pv.LearnedTemplates(2, EVENT),
+    "ExtraTemplates": lambda: pv.ExtraTemplates(2, EVENT),
     "VMA": lambda: pv.VMA.for_vectors(4, 2, F, (8,)),
     "NoMemoryVAE": lambda: pv.baselines.NoMemoryVAE.for_vectors(4, 2, F, (8,)),
     "SoftAttentionVAE": lambda: pv.baselines.SoftAttentionVAE.for_vectors(4, 2, F, (8,)),
 }
+HAS_ZUKO = importlib.util.find_spec("zuko") is not None
+if HAS_ZUKO:
+    PARTS |= {
+        "FlowPrior": lambda: pv.FlowPrior(D, F, (8,)),
+        "FlowGuide": lambda: pv.FlowGuide(D, F, (8, 6), transforms=3),
+    }
 
 
 def kinds(*classes: type[Part]) -> list[str]:
@@ -81,9 +106,11 @@ def seen(*leading: int) -> Template:
     )
 
 
-def memory_of(template: Template, mask: Tensor | None = None) -> EncodedMemory:
+def memory_of(template: Template, mask: Tensor | None = None, labels: Tensor = LABELS) -> EncodedMemory:
     """A memory of templates of leading shape `(S,)` or `(B, S)`."""
-    memory = Memory(template.raw, mask=mask, per_datapoint=len(template.leading_shape) == 2)
+    leading = template.leading_shape
+    labels = labels[..., : leading[-1]].expand(leading)
+    memory = Memory(template.raw, labels, mask, per_datapoint=len(leading) == 2)
     return EncodedMemory(memory, template)
 
 
@@ -100,6 +127,8 @@ def inputs_of(part: Part, leading: tuple[int, ...], shared: bool = True) -> list
         return [seen(*leading), seen(*leading)]
     if isinstance(part, Encoder):
         return [torch.rand(*leading, *EVENT)]
+    if isinstance(part, pv.Templates):
+        return [Memory(torch.rand(*slots, *EVENT), LABELS.expand(slots), per_datapoint=not shared)]
     assert isinstance(part, pv.Likelihood | Decoder)
     return [torch.randn(*leading, D), seen(*leading)]
 
@@ -112,6 +141,8 @@ def row_of(value: Any, index: int) -> Any:
     """One datapoint, the last of the leading dims, with that dim kept; a shared memory as it is."""
     if isinstance(value, EncodedMemory):
         return value.of_datapoints(slice(index, index + 1))
+    if isinstance(value, Memory):
+        return value._map(lambda tensor, _: tensor[index : index + 1] if value.per_datapoint else tensor)
     if isinstance(value, Template):
         dim = len(value.leading_shape) - 1
         return each(lambda t: t.narrow(dim, index, 1), value)
@@ -124,10 +155,17 @@ def outputs_of(out: Any) -> list[Tensor]:
         return [out.raw, out.features, *out.maps]
     if isinstance(out, Tensor):
         return [out]
+    if isinstance(out, Memory):
+        return [out.templates]
     if isinstance(out, dist.Categorical):
         return [out.logits]
+    if isinstance(out, dist.MultivariateNormal):
+        return [out.loc, out.scale_tril]
+    if isinstance(out, dist.TransformedDistribution):  # where it sends some noise
+        noise = torch.linspace(-1, 1, out.event_shape[0]).to(out.base_dist.base_dist.loc).expand(out.shape())
+        return list(itertools.accumulate(out.transforms, lambda z, transform: transform(z), initial=noise))[1:]
     base = out.base_dist
-    return [base.logits] if isinstance(base, dist.Bernoulli) else [base.loc, base.scale]
+    return [base.logits] if hasattr(base, "logits") else [base.loc, base.scale]
 
 
 def fully_used(part: Part, inputs: list[Any]) -> Tensor:
@@ -152,11 +190,13 @@ def test_every_part_in_the_package_is_listed() -> None:
         for cls in subclasses(Part)
         if cls.__module__.startswith("pyro_vmem.") and not inspect.isabstract(cls) and not cls.__name__.startswith("_")
     }
+    if not HAS_ZUKO:
+        found -= {pv.FlowPrior, pv.FlowGuide}
     assert found == {type(make()) for make in PARTS.values()}
 
 
 def test_abstract_parts_cannot_be_made() -> None:
-    for cls in (pv.AddressPrior, pv.AddressGuide, pv.LatentPrior, pv.LatentGuide, Encoder, Decoder):
+    for cls in (pv.AddressPrior, pv.AddressGuide, pv.LatentPrior, pv.LatentGuide, pv.Templates, Encoder, Decoder):
         with pytest.raises(TypeError, match="abstract"):
             cls()
     with pytest.raises(TypeError, match="abstract"):
@@ -250,7 +290,7 @@ def row_of_leading(value: Any) -> Any:
     return each(lambda t: t[0], value) if isinstance(value, Template) else value[0]
 
 
-@pytest.mark.parametrize("name", OF_A_MODEL)
+@pytest.mark.parametrize("name", [name for name in OF_A_MODEL if name not in kinds(pv.Templates)])
 def test_a_row_does_not_depend_on_the_others(name: str) -> None:
     part = PARTS[name]()
     for shared in [True, False]:
@@ -412,11 +452,11 @@ def with_memory(inputs: list[Any], memory: EncodedMemory) -> list[Any]:
     return [memory, *inputs[1:]]
 
 
-def stir(part: Part) -> Part:
+def stir(part: Part, by: float = 0.5) -> Part:
     """Weights away from where they start, so that a learned prior is not the uniform one."""
     with torch.no_grad():
         for parameter in part.parameters():
-            parameter.add_(0.5 * torch.randn_like(parameter))
+            parameter.add_(by * torch.randn_like(parameter))
     return part
 
 
@@ -426,7 +466,7 @@ def test_permuting_slots_permutes_probabilities(name: str, shared: bool) -> None
     part, order = stir(PARTS[name]()), torch.randperm(S)
     inputs = inputs_of(part, (B,), shared)
     template = each(lambda t: t.index_select(0 if shared else 1, order), inputs[0].encoded)
-    before, after = part(*inputs), part(*with_memory(inputs, memory_of(template)))
+    before, after = part(*inputs), part(*with_memory(inputs, memory_of(template, labels=LABELS[order])))
     torch.testing.assert_close(after.probs, before.probs[..., order])
 
 
@@ -440,7 +480,8 @@ def test_a_masked_slot_equals_an_absent_one(name: str, shared: bool, factor: flo
     # far out, logits in use can be as low as those that stand for "not in use"
     template = Template(inputs[0].encoded.raw, factor * inputs[0].encoded.features, inputs[0].encoded.maps)
     masked = memory_of(template, mask if shared else mask.expand(B, S))
-    absent = memory_of(each(lambda t: t.index_select(slot_dim, mask.nonzero().squeeze()), template))
+    kept = each(lambda t: t.index_select(slot_dim, mask.nonzero().squeeze()), template)
+    absent = memory_of(kept, labels=LABELS[mask])
     q, expected = part(*with_memory(inputs, masked)), part(*with_memory(inputs, absent))
     torch.testing.assert_close(q.probs[..., mask], expected.probs)
     assert (q.probs[..., ~mask] == 0).all()
@@ -517,6 +558,112 @@ def test_learned_prior_starts_uniform_and_is_the_formula(float64: None) -> None:
     torch.testing.assert_close(part(memory).probs, (unit @ part.query).softmax(-1))
 
 
+def masses(probs: Tensor, labels: Tensor) -> Tensor:
+    return torch.stack([(probs * (labels == c)).sum(-1) for c in labels.unique()], dim=-1)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_class_balanced_prior_gives_classes_equal_mass(shared: bool, float64: None) -> None:
+    part = pv.ClassBalancedPrior()
+    inputs = inputs_of(part, (B,), shared)
+    torch.testing.assert_close(masses(part(*inputs).probs, LABELS), torch.full((*([B] * (not shared)), 3), 1 / 3))
+    torch.testing.assert_close(part(*inputs).probs[..., 0], part(*inputs).probs[..., 2])
+    # a class of which no slot is in use has no share
+    mask = torch.tensor([True, False, True, False, True]).expand(*inputs[0].batch_shape, S)
+    probs = part(memory_of(inputs[0].encoded, mask)).probs
+    torch.testing.assert_close(probs, torch.tensor([0.25, 0.0, 0.25, 0.0, 0.5]).expand_as(probs))
+
+
+def test_class_balanced_prior_with_classes_of_each_datapoints_own() -> None:
+    labels = torch.tensor([[0, 0, 0, 1, 1], [5, 6, 7, 8, 9]])
+    probs = pv.ClassBalancedPrior()(memory_of(seen(2, S), labels=labels)).probs
+    torch.testing.assert_close(probs, torch.tensor([[1 / 6, 1 / 6, 1 / 6, 1 / 4, 1 / 4], [0.2] * 5]))
+
+
+def test_class_balanced_prior_needs_labels() -> None:
+    with pytest.raises(ValueError, match=r"^memory: ClassBalancedPrior needs labels, got none\. Make it with Memory\("):
+        pv.ClassBalancedPrior()(Memory(torch.rand(3, 4)))
+
+
+@pytest.mark.parametrize("temperature", [0.25, 1.0, 3.0])
+def test_tempered_prior_is_the_formula(temperature: float, float64: None) -> None:
+    inner = stir(pv.ContentPrior(F, 8))
+    memory = memory_of(seen(S))
+    probs = inner(memory).probs ** (1 / temperature)
+    torch.testing.assert_close(pv.TemperedPrior(inner, temperature)(memory).probs, probs / probs.sum())
+
+
+def test_tempered_prior_goes_from_the_most_probable_slot_to_any() -> None:
+    inner = stir(pv.ContentPrior(F, 8))
+    memory = memory_of(seen(S))
+    best = torch.eye(S)[inner(memory).probs.argmax()]
+    torch.testing.assert_close(pv.TemperedPrior(inner, 1e-4)(memory).probs, best)
+    torch.testing.assert_close(pv.TemperedPrior(inner, 1e6)(memory).probs, torch.full((S,), 1 / S))
+
+
+def test_content_prior_is_the_formula(float64: None) -> None:
+    part = pv.ContentPrior(F, 8)
+    memory = memory_of(seen(S))
+    assert (part(memory).probs - 1 / S).abs().max() < 0.05
+    stir(part)
+    layer = part.network[0][0]
+    hidden = torch.tanh(memory.features @ layer.weight.T + layer.bias)
+    torch.testing.assert_close(part(memory).probs, (hidden @ part.score.weight[0]).softmax(-1))
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_pairwise_guide_scores_each_pair(shared: bool, float64: None) -> None:
+    part = stir(pv.PairwiseGuide(F, 8))
+    memory, x = inputs_of(part, (B,), shared)
+    q = part(memory, x)
+    first, second = part.join.first, part.join.second
+    for b in range(B):
+        keys = memory.features if shared else memory.features[b]
+        scores = [
+            part.score.weight[0] @ (first.weight @ x.features[b] + first.bias + second.weight @ key).relu()
+            for key in keys
+        ]
+        torch.testing.assert_close(q.probs[b], torch.stack(scores).softmax(0))
+
+
+def test_before_training_the_pairwise_guide_looks_up_what_is_the_same() -> None:
+    part = pv.PairwiseGuide(F)
+    template = seen(40)
+    probs = part(memory_of(template, labels=torch.zeros(40).long()), template).probs
+    assert torch.equal(probs.argmax(-1), torch.arange(40))
+
+
+@pytest.mark.parametrize("name", ["PairwiseGuide", "ContentPrior"])
+def test_scores_are_not_rounded_to_half_precision(name: str) -> None:
+    part = stir(PARTS[name]())
+    inputs = inputs_of(part, (B,))
+    with torch.no_grad():
+        part.score.weight.mul_(100)
+    exact = part(*inputs).logits
+    with torch.autocast("cpu", torch.bfloat16):
+        ours = part(*inputs).logits
+    tolerance = 1e-4 if name == "PairwiseGuide" else 2.0  # of the latter, only the hidden layer is rounded
+    torch.testing.assert_close(ours, exact, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_defensive_guide_is_the_mixture(shared: bool, float64: None) -> None:
+    inner, prior = stir(pv.PairwiseGuide(F, 8)), stir(pv.ContentPrior(F, 8))
+    part = pv.DefensiveGuide(inner, 0.3, prior)
+    memory, x = inputs_of(part, (B,), shared)
+    q, p = inner(memory, x).probs, prior(memory).probs
+    torch.testing.assert_close(part(memory, x).probs, 0.7 * q + 0.3 * p)
+    assert (p / part(memory, x).probs).max() <= 1 / 0.3
+
+
+def test_defensive_guide_gives_a_truncated_one_full_support(float64: None) -> None:
+    truncated = pv.TruncatedGuide(pv.SimilarityGuide(F, temperature=1e-3), k=1)
+    memory, x = inputs_of(truncated, (B,))
+    q = pv.DefensiveGuide(truncated, 0.1)(memory, x)
+    torch.testing.assert_close(q.probs.sort(-1).values, torch.tensor([0.02] * 4 + [0.92]).expand(B, S))
+    assert q.enumerate_support().shape == (S, B)
+
+
 def test_learned_prior_is_not_rounded_to_half_precision() -> None:
     part = stir(pv.LearnedPrior(F))
     template = half(seen(S))
@@ -529,34 +676,201 @@ def test_learned_prior_is_not_rounded_to_half_precision() -> None:
 # Latents and likelihoods
 
 
+LATENTS = kinds(pv.LatentPrior, pv.LatentGuide)
+
+
 @pytest.mark.parametrize("name", kinds(pv.LatentPrior))
 def test_latent_priors_start_near_the_standard_gaussian(name: str) -> None:
     p = PARTS[name]()(seen(200))
-    kl = torch.distributions.kl_divergence(p.base_dist, dist.Normal(0.0, 1.0)).sum(-1)
+    z = p.sample(torch.Size([500]))
+    kl = (p.log_prob(z) - dist.Normal(torch.zeros(D), 1.0).to_event(1).log_prob(z)).mean(0)
     assert kl.max() < 0.5
 
 
-@pytest.mark.parametrize("name", kinds(pv.LatentPrior, pv.LatentGuide))
-def test_latent_scales_stay_within_bounds(name: str) -> None:
-    part = PARTS[name]()
+@pytest.mark.parametrize("name", LATENTS)
+def test_latents_are_finite_far_out(name: str) -> None:
+    part = stir(PARTS[name]())
     inputs = [Template(t.raw, 1e6 * t.features, t.maps) for t in inputs_of(part, (B,))]
-    scale = part(*inputs).base_dist.scale
-    assert (scale >= 0.99 * torch.tensor(-5.0).exp()).all()
-    assert (scale <= 1.01 * torch.tensor(5.0).exp()).all()
+    p = part(*inputs)
+    z = p.rsample()
+    assert torch.isfinite(z).all()
+    assert torch.isfinite(p.log_prob(z)).all()
+    if z.requires_grad:
+        (p.log_prob(z).sum() + z.sum()).backward()
+        assert all(torch.isfinite(q.grad).all() for q in part.parameters())
+    if not isinstance(p, dist.TransformedDistribution):
+        assert (p.stddev >= 0.99 * torch.tensor(-5.0).exp()).all()
+        assert (p.stddev <= 1.01 * torch.tensor(5.0).exp()).all()
 
 
-@pytest.mark.parametrize("name", kinds(pv.LatentPrior, pv.LatentGuide, pv.Likelihood))
-def test_densities_are_those_of_independent_values(name: str, float64: None) -> None:
-    part = PARTS[name]()
+@pytest.mark.parametrize("name", kinds(pv.LatentPrior, pv.LatentGuide, pv.BernoulliDecoder, pv.GaussianDecoder))
+def test_densities_are_the_formulas(name: str, float64: None) -> None:
+    part = stir(PARTS[name]())
     p = part(*inputs_of(part, (B,)))
     value = p.sample()
     outputs = outputs_of(p)
-    if len(outputs) == 1:
-        by_hand = torch.where(value == 1, outputs[0].sigmoid().log(), (-outputs[0]).sigmoid().log())
+    if isinstance(p, dist.TransformedDistribution):
+        by_hand = by_change_of_variables(p, value)
+    elif isinstance(p, dist.MultivariateNormal):
+        loc, tril = outputs
+        precision, centred = (tril @ tril.mT).inverse(), value - loc
+        squared = torch.einsum("bi,bij,bj->b", centred, precision, centred)
+        by_hand = -0.5 * (squared - precision.logdet() + D * torch.log(torch.tensor(2 * torch.pi)))
+    elif len(outputs) == 1:
+        by_hand = torch.where(value == 1, outputs[0].sigmoid().log(), (-outputs[0]).sigmoid().log()).flatten(1).sum(1)
     else:
         loc, scale = outputs
         by_hand = -0.5 * ((value - loc) / scale) ** 2 - scale.log() - 0.5 * torch.log(torch.tensor(2 * torch.pi))
-    torch.testing.assert_close(p.log_prob(value), by_hand.flatten(1).sum(1))
+        by_hand = by_hand.flatten(1).sum(1)
+    torch.testing.assert_close(p.log_prob(value), by_hand)
+
+
+def by_change_of_variables(p: dist.TransformedDistribution, value: Tensor) -> Tensor:
+    """log N(e) - log |det dz/de| of the noise e that becomes each value, by a Jacobian that autograd finds."""
+    noise = value
+    for transform in reversed(p.transforms):
+        noise = transform.inv(noise)
+
+    def push(noise: Tensor) -> Tensor:
+        for transform in p.transforms:
+            noise = transform(noise)
+        return noise.sum(0)  # rows do not touch each other
+
+    torch.testing.assert_close(push(noise), value.sum(0))
+    jacobian = torch.autograd.functional.jacobian(push, noise).movedim(1, 0)
+    return dist.Normal(0.0, 1.0).log_prob(noise).sum(-1) - torch.linalg.slogdet(jacobian).logabsdet
+
+
+IN_THE_PLANE: dict[str, Callable[[], Part]] = {
+    "TemplatePrior": lambda: pv.TemplatePrior(2, F, (8,)),
+    "FullCovariancePrior": lambda: pv.FullCovariancePrior(2, F, (8,)),
+    "FullCovarianceGuide": lambda: pv.FullCovarianceGuide(2, F, (8,)),
+}
+if HAS_ZUKO:
+    IN_THE_PLANE |= {
+        "FlowPrior": lambda: pv.FlowPrior(2, F, (8,)),
+        "FlowGuide": lambda: pv.FlowGuide(2, F, (8,), transforms=2),
+    }
+
+
+@pytest.mark.parametrize("name", IN_THE_PLANE)
+def test_densities_integrate_to_one_and_are_those_of_the_draws(name: str, float64: None) -> None:
+    part = stir(IN_THE_PLANE[name](), by=0.2)
+    with torch.no_grad():
+        p = part(*inputs_of(part, ()))
+        z = p.sample(torch.Size([20_000]))
+        low, high = z.amin(0) - 2 * z.std(0), z.amax(0) + 2 * z.std(0)
+        axes = [torch.linspace(float(a), float(b), 300) for a, b in zip(low, high, strict=True)]
+        points = torch.cartesian_prod(*axes)
+        mass = p.log_prob(points).exp() * (axes[0][1] - axes[0][0]) * (axes[1][1] - axes[1][0])
+    assert mass.sum() == pytest.approx(1.0, abs=2e-3)
+    for statistic in (lambda v: v[:, 0], lambda v: v[:, 1], lambda v: v[:, 0] * v[:, 1], lambda v: v[:, 0] ** 2):
+        assert_unbiased(statistic(z), (mass * statistic(points)).sum() / mass.sum())
+
+
+def test_full_covariance_has_the_scales_of_the_diagonal_and_correlations(float64: None) -> None:
+    part = stir(pv.FullCovariancePrior(D, F, (8,)))
+    template = seen(B)
+    p = part(template)
+    scale = pv.TemplatePrior.forward(part, template).base_dist.scale
+    torch.testing.assert_close(p.stddev, scale)
+    correlations = p.covariance_matrix / scale.unsqueeze(-1) / scale.unsqueeze(-2)
+    assert (correlations.tril(-1).abs() > 0.1).any()
+
+
+def test_full_covariance_contains_the_posterior_of_the_linear_model(float64: None) -> None:
+    """With its weights set to it, every particle has the evidence as its weight."""
+    reference = pv.LinearGaussianMemory(dim=4, latent_dim=3, noise=0.3)
+    guide = pv.FullCovarianceGuide(3, 4, (6,))
+    with torch.no_grad():
+        origin = torch.zeros(4)
+        start = reference.latent_posterior(origin, origin)
+        tril, scale = start.scale_tril, start.stddev
+
+        def slopes(mean: Callable[[Tensor], Tensor]) -> Tensor:
+            return torch.stack([mean(row) - start.mean for row in torch.eye(4)], dim=1)
+
+        # relu(u) - relu(-u) = u: hidden units in pairs hold the means
+        of_x = slopes(lambda x: reference.latent_posterior(x, origin).mean)
+        of_m = slopes(lambda m: reference.latent_posterior(origin, m).mean)
+        guide.join.first.weight.copy_(torch.cat([of_x, -of_x]))
+        guide.join.second.weight.copy_(torch.cat([of_m, -of_m]))
+        guide.join.first.bias.zero_()
+        loc_and_scale = guide.network[-1][0]
+        loc_and_scale.weight.zero_()
+        loc_and_scale.weight[:3].copy_(torch.cat([torch.eye(3), -torch.eye(3)], dim=1))
+        loc_and_scale.bias.copy_(torch.cat([start.mean, 5 * torch.atanh(scale.log() / 5)]))
+        guide.below[-1].weight.zero_()
+        rows, columns = torch.tril_indices(3, 3, -1)
+        guide.below[-1].bias.copy_(5 * torch.atanh((tril / tril.diagonal().unsqueeze(-1))[rows, columns] / 5))
+    vma = reference.vma(latent_guide=guide)
+    memory, x = Memory(torch.randn(5, 4)), torch.randn(3, 4)
+    exact = reference.log_evidence(memory, x).detach()
+    for _ in range(3):
+        loss = pv.infer.VIMCO_ELBO(2).loss(vma.model, vma.guide, memory, x)
+        assert loss == pytest.approx(-float(exact.sum()), rel=1e-9)
+
+
+@pytest.mark.skipif(not HAS_ZUKO, reason="needs zuko")
+@pytest.mark.parametrize("validate", [True, False])
+def test_flows_leave_the_validation_of_arguments_as_it_was(validate: bool) -> None:
+    code = f"""
+import sys, torch, pyro_vmem
+torch.distributions.Distribution.set_default_validate_args({validate})
+assert "zuko" not in sys.modules
+p = pyro_vmem.FlowPrior(4, 6)(pyro_vmem.Template(torch.rand(3, 5), torch.rand(3, 6)))
+assert "zuko" in sys.modules
+assert torch.distributions.Distribution._validate_args is {validate}
+assert p.log_prob(p.sample()).shape == (3,)
+"""
+    ran = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.skipif(not HAS_ZUKO, reason="needs zuko")
+def test_a_flow_starts_as_its_gaussian(float64: None) -> None:
+    part = pv.FlowGuide(D, F, (8,))
+    with torch.no_grad():
+        for layer in part.flow.layers:
+            layer.hyper.network[-1].weight.zero_()
+    inputs = inputs_of(part, (B,))
+    ours, gaussian = part(*inputs), pv.GaussianGuide.forward(part, *inputs)
+    z = ours.sample()
+    torch.testing.assert_close(ours.log_prob(z), gaussian.log_prob(z))
+
+
+def test_categorical_outputs_are_the_logits_of_each_value(float64: None) -> None:
+    part = pv.CategoricalDecoder(MLPDecoder((LEVELS * 2, 4), D, F, (8,)), LEVELS)
+    z, template = torch.randn(B, D), seen(B)
+    logits = part.network(z, template).reshape(B, LEVELS, 2, 4).log_softmax(1)
+    assert part.event_shape == (2, 4)
+    p = part(z, template)
+    for level in range(LEVELS):
+        value = torch.full((B, 2, 4), level / (LEVELS - 1))
+        torch.testing.assert_close(p.base_dist.log_prob(value), logits[:, level])
+
+
+def test_discretised_logistic_is_around_the_output(float64: None) -> None:
+    part = pv.DiscretisedLogisticDecoder(mlp_decoder(), num_levels=4, scale=0.3)
+    z, template = torch.randn(B, D), seen(B)
+    p = part(z, template).base_dist
+    assert part.scale.item() == pytest.approx(0.3)
+    torch.testing.assert_close(p.loc, part.network(z, template))
+    cdf = torch.sigmoid((torch.tensor([1 / 6, 3 / 6, 5 / 6]).reshape(3, 1, 1, 1, 1) - p.loc) / 0.3)
+    probs = torch.diff(torch.cat([torch.zeros_like(cdf[:1]), cdf, torch.ones_like(cdf[:1])]), dim=0)
+    for level in range(4):
+        torch.testing.assert_close(p.log_prob(torch.full_like(p.loc, level / 3)).exp(), probs[level])
+
+
+@pytest.mark.parametrize("name", kinds(pv.DiscretisedLogisticDecoder, pv.CategoricalDecoder))
+def test_levels_are_checked(name: str) -> None:
+    part = PARTS[name]()
+    part.check(torch.tensor([0.0, 0.5, 1.0]))
+    for value in (0.25, -0.5, 1.5):
+        with pytest.raises(ValueError, match=rf"x: {name} expects 3 levels, 0, 1/2, ..., 1.*\(2 \* x\).round\(\) / 2"):
+            part.check(torch.tensor([0.0, value]))
+    grey = pv.DiscretisedLogisticDecoder(mlp_decoder())
+    grey.check(torch.arange(256) / 255)
 
 
 @pytest.mark.parametrize("learn_scale", [True, False])
@@ -598,6 +912,18 @@ def test_bernoulli_refuses_what_it_gives_no_probability_to() -> None:
         (lambda: pv.BernoulliDecoder(mlp_decoder(), mean=0.0), r"mean: expected a number between 0 and 1, got 0.0"),
         (lambda: pv.GaussianDecoder(mlp_decoder(), scale=0.0), r"scale: expected a positive number, got 0.0"),
         (lambda: pv.GaussianDecoder(mlp_decoder(), scale=-1.0), r"scale: expected a positive number, got -1.0"),
+        (lambda: pv.TemperedPrior(pv.UniformPrior(), 0.0), r"temperature: expected a positive number, got 0.0"),
+        (lambda: pv.DefensiveGuide(pv.SimilarityGuide(), 0.0), r"share: expected a number between 0 and 1, got 0.0"),
+        (lambda: pv.DefensiveGuide(pv.SimilarityGuide(), 1.0), r"share: expected a number between 0 and 1, got 1.0"),
+        (functools.partial(pv.FullCovariancePrior, 1), r"latent_dim: expected at least 2, got 1. One value has no"),
+        (functools.partial(pv.FullCovarianceGuide, 1), r"latent_dim: expected at least 2, got 1"),
+        (functools.partial(pv.FlowPrior, 1), r"latent_dim: expected at least 2, got 1. A coupling layer"),
+        (functools.partial(pv.FlowGuide, 4, transforms=0), r"transforms: expected at least 1, got 0"),
+        (lambda: pv.DiscretisedLogisticDecoder(mlp_decoder(), 1), r"num_levels: expected at least 2, got 1"),
+        (lambda: pv.DiscretisedLogisticDecoder(mlp_decoder(), scale=0.0), r"scale: expected a positive number"),
+        (lambda: pv.CategoricalDecoder(mlp_decoder(), 1), r"num_levels: expected at least 2, got 1"),
+        (lambda: pv.CategoricalDecoder(mlp_decoder(), 4), r"network: expected 4 outputs for each value, got .*1, 6, 5"),
+        (functools.partial(pv.ExtraTemplates, 0, (4,)), r"num_slots: expected at least 1, got 0"),
         (functools.partial(ConvEncoder, (28, 28)), r"image_shape: .*got \(28, 28\).*\(1, height, width\)"),
         (functools.partial(ConvDecoder, (28, 28)), r"image_shape: .*got \(28, 28\)"),
         (functools.partial(WarpDecoder, (1, 0, 28)), r"image_shape: .*got \(1, 0, 28\)"),

@@ -1,0 +1,23 @@
+"""Which slot: address priors p(a | M) and address guides q(a | M, x)."""
+
+from pyro_vmem.addressing.base import UNUSED_LOGIT, AddressGuide, AddressPrior, over_slots
+from pyro_vmem.addressing.guides import DefensiveGuide, PairwiseGuide, SimilarityGuide
+from pyro_vmem.addressing.priors import ClassBalancedPrior, ContentPrior, LearnedPrior, TemperedPrior, UniformPrior
+from pyro_vmem.addressing.truncated import TruncatedCategorical, TruncatedGuide
+
+__all__ = [
+    "UNUSED_LOGIT",
+    "AddressGuide",
+    "AddressPrior",
+    "ClassBalancedPrior",
+    "ContentPrior",
+    "DefensiveGuide",
+    "LearnedPrior",
+    "PairwiseGuide",
+    "SimilarityGuide",
+    "TemperedPrior",
+    "TruncatedCategorical",
+    "TruncatedGuide",
+    "UniformPrior",
+    "over_slots",
+]

@@ -1,0 +1,169 @@
+"""Address guides q(a | M, x)."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vmem.addressing.base import AddressGuide, AddressPrior, over_slots, unit
+from pyro_vmem.addressing.priors import UniformPrior
+from pyro_vmem.memory import EncodedMemory, Template
+from pyro_vmem.nn.layers import Join
+from pyro_vmem.precision import full_precision, no_autocast
+
+__all__ = ["DefensiveGuide", "PairwiseGuide", "SimilarityGuide"]
+
+
+class SimilarityGuide(AddressGuide):
+    r"""The slot whose embedding is most similar to the target's.
+
+    .. math:: q(a = s | M, x) \propto \exp(\langle h(m_s), g(x) \rangle / (\|h(m_s)\| \, \tau))
+
+    `normalise` says which of the two embeddings is divided by its norm: the memory's (`"memory"`), both (`"cosine"`) or
+    neither (`"dot"`). The paper's guide is `normalise="memory", temperature=1.0, tied=False`. The default has one
+    embedding for both, so that before any training a target already looks up what resembles it: with weights of their
+    own, there is nothing at first from which the lookup could be learned. One embedding of a shared memory serves the
+    whole minibatch, so the cost is :math:`O(S B E)`.
+
+    References:
+        | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), section 3.2
+        | https://arxiv.org/abs/1709.07116
+
+    Arguments:
+        num_features: The length :math:`F` of a feature vector, of templates as of targets.
+        embed_dim: The length :math:`E` of an embedding.
+        normalise: `"cosine"`, `"memory"` or `"dot"`.
+        temperature: The temperature :math:`\tau > 0` to start from; it is learned.
+        tied: Whether :math:`h` and :math:`g` share their weights.
+
+    Raises:
+        ValueError: If `normalise` is none of the three, or `temperature` is not positive.
+
+    Example:
+        >>> from pyro_vmem import EncodedMemory, Memory, Template
+        >>> memory = Memory(torch.rand(4, 8))
+        >>> encoded = EncodedMemory(memory, Template(memory.templates, torch.rand(4, 16)))
+        >>> SimilarityGuide(16)(encoded, Template(torch.rand(3, 8), torch.rand(3, 16))).logits.shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(
+        self,
+        num_features: int = 128,
+        embed_dim: int = 64,
+        normalise: Literal["memory", "cosine", "dot"] = "cosine",
+        temperature: float = 0.1,
+        tied: bool = True,
+    ) -> None:
+        super().__init__()
+        if normalise not in ("memory", "cosine", "dot"):
+            raise ValueError(f"normalise: expected 'memory', 'cosine' or 'dot', got {normalise!r}.")
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
+        self.normalise = normalise
+        self.embed_memory = nn.Linear(num_features, embed_dim)
+        self.embed_x = self.embed_memory if tied else nn.Linear(num_features, embed_dim)
+        self.log_temperature = nn.Parameter(torch.tensor(temperature).log())
+
+    @property
+    def temperature(self) -> Tensor:
+        r"""The temperature :math:`\tau`."""
+        return self.log_temperature.exp()
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        # Similarities decide between slots, so they are not rounded to half precision.
+        keys = full_precision(self.embed_memory(memory.features))
+        query = full_precision(self.embed_x(x.features))
+        if self.normalise != "dot":
+            keys = unit(keys)
+        if self.normalise == "cosine":
+            query = unit(query)
+        with no_autocast(keys):
+            logits = (keys @ query.unsqueeze(-1)).squeeze(-1) if memory.per_datapoint else query @ keys.mT
+        return over_slots(logits / self.temperature, memory)
+
+
+class PairwiseGuide(AddressGuide):
+    r"""A network's score of each pair of target and template: :math:`q(a = s | M, x) \propto \exp(r(x, m_s))`.
+
+    .. math:: r(x, m) = v^\top \mathrm{relu}(W f(x) + U f(m) + b)
+
+    It can learn what resemblance means, where :class:`SimilarityGuide` measures it in an embedding. Each pair has a
+    hidden layer of its own, so the cost is :math:`O(S B H)` in time and memory. It starts with :math:`U = -W` and
+    :math:`v < 0`, minus a distance: before any training nothing is more probable than a template like the target.
+
+    References:
+        | Learning to Compare: Relation Network for Few-Shot Learning (Sung et al., 2018) https://arxiv.org/abs/1711.06025
+        | The form is that of: Neural Machine Translation by Jointly Learning to Align and Translate
+        | (Bahdanau, Cho, Bengio, 2015), appendix A.1.2 https://arxiv.org/abs/1409.0473
+
+    Arguments:
+        num_features: The length :math:`F` of a feature vector, of templates as of targets.
+        hidden: The width :math:`H` of the hidden layer.
+
+    Example:
+        >>> from pyro_vmem import EncodedMemory, Memory, Template
+        >>> memory = Memory(torch.rand(4, 8))
+        >>> encoded = EncodedMemory(memory, Template(memory.templates, torch.rand(4, 16)))
+        >>> PairwiseGuide(16)(encoded, Template(torch.rand(3, 8), torch.rand(3, 16))).logits.shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(self, num_features: int = 128, hidden: int = 64) -> None:
+        super().__init__()
+        self.join = Join(num_features, num_features, hidden)
+        self.score = nn.Linear(hidden, 1, bias=False)
+        with torch.no_grad():
+            self.join.second.weight.copy_(-self.join.first.weight)
+            self.join.first.bias.zero_()
+            self.score.weight.abs_().neg_()
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        keys, query = full_precision(memory.features), full_precision(x.features).unsqueeze(-2)
+        with no_autocast(keys):
+            return over_slots(self.score(self.join(query, keys).relu()).squeeze(-1), memory)
+
+
+class DefensiveGuide(AddressGuide):
+    r"""Another guide mixed with a prior: :math:`(1 - \epsilon)\, q(a | M, x) + \epsilon\, p(a | M)`.
+
+    No slot in use is ever less than :math:`\epsilon\, p(a | M)` probable, so importance weights
+    :math:`p(a | M) / q(a | M, x)` are at most :math:`1 / \epsilon`, whatever the guide believes: a guide that is sure
+    of the wrong slot still visits the right one. It also gives a :class:`TruncatedGuide` full support.
+
+    References:
+        | Weighted Average Importance Sampling and Defensive Mixture Distributions (Hesterberg, 1995)
+        | https://doi.org/10.1080/00401706.1995.10484303
+
+    Arguments:
+        inner: The guide that is mixed.
+        share: The share :math:`\epsilon` of the prior, in (0, 1).
+        prior: The prior :math:`p(a | M)`, which belongs to the guide. Default: the uniform one.
+
+    Raises:
+        ValueError: If `share` is not between 0 and 1.
+
+    Example:
+        >>> from pyro_vmem import EncodedMemory, Memory, Template
+        >>> memory = Memory(torch.rand(4, 8))
+        >>> encoded = EncodedMemory(memory, Template(memory.templates, torch.rand(4, 16)))
+        >>> q = DefensiveGuide(SimilarityGuide(16, temperature=1e-3), share=0.2)
+        >>> print(f"{q(encoded, Template(torch.rand(3, 8), torch.rand(3, 16))).probs.min():.3f}")
+        0.050
+    """
+
+    def __init__(self, inner: AddressGuide, share: float = 0.05, prior: AddressPrior | None = None) -> None:
+        super().__init__()
+        if not 0 < share < 1:
+            raise ValueError(f"share: expected a number between 0 and 1, got {share}.")
+        self.inner = inner
+        self.share = share
+        self.prior = prior or UniformPrior()
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        own = self.inner(memory, x).logits + math.log1p(-self.share)
+        return over_slots(torch.logaddexp(own, self.prior(memory).logits + math.log(self.share)), memory)
