@@ -9,7 +9,7 @@ PYTHON312 ?= $(shell for p in python3.12 python3.13 python3.14 python3 \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
 ARVIZ1 := .venv-arviz1
 
-.PHONY: demo test test-arviz1 check lint types clean
+.PHONY: demo test test-arviz1 check lint types docs notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyro-vmem demo $(ARGS)
@@ -51,5 +51,22 @@ $(VENV)/.arviz: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[arviz,plots]' pytest 'arviz>=1'
 	touch $@
 
+# The site, in docs/_build/html; its notebooks run as it is built, for seconds each.
+docs: $(VENV)/.docs
+	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	@echo "docs/_build/html/index.html"
+
+# The notebooks in a browser, run in full.
+notebooks: $(VENV)/.notebooks
+	$(BIN)/jupyter lab notebooks
+
+$(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[docs]'
+	touch $@
+
+$(VENV)/.notebooks: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[notebook]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(ARVIZ1) .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build
+	rm -rf $(VENV) $(ARVIZ1) .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build docs/_build docs/api docs/notebooks

@@ -1,0 +1,123 @@
+"""How the site is built: `make docs` writes docs/_build/html."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parent
+ROOT = DOCS.parent
+sys.path[:0] = [str(ROOT), str(DOCS)]
+
+import reference  # noqa: E402
+from sphinx.util.docutils import SphinxDirective  # noqa: E402
+
+import pyro_vmem  # noqa: E402
+
+# Notebooks run as the site is built, so that what they print is on the page and not in the repository.
+os.environ["PYRO_VMEM_SMOKE"] = "1"
+os.environ.pop("PYRO_VMEM_DATA", None)
+os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+
+project = "pyro_vmem"
+author = "The pyro_vmem authors"
+copyright = "the pyro_vmem authors"
+version = release = pyro_vmem.__version__
+
+extensions = [
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.viewcode",
+    "myst_nb",
+]
+exclude_patterns = ["_build", "**.ipynb_checkpoints"]
+suppress_warnings = ["toc.empty_glob"]  # docs/results.md is there once there are results
+nitpicky = True
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!pyro_vmem).*"),  # names of other projects, and type variables
+    ("py:class", r"pyro_vmem\..*\._\w+"),  # base classes that are not public
+    ("py:mod", r"pyro_vmem\..*"),  # modules without a page of their own
+]
+
+# Text
+
+myst_enable_extensions = ["dollarmath", "colon_fence", "html_image"]
+myst_heading_anchors = 3
+nb_execution_mode = os.environ.get("PYRO_VMEM_DOCS_EXECUTE", "cache")  # "off" for a quick look at the text
+nb_execution_cache_path = str(DOCS / "_build" / "notebooks")
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+# Docstrings
+
+default_role = "code"  # what stands between single backticks
+autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False
+autodoc_preserve_defaults = True
+napoleon_numpy_docstring = False
+napoleon_use_rtype = False
+napoleon_use_ivar = True
+maximum_signature_line_length = 90
+python_use_unqualified_type_names = True
+
+# Pages
+
+html_theme = "furo"
+html_title = f"pyro_vmem {release}"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sphinx = False
+
+
+def copy_notebooks() -> None:
+    """Copies the notebooks to where Sphinx looks for pages."""
+    reference.write_all(
+        DOCS / "notebooks", {path.name: path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")}
+    )
+
+
+def find_public(app: Any, env: Any, node: Any, contnode: Any) -> Any:
+    """Links `pyro_vmem.memory.Memory`, as signatures have it, and `Memory` to `pyro_vmem.Memory`, where its text is."""
+    target, names = node.get("reftarget", ""), app.public_names
+    head, _, tail = target.rpartition(".")
+    full = names.get(target) or (f"{names[head]}.{tail}" if head in names else None)
+    if node.get("refdomain") != "py" or full is None or full == target:
+        return None
+    domain = env.domains.python_domain
+    return domain.resolve_xref(env, node["refdoc"], app.builder, "obj", full, node, contnode)
+
+
+class Ladder(SphinxDirective):
+    """The order of modules that the tests hold, with what each is for."""
+
+    def run(self) -> list[Any]:
+        """The list."""
+        source = ast.parse((ROOT / "tests" / "test_layering.py").read_text())
+        order = next(
+            [item.value for item in node.value.elts]
+            for node in source.body
+            if isinstance(node, ast.Assign) and node.targets[0].id == "ORDER"
+        )
+        lines = []
+        for name in order:
+            doc = inspect.getdoc(importlib.import_module(f"pyro_vmem.{name}")) or ""
+            lines.append(f"1. `{name}`: {doc.splitlines()[0] if doc else 'the version.'}")
+        nodes: list[Any] = self.parse_text_to_nodes("\n".join(lines))
+        return nodes
+
+
+def setup(app: Any) -> None:
+    """What Sphinx calls first."""
+    app.add_directive("ladder", Ladder)
+    copy_notebooks()
+    reference.write_all(DOCS / "api", reference.pages())
+    app.public_names = reference.canonical_names()
+    app.connect("missing-reference", find_public)

@@ -1,0 +1,94 @@
+"""The pages of the reference: every public name once, where it is first exported."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pyro_vmem
+
+# The reference: a page for each of these, of all names in its `__all__`. Names of other modules that are exported by
+# none of these are on the last page.
+MODULES = {
+    "pyro_vmem": "pyro_vmem: the model, its parts, training",
+    "pyro_vmem.data": "pyro_vmem.data",
+    "pyro_vmem.nn": "pyro_vmem.nn",
+    "pyro_vmem.infer": "pyro_vmem.infer",
+    "pyro_vmem.diagnostics": "pyro_vmem.diagnostics",
+    "pyro_vmem.plots": "pyro_vmem.plots",
+    "pyro_vmem.baselines": "pyro_vmem.baselines",
+    "pyro_vmem.experiment": "pyro_vmem.experiment",
+    "pyro_vmem.report": "pyro_vmem.report",
+    "pyro_vmem.checkpoint": "pyro_vmem.checkpoint",
+    "pyro_vmem.testing": "pyro_vmem.testing",
+}
+OTHERS = "others"
+
+
+def public_names() -> dict[str, dict[str, Any]]:
+    """What each page documents, by full name; every object once, where it is first exported."""
+    found = pkgutil.walk_packages(pyro_vmem.__path__, "pyro_vmem.")
+    rest = sorted(module.name for module in found if not module.name.rpartition(".")[2].startswith("_"))
+    pages: dict[str, dict[str, Any]] = {name: {} for name in [*MODULES, OTHERS]}
+    seen: set[int] = set()
+    for name in [*MODULES, *(other for other in rest if other not in MODULES)]:
+        module = importlib.import_module(name)
+        for public in getattr(module, "__all__", []):
+            value = getattr(module, public)
+            if isinstance(value, ModuleType) or id(value) in seen:
+                continue
+            if inspect.isclass(value) or inspect.isfunction(value):
+                seen.add(id(value))
+            elif any(full.endswith(f".{public}") for page in pages.values() for full in page):
+                continue  # a constant that was exported before
+            pages[name if name in MODULES else OTHERS][f"{name}.{public}"] = value
+    return pages
+
+
+def canonical_names() -> dict[str, str]:
+    """Where an object is documented, by where it is defined and by its bare name."""
+    names: dict[str, str] = {}
+    for page in public_names().values():
+        for full, value in page.items():
+            names.setdefault(full.rpartition(".")[2], full)
+            if inspect.isclass(value) or inspect.isfunction(value):
+                names[f"{value.__module__}.{value.__qualname__}"] = full
+    return names
+
+
+def pages() -> dict[str, str]:
+    """The pages of the reference, by file name."""
+    written = {}
+    for page, names in public_names().items():
+        title = MODULES.get(page, "Other modules")
+        lines = [title, "=" * len(title), ""]
+        if page == OTHERS:
+            lines += ["What the modules above are made of. These names change more freely than the others.", ""]
+        else:
+            doc = inspect.cleandoc(importlib.import_module(page).__doc__ or "")
+            lines += [f".. py:module:: {page}", "", doc, ""]
+        for full, value in names.items():
+            if inspect.isclass(value):
+                lines += [f".. autoclass:: {full}", "   :members:", "   :show-inheritance:", ""]
+            elif inspect.isfunction(value):
+                lines += [f".. autofunction:: {full}", ""]
+            else:
+                shown = f"Keys: {', '.join(f'`{key}`' for key in value)}." if isinstance(value, dict) else f"`{value}`"
+                lines += [f".. py:data:: {full}", "", f"   {shown}", ""]
+        written[f"{page}.rst"] = "\n".join(lines)
+    return written
+
+
+def write_all(folder: Path, files: dict[str, str]) -> None:
+    """Makes these files all that a folder holds; those that are the same already are left alone."""
+    folder.mkdir(exist_ok=True)
+    for path in folder.iterdir():
+        if path.is_file() and path.name not in files:
+            path.unlink()
+    for name, text in files.items():
+        if not (folder / name).is_file() or (folder / name).read_text() != text:
+            (folder / name).write_text(text)
