@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import ast
+import html
 import importlib
 import inspect
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,12 @@ ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import reference  # noqa: E402
+from docutils.nodes import SkipNode  # noqa: E402
+from docutils.utils.math import MathError  # noqa: E402
+from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
+from sphinx.domains.python import PyObject  # noqa: E402
+from sphinx.ext.napoleon.docstring import GoogleDocstring  # noqa: E402
+from sphinx.util import logging  # noqa: E402
 from sphinx.util.docutils import SphinxDirective  # noqa: E402
 
 import pyro_vmem  # noqa: E402
@@ -32,12 +40,10 @@ version = release = pyro_vmem.__version__
 extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
-    "sphinx.ext.mathjax",
     "sphinx.ext.viewcode",
     "myst_nb",
 ]
 exclude_patterns = ["_build", "**.ipynb_checkpoints"]
-suppress_warnings = ["toc.empty_glob"]  # docs/results.md is there once there are results
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!pyro_vmem).*"),  # names of other projects, and type variables
@@ -69,6 +75,7 @@ python_use_unqualified_type_names = True
 
 # Pages
 
+html_math_renderer = "mathml"
 html_theme = "furo"
 html_title = f"pyro_vmem {release}"
 html_static_path = ["_static"]
@@ -114,8 +121,29 @@ class Ladder(SphinxDirective):
         return nodes
 
 
+def formula(translator: Any, node: Any, block: bool) -> None:
+    """Writes a formula that browsers draw themselves: no script, and nothing to fetch."""
+    try:
+        text = tex2mathml(node.astext(), as_block=block)
+    except MathError as error:
+        logging.getLogger(__name__).warning("formula %r: %s", node.astext(), error, location=node)
+        text = html.escape(node.astext())
+    translator.body.append(f'<div class="formula">{text}</div>' if block else text)
+    raise SkipNode
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls first."""
+    inline, displayed = (partial(formula, block=block) for block in (False, True))
+    app.add_html_math_renderer("mathml", (inline, None), (displayed, None))
+    # "The bias: how far ..." on a property is text, not a type before a colon.
+    GoogleDocstring._consume_inline_attribute = lambda self: (
+        "",
+        self.__class__(self._consume_to_end(), self._config).lines(),
+    )
+    for field in PyObject.doc_field_types:
+        if field.name == "variable":
+            field.label = "Attributes"
     app.add_directive("ladder", Ladder)
     copy_notebooks()
     reference.write_all(DOCS / "api", reference.pages())

@@ -73,7 +73,8 @@ def pages() -> dict[str, str]:
             lines += [f".. py:module:: {page}", "", doc, ""]
         for full, value in names.items():
             if inspect.isclass(value):
-                lines += [f".. autoclass:: {full}", "   :members:", "   :show-inheritance:", ""]
+                lines += [f".. autoclass:: {full}", "   :members:"]
+                lines += ["   :show-inheritance:", ""] if value.__bases__ != (object,) else [""]
             elif inspect.isfunction(value):
                 lines += [f".. autofunction:: {full}", ""]
             else:

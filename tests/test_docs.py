@@ -69,7 +69,7 @@ def test_packages_have_all_of_their_names_on_their_own_page(reference: Any) -> N
 
 
 def test_every_page_and_notebook_is_reached_from_the_first() -> None:
-    toc = set(re.findall(r"^([\w/.*]+)$", (DOCS / "index.md").read_text(), re.MULTILINE))
+    toc = set(re.findall(r"^([\w/.*\[\]]+)$", (DOCS / "index.md").read_text(), re.MULTILINE))
     for page in PAGES:
         assert page.stem == "index" or any(page.match(f"{entry}.md") for entry in toc), page.name
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
