@@ -69,10 +69,14 @@ def test_tail_is_that_of_the_strata_that_hold_the_estimate():
     assert shuffled([light[:20], heavy - far]).khat.isnan()  # 20 samples are too few to tell
 
 
-def test_a_single_sample_has_no_standard_error():
-    weights = shuffled([torch.randn(30, 2), torch.randn(1, 2)])
-    assert weights.standard_error.isnan().all()
-    assert weights.log_sum.isfinite().all()
+def test_a_stratum_of_one_sample_is_taken_to_spread_as_the_others_do():
+    many, one = torch.randn(30, 2), torch.randn(1, 2)
+    weights = shuffled([many, one])
+    relative = many.exp().var(0) / many.exp().mean(0).square()
+    variance = many.exp().var(0) / 30 + relative * one[0].exp().square()
+    by_hand = variance.sqrt() / (many.exp().mean(0) + one[0].exp())
+    torch.testing.assert_close(weights.standard_error, by_hand)
+    assert shuffled([one, one]).standard_error.isnan().all()  # nothing tells of any spread
 
 
 def test_weights_of_zero_and_beyond():
