@@ -53,7 +53,7 @@ $(VENV)/.arviz: $(BIN)/python pyproject.toml constraints.txt
 
 # The site, in docs/_build/html; its notebooks run as it is built, for seconds each.
 docs: $(VENV)/.docs
-	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
+	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 # The notebooks in a browser, run in full.

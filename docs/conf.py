@@ -7,6 +7,7 @@ import html
 import importlib
 import inspect
 import os
+import re
 import sys
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from sphinx.domains.python import PyObject  # noqa: E402
 from sphinx.ext.napoleon.docstring import GoogleDocstring  # noqa: E402
 from sphinx.util import logging  # noqa: E402
 from sphinx.util.docutils import SphinxDirective  # noqa: E402
+from sphinx.util.inspect import stringify_signature  # noqa: E402
 
 import pyro_vmem  # noqa: E402
 
@@ -60,6 +62,7 @@ nb_execution_cache_path = str(DOCS / "_build" / "notebooks")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # for tables
 
 # Docstrings
 
@@ -121,10 +124,14 @@ class Ladder(SphinxDirective):
         return nodes
 
 
+# Between a function's name and an argument without brackets.
+APPLIED = re.compile(r"<mo>&ApplyFunction;</mo>(?=\s*<m(?!row|o\b))")
+
+
 def formula(translator: Any, node: Any, block: bool) -> None:
     """Writes a formula that browsers draw themselves: no script, and nothing to fetch."""
     try:
-        text = tex2mathml(node.astext(), as_block=block)
+        text = APPLIED.sub('<mspace width="0.17em"></mspace>', tex2mathml(node.astext(), as_block=block))
     except MathError as error:
         logging.getLogger(__name__).warning("formula %r: %s", node.astext(), error, location=node)
         text = html.escape(node.astext())
@@ -132,8 +139,24 @@ def formula(translator: Any, node: Any, block: bool) -> None:
     raise SkipNode
 
 
+def repository_links(app: Any, docname: str, source: list[str]) -> None:
+    """Names files of the repository that are not on the site, in place of a link."""
+    source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2`)", source[0])
+
+
+def own_signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returned: str) -> Any:
+    """Shows the arguments of a part's `__init__`; `Part.__new__` takes any."""
+    if what != "class" or not issubclass(obj, pyro_vmem.Part) or "__init__" not in vars(obj):
+        return None
+    taken = inspect.signature(obj.__init__)
+    shown = taken.replace(parameters=list(taken.parameters.values())[1:], return_annotation=taken.empty)
+    return stringify_signature(shown), returned
+
+
 def setup(app: Any) -> None:
     """What Sphinx calls first."""
+    app.connect("source-read", repository_links)
+    app.connect("autodoc-process-signature", own_signature)
     inline, displayed = (partial(formula, block=block) for block in (False, True))
     app.add_html_math_renderer("mathml", (inline, None), (displayed, None))
     # "The bias: how far ..." on a property is text, not a type before a colon.
