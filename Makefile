@@ -9,13 +9,16 @@ PYTHON312 ?= $(shell for p in python3.12 python3.13 python3.14 python3 \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
 ARVIZ1 := .venv-arviz1
 
-.PHONY: demo test test-arviz1 check lint types docs notebooks clean
+.PHONY: demo test test-arviz1 test-notebooks check lint types docs notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyro-vmem demo $(ARGS)
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+
+test-notebooks: $(VENV)/.test
+	PYRO_VMEM_NOTEBOOKS=all $(BIN)/python -m pytest tests/test_notebooks.py
 
 test-arviz1:
 	@python="$(PYTHON312)"; \

@@ -25,6 +25,8 @@ NOTEBOOKS = (
     "07_own_data",
     "08_save_resume",
 )
+# They take minutes: `make test-notebooks` runs all, every other run of the tests the first two.
+RUN_HERE = NOTEBOOKS if os.environ.get("PYRO_VMEM_NOTEBOOKS") == "all" else NOTEBOOKS[:2]
 SECONDS = 300  # a cell's; a hang ends, a slow machine does not fail
 
 needs_kernel = pytest.mark.skipif(
@@ -79,7 +81,7 @@ def test_a_notebook_begins_with_a_title_and_its_code_is_python(name: str) -> Non
 
 
 @needs_kernel
-@pytest.mark.parametrize("name", NOTEBOOKS)
+@pytest.mark.parametrize("name", RUN_HERE)
 def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
     done = tmp_path / "done.ipynb"
     environment = {key: value for key, value in os.environ.items() if key != "PYRO_VMEM_DATA"}  # what every user has
