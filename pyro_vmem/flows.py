@@ -139,8 +139,11 @@ class _Flow(nn.Module):
     def forward(self, normal: Any, context: Tensor) -> dist.Distribution:
         loc, scale = normal.base_dist.loc, normal.base_dist.scale
         noise = dist.Normal(torch.zeros_like(loc), torch.ones_like(scale)).to_event(1)
-        layers: list[Transform] = [layer(full_precision(context)) for layer in self.layers]
-        return dist.TransformedDistribution(noise, [*layers, AffineTransform(loc, scale, event_dim=1)])
+        context = full_precision(context)
+        layers: list[Transform] = [*(layer(context) for layer in self.layers), AffineTransform(loc, scale, event_dim=1)]
+        for layer in layers:
+            Transform.__init__(layer, cache_size=1)  # the density of a draw need not find the noise that it came from
+        return dist.TransformedDistribution(noise, layers)
 
 
 class _Bounded(nn.Module):

@@ -460,3 +460,36 @@ def test_files_that_hold_no_spec(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text('{"address_prior": ')
     with pytest.raises(ValueError, match=r"broken\.json' is not valid \.json"):
         pv.build(tmp_path / "broken.json")
+
+
+OWN_GUIDE = """
+import torch, pyro_vmem as pv
+
+class NearestGuide(pv.AddressGuide):
+    def __init__(self, sharpness: float = 1.0):
+        super().__init__()
+        self.sharpness = torch.nn.Parameter(torch.tensor(sharpness))
+
+    def forward(self, memory, x):
+        distance = (x.features.unsqueeze(-2) - memory.features).square().sum(-1)
+        return pv.over_slots(-self.sharpness * distance, memory)
+
+train, test = pv.data.glyphs(size=12).split(by="alphabet", test=0.2, seed=0)
+spec = pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4).spec()["init_args"]
+vma = pv.build(spec | {"address_guide": {"class_path": "NearestGuide", "init_args": {"sharpness": 0.5}}})
+result = pv.fit(vma, pv.data.EpisodeSampler(train, n_way=4), steps=3, progress=False)
+"""
+
+
+def test_a_guide_of_ones_own_in_15_lines() -> None:
+    """What the documentation shows: written in a notebook, named in a spec, trained."""
+    pytest.importorskip("matplotlib")
+    assert len([line for line in OWN_GUIDE.splitlines() if line]) <= 15
+    notebook: dict[str, Any] = {"__name__": "__main__"}  # as IPython has it; this is not the module of that name
+    exec(OWN_GUIDE, notebook)
+    vma, result = notebook["vma"], notebook["result"]
+    assert type(vma.address_guide) is notebook["NearestGuide"]
+    assert result.steps == 3
+    assert vma.address_guide.sharpness.item() != 0.5
+    assert vma.spec()["init_args"]["address_guide"] == with_args("__main__.NearestGuide", sharpness=0.5)
+    assert pv.build(vma.spec()).spec() == vma.spec()

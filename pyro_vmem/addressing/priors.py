@@ -125,8 +125,7 @@ class ClassBalancedPrior(AddressPrior):
         classes, index = memory.labels.unique(return_inverse=True)
         in_use = torch.ones_like(index) if memory.mask is None else memory.mask.to(index.dtype)
         counts = index.new_zeros(*memory.batch_shape, len(classes)).scatter_add(-1, index, in_use)
-        slots = counts.gather(-1, index).clamp(min=1)  # a class without a slot in use has none to weigh
-        return over_slots(-slots.to(memory.templates.dtype).log(), memory)
+        return over_slots(-counts.gather(-1, index).to(memory.templates.dtype).log(), memory)
 
 
 class TemperedPrior(AddressPrior):
