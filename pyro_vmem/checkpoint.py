@@ -93,7 +93,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         )
     try:
         data: dict[str, Any] = json.loads(metadata["data"])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise ValueError(f"path: {str(path)!r} has no readable data ({error!r}). Use another checkpoint.") from error
     return tensors, data
 

@@ -18,7 +18,7 @@ from pyro_vmem.history import FitResult, Meter, write_history
 from pyro_vmem.steps import Steps
 from pyro_vmem.vma import VMA
 
-__all__ = ["Run", "check_spec", "holds_run"]
+__all__ = ["Run", "check_spec", "holds_run", "make_folder"]
 
 
 class Run:
@@ -198,6 +198,14 @@ class Run:
 def holds_run(folder: Path) -> bool:
     """Whether there is a checkpoint to resume from."""
     return bool(versions_of(folder / "last.safetensors"))
+
+
+def make_folder(folder: Path) -> None:
+    """A folder that cannot be made is found out before training, not when the first checkpoint is written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: cannot make the folder {str(folder)!r} ({error}). Name another one.") from error
 
 
 def check_spec(vma: VMA) -> None:

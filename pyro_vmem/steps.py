@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, get_args
 
 import pyro
 import torch
@@ -49,6 +49,14 @@ class Steps:
     """
 
     def __init__(self, vma: VMA, objective: Objective | ELBO, num_particles: int, lr: float, episode: Episode) -> None:
+        if not isinstance(objective, str | ELBO):
+            raise ValueError(
+                f"objective: expected one of {get_args(Objective)} or a pyro.infer.ELBO, got {type(objective).__name__}."
+            )
+        for name, parameter in vma.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
+        vma.check(episode.memory, episode.x)
         self.vma = vma
         self.chosen = ""
         if objective == "auto":
@@ -68,6 +76,8 @@ class Steps:
         learned = [*vma.named_parameters(), *(self.module.named_parameters() if self.module is not None else ())]
         self.names = [name for name, p in learned if p.requires_grad]
         self.parameters = [p for _, p in learned if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("vma: all parameters are frozen. Unfreeze what is to be trained: `requires_grad_(True)`.")
         self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
 
     def take(

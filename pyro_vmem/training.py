@@ -21,7 +21,7 @@ from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.history import FitResult, Meter, summarise
 from pyro_vmem.infer import VIMCO_ELBO, Objective
 from pyro_vmem.precision import autocast
-from pyro_vmem.run import Run, check_spec, holds_run
+from pyro_vmem.run import Run, check_spec, holds_run, make_folder
 from pyro_vmem.steps import NotFiniteError, Steps
 from pyro_vmem.vma import VMA
 
@@ -114,32 +114,44 @@ def fit(
         >>> fit(vma, pv.data.EpisodeSampler(train, n_way=4, k_shot=1, n_query=1), steps=2, progress=False).steps
         2
     """
-    _check_range("steps", steps, 1, math.inf)
+    if not isinstance(vma, VMA):
+        raise ValueError(
+            f"vma: expected a pyro_vmem.VMA, got {type(vma).__name__}. Train other models with pyro.infer.SVI and an "
+            "objective of pyro_vmem.infer."
+        )
+    for name, whole, least in (("steps", steps, 1), ("validate_every", validate_every, 1), ("keep", keep, 1)):
+        _check_range(name, whole, least, 10**12, int)
+    for name, whole, least in (("num_particles", num_particles, 1), ("seed", seed, 0), ("lr_warmup", lr_warmup, 0)):
+        _check_range(name, whole, least, 2**63, int)
     for name, limit in (("minutes", minutes), ("piece_minutes", piece_minutes)):
         _check_range(name, 1.0 if limit is None else limit, 1e-6, math.inf)
     for name, value in (("kl_warmup", kl_warmup), ("kl_start", kl_start)):
         _check_range(name, value, 0.0, 1.0)
-    for name, value in (("lr", lr), ("clip_norm", clip_norm), ("validate_every", validate_every)):
-        _check_range(name, value, 1e-12, math.inf)
-    _check_range("keep", keep, 1, 1000)
+    _check_range("lr", lr, 1e-12, 1e3)
+    _check_range("clip_norm", clip_norm, 1e-12, math.inf)
     folder = None if out is None else Path(out)
     if folder is not None:
         check_spec(vma)
     device = next(vma.parameters()).device
     half = autocast(device, precision)
+    first = _first(episodes, "episodes", 1 if minutes is not None else steps)
+    if validation is not None:
+        _first(validation, "validation", 1)
     settings = {
         "objective": objective if isinstance(objective, str) else type(objective).__name__,
         "episodes": repr(episodes) if isinstance(episodes, EpisodeSampler) else None,
         **{"num_particles": num_particles, "lr": lr, "lr_warmup": lr_warmup, "kl_warmup": kl_warmup},
         **{"kl_start": kl_start, "clip_norm": clip_norm, "seed": seed},
     }
-    run = Run(Steps(vma, objective, num_particles, lr, episodes[0].to(device)), settings, folder, keep)
+    run = Run(Steps(vma, objective, num_particles, lr, first.to(device)), settings, folder, keep)
     if folder is not None and holds_run(folder):
         if not resume:
             raise ValueError(
                 f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or another folder."
             )
         run.load()
+    elif folder is not None:
+        make_folder(folder)
     result = run.result
     result.chosen = run.steps.chosen
     begin = time.perf_counter()
@@ -167,7 +179,7 @@ def fit(
             if result.steps and result.steps % validate_every == 0:
                 _record(run, validation, half)  # if it was stopped just before
             while (part := done()) < 1.0:
-                run.rates["lr"] = lr * min(1.0, (result.steps + 1) / lr_warmup) * 0.5 * (1 + math.cos(math.pi * part))
+                run.rates["lr"] = lr * min(1.0, (result.steps + 1) / max(1, lr_warmup)) * 0.5 * (1 + math.cos(math.pi * part))
                 run.rates["kl_weight"] = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
                 episode = episodes[result.steps].to(device)
                 whole = False
@@ -217,7 +229,7 @@ def validate(
     Arguments:
         vma: The model and its guide.
         episodes: Where the episodes come from.
-        num_episodes: How many episodes.
+        num_episodes: How many episodes; all, if there are fewer.
         num_particles: The particles of the bound.
         seed: Seeds the samples of latents.
 
@@ -231,16 +243,21 @@ def validate(
         ['bound', 'hit_rate', 'kl_a', 'kl_z', 'reconstruction']
     """
     elbo = VIMCO_ELBO(num_particles=num_particles, max_plate_nesting=1)
+    _check_range("num_episodes", num_episodes, 1, math.inf, int)
+    _first(episodes, "episodes", 1)
+    if hasattr(type(episodes), "__len__"):
+        num_episodes = min(num_episodes, len(episodes))  # type: ignore[arg-type]
     meter = Meter(smoothing=0.0)
     hits = []
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         for index in range(num_episodes):
             episode = episodes[index].to(next(vma.parameters()).device)
+            if episode.memory.labels is None:
+                raise ValueError("episodes: validation needs the class of each slot. Make memories with labels.")
             memory = vma.encode(episode.memory)
             meter.add(summarise(elbo.terms(vma.model, vma.guide, memory, episode.x)))
-            assert memory.labels is not None
-            chosen = memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
+            chosen = episode.memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
             hits.append((chosen == episode.labels).float().mean())
     return meter.row() | {"hit_rate": float(torch.stack(hits).mean())}
 
@@ -305,6 +322,30 @@ def _finish(run: Run) -> None:
         run.vma.load_state_dict(run.best)
 
 
-def _check_range(name: str, value: float, low: float, high: float) -> None:
-    if not low <= value <= high:
-        raise ValueError(f"{name}: expected a number in [{low:g}, {high:g}], got {value}.")
+def _first(episodes: Dataset[Episode], name: str, least: int) -> Episode:
+    """The first episode, if there are enough of them and they are episodes."""
+    known = getattr(type(episodes), "__len__", None)
+    count = least if known is None else len(episodes)  # type: ignore[arg-type]
+    if count < least:
+        raise ValueError(f"{name}: got {count}, but {least} are needed. Give more, or train for fewer steps.")
+    try:
+        first = episodes[0]
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError(
+            f"{name}: expected a map from 0, 1, ... to episodes, got {type(episodes).__name__} ({error}). "
+            "Use pyro_vmem.data.EpisodeSampler."
+        ) from error
+    if not isinstance(first, Episode):
+        raise ValueError(
+            f"{name}: expected each to be a pyro_vmem.data.Episode, got {type(first).__name__}. "
+            "Use pyro_vmem.data.EpisodeSampler, or Episode(memory, x, labels)."
+        )
+    return first
+
+
+def _check_range(name: str, value: float, low: float, high: float, kind: type = float) -> None:
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise ValueError(
+            f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}."
+        )

@@ -202,15 +202,15 @@ def test_a_time_budget_ends_the_run():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"steps": 0}, "steps: expected a number in"),
+        ({"steps": 0}, "steps: expected a whole number in"),
         ({"minutes": -1.0}, "minutes: expected a number in"),
         ({"piece_minutes": 0.0}, "piece_minutes: expected a number in"),
         ({"kl_warmup": 1.5}, r"kl_warmup: expected a number in \[0, 1\], got 1.5"),
         ({"kl_start": -0.1}, r"kl_start: expected a number in \[0, 1\], got -0.1"),
         ({"lr": 0.0}, "lr: expected a number"),
         ({"clip_norm": 0.0}, "clip_norm: expected a number"),
-        ({"validate_every": 0}, "validate_every: expected a number"),
-        ({"keep": 0}, "keep: expected a number"),
+        ({"validate_every": 0}, "validate_every: expected a whole number"),
+        ({"keep": 0}, "keep: expected a whole number"),
         ({"objective": "elbo"}, "objective: expected one of .*'vimco'.*got 'elbo'"),
         ({"precision": "half"}, "precision: expected 'auto', 'bfloat16' or 'float32', got 'half'"),
     ],
