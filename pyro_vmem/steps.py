@@ -51,7 +51,8 @@ class Steps:
     def __init__(self, vma: VMA, objective: Objective | ELBO, num_particles: int, lr: float, episode: Episode) -> None:
         if not isinstance(objective, str | ELBO):
             raise ValueError(
-                f"objective: expected one of {get_args(Objective)} or a pyro.infer.ELBO, got {type(objective).__name__}."
+                f"objective: expected one of {get_args(Objective)} or a pyro.infer.ELBO, got "
+                f"{type(objective).__name__}."
             )
         for name, parameter in vma.named_parameters():
             if not bool(torch.isfinite(parameter).all()):

@@ -179,7 +179,9 @@ def fit(
             if result.steps and result.steps % validate_every == 0:
                 _record(run, validation, half)  # if it was stopped just before
             while (part := done()) < 1.0:
-                run.rates["lr"] = lr * min(1.0, (result.steps + 1) / max(1, lr_warmup)) * 0.5 * (1 + math.cos(math.pi * part))
+                run.rates["lr"] = (
+                    lr * min(1.0, (result.steps + 1) / max(1, lr_warmup)) * 0.5 * (1 + math.cos(math.pi * part))
+                )
                 run.rates["kl_weight"] = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
                 episode = episodes[result.steps].to(device)
                 whole = False
@@ -346,6 +348,4 @@ def _first(episodes: Dataset[Episode], name: str, least: int) -> Episode:
 def _check_range(name: str, value: float, low: float, high: float, kind: type = float) -> None:
     is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
-        raise ValueError(
-            f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}."
-        )
+        raise ValueError(f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}.")

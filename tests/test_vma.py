@@ -471,7 +471,7 @@ def test_a_parameter_store_of_another_width_is_refused() -> None:
     memory, x = memory_of("vectors"), targets("vectors")
     model_of("vectors").model(memory, x)
     wider = VMA.for_vectors(4, latent_dim=D, num_features=6, hidden=(9,))
-    with pytest.raises(RuntimeError, match="already holds another model's parameters"):
+    with pytest.raises(RuntimeError, match="already holds another module's parameters"):
         wider.model(memory, x)
 
 
