@@ -152,7 +152,7 @@ class DiscretisedLogisticDecoder(Likelihood):
         >>> p.check(x)  # fits
         >>> p.check(x / 3)
         Traceback (most recent call last):
-        ValueError: x: DiscretisedLogisticDecoder expects 16 levels, 0, 1/15, ..., 1, got others in [0, 0.333]. ...
+        ValueError: x: DiscretisedLogisticDecoder expects 16 levels, 0, 1/15, ..., 1, got others in [0, ...]...
     """
 
     def __init__(self, network: Decoder, num_levels: int = 256, scale: float = 0.1) -> None:
