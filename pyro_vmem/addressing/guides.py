@@ -92,9 +92,10 @@ class PairwiseGuide(AddressGuide):
 
     .. math:: r(x, m) = v^\top \mathrm{relu}(W f(x) + U f(m) + b)
 
-    It can learn what resemblance means, where :class:`SimilarityGuide` measures it in an embedding. Each pair has a
-    hidden layer of its own, so the cost is :math:`O(S B H)` in time and memory. It starts with :math:`U = -W` and
-    :math:`v < 0`, minus a distance: before any training nothing is more probable than a template like the target.
+    :math:`f` are features divided by their norm. It can learn what resemblance means, where :class:`SimilarityGuide`
+    measures it in an embedding. Each pair has a hidden layer of its own, so the cost is :math:`O(S B H)` in time and
+    memory. It starts with :math:`U = -W` and :math:`v < 0`, minus a distance: before any training nothing is more
+    probable than a template like the target, and there is something from which the lookup can be learned.
 
     References:
         | Learning to Compare: Relation Network for Few-Shot Learning (Sung et al., 2018) https://arxiv.org/abs/1711.06025
@@ -118,12 +119,13 @@ class PairwiseGuide(AddressGuide):
         self.join = Join(num_features, num_features, hidden)
         self.score = nn.Linear(hidden, 1, bias=False)
         with torch.no_grad():
+            self.join.first.weight.normal_()
             self.join.second.weight.copy_(-self.join.first.weight)
             self.join.first.bias.zero_()
-            self.score.weight.abs_().neg_()
+            self.score.weight.fill_(-50 / hidden)  # about -20 times the distance: encoders start with features alike
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
-        keys, query = full_precision(memory.features), full_precision(x.features).unsqueeze(-2)
+        keys, query = unit(memory.features), unit(x.features).unsqueeze(-2)
         with no_autocast(keys):
             return over_slots(self.score(self.join(query, keys).relu()).squeeze(-1), memory)
 

@@ -1,0 +1,404 @@
+"""What a run survives: processes killed at random moments, damaged files, bad input, and thousands of episodes.
+
+Kills: a process trains with checkpoints every one to three steps and is killed (SIGKILL), at a random time or inside of
+a write; the next one resumes, and is killed too, until the run is over. After each kill the state in the folder is
+compared, bit for bit, with that of a run that was never stopped: weights, optimizer, random state, best weights,
+running averages, history. The parent imports the library once and forks: a kill costs a fraction of a second.
+
+Corruption: checkpoints with a bit turned over, cut off, or written by something else. Bad input: the cases of
+`tests/helpers/bad_input.py`. Soak: short episodes of changing sizes, and the memory that the process holds.
+
+    python -m benchmarks.faults
+    python -m benchmarks.faults --kills 500 --soak_steps 20000 --json
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import itertools
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from safetensors.torch import save
+
+import pyro_vmem as pv
+from benchmarks import command
+from pyro_vmem import _files
+from pyro_vmem._files import versions_of
+from pyro_vmem.checkpoint import load_checkpoint, load_newest
+from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset
+
+STEPS = 24
+
+# The runs that are killed, in turn. "pieces" stops and resumes each run by itself as well.
+RUNS: list[dict[str, Any]] = [
+    {"validate_every": 1},
+    {"validate_every": 2, "validate": True},
+    {"validate_every": 3, "validate": True, "objective": "rws"},
+    {"validate_every": 3, "pieces": True, "validate": True},
+]
+
+RANDOM = "at a random time"
+
+# Where a write can be cut: the call that is killed, and whether before, in the midst or after it.
+POINTS = {
+    "before the file is opened": ("mkstemp", "before"),
+    "before the first byte": ("write", "before"),
+    "after half the bytes": ("write", "half"),
+    "after the last byte": ("write", "after"),
+    "before the file is flushed": ("fsync", "before"),
+    "after the file is flushed": ("fsync", "after"),
+    "before the old file gets its second name": ("link", "before"),
+    "after the old file got its second name": ("link", "after"),
+    "before the move": ("replace", "before"),
+    "after the move": ("replace", "after"),
+}
+
+
+def episodes(seed: int = 0) -> EpisodeSampler:
+    """Vectors in a few classes."""
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randn(12, 1, 6, generator=generator)
+    points = centres + 0.3 * torch.randn(12, 5, 6, generator=generator)
+    return EpisodeSampler(FewShotDataset(points.flatten(0, 1), torch.arange(12).repeat_interleave(5)), 4, 1, 2, seed)
+
+
+def train(folder: Path, setting: dict[str, Any], keep: int = 2) -> pv.FitResult:
+    """The run of a setting, from where the folder left it."""
+    torch.manual_seed(random.SystemRandom().randrange(2**31) if _holds(folder) else 0)  # a resume needs no seed
+    vma = pv.VMA.for_vectors(6, latent_dim=2, num_features=8, hidden=(16,))
+    while True:
+        result = pv.fit(
+            vma,
+            episodes(),
+            setting.get("objective", "vimco"),
+            STEPS,
+            validation=episodes(1) if setting.get("validate") else None,
+            validate_every=setting["validate_every"],
+            piece_minutes=1e-3 if setting.get("pieces") else None,
+            out=folder,
+            resume=True,
+            keep=keep,
+            progress=False,
+        )
+        if not result.interrupted:
+            return result
+
+
+def _holds(folder: Path) -> bool:
+    return bool(versions_of(folder / "last.safetensors"))
+
+
+# Kills
+
+
+def in_a_fork(work: Callable[[], Any], kill_after: float | None = None) -> int:
+    """Does some work in a child process; returns its exit code, `-SIGKILL` if it was killed.
+
+    Arguments:
+        work: What to do.
+        kill_after: Seconds after which it is killed, if it is not done.
+    """
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            warnings.simplefilter("error")
+            work()
+            code = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(code)
+    if kill_after is not None:
+        time.sleep(kill_after)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def die(*_: Any) -> None:
+    """Ends this process as a power cut would: no handler, no `finally`."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def armed(point: str, nth: int) -> None:
+    """Makes this process die in the n-th of its calls of a point."""
+    name, when = POINTS[point]
+    owner: Any = {"mkstemp": _files.tempfile, "write": Path}.get(name, os)
+    attribute = "write_bytes" if name == "write" else name
+    original = getattr(owner, attribute)
+    count = 0
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        if count == nth and when == "before":
+            die()
+        if count == nth and when == "half":
+            original(args[0], args[1][: len(args[1]) // 2])
+            die()
+        result = original(*args, **kwargs)
+        if count == nth and when == "after":
+            die()
+        return result
+
+    setattr(owner, attribute, deadly)
+
+
+def state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What a checkpoint holds, less the time; a damaged one is an error, not replaced by the one before."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tensors, data = load_newest(path)
+    data["result"]["seconds"] = 0.0
+    data["result"]["interrupted"] = False
+    for row in data["result"]["history"]:
+        row["seconds"] = 0.0
+    return tensors, data
+
+
+def same(one: tuple[dict[str, torch.Tensor], Any], two: tuple[dict[str, torch.Tensor], Any]) -> bool:
+    """Whether two states are equal bit for bit."""
+    return (
+        one[1] == two[1]
+        and one[0].keys() == two[0].keys()
+        and all(torch.equal(t, two[0][n]) for n, t in one[0].items())
+    )
+
+
+def kill_runs(kills: int, seed: int) -> list[dict[str, Any]]:
+    """Kills processes that train; returns, for each place, how often, and after how many all was equal."""
+    draw = random.Random(seed)
+    places = [RANDOM, *POINTS]
+    found = {place: {"place": place, "kills": 0, "bit_equal": 0} for place in places}
+    references: dict[int, dict[int, Any]] = {}
+    done = number = 0
+    attempts = itertools.count()
+    while done < kills:
+        setting = RUNS[number % len(RUNS)]
+        with tempfile.TemporaryDirectory() as root:
+            if number % len(RUNS) not in references:
+                references[number % len(RUNS)] = reference(Path(root, "whole"), setting)
+            whole = references[number % len(RUNS)]
+            done += kill_one_run(Path(root, "run"), setting, whole, found, kills - done, draw, attempts)
+        number += 1
+    return [row for row in found.values() if row["kills"]]
+
+
+def reference(folder: Path, setting: dict[str, Any]) -> dict[int, Any]:
+    """The states of a run that is never stopped, by the number of steps."""
+    if in_a_fork(lambda: train(folder, setting | {"pieces": False}, keep=1000)) != 0:
+        raise RuntimeError(f"the run {setting} failed; see the traceback above")
+    states = [state(path) for path in versions_of(folder / "last.safetensors")]
+    return {data["result"]["steps"]: (tensors, data) for tensors, data in states}
+
+
+def kill_one_run(
+    folder: Path,
+    setting: dict[str, Any],
+    whole: dict[int, Any],
+    found: dict[str, dict[str, Any]],
+    most: int,
+    draw: random.Random,
+    attempts: Iterator[int],
+) -> int:
+    """One run, killed until it is over; returns how often."""
+    points, equal, count, reached = list(POINTS), True, 0, 0
+    rows = []
+    while True:
+        number, at_a_point = divmod(next(attempts), 2)
+        place = points[number % len(points)] if at_a_point else RANDOM
+        nth = draw.randint(1, 9)
+
+        def work(place: str = place, nth: int = nth) -> None:
+            if place in POINTS:
+                armed(place, nth)
+            train(folder, setting)
+
+        last = count >= most
+        if last:
+            code = in_a_fork(lambda: train(folder, setting))
+        else:
+            code = in_a_fork(work, draw.uniform(0.0, 0.6) if place not in POINTS else None)
+        if code not in (0, -signal.SIGKILL):
+            raise RuntimeError(f"a process that resumed {setting} failed; see the traceback above")
+        if _holds(folder):
+            now = state(folder / "last.safetensors")
+            equal &= now[1]["result"]["steps"] >= reached  # no checkpoint is lost
+            reached = now[1]["result"]["steps"]
+            expected = whole.get(reached)  # pieces also end between records
+            equal &= expected is None or same(now, expected)
+        equal &= _holds(folder) or reached == 0
+        if code == 0:
+            break
+        count += 1
+        found[place]["kills"] += 1
+        rows.append(found[place])
+    equal &= not list(folder.glob(".*")) and same(state(folder / "last.safetensors"), whole[STEPS])
+    for row in rows:
+        row["bit_equal"] += equal
+    return count
+
+
+# Damaged files
+
+
+def damaged(whole: bytes, count: int, draw: random.Random) -> Iterator[bytes]:
+    """Files that are not what was written."""
+    foreign = save({"w": torch.ones(2)}, {"format": "pt"})
+    future = save({"w": torch.ones(2)}, {"format": "pyro_vmem/999", "data": "{}"})
+    yield from (b"", foreign, future, b"PK\x03\x04" + whole[4:], whole + b"\0", whole[:-1], b"\x80\x05" + whole[2:])
+    for _ in range(count):
+        place = draw.randrange(len(whole))
+        kind = draw.choice(["bit", "bit", "cut", "zeros"])
+        if kind == "bit":
+            yield whole[:place] + bytes([whole[place] ^ 1 << draw.randrange(8)]) + whole[place + 1 :]
+        elif kind == "cut":
+            yield whole[:place]
+        elif any(whole[place : place + 512]):  # a block that never reached the disk
+            yield (whole[:place] + bytes(512) + whole[place + 512 :])[: len(whole)]
+
+
+def corrupt(count: int, seed: int) -> tuple[int, int]:
+    """Damages checkpoints; returns how many were refused, of how many."""
+    draw = random.Random(seed)
+    detected = total = 0
+    with tempfile.TemporaryDirectory() as root:
+        path = Path(root, "last.safetensors")
+        if in_a_fork(lambda: train(Path(root), RUNS[1], keep=1)) != 0:
+            raise RuntimeError("the run to damage failed; see the traceback above")
+        for content in damaged(path.read_bytes(), count, draw):
+            path.write_bytes(content)
+            total += 1
+            with contextlib.suppress(ValueError):
+                load_checkpoint(path)
+                continue
+            detected += 1
+    return detected, total
+
+
+# Bad input
+
+
+def refuse() -> tuple[int, int]:
+    """Tries all that is bad input; returns how many were refused as they should be, of how many."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
+    cases = importlib.import_module("bad_input").CASES
+    refused = 0
+    for case in cases:
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
+            refused += case.is_refused(Path(folder))
+    return refused, len(cases)
+
+
+# Soak
+
+
+def resident_megabytes() -> float:
+    """The memory that this process holds."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+class Changing:
+    """Episodes of changing sizes of memory and minibatch."""
+
+    def __init__(self, seed: int) -> None:
+        draw = random.Random(seed)
+        sizes = [(draw.randint(2, 12), draw.randint(1, 3), draw.randint(1, 2)) for _ in range(16)]
+        dataset = episodes().dataset
+        self.samplers = [EpisodeSampler(dataset, ways, shots, queries, seed) for ways, shots, queries in sizes]
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.samplers[index % len(self.samplers)][index]
+
+
+def soak(steps: int, seed: int) -> list[dict[str, float]]:
+    """Trains on, validates and evaluates episodes of changing sizes; returns the memory held after so many steps."""
+    rows = []
+    changing: Any = Changing(seed)
+    torch.manual_seed(seed)
+    vma = pv.VMA.for_vectors(6, latent_dim=2, num_features=8, hidden=(16,))
+    taken, piece = 0, max(1, steps // 40)
+    while taken < steps:
+        particles = 2 + taken // piece % 5
+        pv.fit(vma, changing, steps=piece, num_particles=particles, progress=False, seed=taken)
+        pv.validate(vma, changing, num_episodes=1)
+        episode = changing[taken]
+        pv.diagnostics.log_evidence(vma, episode.memory, episode.x, num_samples=50)
+        taken += piece
+        rows.append({"steps": taken, "rss_mb": resident_megabytes()})
+    return rows
+
+
+def growth(rows: list[dict[str, float]]) -> float:
+    """How much more was held in the last quarter than in the second: the first warms up."""
+    held = [row["rss_mb"] for row in rows]
+    quarter = max(1, len(held) // 4)
+    return statistics.median(held[-quarter:]) - statistics.median(held[quarter : 2 * quarter] or held[:1])
+
+
+def main(kills: int = 120, corruptions: int = 1000, soak_steps: int = 4000, seed: int = 0) -> dict[str, Any]:
+    """Does all four.
+
+    Args:
+        kills: Processes to kill.
+        corruptions: Checkpoints to damage at random, besides those that are not checkpoints at all.
+        soak_steps: Training steps of the soak.
+        seed: Seeds moments and places.
+    """
+    torch.set_num_threads(1)  # a pool of threads does not survive a fork
+    start = time.perf_counter()
+    rows = kill_runs(kills, seed)
+    detected, damaged_files = corrupt(corruptions, seed)
+    held = soak(soak_steps, seed)
+    refused, bad_inputs = refuse()
+    return {
+        "torch": torch.__version__,
+        "kills": sum(row["kills"] for row in rows),
+        "bit_equal_resumes": sum(row["bit_equal"] for row in rows),
+        "corrupt_files": damaged_files,
+        "corrupt_files_detected": detected,
+        "bad_inputs": bad_inputs,
+        "bad_inputs_refused": refused,
+        "soak_steps": int(held[-1]["steps"]),
+        "soak_rss_mb": round(held[-1]["rss_mb"], 1),
+        "soak_rss_growth_mb": round(growth(held), 2),
+        "seconds": round(time.perf_counter() - start, 1),
+        "rows": rows,
+        "soak": held,
+    }
+
+
+def show(result: dict[str, Any]) -> None:
+    """The kills by place, and the rest in sentences."""
+    table = Table("killed", "times", "bit for bit equal after")
+    for row in result["rows"]:
+        table.add_row(row["place"], str(row["kills"]), str(row["bit_equal"]))
+    Console().print(
+        table,
+        f"{result['corrupt_files_detected']} of {result['corrupt_files']} damaged files were refused.",
+        f"{result['bad_inputs_refused']} of {result['bad_inputs']} bad inputs were refused with the right message.",
+        f"{result['soak_steps']} steps on episodes of changing sizes: {result['soak_rss_growth_mb']:+} MB held.",
+        sep="\n",
+    )
+
+
+if __name__ == "__main__":
+    command(main, show)
