@@ -1,6 +1,6 @@
 """Variational memory addressing in Pyro: generative models that look things up in a memory."""
 
-from pyro_vmem import baselines, data, diagnostics, infer, nn
+from pyro_vmem import baselines, data, diagnostics, index, infer, nn
 from pyro_vmem._version import __version__
 from pyro_vmem.addressing import (
     AddressGuide,
@@ -18,6 +18,7 @@ from pyro_vmem.addressing import (
 )
 from pyro_vmem.build import build, load
 from pyro_vmem.flows import FlowGuide, FlowPrior
+from pyro_vmem.index import AddressIndex, ExactIndex, FaissIndex
 from pyro_vmem.latent import (
     FullCovarianceGuide,
     FullCovariancePrior,
@@ -44,6 +45,7 @@ from pyro_vmem.vma import VMA
 __all__ = [
     "VMA",
     "AddressGuide",
+    "AddressIndex",
     "AddressPrior",
     "BernoulliDecoder",
     "CategoricalDecoder",
@@ -52,7 +54,9 @@ __all__ = [
     "DefensiveGuide",
     "DiscretisedLogisticDecoder",
     "EncodedMemory",
+    "ExactIndex",
     "ExtraTemplates",
+    "FaissIndex",
     "FitResult",
     "FlowGuide",
     "FlowPrior",
@@ -83,6 +87,7 @@ __all__ = [
     "data",
     "diagnostics",
     "fit",
+    "index",
     "infer",
     "load",
     "nn",

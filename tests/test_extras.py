@@ -45,6 +45,7 @@ def image_folder(tmp_path: Path) -> Path:
 
 NEEDS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
     "build a YAML file": ("yaml", "cli", lambda path: pv.build(write(path / "a.yaml", "{}"))),
+    "FaissIndex": ("faiss", "faiss", lambda _: pv.FaissIndex(torch.rand(4, 2))),
     "FlowGuide": ("zuko", "flows", lambda _: pv.FlowGuide(4, 6)),
     "glyphs": ("matplotlib", "plots", lambda _: pv.data.glyphs(size=12, drawings=12)),
     "from_folder": ("PIL", "vision", lambda path: pv.data.from_folder(image_folder(path))),

@@ -29,6 +29,7 @@ ORDER = [
     "_spec",
     "precision",
     "memory",
+    "index",
     "data",
     "nn",
     "addressing",
