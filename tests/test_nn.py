@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_vmem import Template
+from pyro_vmem import VMA, Memory, Template
 from pyro_vmem.nn import ConvDecoder, ConvEncoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder, mlp
-from pyro_vmem.nn.layers import Join, Residual, as_images, half_size
+from pyro_vmem.nn.decoders import _blur
+from pyro_vmem.nn.layers import Doubling, Join, Residual, as_images, half_size, in_patches
 
 SIZES = [(1, 28, 28), (1, 26, 26), (1, 7, 5), (1, 1, 1), (3, 8, 8), (3, 5, 9), (2, 1, 12), (1, 2, 3)]
 LEADING = [(), (7,), (5, 7), (3, 1, 7)]
@@ -229,3 +230,54 @@ def test_as_images_folds_leading_dims_and_lays_channels_last() -> None:
 
 def test_half_size_rounds_up() -> None:
     assert [half_size(size) for size in [(28, 28), (7, 5), (1, 1)]] == [(14, 14), (4, 3), (1, 1)]
+
+
+def is_channels_last(x: Tensor) -> bool:
+    """By its strides, where there is more than one channel and more than one pixel."""
+    return x.stride(1) == 1 and x.shape[1] > 1
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (1, 9, 6), (3, 8, 8)])
+@pytest.mark.parametrize("decoder", ["warp", "conv"])
+def test_every_convolution_gets_channels_last(shape: tuple[int, int, int], decoder: Any) -> None:
+    # the other layout is several times slower, and nothing else would tell
+    vma = VMA.for_images(shape, latent_dim=D, width=WIDTH, decoder=decoder)
+    convolutions = [module for module in vma.modules() if isinstance(module, torch.nn.Conv2d)]
+    seen_by: list[bool] = []
+    for module in convolutions:
+        module.register_forward_pre_hook(lambda _, inputs: seen_by.append(is_channels_last(inputs[0])))
+    memory = vma.encode(Memory(torch.rand(5, *shape)))
+    vma.likelihood(torch.randn(2, 3, D), memory.read(torch.zeros(2, 3, dtype=torch.long)))
+    assert len(seen_by) >= len(convolutions) - 1  # `show` is not called
+    assert all(seen_by)
+
+
+def test_patches_are_those_of_pixel_unshuffle() -> None:
+    images = torch.rand(2, 3, 5, 8)
+    assert torch.equal(in_patches(images), F.pixel_unshuffle(F.pad(images, (0, 0, 0, 1)), 2))
+
+
+def test_doubling_is_a_convolution_and_pixel_shuffle() -> None:
+    double, images = Doubling(6, 3), as_images(torch.randn(2, 6, 5, 4))
+    plain = F.pixel_shuffle(F.conv2d(images, double.weight, double.bias), 2)
+    torch.testing.assert_close(double(images), plain)
+    assert is_channels_last(double(images))
+
+
+@pytest.mark.parametrize("shape", SIZES)
+def test_the_grid_is_that_of_affine_grid_and_interpolation(shape: tuple[int, int, int]) -> None:
+    decoder = DECODERS["WarpDecoder"](shape)
+    affine, field = torch.randn(3, 6), torch.randn(3, 2, *half_size(half_size(shape[1:])))
+    size = shape[1:]
+    straight = F.affine_grid(torch.eye(2, 3) + affine.view(3, 2, 3), [3, 1, *size], align_corners=False)
+    bent = F.interpolate(field, size=size, mode="bilinear", align_corners=False).permute(0, 2, 3, 1)
+    torch.testing.assert_close(decoder._grid(affine, field), straight + bent)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(decoder._grid(affine, field), straight + bent)
+
+
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("shape", SIZES)
+def test_blurs_are_average_pools(shape: tuple[int, int, int], size: int) -> None:
+    images = torch.rand(2, *shape)
+    torch.testing.assert_close(_blur(images, size), F.avg_pool2d(images, size, stride=1, padding=size // 2))

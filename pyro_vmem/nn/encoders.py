@@ -6,11 +6,10 @@ import abc
 import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyro_vmem.memory import Template
-from pyro_vmem.nn.layers import Residual, as_images, check_image_shape, conv3, half_size, mlp
+from pyro_vmem.nn.layers import Residual, as_images, check_image_shape, conv3, half_size, in_patches, mlp
 from pyro_vmem.part import Part
 
 __all__ = ["ConvEncoder", "Encoder", "FlatEncoder", "MLPEncoder"]
@@ -119,9 +118,7 @@ class ConvEncoder(Encoder):
 
     def forward(self, x: Tensor) -> Template:
         leading, images = x.shape[:-3], as_images(x)
-        height, width = images.shape[-2:]
-        patches = F.pixel_unshuffle(F.pad(images, (0, width % 2, 0, height % 2)), 2)
-        fine = self.fine(patches)
+        fine = self.fine(in_patches(images))
         coarse = self.coarse(fine)
         features = self.head(self.coarsest(coarse))
         return Template(

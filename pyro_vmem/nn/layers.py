@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Join", "Residual", "as_images", "check_image_shape", "conv3", "half_size", "mlp"]
+__all__ = ["Doubling", "Join", "Residual", "as_images", "check_image_shape", "conv3", "half_size", "in_patches", "mlp"]
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -43,6 +43,29 @@ class Residual(nn.Module):
         return out
 
 
+class Doubling(nn.Conv2d):
+    """A 1x1 convolution whose outputs, four for each channel, are 2x2 pixels: twice the height and width.
+
+    The same as `pixel_shuffle` of the convolution, whose copy and its gradient are slow in the layout with channels
+    last: there the weights are put in the order in which whole runs of channels can be copied.
+
+    Example:
+        >>> double = Doubling(6, 3)
+        >>> images = torch.rand(2, 6, 5, 4)
+        >>> torch.allclose(double(images), F.pixel_shuffle(double._conv_forward(images, double.weight, double.bias), 2))
+        True
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, 4 * outputs, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        assert self.bias is not None
+        weight, bias = (p.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1) for p in (self.weight, self.bias))
+        pixels = F.conv2d(images, weight, bias).permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))
+        return pixels.transpose(2, 3).flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
+
+
 class Join(nn.Module):
     """One linear layer on two vectors together, applied to each apart and added.
 
@@ -71,6 +94,18 @@ def as_images(x: Tensor) -> Tensor:
     Pyro's parameter store copies a parameter that is not, and would train the copy.
     """
     return x.reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
+
+
+def in_patches(images: Tensor) -> Tensor:
+    """Patches of 2x2 pixels as channels, channels last in memory: `(N, C, H, W)` to `(N, 4 C, H / 2, W / 2)`.
+
+    Odd sizes are rounded up, with zeros.
+    """
+    height, width = images.shape[-2:]
+    if height % 2 or width % 2:
+        images = F.pad(images, (0, width % 2, 0, height % 2))
+    # of one channel, either layout is channels last: without asking, all that follows would run in the slower one
+    return F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)
 
 
 def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
