@@ -13,18 +13,21 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pyro_vmem.part import Part
 
-__all__ = ["from_spec"]
+__all__ = ["choices", "from_spec"]
 
 KEYS = ("class_path", "init_args")
 
 
-def from_spec(spec: Any, base: type[Part], trusted_modules: Sequence[str] = ()) -> Any:
+def from_spec(
+    spec: Any, base: type[Part], trusted_modules: Sequence[str] = (), like: Mapping[type[Part], Part] | None = None
+) -> Any:
     """The part that a spec stands for; what is refused, and why, says :func:`pyro_vmem.build`.
 
     Arguments:
         spec: The name of a class, or `{"class_path": ..., "init_args": {...}}`.
         base: What the part has to be.
         trusted_modules: Modules, or packages of modules, that may be imported if a class path names them.
+        like: A part for each base class: what a spec does not give is taken from these, as :func:`_fitting` says.
 
     Raises:
         ValueError: If a name, type or value does not fit.
@@ -37,16 +40,28 @@ def from_spec(spec: Any, base: type[Part], trusted_modules: Sequence[str] = ()) 
     if isinstance(trusted_modules, str):
         raise ValueError(f"trusted_modules: expected a list of names, got {trusted_modules!r}. Put it in a list.")
     try:
-        return _Builder(tuple(trusted_modules)).part(spec, base, "spec")
+        return _Builder(tuple(trusted_modules), like or {}).part(spec, base, "spec")
     except RecursionError:
         raise ValueError("spec: it is nested too deeply; a YAML file can contain itself. Write it out.") from None
+
+
+def choices(cls: type[Part], argument: str) -> list[str]:
+    """The names of the classes that an argument of a class can be.
+
+    Example:
+        >>> from pyro_vmem import TruncatedGuide
+        >>> "PairwiseGuide" in choices(TruncatedGuide, "inner")
+        True
+    """
+    hint = _hints(cls)[argument]
+    return [name for base in get_args(hint) or (hint,) if base is not types.NoneType for name in _choice_names(base)]
 
 
 class _Builder:
     """Turns plain data into what annotations ask for; `where` is the place in the spec, for messages."""
 
-    def __init__(self, trusted: tuple[str, ...]) -> None:
-        self.trusted = trusted
+    def __init__(self, trusted: tuple[str, ...], like: Mapping[type[Part], Part]) -> None:
+        self.trusted, self.like = trusted, like
 
     def part(self, spec: Any, base: type[Part], where: str) -> Any:
         """The part that a name, or a name with arguments, stands for."""
@@ -54,6 +69,8 @@ class _Builder:
             return spec
         if isinstance(spec, str):
             spec = {"class_path": spec}
+        if isinstance(spec, Mapping) and spec.keys() == {"init_args"} and base in self.like:
+            spec = {"class_path": _path(type(self.like[base])), **spec}
         name, arguments = (spec.get(key) for key in KEYS) if isinstance(spec, Mapping) else (None, None)
         if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
             raise ValueError(
@@ -64,7 +81,7 @@ class _Builder:
             if key not in KEYS:
                 raise ValueError(f"{where}: expected class_path and init_args, got {key!r}.{_guess(key, KEYS)}")
         cls = self.named(name, base, where)
-        values = self.arguments(cls, arguments or {}, where)
+        values = self.arguments(cls, _fitting(cls, self.like) | dict(arguments or {}), where)
         try:
             return cls(**values)
         except ValueError as error:
@@ -169,6 +186,30 @@ class _Builder:
         if isinstance(value, tuple | list):
             return type(value)(self.untyped(v, f"{where}[{i}]") for i, v in enumerate(value))
         return value
+
+
+def _fitting(cls: type[Part], like: Mapping[type[Part], Part]) -> dict[str, Any]:
+    """Arguments of a class that make it fit in among other parts.
+
+    If one of these is of the same class, its arguments. Then the lengths and shapes that go by one name in all parts;
+    and for a part that cannot be left out, the one of its kind.
+    """
+    values: dict[str, Any] = {}
+    shapes: dict[str, Any] = {}
+    for part in like.values():
+        if type(part) is cls:
+            values |= part.arguments()
+        for name in ("latent_dim", "num_features", "event_shape", "map_channels"):
+            if getattr(part, name, ()):
+                shapes.setdefault(name, getattr(part, name))
+    shapes["image_shape"] = shapes.get("event_shape")
+    hints = _hints(cls)
+    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
+        if shapes.get(name) is not None:
+            values.setdefault(name, shapes[name])
+        elif parameter.default is parameter.empty and hints.get(name) in like:
+            values.setdefault(name, like[hints[name]])
+    return values
 
 
 def _subclasses(base: type[Part]) -> Iterator[type[Part]]:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pyro_vmem._extras import require
 from pyro_vmem._spec import from_spec
+from pyro_vmem._yaml import read_yaml
+from pyro_vmem.addressing import AddressGuide, AddressPrior
 from pyro_vmem.checkpoint import load_checkpoint
+from pyro_vmem.latent import LatentGuide, LatentPrior
+from pyro_vmem.likelihood import Likelihood
+from pyro_vmem.nn import Decoder, Encoder
+from pyro_vmem.part import Part
+from pyro_vmem.templates import Templates
 from pyro_vmem.vma import VMA
 
 __all__ = ["build", "load"]
 
-_EXPONENT = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
 
-
-def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
+def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] = (), *, like: VMA | None = None) -> VMA:
     """Builds a model from a spec: plain data that names the classes of its parts.
 
     A class is named by itself (`"SimilarityGuide"`) or by its import path, and must be a subclass of what the argument
@@ -33,9 +36,13 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
             whole `{"class_path": ..., "init_args": ...}`; or the path of a JSON or YAML file that holds either. A part
             without arguments is its name alone. In a dict, a part may also be the part itself.
         trusted_modules: Modules, or packages of modules, that may be imported if a class path names them.
+        like: A model that has the rest. Then a part that is not given is this model's, as by `VMA.replace`, weights
+            included; and an argument of a part that is not given fits the others: `latent_dim`, `num_features`, the
+            shapes, the part inside of another, and all of them where the class stays the same. Its class may then be
+            left out: `{"address_guide": {"init_args": {"temperature": 0.5}}}`.
 
     Returns:
-        The model, with fresh weights.
+        The model; the weights of parts that the spec names are fresh.
 
     Raises:
         ValueError: If a name, type or value does not fit; the message says where, and lists the choices.
@@ -50,11 +57,18 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
         Traceback (most recent call last):
         ValueError: spec.address_prior: expected the name of an AddressPrior, got 'UniformPior'. Did you mean
         'UniformPrior'? Choices: ...
+        >>> build({"address_guide": {"class_path": "TruncatedGuide", "init_args": {"k": 16}}}, like=vma).address_guide
+        TruncatedGuide(inner=SimilarityGuide(num_features=64), k=16)
     """
     if isinstance(spec, str | Path):
         spec = _read(Path(spec))
     if not isinstance(spec, Mapping):
         raise ValueError(f"spec: expected a dict, or the path of a JSON or YAML file, got {type(spec).__name__}.")
+    if like is not None:
+        if "class_path" in spec:
+            raise ValueError("spec: with like, expected parts by name, got a whole model. Give its init_args.")
+        made = from_spec({"init_args": spec}, VMA, trusted_modules, _by_kind(like))
+        return like.replace(**{name: made.arguments()[name] for name in spec})
     if "class_path" not in spec:
         spec = {"class_path": "pyro_vmem.vma.VMA", "init_args": spec}
     vma: VMA = from_spec(spec, VMA, trusted_modules)
@@ -100,27 +114,28 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
     return vma.eval()
 
 
+def _by_kind(vma: VMA) -> dict[type[Part], Part]:
+    """The parts of a model, itself and what is in them, by the base class that arguments are annotated with."""
+    parts: list[Part | None] = [
+        vma.template_encoder,
+        vma.templates,
+        vma.address_prior,
+        vma.latent_prior,
+        vma.likelihood,
+    ]
+    parts += [getattr(vma.likelihood, "network", None), vma.address_guide, vma.latent_guide, vma]
+    kinds = (AddressPrior, LatentPrior, Likelihood, AddressGuide, LatentGuide, Encoder, Decoder, Templates, VMA)
+    return {kind: part for part in parts for kind in kinds if isinstance(part, kind)}
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"spec: there is no file {str(path)!r}. Give a dict, or the path of a JSON or YAML file.")
     text = path.read_text()
-    if path.suffix == ".json":
-        data = _parsed(path, json.loads, text, json.JSONDecodeError)
-    else:
-        yaml = require("yaml", extra="cli")
-
-        class Loader(yaml.SafeLoader):  # type: ignore[name-defined]
-            """Reads 1e-3 as a number, as YAML 1.2 and JSON do."""
-
-        Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-        data = _parsed(path, lambda text: Loader(text).get_single_data(), text, yaml.YAMLError)
+    try:
+        data = json.loads(text) if path.suffix == ".json" else read_yaml(text)
+    except ValueError as error:
+        raise ValueError(f"spec: {str(path)!r} is not valid {path.suffix or 'YAML'} ({error}). Correct it.") from error
     if not isinstance(data, dict):
         raise ValueError(f"spec: {str(path)!r} holds {type(data).__name__}, expected a mapping of arguments.")
     return data
-
-
-def _parsed(path: Path, parse: Callable[[str], Any], text: str, kind: type[Exception]) -> Any:
-    try:
-        return parse(text)
-    except kind as error:
-        raise ValueError(f"spec: {str(path)!r} is not valid {path.suffix or 'YAML'} ({error}). Correct it.") from error

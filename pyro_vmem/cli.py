@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import importlib
 import inspect
 import json as json_module
 import sys
@@ -16,9 +17,13 @@ from typing import Any, Literal
 import torch
 
 from pyro_vmem._extras import require
+from pyro_vmem._spec import choices
+from pyro_vmem._words import split_words, with_changes
+from pyro_vmem._yaml import read_yaml, write_yaml
 from pyro_vmem.build import load
-from pyro_vmem.experiment import Evaluation, Experiment, as_plain, read_result
+from pyro_vmem.experiment import PARTS, Evaluation, Experiment, as_plain, read_result
 from pyro_vmem.results import result_rows, speed_sentence, verdict
+from pyro_vmem.vma import VMA
 
 __all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
 
@@ -62,20 +67,29 @@ def demo(
     return metrics
 
 
-def train(experiment: Experiment, out: str, resume: bool = False) -> dict[str, Any]:
+def train(experiment: Experiment, out: str | None = None, resume: bool = False) -> dict[str, Any]:
     """Trains a model into a folder.
+
+    A part of the model is named by its class, and its arguments follow it; a file says the same in YAML. A part, or an
+    argument, that is not given is one that fits. `--import MODULE` makes classes of your own known.
 
     Examples:
         pyro-vmem train --out runs/glyphs --steps 5000
         pyro-vmem train --out runs/glyphs --resume
+        pyro-vmem train --address_guide TruncatedGuide --address_guide.k 16 --objective enumerate
+        pyro-vmem train --config run.yaml --address_guide.inner PairwiseGuide --print_config
 
     Args:
         experiment: What to train, on what, and how.
-        out: A new folder for checkpoints and history, or that of a run to resume.
+        out: A new folder for checkpoints and history, or that of a run to resume. By default runs/train, or the next
+            number that is free.
         resume: Go on with the run that the folder holds, with its own settings.
     """
     if resume:
+        if out is None:
+            raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
         experiment = Experiment.read(out)
+    out = str(_free(Path("runs/train"))) if out is None else out
     result = experiment.train(out, resume=resume)
     _say(f"{result!r} in {out}")
     return {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
@@ -165,10 +179,18 @@ def main(args: Sequence[str] | None = None) -> int:
     words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
     name = "pyro-vmem"
     try:
+        words, changes = split_words(_imported(words), PARTS, read_yaml)
         config = _parser().parse_args(words)
         name = f"pyro-vmem {config.command}"
         settings = config[config.command].as_dict()
-        as_json = settings.pop("json")
+        for part, changed in changes.items():
+            if part not in settings:
+                raise ValueError(f"{part}: this command has no such option; `pyro-vmem train` has.")
+            settings[part] = with_changes(settings[part], changed)
+        as_json, _, shown = settings.pop("json"), settings.pop("config", None), settings.pop("print_config", False)
+        if shown:
+            sys.stdout.write(write_yaml(settings))
+            return 0
         command = next(fn for fn in COMMANDS if fn.__name__ == config.command)
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
@@ -199,7 +221,7 @@ def _parser() -> Any:
     commands = parser.add_subcommands(dest="command")
     for command in COMMANDS:
         summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
-        sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False)
+        sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
         skip = {"resume", *GROUPS} & set(annotations)
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
@@ -208,11 +230,42 @@ def _parser() -> Any:
         for group in GROUPS:
             if group in annotations:
                 sub.add_class_arguments(GROUPS[group])
+        if "experiment" in annotations:
+            for action in sub._actions:
+                if action.dest in PARTS:
+                    action.help = f"{action.help} One of {', '.join(choices(VMA, action.dest))}."
+            sub.add_argument("--config", action="config", help="A YAML file of options; words after it come first.")
+            sub.add_argument(
+                "--print_config", action="store_true", help="Print all options as such a file, and do nothing else."
+            )
         sub.add_argument(
             "--json", action="store_true", help="Print the result as one JSON object, and all else to stderr."
         )
         commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
     return parser
+
+
+def _imported(words: list[str]) -> list[str]:
+    """The words without `--import MODULE`, which is done; only the command line may ask for it, no file."""
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        option, equals, module = word.partition("=")
+        if option != "--import":
+            others.append(word)
+            continue
+        module = module if equals else next(rest, "")
+        here = str(Path.cwd())
+        sys.path.insert(0, here)
+        try:
+            importlib.import_module(module)
+        except (ModuleNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"import: {error}. Give the name of a module, as in `import {module or 'NAME'}`."
+            ) from error
+        finally:
+            sys.path.remove(here)
+    return others
 
 
 def _underscored(word: str) -> str:

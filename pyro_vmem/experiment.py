@@ -20,7 +20,8 @@ from pyro_vmem import data
 from pyro_vmem._extras import require
 from pyro_vmem._files import write_atomically
 from pyro_vmem._version import __version__
-from pyro_vmem.build import load
+from pyro_vmem._words import to_words
+from pyro_vmem.build import build, load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.gather import check, gather
@@ -34,6 +35,14 @@ from pyro_vmem.training import FitResult, fit
 from pyro_vmem.vma import VMA
 
 __all__ = ["Evaluation", "Experiment", "as_plain", "read_result"]
+
+
+# A part as plain data: the name of its class, or that with arguments.
+PartSpec = dict[str, Any] | str | None
+PARTS = (
+    *("address_prior", "latent_prior", "likelihood", "address_guide", "latent_guide"),
+    *("template_encoder", "x_encoder", "templates"),
+)
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,15 @@ class Experiment:
         minutes: A time budget for training, in place of `steps`.
         lr: The highest learning rate.
         seed: Seeds splits, episodes, weights and samples.
+        address_prior: p(a | M), in place of the default: the name of a class, or `{"class_path": ..., "init_args":
+            {...}}`; arguments that are not given are such that it fits, see `like` of :func:`pyro_vmem.build`.
+        latent_prior: p(z | m_a), likewise.
+        likelihood: p(x | z, m_a), likewise.
+        address_guide: q(a | M, x), likewise.
+        latent_guide: q(z | x, m_a), likewise.
+        template_encoder: What makes features of templates, likewise.
+        x_encoder: What makes features of targets, likewise; by default, the same as of templates.
+        templates: Slots that are learned, likewise; by default, none.
 
     Example:
         >>> Experiment(seed=3).title
@@ -99,6 +117,14 @@ class Experiment:
     minutes: float | None = None
     lr: float = 3e-3
     seed: int = 0
+    address_prior: PartSpec = None
+    latent_prior: PartSpec = None
+    likelihood: PartSpec = None
+    address_guide: PartSpec = None
+    latent_guide: PartSpec = None
+    template_encoder: PartSpec = None
+    x_encoder: PartSpec = None
+    templates: PartSpec = None
 
     def __post_init__(self) -> None:
         # Checked before a folder is made: a run that cannot begin leaves nothing behind.
@@ -153,6 +179,7 @@ class Experiment:
             torch.manual_seed(self.seed)
             ink = float(episodes[0].x.mean())
             vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder, ink=ink)
+            vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
         if not (folder / "last.safetensors").exists():
             _write_json(folder / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
         return fit(
@@ -329,7 +356,8 @@ def as_plain(values: Any) -> Any:
 
 
 def _options(values: dict[str, Any]) -> str:
-    return "".join(f" --{name} {shlex.quote(str(value))}" for name, value in values.items() if value is not None)
+    given = ((name, value) for name, value in values.items() if value is not None)
+    return "".join(f" {shlex.quote(word)}" for name, value in given for word in to_words(name, value))
 
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:

@@ -25,6 +25,8 @@ ORDER = [
     "_extras",
     "_files",
     "_signals",
+    "_yaml",
+    "_words",
     "part",
     "_spec",
     "precision",
