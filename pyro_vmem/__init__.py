@@ -8,6 +8,8 @@ from pyro_vmem.addressing import (
     ClassBalancedPrior,
     ContentPrior,
     DefensiveGuide,
+    IndexedGuide,
+    KeyedGuide,
     LearnedPrior,
     PairwiseGuide,
     SimilarityGuide,
@@ -19,6 +21,7 @@ from pyro_vmem.addressing import (
 from pyro_vmem.build import build, load
 from pyro_vmem.flows import FlowGuide, FlowPrior
 from pyro_vmem.index import AddressIndex, ExactIndex, FaissIndex
+from pyro_vmem.keys import KeyRefresher, add_templates, index_memory, staleness
 from pyro_vmem.latent import (
     FullCovarianceGuide,
     FullCovariancePrior,
@@ -36,6 +39,7 @@ from pyro_vmem.likelihood import (
     Likelihood,
 )
 from pyro_vmem.memory import EncodedMemory, Memory, Template
+from pyro_vmem.packed import LazyMemory, PackedMemory
 from pyro_vmem.part import Part
 from pyro_vmem.reference import LinearGaussianMemory
 from pyro_vmem.templates import ExtraTemplates, LearnedTemplates, Templates
@@ -64,13 +68,18 @@ __all__ = [
     "FullCovariancePrior",
     "GaussianDecoder",
     "GaussianGuide",
+    "IndexedGuide",
+    "KeyRefresher",
+    "KeyedGuide",
     "LatentGuide",
     "LatentPrior",
+    "LazyMemory",
     "LearnedPrior",
     "LearnedTemplates",
     "Likelihood",
     "LinearGaussianMemory",
     "Memory",
+    "PackedMemory",
     "PairwiseGuide",
     "Part",
     "SimilarityGuide",
@@ -82,15 +91,18 @@ __all__ = [
     "TruncatedGuide",
     "UniformPrior",
     "__version__",
+    "add_templates",
     "baselines",
     "build",
     "data",
     "diagnostics",
     "fit",
     "index",
+    "index_memory",
     "infer",
     "load",
     "nn",
     "over_slots",
+    "staleness",
     "validate",
 ]

@@ -31,18 +31,18 @@ def check_memory(memory: Memory, event_shape: Sequence[int], dtype: torch.dtype 
     expected = tuple(event_shape)
     if not isinstance(memory, Memory):
         raise ValueError(f"memory: expected a pyro_vmem.Memory, got {type(memory).__name__}. Use Memory(templates).")
-    templates = memory.templates
+    shape = (*memory.batch_shape, memory.num_slots, *memory.event_shape)
     if tuple(memory.event_shape) != expected:
         hint = ""
-        if tuple(templates.shape[2:]) == expected and not memory.per_datapoint:
+        if shape[2:] == expected and not memory.per_datapoint:
             hint = " For one memory per datapoint, `(B, S, *event)`, pass Memory(..., per_datapoint=True)."
         raise ValueError(
-            f"memory: its templates {tuple(templates.shape)} hold events of shape {tuple(memory.event_shape)}, "
+            f"memory: its templates {shape} hold events of shape {tuple(memory.event_shape)}, "
             f"this model's are {expected}.{hint}"
         )
-    if dtype is not None and templates.dtype != dtype and not torch.is_autocast_enabled(templates.device.type):
+    if dtype is not None and memory.dtype != dtype and not torch.is_autocast_enabled(memory.device.type):
         raise ValueError(
-            f"memory: the dtype of its templates is {templates.dtype}, that of this model's weights {dtype}. "
+            f"memory: the dtype of its templates is {memory.dtype}, that of this model's weights {dtype}. "
             f"Convert one: `memory.to({dtype})`, or the model as any module."
         )
 
@@ -59,21 +59,21 @@ def check_targets(x: Tensor, memory: Memory) -> None:
         Traceback (most recent call last):
         ValueError: x: expected shape (B, 3) to go with memory templates (5, 3), got (3,). One target alone is x[None].
     """
-    event_shape, templates = memory.event_shape, memory.templates
+    event_shape, shape = memory.event_shape, (*memory.batch_shape, memory.num_slots, *memory.event_shape)
     if x.shape[1:] != event_shape or x.dim() != len(event_shape) + 1 or len(x) == 0:
         raise ValueError(
             f"x: expected shape (B, {', '.join(map(str, event_shape))}) to go with memory templates "
-            f"{tuple(templates.shape)}, got {tuple(x.shape)}. One target alone is x[None]."
+            f"{shape}, got {tuple(x.shape)}. One target alone is x[None]."
         )
-    if x.dtype != templates.dtype:
+    if x.dtype != memory.dtype:
         raise ValueError(
-            f"x: its dtype {x.dtype} is not that of the memory's templates, {templates.dtype}. "
-            f"Convert one: `x.to({templates.dtype})`."
+            f"x: its dtype {x.dtype} is not that of the memory's templates, {memory.dtype}. "
+            f"Convert one: `x.to({memory.dtype})`."
         )
     if memory.per_datapoint and memory.batch_shape.numel() != len(x):
         raise ValueError(
             f"x: got {len(x)} targets, but one memory for each of {memory.batch_shape.numel()} datapoints, "
-            f"templates {tuple(templates.shape)}. Give each target its memory, or all a shared one."
+            f"templates {shape}. Give each target its memory, or all a shared one."
         )
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x: found NaN or infinite values. Clean or drop those targets.")

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from pyro_vmem.index import AddressIndex
 
 __all__ = ["EncodedMemory", "Memory", "Template"]
 
@@ -63,6 +66,8 @@ class Memory:
         torch.Size([2, 3, 1, 8, 8])
     """
 
+    index: AddressIndex | None = None  # for what is too large to look through
+
     def __init__(
         self,
         templates: Tensor,
@@ -112,6 +117,16 @@ class Memory:
             )
 
     @property
+    def device(self) -> torch.device:
+        """Where templates are when they have been read."""
+        return self.templates.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What templates are when they have been read."""
+        return self.templates.dtype
+
+    @property
     def num_slots(self) -> int:
         """The number of slots :math:`S`, masked ones included."""
         return self.templates.shape[1 if self.per_datapoint else 0]
@@ -130,8 +145,12 @@ class Memory:
     def slots_in_use(self) -> Tensor:
         """The number of unmasked slots, with shape `batch_shape`; integers."""
         if self.mask is None:
-            return torch.full(self.batch_shape, self.num_slots, device=self.templates.device)
+            return torch.full(self.batch_shape, self.num_slots, device=self.device)
         return self.mask.sum(-1)
+
+    def encoded_by(self, encoder: Callable[[Tensor], Template]) -> EncodedMemory:
+        """This memory with the features of its templates."""
+        return EncodedMemory(self, encoder(self.templates))
 
     def read(self, a: Tensor) -> Tensor:
         r"""Reads :math:`m_a`.
@@ -166,11 +185,12 @@ class Memory:
         rows = F.embedding(a, values.reshape(values.shape[0], -1)).reshape(*a.shape, *values.shape[1:])
         return rows.movedim(-1, -3) if is_map else rows
 
-    def by_class(self, probs: Tensor) -> Tensor:
+    def by_class(self, probs: Tensor, slots: Tensor | None = None) -> Tensor:
         r"""Adds up the probabilities of the slots of each class: :math:`\sum_{a: c_a = c} p_a`.
 
         Arguments:
-            probs: Probabilities of the slots, with shape `(*, B, S)`.
+            probs: Probabilities of the slots, with shape `(*, B, S)`, or of some, `(*, B, k)`.
+            slots: Which, if not all: integers `(*, B, k)`.
 
         Returns:
             Probabilities of the classes, `(*, B, C)`; the columns are `labels.unique()`, in that order.
@@ -180,8 +200,11 @@ class Memory:
         """
         if self.labels is None:
             raise ValueError("labels: by_class needs them, got none. Make the memory with Memory(templates, labels).")
-        is_class = self.labels.unsqueeze(-1) == self.labels.unique()
-        return (probs.unsqueeze(-1) * is_class).sum(-2)  # not a matrix product, which autocast would round
+        classes, index = self.labels.unique(return_inverse=True)
+        if slots is not None:
+            index = index[slots] if not self.per_datapoint else index.expand(*slots.shape[:-1], -1).gather(-1, slots)
+        sums = probs.new_zeros(*probs.shape[:-1], len(classes))
+        return sums.scatter_add(-1, index.expand_as(probs), probs)
 
     def to(self, *args: Any, **kwargs: Any) -> Memory:
         """Moves templates, labels and mask to a device, templates also to a dtype; arguments as of `Tensor.to`."""

@@ -9,7 +9,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vmem.addressing import AddressGuide, AddressPrior, SimilarityGuide, UniformPrior
+from pyro_vmem.addressing import AddressGuide, AddressPrior, SimilarityGuide, UniformPrior, sparse_probs
 from pyro_vmem.guards import check_address, check_memory, check_targets, register
 from pyro_vmem.latent import GaussianGuide, LatentGuide, LatentPrior, TemplatePrior
 from pyro_vmem.likelihood import BernoulliDecoder, GaussianDecoder, Likelihood
@@ -250,7 +250,7 @@ class VMA(Part):
             return memory
         if self.templates is not None:
             memory = self.templates(memory)
-        return EncodedMemory(memory, self.template_encoder(memory.templates))
+        return memory.encoded_by(self.template_encoder)
 
     def encode_x(self, x: Tensor) -> Template:
         """Targets `(*, *event)` with their features."""
@@ -283,7 +283,7 @@ class VMA(Part):
             a = self.address_prior(encoded).sample(torch.Size([n]))
         else:
             check_address(address, encoded)
-            a = torch.full((n, *encoded.batch_shape), address, device=encoded.templates.device)
+            a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
         template = encoded.read(a)
         p_x = self.likelihood(self.latent_prior(template).sample(), template)
         drawn: Tensor = p_x.mean if mean else p_x.sample()
@@ -361,7 +361,7 @@ class VMA(Part):
             raise ValueError("memory: classify needs labels, got none. Make it with Memory(templates, labels).")
         self.check(memory, x)
         encoded = self.encode(memory)
-        return encoded.by_class(self.address_guide(encoded, self.encode_x(x)).probs)
+        return encoded.by_class(*sparse_probs(self.address_guide(encoded, self.encode_x(x))))
 
     # What every entry checks
 

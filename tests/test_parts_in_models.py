@@ -29,6 +29,7 @@ SWAPS: dict[str, Callable[[], dict[str, Any]]] = {
     "TemperedPrior": lambda: {"address_prior": pv.TemperedPrior(pv.LearnedPrior(F), 2.0)},
     "PairwiseGuide": lambda: {"address_guide": pv.PairwiseGuide(F, 8)},
     "DefensiveGuide": lambda: {"address_guide": pv.DefensiveGuide(pv.SimilarityGuide(F), 0.1, pv.LearnedPrior(F))},
+    "IndexedGuide": lambda: {"address_guide": pv.IndexedGuide(pv.SimilarityGuide(F), k=3)},
     "TruncatedGuide": lambda: {"address_guide": pv.TruncatedGuide(pv.PairwiseGuide(F, 8), k=3)},
     "FullCovariancePrior": lambda: {"latent_prior": pv.FullCovariancePrior(D, F, (8,))},
     "FullCovarianceGuide": lambda: {"latent_guide": pv.FullCovarianceGuide(D, F, (8,))},

@@ -1,9 +1,10 @@
 """Which slot: address priors p(a | M) and address guides q(a | M, x)."""
 
 from pyro_vmem.addressing.base import UNUSED_LOGIT, AddressGuide, AddressPrior, over_slots
-from pyro_vmem.addressing.guides import DefensiveGuide, PairwiseGuide, SimilarityGuide
+from pyro_vmem.addressing.guides import DefensiveGuide, KeyedGuide, PairwiseGuide, SimilarityGuide
 from pyro_vmem.addressing.priors import ClassBalancedPrior, ContentPrior, LearnedPrior, TemperedPrior, UniformPrior
-from pyro_vmem.addressing.truncated import TruncatedCategorical, TruncatedGuide
+from pyro_vmem.addressing.sparse import MixedCategorical, TruncatedCategorical, sparse_probs
+from pyro_vmem.addressing.truncated import IndexedGuide, TruncatedGuide
 
 __all__ = [
     "UNUSED_LOGIT",
@@ -12,7 +13,10 @@ __all__ = [
     "ClassBalancedPrior",
     "ContentPrior",
     "DefensiveGuide",
+    "IndexedGuide",
+    "KeyedGuide",
     "LearnedPrior",
+    "MixedCategorical",
     "PairwiseGuide",
     "SimilarityGuide",
     "TemperedPrior",
@@ -20,4 +24,5 @@ __all__ = [
     "TruncatedGuide",
     "UniformPrior",
     "over_slots",
+    "sparse_probs",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Literal
 
@@ -11,14 +12,41 @@ from torch import Tensor, nn
 
 from pyro_vmem.addressing.base import AddressGuide, AddressPrior, over_slots, unit
 from pyro_vmem.addressing.priors import UniformPrior
+from pyro_vmem.addressing.sparse import MixedCategorical, TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.nn.layers import Join
 from pyro_vmem.precision import full_precision, no_autocast
 
-__all__ = ["DefensiveGuide", "PairwiseGuide", "SimilarityGuide"]
+__all__ = ["DefensiveGuide", "KeyedGuide", "PairwiseGuide", "SimilarityGuide"]
 
 
-class SimilarityGuide(AddressGuide):
+class KeyedGuide(AddressGuide):
+    r"""A guide by inner products of a query and keys: :math:`q(a = s | M, x) \propto \exp(\langle q_x, k_s \rangle)`.
+
+    Keys of many slots can be computed beforehand and searched, which :class:`IndexedGuide` does.
+    """
+
+    @abc.abstractmethod
+    def keys(self, features: Tensor) -> Tensor:
+        r"""The keys :math:`k_s`, `(*, E)`, of templates with features `(*, F)`."""
+
+    @abc.abstractmethod
+    def queries(self, features: Tensor) -> Tensor:
+        r"""The queries :math:`q_x`, `(*, E)`, of targets with features `(*, F)`."""
+
+    def scores(self, template: Template, x: Template) -> Tensor:
+        r""":math:`\langle q_x, k_s \rangle` of templates and targets one by one; leading shapes broadcast."""
+        # not a matrix product, which autocast would round
+        return (self.keys(template.features) * self.queries(x.features)).sum(-1)
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        keys, query = self.keys(memory.features), self.queries(x.features)
+        with no_autocast(keys):
+            logits = (keys @ query.unsqueeze(-1)).squeeze(-1) if memory.per_datapoint else query @ keys.mT
+        return over_slots(logits, memory)
+
+
+class SimilarityGuide(KeyedGuide):
     r"""The slot whose embedding is most similar to the target's.
 
     .. math:: q(a = s | M, x) \propto \exp(\langle h(m_s), g(x) \rangle / (\|h(m_s)\| \, \tau))
@@ -74,17 +102,15 @@ class SimilarityGuide(AddressGuide):
         r"""The temperature :math:`\tau`."""
         return self.log_temperature.exp()
 
-    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
-        # Similarities decide between slots, so they are not rounded to half precision.
-        keys = full_precision(self.embed_memory(memory.features))
-        query = full_precision(self.embed_x(x.features))
-        if self.normalise != "dot":
-            keys = unit(keys)
-        if self.normalise == "cosine":
-            query = unit(query)
-        with no_autocast(keys):
-            logits = (keys @ query.unsqueeze(-1)).squeeze(-1) if memory.per_datapoint else query @ keys.mT
-        return over_slots(logits / self.temperature, memory)
+    # Similarities decide between slots, so they are not rounded to half precision.
+
+    def keys(self, features: Tensor) -> Tensor:
+        keys = full_precision(self.embed_memory(features))
+        return keys if self.normalise == "dot" else unit(keys)
+
+    def queries(self, features: Tensor) -> Tensor:
+        query = full_precision(self.embed_x(features))
+        return (unit(query) if self.normalise == "cosine" else query) / self.temperature
 
 
 class PairwiseGuide(AddressGuide):
@@ -167,5 +193,8 @@ class DefensiveGuide(AddressGuide):
         self.prior = prior or UniformPrior()
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
-        own = self.inner(memory, x).logits + math.log1p(-self.share)
-        return over_slots(torch.logaddexp(own, self.prior(memory).logits + math.log(self.share)), memory)
+        q, p = self.inner(memory, x), self.prior(memory)
+        if isinstance(q, TruncatedCategorical):
+            return MixedCategorical(q, p, self.share)
+        own = q.logits + math.log1p(-self.share)
+        return over_slots(torch.logaddexp(own, p.logits + math.log(self.share)), memory)

@@ -23,7 +23,9 @@ class UniformPrior(AddressPrior):
     """
 
     def forward(self, memory: Memory) -> dist.Categorical:
-        return over_slots(memory.templates.new_zeros(*memory.batch_shape, memory.num_slots), memory)
+        return over_slots(
+            torch.zeros(*memory.batch_shape, memory.num_slots, dtype=memory.dtype, device=memory.device), memory
+        )
 
 
 class LearnedPrior(AddressPrior):
@@ -125,7 +127,7 @@ class ClassBalancedPrior(AddressPrior):
         classes, index = memory.labels.unique(return_inverse=True)
         in_use = torch.ones_like(index) if memory.mask is None else memory.mask.to(index.dtype)
         counts = index.new_zeros(*memory.batch_shape, len(classes)).scatter_add(-1, index, in_use)
-        return over_slots(-counts.gather(-1, index).to(memory.templates.dtype).log(), memory)
+        return over_slots(-counts.gather(-1, index).to(memory.dtype).log(), memory)
 
 
 class TemperedPrior(AddressPrior):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vmem.addressing.base import AddressGuide, excluding
+from pyro_vmem.addressing.base import AddressGuide
+from pyro_vmem.addressing.guides import KeyedGuide
+from pyro_vmem.addressing.sparse import TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Template
 
-__all__ = ["TruncatedCategorical", "TruncatedGuide"]
+__all__ = ["IndexedGuide", "TruncatedGuide"]
 
 
 class TruncatedGuide(AddressGuide):
@@ -39,43 +39,62 @@ class TruncatedGuide(AddressGuide):
 
     def __init__(self, inner: AddressGuide, k: int = 8) -> None:
         super().__init__()
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, got {k}.")
+        _check_k(k)
         self.inner = inner
         self.k = k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
-        logits = self.inner(memory, x).logits
-        return TruncatedCategorical(logits, logits.topk(min(self.k, memory.num_slots), dim=-1).indices)
+        top = self.inner(memory, x).logits.topk(min(self.k, memory.num_slots), dim=-1)
+        return TruncatedCategorical(top.values, top.indices, memory.num_slots)
 
 
-class TruncatedCategorical(dist.Categorical):
-    """A categorical on some of its values, each row's own; enumeration visits those only.
+class IndexedGuide(AddressGuide):
+    r"""A :class:`TruncatedGuide` that looks for its addresses in the index of a memory: for millions of slots.
+
+    A target costs one search and :math:`k` templates that are read, encoded and scored again. The gradient flows
+    through those :math:`k` scores, and is that of the truncated guide over the same addresses; the keys of the index
+    have none, and may be somewhat old. A memory that is encoded as a whole needs no index: there, this is a truncated
+    guide. Mixed with a prior, in a :class:`DefensiveGuide`, every slot has a probability.
+
+    References:
+        | REALM: Retrieval-Augmented Language Model Pre-Training (Guu et al., 2020), section 3.3, on scoring again what
+        | an index of older keys found | https://arxiv.org/abs/2002.08909
 
     Arguments:
-        logits: Unnormalised log-probabilities of all values, with shape `(*, S)`.
-        support: The values that are kept, with shape `(*, k)`.
+        inner: The guide whose keys are in the index.
+        k: How many addresses are kept, at least 1; of a smaller memory, all.
+
+    Raises:
+        ValueError: If `k` is less than 1; when called, if a memory that is encoded as it is read has no index.
 
     Example:
-        >>> TruncatedCategorical(torch.zeros(4), torch.tensor([1, 3])).probs
-        tensor([0.0000, 0.5000, 0.0000, 0.5000])
+        >>> from pyro_vmem import EncodedMemory, Memory, SimilarityGuide, Template
+        >>> memory = Memory(torch.rand(20, 8))
+        >>> encoded = EncodedMemory(memory, Template(memory.templates, torch.rand(20, 16)))
+        >>> q = IndexedGuide(SimilarityGuide(16), k=3)(encoded, Template(torch.rand(5, 8), torch.rand(5, 16)))
+        >>> q.enumerate_support().shape, q.kept_values.shape
+        (torch.Size([3, 5]), torch.Size([5, 3]))
     """
 
-    def __init__(self, logits: Tensor, support: Tensor, validate_args: bool | None = None) -> None:
-        kept = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, support, True)
-        self.kept_values = support
-        super().__init__(logits=excluding(logits, ~kept), validate_args=validate_args)
+    def __init__(self, inner: KeyedGuide, k: int = 8) -> None:
+        super().__init__()
+        _check_k(k)
+        self.inner = inner
+        self.k = k
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> TruncatedCategorical:
-        new = self._get_checked_instance(TruncatedCategorical, _instance)
-        new.kept_values = self.kept_values.expand(*batch_shape, -1)
-        expanded: TruncatedCategorical = super().expand(batch_shape, new)
-        return expanded
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        slots = self._find(memory, x).movedim(-1, 0)
+        scores = self.inner.scores(memory.read(slots), x)
+        return TruncatedCategorical(scores.movedim(0, -1), slots.movedim(0, -1), memory.num_slots)
 
-    def enumerate_support(self, expand: bool = True) -> Tensor:
-        if not expand:
-            raise ValueError(
-                "expand: the values of a truncated categorical differ from row to row, so they cannot be enumerated "
-                'unexpanded. Use config_enumerate(guide, "parallel", expand=True).'
-            )
-        return self.kept_values.movedim(-1, 0)
+    @torch.no_grad()
+    def _find(self, memory: EncodedMemory, x: Template) -> Tensor:
+        """The slots to score, `(*, k)`."""
+        if memory.index is not None:
+            return memory.index.search(self.inner.queries(x.features), min(self.k, len(memory.index))).slots
+        return self.inner(memory, x).logits.topk(min(self.k, memory.num_slots), dim=-1).indices
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}.")

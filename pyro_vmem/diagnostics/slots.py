@@ -113,7 +113,7 @@ def check_numbers(**numbers: int) -> None:
 def slots_in_use(memory: Memory) -> Tensor:
     """The slots that some datapoint's memory uses."""
     if memory.mask is None:
-        return torch.arange(memory.num_slots, device=memory.templates.device)
+        return torch.arange(memory.num_slots, device=memory.device)
     return memory.mask.reshape(-1, memory.num_slots).any(0).nonzero().squeeze(-1)
 
 
