@@ -1,20 +1,24 @@
-"""What a run survives: processes killed at random moments, damaged files, bad input, and thousands of episodes.
+"""What a run survives: processes killed at random moments, full disks, damaged files, bad input, hours of steps.
 
 Kills: a process trains with checkpoints every one to three steps and is killed (SIGKILL), at a random time or inside of
 a write; the next one resumes, and is killed too, until the run is over. After each kill the state in the folder is
 compared, bit for bit, with that of a run that was never stopped: weights, optimizer, random state, best weights,
 running averages, history. The parent imports the library once and forks: a kill costs a fraction of a second.
 
+Full disks: a run writes to a file system of its own, of a megabyte, that is filled up as it writes a checkpoint or best
+weights, so that the write ends half-way. It has to say so, and to go on from what was kept when there is space again.
+
 Corruption: checkpoints with a bit turned over, cut off, or written by something else. Bad input: the cases of
 `tests/helpers/bad_input.py`. Soak: short episodes of changing sizes, and the memory that the process holds.
 
     python -m benchmarks.faults
-    python -m benchmarks.faults --kills 500 --soak_steps 20000 --json
+    python -m benchmarks.faults --kills 500 --soak_steps 100000 --json
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import io
 import itertools
@@ -22,12 +26,14 @@ import os
 import random
 import signal
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -256,6 +262,86 @@ def kill_one_run(
     return count
 
 
+# Full disks
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path) -> Iterator[str]:
+    """A file system of a megabyte at a folder, where this process may mount one; tells what it is."""
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    try:
+        mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
+    except FileNotFoundError:
+        mounted = False
+    try:
+        yield "a file system of 1 MB" if mounted else "an error in place of a full disk"
+    finally:
+        if mounted:
+            subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(disk: Path, leave: int) -> None:
+    """Takes all space but some bytes."""
+    with (disk / "ballast").open("wb", buffering=0) as file:
+        with contextlib.suppress(OSError):
+            while file.write(bytes(4096)) == 4096:
+                pass
+        file.truncate(max(0, file.tell() - leave))
+
+
+def full_from(nth: int, disk: Path, is_real: bool) -> None:
+    """Makes the disk run full in the n-th of this process's writes of checkpoints."""
+    original, count = Path.write_bytes, 0
+
+    def write(path: Path, content: bytes) -> int:
+        nonlocal count
+        count += 1
+        if count == nth and is_real:
+            fill(disk, len(content) // 2)
+        if count >= nth and not is_real:
+            original(path, content[: len(content) // 2])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return original(path, content)
+
+    Path.write_bytes = write  # type: ignore[method-assign]
+
+
+def train_until_full(nth: int, disk: Path, setting: dict[str, Any], is_real: bool) -> None:
+    """Trains until the end on a disk that runs full; succeeds if that is said in time and at the end."""
+    full_from(nth, disk, is_real)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            train(disk / "run", setting)
+        except OSError as error:
+            said = [str(warning.message) for warning in caught]
+            if str(error).startswith("out: the last checkpoint") and any("could not be written" in s for s in said):
+                return
+            raise
+    raise RuntimeError("nothing was said of the full disk")
+
+
+def fill_disks(count: int, seed: int) -> tuple[int, str]:
+    """Fills disks under runs; returns how many of these lost nothing, and what the disks were."""
+    draw, survived, kind = random.Random(seed), 0, ""
+    for number in range(count):
+        setting = RUNS[number % 3]
+        with tempfile.TemporaryDirectory() as root:
+            whole, disk = reference(Path(root, "whole"), setting), Path(root, "disk")
+            disk.mkdir()
+            with small_disk(disk) as kind:
+                nth, is_real = draw.randint(3, STEPS // setting["validate_every"]), "file system" in kind
+                said = in_a_fork(partial(train_until_full, nth, disk, setting, is_real)) == 0
+                kept = state(disk / "run" / "last.safetensors") if _holds(disk / "run") else None
+                (disk / "ballast").unlink(missing_ok=True)
+                resumed = in_a_fork(partial(train, disk / "run", setting)) == 0
+                last = state(disk / "run" / "last.safetensors")
+                good = kept is None or same(kept, whole[kept[1]["result"]["steps"]])
+                good &= same(last, whole[STEPS])
+                survived += said and resumed and good and not list((disk / "run").glob(".*"))
+    return survived, kind
+
+
 # Damaged files
 
 
@@ -331,7 +417,7 @@ class Changing:
 
 def soak(steps: int, seed: int) -> list[dict[str, float]]:
     """Trains on, validates and evaluates episodes of changing sizes; returns the memory held after so many steps."""
-    rows = []
+    rows, start = [], time.perf_counter()
     changing: Any = Changing(seed)
     torch.manual_seed(seed)
     vma = pv.VMA.for_vectors(6, latent_dim=2, num_features=8, hidden=(16,))
@@ -343,7 +429,8 @@ def soak(steps: int, seed: int) -> list[dict[str, float]]:
         episode = changing[taken]
         pv.diagnostics.log_evidence(vma, episode.memory, episode.x, num_samples=50)
         taken += piece
-        rows.append({"steps": taken, "rss_mb": resident_megabytes()})
+        seconds = round(time.perf_counter() - start, 1)
+        rows.append({"steps": taken, "seconds": seconds, "rss_mb": round(resident_megabytes(), 2)})
     return rows
 
 
@@ -354,18 +441,22 @@ def growth(rows: list[dict[str, float]]) -> float:
     return statistics.median(held[-quarter:]) - statistics.median(held[quarter : 2 * quarter] or held[:1])
 
 
-def main(kills: int = 120, corruptions: int = 1000, soak_steps: int = 4000, seed: int = 0) -> dict[str, Any]:
-    """Does all four.
+def main(
+    kills: int = 120, full_disks: int = 12, corruptions: int = 1000, soak_steps: int = 36_000, seed: int = 0
+) -> dict[str, Any]:
+    """Does all five.
 
     Args:
         kills: Processes to kill.
+        full_disks: Disks to fill.
         corruptions: Checkpoints to damage at random, besides those that are not checkpoints at all.
-        soak_steps: Training steps of the soak.
+        soak_steps: Training steps of the soak: as many as two hours have at five a second.
         seed: Seeds moments and places.
     """
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     start = time.perf_counter()
     rows = kill_runs(kills, seed)
+    survived, disk = fill_disks(full_disks, seed)
     detected, damaged_files = corrupt(corruptions, seed)
     held = soak(soak_steps, seed)
     refused, bad_inputs = refuse()
@@ -373,6 +464,10 @@ def main(kills: int = 120, corruptions: int = 1000, soak_steps: int = 4000, seed
         "torch": torch.__version__,
         "kills": sum(row["kills"] for row in rows),
         "bit_equal_resumes": sum(row["bit_equal"] for row in rows),
+        "kills_during_a_write": sum(row["kills"] for row in rows if row["place"] != RANDOM),
+        "full_disks": full_disks,
+        "full_disks_survived": survived,
+        "full_disk": disk,
         "corrupt_files": damaged_files,
         "corrupt_files_detected": detected,
         "bad_inputs": bad_inputs,
@@ -387,12 +482,18 @@ def main(kills: int = 120, corruptions: int = 1000, soak_steps: int = 4000, seed
 
 
 def show(result: dict[str, Any]) -> None:
-    """The kills by place, and the rest in sentences."""
+    """The kills by place, the memory held against time, and the rest in sentences."""
     table = Table("killed", "times", "bit for bit equal after")
     for row in result["rows"]:
         table.add_row(row["place"], str(row["kills"]), str(row["bit_equal"]))
+    held = Table("steps", "seconds", "MB held")
+    for row in result["soak"][:: max(1, len(result["soak"]) // 10)]:
+        held.add_row(f"{row['steps']:,}", f"{row['seconds']:.0f}", f"{row['rss_mb']:.1f}")
     Console().print(
         table,
+        held,
+        f"{result['full_disks_survived']} of {result['full_disks']} runs on a full disk ({result['full_disk']}) lost "
+        "nothing.",
         f"{result['corrupt_files_detected']} of {result['corrupt_files']} damaged files were refused.",
         f"{result['bad_inputs_refused']} of {result['bad_inputs']} bad inputs were refused with the right message.",
         f"{result['soak_steps']} steps on episodes of changing sizes: {result['soak_rss_growth_mb']:+} MB held.",

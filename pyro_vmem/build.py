@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from pyro_vmem._files import versions_of
 from pyro_vmem._spec import from_spec
 from pyro_vmem._yaml import read_yaml
 from pyro_vmem.addressing import AddressGuide, AddressPrior
-from pyro_vmem.checkpoint import load_checkpoint
+from pyro_vmem.checkpoint import load_checkpoint, load_newest
 from pyro_vmem.latent import LatentGuide, LatentPrior
 from pyro_vmem.likelihood import Likelihood
 from pyro_vmem.nn import Decoder, Encoder
@@ -80,7 +84,7 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
 
     Arguments:
         path: A `.safetensors` file that :func:`pyro_vmem.fit` wrote, or the folder of a run: then its best weights by
-            validation, or the last if there are none.
+            validation, or the last if there are none; where a file is damaged, those of another one, with a warning.
         trusted_modules: As of :func:`build`: where parts of your own may be imported from.
 
     Raises:
@@ -97,16 +101,11 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
         VMA
     """
     path = Path(path)
-    if path.is_dir():
-        candidates = [path / "best.safetensors", path / "last.safetensors"]
-        path = next((p for p in candidates if p.exists()), candidates[0])
-    tensors, data = load_checkpoint(path)
+    tensors, data = _of_run(path) if path.is_dir() else load_checkpoint(path)
     if "spec" not in data:
         raise ValueError(f"path: {str(path)!r} holds no model. Give a checkpoint that pyro_vmem.fit wrote.")
     vma = build(data["spec"], trusted_modules)
-    prefix = "model."  # a checkpoint to resume from holds more than the model
-    if any(name.startswith(prefix) for name in tensors):
-        tensors = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    tensors = _under("model.", tensors) or tensors  # a checkpoint to resume from holds more than the model
     try:
         vma.load_state_dict(tensors)
     except RuntimeError as error:
@@ -128,11 +127,30 @@ def _by_kind(vma: VMA) -> dict[type[Part], Part]:
     return {kind: part for part in parts for kind in kinds if isinstance(part, kind)}
 
 
+def _of_run(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The best weights of a run; they are in its last checkpoint too, should their own file be damaged."""
+    best, last = folder / "best.safetensors", folder / "last.safetensors"
+    earlier = versions_of(last)
+    if best.exists() or not earlier:
+        try:
+            return load_checkpoint(best)
+        except ValueError as error:
+            if not earlier:
+                raise
+            warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=3)
+    tensors, data = load_newest(last)
+    return _under("best.", tensors) or tensors, data
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"spec: there is no file {str(path)!r}. Give a dict, or the path of a JSON or YAML file.")
-    text = path.read_text()
     try:
+        text = path.read_text(encoding="utf-8")
         data = json.loads(text) if path.suffix == ".json" else read_yaml(text)
     except ValueError as error:
         raise ValueError(f"spec: {str(path)!r} is not valid {path.suffix or 'YAML'} ({error}). Correct it.") from error

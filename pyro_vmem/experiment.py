@@ -11,6 +11,7 @@ import shlex
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
 from pyro_vmem.report import Report, write_report
 from pyro_vmem.results import problems, verdict
+from pyro_vmem.run import described
 from pyro_vmem.speed import measure_speed
 from pyro_vmem.training import FitResult, fit
 from pyro_vmem.vma import VMA
@@ -180,22 +182,23 @@ class Experiment:
             ink = float(episodes[0].x.mean())
             vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder, ink=ink)
             vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
-        if not (folder / "last.safetensors").exists():
-            _write_json(folder / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
-        return fit(
-            vma,
-            episodes,
-            self.objective,
-            self.steps,
-            minutes=self.minutes,
-            num_particles=self.num_particles,
-            lr=self.lr,
-            validation=held_out,
-            out=folder,
-            resume=resume,
-            seed=self.seed,
-            progress=progress,
-        )
+        with described(
+            folder / "experiment.json", partial(_write_json, values=asdict(self) | {"pyro_vmem": __version__})
+        ):
+            return fit(
+                vma,
+                episodes,
+                self.objective,
+                self.steps,
+                minutes=self.minutes,
+                num_particles=self.num_particles,
+                lr=self.lr,
+                validation=held_out,
+                out=folder,
+                resume=resume,
+                seed=self.seed,
+                progress=progress,
+            )
 
     @classmethod
     def read(cls, folder: str | Path) -> Experiment:
@@ -210,7 +213,13 @@ class Experiment:
                 f"run: there is no run in {str(folder)!r} ({path.name} is missing). Train one first."
             )
         known = {field.name for field in dataclasses.fields(cls)}
-        return cls(**{name: value for name, value in json.loads(path.read_text()).items() if name in known})
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{name: value for name, value in values.items() if name in known})
+        except (ValueError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"run: {str(path)!r} does not hold the settings of a run ({error}). Correct it, or train again."
+            ) from error
 
     # Evaluation
 
@@ -334,9 +343,14 @@ def read_result(folder: str | Path) -> FitResult:
     path = Path(folder) / "history.csv"
     if not path.is_file():
         raise FileNotFoundError(f"run: {str(path)!r} is missing, so its training is not known. Train a run first.")
-    with path.open(newline="") as file:
-        history = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-    last = history[-1] if history else {"step": 0.0, "seconds": 0.0}
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            history = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        last = {"step": 0.0, "seconds": 0.0} | (history[-1] if history else {})
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(
+            f"run: {str(path)!r} is not a history ({error}). Go on with the run (resume), which writes it again."
+        ) from error
     best = max((row["val_bound"] for row in history if "val_bound" in row), default=-math.inf)
     return FitResult(steps=int(last["step"]), seconds=last["seconds"], history=history, best_bound=best)
 
@@ -362,4 +376,4 @@ def _options(values: dict[str, Any]) -> str:
 
 def _write_json(path: Path, values: dict[str, Any]) -> None:
     with write_atomically(path) as aside:
-        aside.write_text(json.dumps(as_plain(values), indent=2, allow_nan=False) + "\n")
+        aside.write_text(json.dumps(as_plain(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")

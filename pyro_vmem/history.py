@@ -93,7 +93,7 @@ def summarise(terms: Terms, kl_weight: float = 1.0) -> dict[str, float]:
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
     """Writes rows as CSV; the columns are all names that occur."""
     columns = list(dict.fromkeys(name for row in history for name in row))
-    with write_atomically(path) as aside, aside.open("w", newline="") as file:
+    with write_atomically(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(history)

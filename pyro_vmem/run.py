@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ import torch
 from torch import Tensor
 
 from pyro_vmem._files import remove_leftovers, versions_of
+from pyro_vmem._lock import alone_in
 from pyro_vmem.checkpoint import load_newest, save_checkpoint
 from pyro_vmem.history import FitResult, Meter, write_history
 from pyro_vmem.steps import Steps
 from pyro_vmem.vma import VMA
 
-__all__ = ["Run", "check_spec", "holds_run", "make_folder"]
+__all__ = ["Run", "check_spec", "described", "holds_run", "make_folder"]
 
 
 class Run:
@@ -201,11 +205,31 @@ def holds_run(folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder that cannot be made is found out before training, not when the first checkpoint is written."""
+    """A folder that cannot be made or written to is found out before training, not at the first checkpoint."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(b"x")
     except OSError as error:
-        raise ValueError(f"out: cannot make the folder {str(folder)!r} ({error}). Name another one.") from error
+        raise ValueError(f"out: cannot write to the folder {str(folder)!r} ({error}). Name another one.") from error
+
+
+@contextmanager
+def described(path: Path, write: Callable[[Path], None]) -> Iterator[None]:
+    """Keeps a file beside the run that the block begins; a run that cannot begin leaves nothing behind."""
+    folder, new = path.parent, not path.parent.exists()
+    make_folder(folder)
+    with alone_in(folder):
+        keep = path.exists()
+        if not holds_run(folder):
+            write(path)
+        try:
+            yield
+        finally:
+            if not keep and not holds_run(folder):
+                path.unlink()
+                if new:
+                    folder.rmdir()
 
 
 def check_spec(vma: VMA) -> None:

@@ -16,6 +16,7 @@ from pyro.infer import ELBO
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from pyro_vmem._lock import alone_in
 from pyro_vmem._signals import uninterrupted
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.history import FitResult, Meter, summarise
@@ -144,30 +145,32 @@ def fit(
         **{"kl_start": kl_start, "clip_norm": clip_norm, "seed": seed},
     }
     run = Run(Steps(vma, objective, num_particles, lr, first.to(device)), settings, folder, keep)
-    if folder is not None and holds_run(folder):
-        if not resume:
-            raise ValueError(
-                f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or another folder."
-            )
-        run.load()
-    elif folder is not None:
-        make_folder(folder)
-    result = run.result
-    result.chosen = run.steps.chosen
-    begin = time.perf_counter()
-    start = begin - result.seconds
-    piece = math.inf if piece_minutes is None else 60 * piece_minutes
-
-    def done() -> float:
-        """The part of the run that is behind us, in [0, 1]."""
-        return min(1.0, result.steps / steps if minutes is None else (time.perf_counter() - start) / (60 * minutes))
-
-    vma.train()
-    bar = tqdm(
-        total=None if minutes else steps, initial=result.steps, desc="training", unit="step", disable=not progress
-    )
-    whole = True  # whether the run is between two steps
     with contextlib.ExitStack() as stack:
+        if folder is not None:
+            make_folder(folder)
+            stack.enter_context(alone_in(folder))
+            if holds_run(folder):
+                if not resume:
+                    raise ValueError(
+                        f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or name another "
+                        "folder."
+                    )
+                run.load()
+        result = run.result
+        result.chosen = run.steps.chosen
+        begin = time.perf_counter()
+        start = begin - result.seconds
+        piece = math.inf if piece_minutes is None else 60 * piece_minutes
+
+        def done() -> float:
+            """The part of the run that is behind us, in [0, 1]."""
+            return min(1.0, result.steps / steps if minutes is None else (time.perf_counter() - start) / (60 * minutes))
+
+        vma.train()
+        bar = tqdm(
+            total=None if minutes else steps, initial=result.steps, desc="training", unit="step", disable=not progress
+        )
+        whole = True  # whether the run is between two steps
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(pyro.get_param_store().scope())
         stack.enter_context(bar)

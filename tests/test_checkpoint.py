@@ -390,7 +390,8 @@ def test_load_a_run_takes_the_best_or_the_last(tmp_path: Path, vma: pv.VMA) -> N
     last |= {f"best.{name}": value for name, value in shifted(vma, 5.0).items()}
     last |= {"optimizer.0.step": torch.tensor(3.0), "random_state": torch.get_rng_state()}
     save_checkpoint(tmp_path / "last.safetensors", last, spec | {"result": {}})
-    assert same(dict(pv.load(tmp_path).state_dict()), shifted(vma, 1.0))
+    assert same(dict(pv.load(tmp_path).state_dict()), shifted(vma, 5.0))
+    assert same(dict(pv.load(tmp_path / "last.safetensors").state_dict()), shifted(vma, 1.0))
     save_checkpoint(tmp_path / "best.safetensors", shifted(vma, 2.0), spec)
     assert same(dict(pv.load(tmp_path).state_dict()), shifted(vma, 2.0))
 

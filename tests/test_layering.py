@@ -24,6 +24,7 @@ ORDER = [
     "_version",
     "_extras",
     "_files",
+    "_lock",
     "_signals",
     "_yaml",
     "_words",

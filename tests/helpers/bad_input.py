@@ -174,12 +174,16 @@ refused(
             fit(objective=ReweightedWakeSleep(4)),
             r"^objective: .* one weight for all 12 .* Use RWS",
         ),
-        "a file as out": (fit(out=a_file), r"^out: cannot make the folder '.*file' .* Name another one"),
+        "a file as out": (fit(out=a_file), r"^out: cannot write to the folder '.*file' .* Name another one"),
         "out in a file": (
             fit(out=lambda d: a_file(d) / "run"),
-            r"^out: cannot make the folder '.*run' .* Name another",
+            r"^out: cannot write to the folder '.*run' .* Name another",
         ),
-        "out in /proc": (fit(out="/proc/none/run"), r"^out: cannot make the folder '/proc/none/run'"),
+        "out where nothing can be written": (
+            fit(out="/proc"),
+            r"^out: cannot write to the folder '/proc' .* Name another",
+        ),
+        "out in /proc": (fit(out="/proc/none/run"), r"^out: cannot write to the folder '/proc/none/run'"),
         "no episodes": (fit(episodes=[]), r"^episodes: got 0, but 1 are needed\. Give more"),
         "too few episodes": (
             fit(episodes=[EPISODES[0]], steps=3),
