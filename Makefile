@@ -9,7 +9,14 @@ PYTHON312 ?= $(shell for p in python3.12 python3.13 python3.14 python3 \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 12))' >/dev/null 2>&1 && echo "$$p" && break; done)
 ARVIZ1 := .venv-arviz1
 
-.PHONY: demo test test-arviz1 test-notebooks check lint types docs notebooks clean
+# The oldest versions allowed have no wheels for a later Python. Of those named in BUT, the version in constraints.txt.
+PYTHON311 ?= $(shell for p in python3.11 python3.12 python3; do \
+	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 && echo "$$p" && break; done)
+OLDEST := .venv-oldest$(if $(BUT),-$(BUT))
+OLDEST_TESTS := tests/test_memory.py tests/test_vma.py tests/test_checkpoint.py tests/test_training.py \
+	tests/test_cli.py tests/infer/test_vimco.py tests/data/test_sources.py tests/reliability/test_interruptions.py
+
+.PHONY: demo test test-arviz1 test-oldest test-notebooks audit check lint types docs notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyro-vmem demo $(ARGS)
@@ -28,6 +35,21 @@ test-arviz1:
 		$(MAKE) --no-print-directory VENV=$(ARVIZ1) PYTHON="$$python" $(ARVIZ1)/.arviz && \
 		$(ARVIZ1)/bin/python -m pytest tests/diagnostics/test_export.py; \
 	fi
+
+# On the oldest versions that pyproject.toml allows: 3 GB for torch, which `make test-oldest BUT=torch` does without.
+test-oldest:
+	@if [ -z "$(PYTHON311)" ]; then \
+		echo "test-oldest: left out, as there is no Python 3.11 or 3.12; name one: make test-oldest PYTHON311=..."; \
+	elif $(MAKE) --no-print-directory $(OLDEST)/.oldest; then \
+		$(OLDEST)/bin/python -m pytest -q $(OLDEST_TESTS); \
+	else \
+		echo "test-oldest: left out, as these versions could not be installed; see above."; \
+	fi
+
+# Known vulnerabilities of the versions in constraints.txt, by asking the registry.
+audit: $(VENV)/.test
+	$(BIN)/python -m pip install -q --disable-pip-version-check pip-audit
+	$(BIN)/pip-audit -r constraints.txt --no-deps --disable-pip
 
 check: lint types test
 
@@ -54,6 +76,12 @@ $(VENV)/.arviz: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[arviz,plots]' pytest 'arviz>=1'
 	touch $@
 
+$(OLDEST)/.oldest: pyproject.toml constraints.txt .ci/oldest.py
+	$(PYTHON311) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python .ci/oldest.py plots cli vision flows --but $(BUT) > $(OLDEST)/oldest.txt
+	$(OLDEST)/bin/python -m pip install -q --disable-pip-version-check -r $(OLDEST)/oldest.txt pytest hypothesis scipy
+	touch $@
+
 # The site, in docs/_build/html; its notebooks run as it is built, for seconds each.
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
@@ -72,4 +100,4 @@ $(VENV)/.notebooks: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(ARVIZ1) .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build docs/_build docs/api docs/notebooks
+	rm -rf $(VENV) $(ARVIZ1) .venv-oldest* .pytest_cache .mypy_cache .ruff_cache .coverage htmlcov dist build docs/_build docs/api docs/notebooks

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_vmem._extras import require
+from pyro_vmem._files import write_atomically
 from pyro_vmem._spec import choices
 from pyro_vmem._words import split_words, with_changes
 from pyro_vmem._yaml import read_yaml, write_yaml
@@ -156,7 +157,8 @@ def sample(
         samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
     path = Path(out) if out is not None else Path(run) / "samples.png"
     figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
-    one_shot_generations(figure, memory.templates, samples).savefig(path, dpi=200)
+    with write_atomically(path) as aside:
+        one_shot_generations(figure, memory.templates, samples).savefig(aside, format=path.suffix[1:] or "png", dpi=200)
     _say(f"Samples: {path}")
     return {"out": str(path), "rows": rows, "columns": columns}
 
@@ -166,7 +168,7 @@ GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "h
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, 2 for an error of use, 130 after Ctrl-C.
+    """Runs a command; returns its exit code: 0, 1 if it failed, 2 for an error of use, 130 after Ctrl-C.
 
     Arguments:
         args: The words after `pyro-vmem`; those of the process by default.
@@ -204,6 +206,9 @@ def main(args: Sequence[str] | None = None) -> int:
     except (ValueError, FileNotFoundError, ImportError) as error:
         _say(f"{name}: {error}")
         return 2
+    except (OSError, FloatingPointError) as error:  # a full disk, a training that diverged
+        _say(f"{name}: {error}")
+        return 1
     if as_json:
         sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
     return 0

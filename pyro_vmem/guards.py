@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vmem.memory import Memory
 
-__all__ = ["check_address", "check_memory", "check_targets", "register"]
+__all__ = ["check_address", "check_memory", "check_targets", "check_weights", "register"]
 
 
 def check_memory(memory: Memory, event_shape: Sequence[int], dtype: torch.dtype | None) -> None:
@@ -77,6 +77,21 @@ def check_targets(x: Tensor, memory: Memory) -> None:
         )
     if not bool(torch.isfinite(x).all()):
         raise ValueError("x: found NaN or infinite values. Clean or drop those targets.")
+
+
+def check_weights(module: nn.Module) -> None:
+    """Raises a `ValueError` if a parameter is not finite: what is measured of such a model is no number, or no error.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> _ = layer.weight.data.fill_(float("nan"))
+        >>> check_weights(layer)
+        Traceback (most recent call last):
+        ValueError: vma: 'weight' holds values that are not finite. Build or load it again.
+    """
+    for name, parameter in module.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
 
 
 def check_address(address: int, memory: Memory) -> None:

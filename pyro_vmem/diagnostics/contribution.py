@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmem.diagnostics.slots import check_numbers, slot_log_evidence
+from pyro_vmem.guards import check_weights
 from pyro_vmem.infer import IWAE_ELBO
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.vma import VMA
@@ -120,6 +121,7 @@ def contribution(
         (['blank', 'shuffled', 'wrong'], torch.Size([3, 10]))
     """
     check_numbers(num_samples=num_samples, num_particles=num_particles, max_decodes=max_decodes)
+    check_weights(vma)
     vma.check(memory, x)
     if wrong is not None:
         vma.check(wrong, x)

@@ -14,9 +14,10 @@ from pyro_vmem._version import __version__
 from pyro_vmem.diagnostics.draws import GuideDraws, draw_from_guide
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.programs import diagnose_program
-from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, slots_in_use, top_class
+from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, slots_in_use, top_class, warn_if_not_finite
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.diagnostics.weights import standard_error
+from pyro_vmem.guards import check_weights
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.vma import VMA
 
@@ -153,6 +154,7 @@ def _diagnose_vma(
     progress: bool,
 ) -> xarray.Dataset:
     check_numbers(num_samples=num_samples, max_decodes=max_decodes)
+    check_weights(vma)
     vma.check(memory, x)
     with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -206,6 +208,7 @@ def describe(
         decodes += per_slot * len(slots_in_use(memory)) * len(x)
     else:
         values |= {name: values[f"{name.replace('_se', '')}_sampled" + "_se" * name.endswith("_se")] for name in _BASE}
+    warn_if_not_finite(values["log_evidence"], stacklevel=6)
     values["elbo_gap"] = values["log_evidence"] - values["elbo"]
     if labels is not None:
         values["hit"] = top_class(q, memory) == labels

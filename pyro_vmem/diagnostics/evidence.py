@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_vmem.diagnostics.slots import at_addresses, at_slots, check_numbers, chunks, slots_in_use
+from pyro_vmem.diagnostics.slots import at_addresses, at_slots, check_numbers, chunks, slots_in_use, warn_if_not_finite
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.precision import autocast
@@ -207,7 +207,7 @@ def log_evidence(
     """
     drawn = _draw(vma, memory, x, num_samples, method, k, max_decodes, progress)
     values = torch.cat([weights.log_sum for weights in drawn])
-    _warn_if_not_finite(values)
+    warn_if_not_finite(values)
     return values
 
 
@@ -303,7 +303,7 @@ def _seeded(seed: int | None) -> Iterator[None]:
 
 def _warn(evidence: Evidence, of_unreliable: bool) -> None:
     """What a user has to know of the estimates, said at the line that asked for them."""
-    _warn_if_not_finite(evidence.log_evidence, stacklevel=5)
+    warn_if_not_finite(evidence.log_evidence, stacklevel=5)
     high = int(evidence.unreliable.sum())
     if of_unreliable and high > WARNED_SHARE * len(evidence.log_evidence):
         more = "draw more samples (num_samples) or train the guide longer"
@@ -314,16 +314,4 @@ def _warn(evidence: Evidence, of_unreliable: bool) -> None:
             f"{KHAT_LIMIT} or standard error above {ERROR_LIMIT} nats), so they are likely too low. To trust them, "
             f"{more}.",
             stacklevel=4,
-        )
-
-
-def _warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:
-    wrong = ~values.isfinite()
-    if bool(wrong.any()):
-        first = int(wrong.nonzero()[0])
-        warnings.warn(
-            f"log_evidence: {int(wrong.sum())} of {len(values)} estimates are not finite (target {first}: "
-            f"{float(values[first])}). Check that the weights of the model are finite; half precision and a diverged "
-            "training are what makes them NaN.",
-            stacklevel=stacklevel,
         )

@@ -15,8 +15,9 @@ from pyro_vmem.diagnostics.addresses import Reliability, agreement, calibration_
 from pyro_vmem.diagnostics.draws import draw_from_guide
 from pyro_vmem.diagnostics.evidence import ERROR_LIMIT, KHAT_LIMIT
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
-from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks
+from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, warn_if_not_finite
 from pyro_vmem.diagnostics.strata import StratifiedWeights
+from pyro_vmem.guards import check_weights
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.vma import VMA
 
@@ -232,6 +233,7 @@ def evaluate(
         (torch.Size([2, 5]), 0.2)
     """
     check_numbers(num_episodes=num_episodes, num_samples=num_samples, max_decodes=max_decodes)
+    check_weights(vma)
     start, rows, information, decodes = time.perf_counter(), [], [], 0
     bar = tqdm(range(num_episodes), desc="evaluating", unit="episode", disable=not progress)
     with torch.random.fork_rng():
@@ -244,8 +246,10 @@ def evaluate(
             information.append(lookups)
             slots = episode.memory.num_slots + wrong.num_slots
             decodes += len(episode.x) * (slots * num_samples + _DRAWS)
+    columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+    warn_if_not_finite(columns["log_evidence"].flatten(), stacklevel=4)
     return FewShotEvaluation(
-        **{name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]},
+        **columns,
         information=tuple(information),
         n_way=episodes.n_way,
         k_shot=episodes.k_shot,

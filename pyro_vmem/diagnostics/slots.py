@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -108,6 +109,19 @@ def check_numbers(**numbers: int) -> None:
     for name, value in numbers.items():
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value}.")
+
+
+def warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:
+    """An estimate of the evidence that is no number is never silent."""
+    wrong = ~values.isfinite()
+    if bool(wrong.any()):
+        first = int(wrong.nonzero()[0])
+        warnings.warn(
+            f"log_evidence: {int(wrong.sum())} of {len(values)} estimates are not finite (target {first}: "
+            f"{float(values[first])}). Check that the weights of the model are finite; half precision and a diverged "
+            "training are what makes them NaN.",
+            stacklevel=stacklevel,
+        )
 
 
 def slots_in_use(memory: Memory) -> Tensor:

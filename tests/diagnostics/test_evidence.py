@@ -10,7 +10,16 @@ import torch
 
 import pyro_vmem as pv
 from pyro_vmem.addressing import over_slots
-from pyro_vmem.diagnostics import Evidence, estimate_evidence, log_evidence, slot_log_evidence
+from pyro_vmem.data import EpisodeSampler, FewShotDataset
+from pyro_vmem.diagnostics import (
+    Evidence,
+    contribution,
+    diagnose,
+    estimate_evidence,
+    evaluate,
+    log_evidence,
+    slot_log_evidence,
+)
 from pyro_vmem.diagnostics.evidence import _shares_of
 from pyro_vmem.testing import assert_unbiased
 
@@ -301,6 +310,31 @@ def test_an_estimate_that_is_not_finite_is_never_silent(method):
         with pytest.warns(UserWarning, match=r"2 of 5 estimates are not finite \(target 2: -inf\)"):
             values = function(vma, memory, x, 60, method)
     assert values.isinf().tolist() == [False, False, True, False, True]
+
+
+def test_what_rests_on_the_evidence_is_not_silent_either():
+    _, vma, memory, x = case(True)
+    vma.likelihood = Box(vma.likelihood.network)
+    x = 0.5 + torch.tensor([0.0, 9.0, 0.0]).unsqueeze(-1).expand(-1, 3)
+    pytest.importorskip("xarray")
+    with pytest.warns(UserWarning, match=r"1 of 3 estimates are not finite \(target 1: -inf\)") as caught:
+        diagnose(vma, memory, x, num_samples=2, per_slot=2)
+    assert caught[0].filename == __file__  # the line that asked
+
+
+@pytest.mark.parametrize("part", ["template_encoder", "likelihood"])
+def test_a_model_that_is_not_finite_is_not_measured(part):
+    vma = pv.VMA.for_vectors(3, latent_dim=2, num_features=4, hidden=(4,))
+    next(vma.get_submodule(part).parameters()).data.fill_(math.inf)
+    episodes = EpisodeSampler(FewShotDataset(torch.randn(12, 3), torch.arange(12) % 4), 2, 1, 1)
+    memory, x = episodes[0].memory, episodes[0].x
+    for measure in (
+        lambda: evaluate(vma, episodes, 1, 1, progress=False),
+        lambda: diagnose(vma, memory, x),
+        lambda: contribution(vma, memory, x),
+    ):
+        with pytest.raises(ValueError, match=r"^vma: '.*' holds values that are not finite\. Build or load it again"):
+            measure()
 
 
 def test_summary_by_hand():
