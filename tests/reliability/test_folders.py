@@ -18,7 +18,7 @@ import torch
 from small_run import equal, sampler, small_vma, weights
 
 import pyro_vmem as pv
-from pyro_vmem import _lock
+from pyro_vmem import _lock, cli
 from pyro_vmem._lock import alone_in
 from pyro_vmem.checkpoint import load_checkpoint
 from pyro_vmem.experiment import Experiment, read_result
@@ -195,3 +195,26 @@ def test_a_history_that_is_damaged_is_named(tmp_path: Path, content: bytes) -> N
     (tmp_path / "history.csv").write_bytes(content)
     with pytest.raises(ValueError, match=r"^run: '.*history.csv' is not a history \(.*Go on with the run"):
         read_result(tmp_path)
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(28, "No space left on device"), 1),
+        (PermissionError(13, "Permission denied"), 1),
+        (FloatingPointError("loss: 10 of 10 steps"), 1),
+        (FileNotFoundError("run: there is none"), 2),
+    ],
+)
+def test_a_command_that_fails_says_so_in_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(Experiment, "train", fail)
+    assert cli.main(["train", "--out", str(tmp_path / "out"), "--steps", "1"]) == code
+    assert capsys.readouterr().err == f"pyro-vmem train: {error}\n"
