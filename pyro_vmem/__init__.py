@@ -43,7 +43,8 @@ from pyro_vmem.packed import LazyMemory, PackedMemory
 from pyro_vmem.part import Part
 from pyro_vmem.reference import LinearGaussianMemory
 from pyro_vmem.templates import ExtraTemplates, LearnedTemplates, Templates
-from pyro_vmem.training import FitResult, fit, validate
+from pyro_vmem.training import FitResult, fit
+from pyro_vmem.validation import validate
 from pyro_vmem.vma import VMA
 
 __all__ = [

@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import inspect
 import json as json_module
+import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from pyro_vmem._words import split_words, with_changes
 from pyro_vmem._yaml import read_yaml, write_yaml
 from pyro_vmem.build import load
 from pyro_vmem.experiment import PARTS, Evaluation, Experiment, as_plain, read_result
+from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.results import result_rows, speed_sentence, verdict
 from pyro_vmem.vma import VMA
 
@@ -56,19 +58,23 @@ def demo(
     start = time.perf_counter()
     for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
         require(module, extra)
-    folder = Path(out) if out is not None else _free(Path("runs/demo"))
+    ranks = Ranks.join(own_device())
+    folder = ranks.first(lambda: _free(Path("runs/demo"))) if out is None else Path(out)
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
     experiment = Experiment(data=data, data_root=data_root, seed=seed, **budget)
     result = experiment.train(folder)
-    metrics = experiment.report(folder, how, result, lambda: time.perf_counter() - start)
-    _show(metrics)
+    metrics = ranks.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
+    if _talks():
+        _show(metrics)
     _say(
         f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}\nModel: {folder / 'best.safetensors'}"
     )
-    return metrics
+    return dict(metrics)
 
 
-def train(experiment: Experiment, out: str | None = None, resume: bool = False) -> dict[str, Any]:
+def train(
+    experiment: Experiment, out: str | None = None, resume: bool = False, device: str = "auto", workers: int = 0
+) -> dict[str, Any]:
     """Trains a model into a folder.
 
     A part of the model is named by its class, and its arguments follow it; a file says the same in YAML. A part, or an
@@ -79,19 +85,23 @@ def train(experiment: Experiment, out: str | None = None, resume: bool = False) 
         pyro-vmem train --out runs/glyphs --resume
         pyro-vmem train --address_guide TruncatedGuide --address_guide.k 16 --objective enumerate
         pyro-vmem train --config run.yaml --address_guide.inner PairwiseGuide --print_config
+        torchrun --nproc-per-node 2 -m pyro_vmem train --out runs/glyphs
 
     Args:
         experiment: What to train, on what, and how.
         out: A new folder for checkpoints and history, or that of a run to resume. By default runs/train, or the next
             number that is free.
         resume: Go on with the run that the folder holds, with its own settings.
+        device: Where to train: cpu, cuda, cuda:1 ... By default a GPU if there is one.
+        workers: Processes that load episodes; by default the trainer loads them itself.
     """
     if resume:
         if out is None:
             raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
         experiment = Experiment.read(out)
-    out = str(_free(Path("runs/train"))) if out is None else out
-    result = experiment.train(out, resume=resume)
+    ranks = Ranks.join(own_device(device))
+    out = ranks.first(lambda: str(_free(Path("runs/train")))) if out is None else out
+    result = experiment.train(out, resume=resume, device=device, workers=workers)
     _say(f"{result!r} in {out}")
     return {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
 
@@ -204,12 +214,12 @@ def main(args: Sequence[str] | None = None) -> int:
         _say("Interrupted; what was written before is kept.")
         return 130
     except (ValueError, FileNotFoundError, ImportError) as error:
-        _say(f"{name}: {error}")
+        sys.stderr.write(f"{name}: {error}\n")  # which may be of this process alone
         return 2
-    except (OSError, FloatingPointError) as error:  # a full disk, a training that diverged
-        _say(f"{name}: {error}")
+    except (OSError, FloatingPointError) as error:  # a full disk, a process that died, a training that diverged
+        sys.stderr.write(f"{name}: {error}\n")
         return 1
-    if as_json:
+    if as_json and _talks():
         sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
     return 0
 
@@ -299,7 +309,13 @@ def _show(metrics: dict[str, Any]) -> None:
 
 
 def _say(text: str) -> None:
-    sys.stderr.write(text + "\n")
+    if _talks():
+        sys.stderr.write(text + "\n")
+
+
+def _talks() -> bool:
+    """Of the processes that torchrun has started, one speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _formatter(jsonargparse: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import json
@@ -29,6 +30,7 @@ from pyro_vmem.gather import check, gather
 from pyro_vmem.infer import Objective
 from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
+from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.report import Report, write_report
 from pyro_vmem.results import problems, verdict
 from pyro_vmem.run import described
@@ -161,18 +163,22 @@ class Experiment:
 
     # Training
 
-    def train(self, out: str | Path, resume: bool = False, progress: bool = True) -> FitResult:
+    def train(
+        self, out: str | Path, resume: bool = False, progress: bool = True, device: str = "auto", workers: int = 0
+    ) -> FitResult:
         """Trains a new model into a folder, or goes on with the one that is there.
 
         Arguments:
             out: The folder; it will hold `experiment.json`, the checkpoints and `history.csv`.
             resume: Whether to go on with a run that `out` holds.
             progress: Whether to show progress bars.
+            device: Where to train; `"auto"` takes a GPU if there is one.
+            workers: Processes that load episodes; see :func:`pyro_vmem.fit`.
 
         Raises:
             ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
         """
-        folder = Path(out)
+        folder, where = Path(out), own_device(device)
         train, validation, _ = self.datasets()
         episodes = EpisodeSampler(train, self.n_way, self.k_shot, self.n_query, seed=self.seed, rotate=self.rotate)
         ways = min(20, validation.num_classes)
@@ -182,9 +188,9 @@ class Experiment:
             ink = float(episodes[0].x.mean())
             vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder, ink=ink)
             vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
-        with described(
-            folder / "experiment.json", partial(_write_json, values=asdict(self) | {"pyro_vmem": __version__})
-        ):
+        described_as = partial(_write_json, values=asdict(self) | {"pyro_vmem": __version__})
+        is_first = Ranks.join(where).index == 0
+        with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():
             return fit(
                 vma,
                 episodes,
@@ -197,6 +203,8 @@ class Experiment:
                 out=folder,
                 resume=resume,
                 seed=self.seed,
+                device=where,
+                workers=workers,
                 progress=progress,
             )
 

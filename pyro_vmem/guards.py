@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vmem.memory import Memory
 
-__all__ = ["check_address", "check_memory", "check_targets", "check_weights", "register"]
+__all__ = ["check_address", "check_memory", "check_range", "check_targets", "check_weights", "register"]
 
 
 def check_memory(memory: Memory, event_shape: Sequence[int], dtype: torch.dtype | None) -> None:
@@ -105,6 +105,19 @@ def check_address(address: int, memory: Memory) -> None:
     in_range = 0 <= address < memory.num_slots
     if not in_range or (memory.mask is not None and not bool(memory.mask[..., address].all())):
         raise ValueError(f"address: expected a slot in use out of 0..{memory.num_slots - 1}, got {address}.")
+
+
+def check_range(name: str, value: float, low: float, high: float, kind: type = float) -> None:
+    """Raises a `ValueError` if an argument is not a number in a range; with `kind=int`, not a whole one.
+
+    Example:
+        >>> check_range("steps", 0, 1, 100, int)
+        Traceback (most recent call last):
+        ValueError: steps: expected a whole number in [1, 100], got 0.
+    """
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise ValueError(f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}.")
 
 
 def register(name: str, module: nn.Module) -> None:

@@ -45,6 +45,7 @@ class Run:
 
     def __init__(self, steps: Steps, settings: dict[str, Any], folder: Path | None, keep: int) -> None:
         self.steps = steps
+        self.ranks = steps.ranks  # the first of them reads and writes
         self.settings = settings
         self.folder = folder
         self.keep = keep
@@ -55,12 +56,16 @@ class Run:
         self.best: dict[str, Tensor] | None = None
         self.unwritten: OSError | None = None
         self._best_is_written = True
-        self._random_states: list[Tensor] | None = None
+        self._random_states: dict[str, Tensor] = {}
 
     @property
     def vma(self) -> VMA:
         """The model."""
         return self.steps.vma
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.vma.parameters()).device
 
     @property
     def recorded(self) -> bool:
@@ -69,12 +74,12 @@ class Run:
 
     def set_random_state(self, seed: int) -> None:
         """Sets the global random state, which the caller has set aside, to this run's."""
-        if self._random_states is None:
-            torch.manual_seed(seed)
-            return
-        torch.set_rng_state(self._random_states[0])
-        if self._random_states[1:] and len(self._random_states) - 1 == torch.cuda.device_count():
-            torch.cuda.set_rng_state_all(self._random_states[1:])
+        torch.manual_seed(seed)
+        states, device = self._random_states, self._device
+        if "random_state" in states:
+            torch.set_rng_state(states["random_state"])
+        if "cuda_random_state" in states and device.type == "cuda":
+            torch.cuda.set_rng_state(states["cuda_random_state"], device)
 
     def set_best(self) -> None:
         """Remembers the present weights as the best."""
@@ -86,7 +91,7 @@ class Run:
 
         A full disk is no reason to lose what was computed: the run goes on, and the next call tries again.
         """
-        if self.folder is None:
+        if self.folder is None or self.ranks.index:
             return
         try:
             # The best weights first: a run that is killed in between finds them again when it is resumed.
@@ -113,9 +118,8 @@ class Run:
         if self.steps.module is not None:
             tensors |= {f"objective.{name}": tensor for name, tensor in self.steps.module.state_dict().items()}
         tensors["random_state"] = torch.get_rng_state()
-        if torch.cuda.is_initialized():
-            states = torch.cuda.get_rng_state_all()
-            tensors |= {f"cuda_random_state.{index}": state for index, state in enumerate(states)}
+        if self._device.type == "cuda":  # for whichever GPU, and in each process, the run goes on
+            tensors["cuda_random_state"] = torch.cuda.get_rng_state(self._device)
         data = {
             "spec": self.vma.spec(),
             "result": asdict(self.result),
@@ -133,10 +137,7 @@ class Run:
         Raises:
             ValueError: If none is, or they are not of such a run.
         """
-        assert self.folder is not None
-        for name in ("last.safetensors", "best.safetensors", "history.csv"):
-            remove_leftovers(self.folder / name)
-        tensors, data = load_newest(self.folder / "last.safetensors")
+        tensors, data = self.ranks.first(self._read)
         if not {"result", "spec"} <= data.keys() or "random_state" not in tensors:
             raise ValueError(
                 f"out: the checkpoint in {str(self.folder)!r} holds a model but no run to resume. Load it with "
@@ -163,12 +164,16 @@ class Run:
         self.steps.optimizer.load_state_dict(self.steps.optimizer.state_dict() | {"state": states})
         if self.steps.module is not None:
             self.steps.module.load_state_dict(_under("objective.", tensors))
-        self._random_states = [tensors["random_state"]]
-        cuda = _under("cuda_random_state.", tensors)
-        self._random_states += [cuda[str(index)] for index in range(len(cuda))]
+        self._random_states = {n: tensors[n] for n in ("random_state", "cuda_random_state") if n in tensors}
         self.vma.load_state_dict(_under("model.", tensors))
         self.best = _under("best.", tensors) or None
         self._best_is_written = self.best is None  # what is there may be of steps that were lost
+
+    def _read(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        assert self.folder is not None
+        for name in ("last.safetensors", "best.safetensors", "history.csv"):
+            remove_leftovers(self.folder / name)
+        return load_newest(self.folder / "last.safetensors")
 
     def _check_fits(self, tensors: dict[str, Tensor]) -> None:
         """Raises a `ValueError` if the checkpoint is of another model, before anything of this one is changed."""
@@ -191,7 +196,7 @@ class Run:
             for name, was in before.items()
             if None not in (was, now.get(name)) and now[name] != was
         ]
-        if changed:
+        if changed and self.ranks.index == 0:
             warnings.warn(
                 f"resume: the run had other settings before; it goes on with {', '.join(changed)}.",
                 RuntimeWarning,

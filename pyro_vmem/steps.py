@@ -23,6 +23,7 @@ from pyro_vmem.infer import (
     named_objective,
     scale_sites,
 )
+from pyro_vmem.ranks import Ranks
 from pyro_vmem.vma import VMA
 
 __all__ = ["NotFiniteError", "Steps", "find_not_finite"]
@@ -41,6 +42,7 @@ class Steps:
         num_particles: The particles of a named objective.
         lr: The learning rate to start from.
         episode: Any of the episodes, to check the objective with.
+        ranks: The processes that take the steps together; by default this one alone.
 
     Attributes:
         chosen: The objective that `"auto"` chose, and why.
@@ -48,7 +50,15 @@ class Steps:
         optimizer: Adam over all parameters.
     """
 
-    def __init__(self, vma: VMA, objective: Objective | ELBO, num_particles: int, lr: float, episode: Episode) -> None:
+    def __init__(
+        self,
+        vma: VMA,
+        objective: Objective | ELBO,
+        num_particles: int,
+        lr: float,
+        episode: Episode,
+        ranks: Ranks | None = None,
+    ) -> None:
         if not isinstance(objective, str | ELBO):
             raise ValueError(
                 f"objective: expected one of {get_args(Objective)} or a pyro.infer.ELBO, got "
@@ -58,7 +68,7 @@ class Steps:
             if not bool(torch.isfinite(parameter).all()):
                 raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
         vma.check(episode.memory, episode.x)
-        self.vma = vma
+        self.vma, self.ranks = vma, ranks or Ranks()
         self.chosen = ""
         if objective == "auto":
             with torch.no_grad():
@@ -98,8 +108,9 @@ class Steps:
         """
         remembered = {} if self.module is None else {n: b.clone() for n, b in self.module.named_buffers()}
         try:
-            with half:
+            with self.ranks.all_or_none(NotFiniteError), half:
                 summary = self._gradient(episode, kl_weight)
+            self.ranks.sum_gradients(self.parameters)
             torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(episode.x)))
             try:  # which raises before it scales anything
                 torch.nn.utils.clip_grad_norm_(self.parameters, clip_norm, error_if_nonfinite=True)
@@ -113,12 +124,15 @@ class Steps:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         self.optimizer.step()
-        return summary
+        self.ranks.average_buffers(self.module, len(episode.x))
+        return self.ranks.mean(summary, len(episode.x))
 
     def _gradient(self, episode: Episode, kl_weight: float) -> dict[str, float]:
-        """Puts the gradient of the summed loss into every parameter's `.grad`; returns the terms."""
+        """Puts the gradient of the loss summed over this process's targets into every `.grad`; returns the terms."""
         self.optimizer.zero_grad(set_to_none=True)
-        model, guide = (scale_sites({"z": kl_weight})(fn) for fn in (self.vma.model, self.guide))
+        programs = self.vma.model, self.ranks.noise(self.guide, len(episode.x))
+        model, guide = (scale_sites({"z": kl_weight})(fn) for fn in programs)
+        episode = self.ranks.share(episode)
         try:
             if isinstance(self.elbo, ParticleELBO):
                 terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)

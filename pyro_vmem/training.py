@@ -7,6 +7,7 @@ import math
 import sys
 import time
 import warnings
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -19,18 +20,23 @@ from tqdm.auto import tqdm
 from pyro_vmem._lock import alone_in
 from pyro_vmem._signals import uninterrupted
 from pyro_vmem.data import Episode, EpisodeSampler
-from pyro_vmem.history import FitResult, Meter, summarise
-from pyro_vmem.infer import VIMCO_ELBO, Objective
+from pyro_vmem.data.loading import load_ahead, lost_worker
+from pyro_vmem.guards import check_range
+from pyro_vmem.history import FitResult
+from pyro_vmem.infer import Objective
 from pyro_vmem.precision import autocast
+from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.run import Run, check_spec, holds_run, make_folder
 from pyro_vmem.steps import NotFiniteError, Steps
+from pyro_vmem.validation import first_episode, validate
 from pyro_vmem.vma import VMA
 
-__all__ = ["FitResult", "fit", "validate"]
+__all__ = ["FitResult", "fit"]
 
 # When too many steps have been skipped: all of the last, or a share of all (and no fewer than the first).
 MOST_SKIPPED_IN_A_ROW = 10
 MOST_SKIPPED_SHARE = 0.01
+INTERRUPTED = "Interrupted after {} steps; the run is kept."
 
 
 def fit(
@@ -54,6 +60,8 @@ def fit(
     keep: int = 2,
     seed: int = 0,
     precision: Literal["auto", "bfloat16", "float32"] = "auto",
+    device: str | torch.device | None = None,
+    workers: int = 0,
     progress: bool = True,
 ) -> FitResult:
     r"""Trains a model and its guide on episodes.
@@ -69,6 +77,10 @@ def fit(
     A step whose loss or gradient is not finite moves nothing; it is counted in the result, and ten of them in a row, or
     more than one in a hundred, stop the run. A checkpoint that cannot be written, as on a full disk, is warned of, and
     training goes on; if it is the last one, an error says so at the end.
+
+    Started by `torchrun` (or with `torch.distributed` initialised), the processes train one model together, each on its
+    share of the targets of each episode: the same run as that of one process, but for the order of summation. It can be
+    resumed by another number of processes.
 
     Arguments:
         vma: The model and its guide; trained in place, and at the end it holds the best weights by validation, or the
@@ -96,6 +108,8 @@ def fit(
         seed: Seeds the samples of latents.
         precision: The precision of the networks: `"auto"` takes bfloat16 where the processor has it. Densities are
             always computed in full.
+        device: Where to train, such as `"cuda"`, or `"auto"` for a GPU if there is one; by default where the model is.
+        workers: How many processes load episodes; by default this one does, for a GPU in a thread ahead of the steps.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -107,6 +121,8 @@ def fit(
         FloatingPointError: If too many steps had to be skipped; it names the first term and site that was not finite.
             The model then holds its best weights by validation, or those of the last good step.
         OSError: At the end, if the last checkpoint could not be written. The model is trained all the same.
+            `ConnectionError` if another process of the run has died, `ChildProcessError` if one that loads episodes
+            has; the run is kept up to its last checkpoint.
 
     Example:
         >>> import pyro_vmem as pv
@@ -121,41 +137,50 @@ def fit(
             "objective of pyro_vmem.infer."
         )
     for name, whole, least in (("steps", steps, 1), ("validate_every", validate_every, 1), ("keep", keep, 1)):
-        _check_range(name, whole, least, 10**12, int)
-    for name, whole, least in (("num_particles", num_particles, 1), ("seed", seed, 0), ("lr_warmup", lr_warmup, 0)):
-        _check_range(name, whole, least, 2**63, int)
+        check_range(name, whole, least, 10**12, int)
+    wholes = {"seed": seed, "lr_warmup": lr_warmup, "workers": workers}
+    for name, whole, least in (("num_particles", num_particles, 1), *((n, w, 0) for n, w in wholes.items())):
+        check_range(name, whole, least, 2**63, int)
     for name, limit in (("minutes", minutes), ("piece_minutes", piece_minutes)):
-        _check_range(name, 1.0 if limit is None else limit, 1e-6, math.inf)
+        check_range(name, 1.0 if limit is None else limit, 1e-6, math.inf)
     for name, value in (("kl_warmup", kl_warmup), ("kl_start", kl_start)):
-        _check_range(name, value, 0.0, 1.0)
-    _check_range("lr", lr, 1e-12, 1e3)
-    _check_range("clip_norm", clip_norm, 1e-12, math.inf)
+        check_range(name, value, 0.0, 1.0)
+    check_range("lr", lr, 1e-12, 1e3)
+    check_range("clip_norm", clip_norm, 1e-12, math.inf)
     folder = None if out is None else Path(out)
     if folder is not None:
         check_spec(vma)
+    if device is not None:
+        vma.to(own_device(device))
     device = next(vma.parameters()).device
     half = autocast(device, precision)
-    first = _first(episodes, "episodes", 1 if minutes is not None else steps)
+    first = first_episode(episodes, "episodes", 1 if minutes is not None else steps)
     if validation is not None:
-        _first(validation, "validation", 1)
+        first_episode(validation, "validation", 1)
     settings = {
         "objective": objective if isinstance(objective, str) else type(objective).__name__,
         "episodes": repr(episodes) if isinstance(episodes, EpisodeSampler) else None,
         **{"num_particles": num_particles, "lr": lr, "lr_warmup": lr_warmup, "kl_warmup": kl_warmup},
         **{"kl_start": kl_start, "clip_norm": clip_norm, "seed": seed},
     }
-    run = Run(Steps(vma, objective, num_particles, lr, first.to(device)), settings, folder, keep)
+    ranks = Ranks.join(device)
+    talks = ranks.index == 0
+    run = Run(Steps(vma, objective, num_particles, lr, first.to(device), ranks), settings, folder, keep)
     with contextlib.ExitStack() as stack:
-        if folder is not None:
+
+        def enter(folder: Path) -> bool:
             make_folder(folder)
             stack.enter_context(alone_in(folder))
-            if holds_run(folder):
-                if not resume:
-                    raise ValueError(
-                        f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or name another "
-                        "folder."
-                    )
-                run.load()
+            return holds_run(folder)
+
+        if folder is not None and ranks.first(partial(enter, folder)):
+            if not resume:
+                raise ValueError(
+                    f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or name another "
+                    "folder."
+                )
+            run.load()
+        ranks.begin_with(vma, run.steps.module)
         result = run.result
         result.chosen = run.steps.chosen
         begin = time.perf_counter()
@@ -167,26 +192,34 @@ def fit(
             return min(1.0, result.steps / steps if minutes is None else (time.perf_counter() - start) / (60 * minutes))
 
         vma.train()
-        bar = tqdm(
-            total=None if minutes else steps, initial=result.steps, desc="training", unit="step", disable=not progress
-        )
-        whole = True  # whether the run is between two steps
+        quiet = not (progress and talks)
+        bar = tqdm(total=None if minutes else steps, initial=result.steps, desc="training", unit="step", disable=quiet)
+        whole, stop = True, False  # whether the run is between two steps, and is to stop there
+        loaded = load_ahead(episodes, result.steps, 10**12 if minutes else steps, device, workers)
+        stack.enter_context(lost_worker())
+        stack.enter_context(ranks.stoppable())
+        stack.enter_context(contextlib.closing(loaded))
+        if not talks:
+            stack.enter_context(warnings.catch_warnings(action="ignore"))
         stack.enter_context(torch.random.fork_rng())
         stack.enter_context(pyro.get_param_store().scope())
         stack.enter_context(bar)
         stack.callback(_finish, run)
-        if result.chosen:
+        if result.chosen and talks:
             bar.write(result.chosen, file=sys.stderr)
         run.set_random_state(seed)
         try:
             if result.steps and result.steps % validate_every == 0:
                 _record(run, validation, half)  # if it was stopped just before
-            while (part := done()) < 1.0:
+            while True:
+                part, stop = ranks.agree(done(), stop)
+                if stop or part == 1.0:
+                    break
                 run.rates["lr"] = (
                     lr * min(1.0, (result.steps + 1) / max(1, lr_warmup)) * 0.5 * (1 + math.cos(math.pi * part))
                 )
                 run.rates["kl_weight"] = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
-                episode = episodes[result.steps].to(device)
+                episode = next(loaded)
                 whole = False
                 with uninterrupted():
                     _step(run, episode, clip_norm, half)
@@ -197,16 +230,17 @@ def fit(
                     bar.set_postfix_str(run.meter.text(), refresh=False)
                 if result.steps % validate_every == 0:
                     _record(run, validation, half)
-                if time.perf_counter() - begin >= piece and done() < 1.0:
-                    result.interrupted = True
-                    break
+                stop = time.perf_counter() - begin >= piece
+            result.interrupted = part < 1.0
+            if result.interrupted and ranks.stopped and talks:
+                bar.write(INTERRUPTED.format(result.steps), file=sys.stderr)
             if result.steps and not result.interrupted:
                 _record(run, validation, half)
         except KeyboardInterrupt:
             if not whole:
                 raise
             result.interrupted = True
-            bar.write(f"Interrupted after {result.steps} steps; the run is kept.", file=sys.stderr)
+            bar.write(INTERRUPTED.format(result.steps), file=sys.stderr)
         if result.steps and result.skipped == result.steps and not result.interrupted:
             raise _too_many_skipped(run)  # a short run that has trained nothing
         if not run.recorded:
@@ -221,50 +255,6 @@ def fit(
             "on from the last checkpoint with resume=True."
         ) from run.unwritten
     return result
-
-
-@torch.no_grad()
-def validate(
-    vma: VMA, episodes: Dataset[Episode], num_episodes: int = 8, num_particles: int = 8, seed: int = 0
-) -> dict[str, float]:
-    """The multi-sample bound and its terms on the first episodes of a sampler, in nats per datapoint.
-
-    Parameters and global random state stay as they are; the same call gives the same numbers.
-
-    Arguments:
-        vma: The model and its guide.
-        episodes: Where the episodes come from.
-        num_episodes: How many episodes; all, if there are fewer.
-        num_particles: The particles of the bound.
-        seed: Seeds the samples of latents.
-
-    Returns:
-        `bound`, `reconstruction`, `kl_a`, `kl_z` and `hit_rate` (of the guide's most probable slot's class).
-
-    Example:
-        >>> import pyro_vmem as pv
-        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=5, k_shot=1, n_query=1)
-        >>> sorted(validate(pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4), sampler, num_episodes=1))
-        ['bound', 'hit_rate', 'kl_a', 'kl_z', 'reconstruction']
-    """
-    elbo = VIMCO_ELBO(num_particles=num_particles, max_plate_nesting=1)
-    _check_range("num_episodes", num_episodes, 1, math.inf, int)
-    _first(episodes, "episodes", 1)
-    if hasattr(type(episodes), "__len__"):
-        num_episodes = min(num_episodes, len(episodes))  # type: ignore[arg-type]
-    meter = Meter(smoothing=0.0)
-    hits = []
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(seed)
-        for index in range(num_episodes):
-            episode = episodes[index].to(next(vma.parameters()).device)
-            if episode.memory.labels is None:
-                raise ValueError("episodes: validation needs the class of each slot. Make memories with labels.")
-            memory = vma.encode(episode.memory)
-            meter.add(summarise(elbo.terms(vma.model, vma.guide, memory, episode.x)))
-            chosen = episode.memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
-            hits.append((chosen == episode.labels).float().mean())
-    return meter.row() | {"hit_rate": float(torch.stack(hits).mean())}
 
 
 def _step(run: Run, episode: Episode, clip_norm: float, half: torch.autocast) -> None:
@@ -310,7 +300,8 @@ def _record(run: Run, validation: Dataset[Episode] | None, half: torch.autocast)
     if validation is not None:
         run.vma.eval()
         with half:
-            row |= {f"val_{name}": value for name, value in validate(run.vma, validation).items()}
+            found = run.ranks.first(lambda: validate(run.vma, validation))
+        row |= {f"val_{name}": value for name, value in found.items()}
         run.vma.train()
     with uninterrupted():
         if row.get("val_bound", -math.inf) > run.result.best_bound:
@@ -325,30 +316,3 @@ def _finish(run: Run) -> None:
     run.vma.eval()
     if run.best is not None:
         run.vma.load_state_dict(run.best)
-
-
-def _first(episodes: Dataset[Episode], name: str, least: int) -> Episode:
-    """The first episode, if there are enough of them and they are episodes."""
-    known = getattr(type(episodes), "__len__", None)
-    count = least if known is None else len(episodes)  # type: ignore[arg-type]
-    if count < least:
-        raise ValueError(f"{name}: got {count}, but {least} are needed. Give more, or train for fewer steps.")
-    try:
-        first = episodes[0]
-    except (TypeError, IndexError, KeyError) as error:
-        raise ValueError(
-            f"{name}: expected a map from 0, 1, ... to episodes, got {type(episodes).__name__} ({error}). "
-            "Use pyro_vmem.data.EpisodeSampler."
-        ) from error
-    if not isinstance(first, Episode):
-        raise ValueError(
-            f"{name}: expected each to be a pyro_vmem.data.Episode, got {type(first).__name__}. "
-            "Use pyro_vmem.data.EpisodeSampler, or Episode(memory, x, labels)."
-        )
-    return first
-
-
-def _check_range(name: str, value: float, low: float, high: float, kind: type = float) -> None:
-    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:
-        raise ValueError(f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}.")

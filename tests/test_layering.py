@@ -54,6 +54,8 @@ ORDER = [
     "speed",
     "checkpoint",
     "history",
+    "ranks",
+    "validation",
     "steps",
     "run",
     "training",

@@ -3,6 +3,7 @@
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode, EpisodeSampler, batches, merge_episodes
 from pyro_vmem.data.glyphs import glyphs
+from pyro_vmem.data.loading import load_ahead
 from pyro_vmem.data.mixed import MixedEpisodes
 from pyro_vmem.data.omniglot import omniglot
 from pyro_vmem.data.protocols import PROTOCOLS, Protocol, ProtocolEpisodes, protocol
@@ -22,6 +23,7 @@ __all__ = [
     "from_folder",
     "from_npz",
     "glyphs",
+    "load_ahead",
     "merge_episodes",
     "mnist",
     "omniglot",

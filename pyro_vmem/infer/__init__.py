@@ -5,6 +5,7 @@ from pyro_vmem.infer.capabilities import Capabilities, capabilities, check_objec
 from pyro_vmem.infer.enumeration import EnumerationCost, EnumGuard
 from pyro_vmem.infer.iwae import IWAE_ELBO
 from pyro_vmem.infer.named import Objective, choose_objective, named_objective
+from pyro_vmem.infer.noise import share_noise
 from pyro_vmem.infer.particles import Particles, draw_particles
 from pyro_vmem.infer.rao_blackwell import RaoBlackwell_ELBO
 from pyro_vmem.infer.reinforce import Reinforce_ELBO
@@ -32,4 +33,5 @@ __all__ = [
     "draw_particles",
     "named_objective",
     "scale_sites",
+    "share_noise",
 ]

@@ -1,0 +1,99 @@
+"""Episodes loaded ahead of the step that needs them: in a thread, or in worker processes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from pyro_vmem.data.episodes import Episode
+
+__all__ = ["load_ahead", "lost_worker"]
+
+# How many episodes are ready or on their way, for each that loads them.
+AHEAD = 2
+
+
+def load_ahead(
+    episodes: Dataset[Episode],
+    start: int,
+    stop: int,
+    device: torch.device | str = "cpu",
+    workers: int = 0,
+) -> Generator[Episode]:
+    """Iterate over episodes `start` to `stop - 1`, in order, on a device.
+
+    Which episodes come, and the global random state, do not depend on how they are loaded. An error of an episode is
+    raised when its turn comes.
+
+    Arguments:
+        episodes: Where they come from.
+        start: The first.
+        stop: The one to stop before.
+        device: Where they go; to a GPU from page-locked memory, while it computes.
+        workers: How many processes load them. With none, the CPU's are loaded when their turn comes, and a GPU's by a
+            thread, ahead of it.
+
+    Example:
+        >>> from pyro_vmem.data import EpisodeSampler, FewShotDataset
+        >>> sampler = EpisodeSampler(FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6), n_way=3)
+        >>> [bool((e.x == sampler[i].x).all()) for i, e in enumerate(load_ahead(sampler, 2, 4), start=2)]
+        [True, True]
+    """
+    device = torch.device(device)
+    pin = device.type == "cuda"
+    if workers:
+        loader = DataLoader(
+            episodes,
+            batch_size=None,
+            sampler=range(start, stop),
+            num_workers=workers,
+            prefetch_factor=AHEAD,
+            pin_memory=pin,
+            generator=torch.Generator(),  # or the workers' seeds would be drawn from the global one
+        )
+        yield from (episode.to(device, non_blocking=pin) for episode in loader)
+    elif device.type == "cpu":
+        yield from (episodes[index].to(device) for index in range(start, stop))
+    else:
+        yield from (episode.to(device, non_blocking=pin) for episode in _in_a_thread(episodes, range(start, stop), pin))
+
+
+def _in_a_thread(episodes: Dataset[Episode], indices: range, pin: bool) -> Iterator[Episode]:
+    def load(index: int) -> Episode:
+        episode = episodes[index]
+        return episode.pin_memory() if pin else episode
+
+    pool = ThreadPoolExecutor(1, "episodes")
+    try:
+        waiting = deque(pool.submit(load, index) for index in indices[:AHEAD])
+        for index in indices[AHEAD:]:
+            episode = waiting.popleft().result()
+            waiting.append(pool.submit(load, index))
+            yield episode
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def lost_worker() -> Iterator[None]:
+    """Says in a `ChildProcessError` what to do when a process that loads episodes has died.
+
+    torch notices it at once, in whatever line of the block.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ChildProcessError(
+            f"workers: a process that loads episodes has died ({str(error).splitlines()[0]}) It may have been killed "
+            "for want of memory. The run is kept up to its last checkpoint: go on from there with resume=True "
+            "(--resume), with fewer workers if it happens again; workers=0 loads in this process and shows its error."
+        ) from error
