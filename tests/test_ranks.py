@@ -226,7 +226,7 @@ def test_errors_are_those_of_all(whole: Path, tmp_path: Path) -> None:
             train(None, OneTarget())
         with pytest.raises(ValueError, match=r"out: .* already holds a run. Pass resume=True"):
             pv.fit(small_vma().double(), Double(), out=whole / "two", **SETTINGS)
-        with pytest.raises(ValueError, match=r"out: cannot make the folder"):
+        with pytest.raises(ValueError, match=r"out: cannot write to the folder"):
             pv.fit(small_vma().double(), Double(), out=whole / "one" / "history.csv" / "run", **SETTINGS)
 
     together(work)
