@@ -9,6 +9,8 @@ from typing import Any
 
 import jsonargparse
 
+from pyro_vmem.speed import keep_freed_memory
+
 
 def command(main: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]], None]) -> None:
     """Runs a benchmark from the command line: its arguments are options, its result a table or one JSON object."""
@@ -17,6 +19,7 @@ def command(main: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]]
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     settings = parser.parse_args().as_dict()
     as_json = settings.pop("json")
+    keep_freed_memory()
     result = main(**settings)
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")

@@ -10,8 +10,6 @@ Recipes are in benchmarks/configs. `python -m benchmarks.tables` makes docs/resu
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import json
 import math
@@ -37,6 +35,7 @@ from pyro_vmem._files import write_atomically
 from pyro_vmem.data._files import save_npz
 from pyro_vmem.diagnostics import estimate_evidence
 from pyro_vmem.precision import autocast
+from pyro_vmem.speed import keep_freed_memory
 
 BATCH = 32  # targets that are read and encoded together; each batch has a seed of its own for its samples
 MAX_DECODES = 250  # at once: what fits into a processor's cache; thousands take twice the time
@@ -297,15 +296,6 @@ def _lookup(episode: data.Episode, memory: pv.Memory, probs: Tensor) -> tuple[Te
     by_class = probs.new_zeros(len(probs), len(classes)).scatter_add(-1, column, probs)
     hit = classes[by_class.argmax(-1)] == episode.labels
     return copy, (labels == episode.labels[:, None]).any(-1), hit
-
-
-def keep_freed_memory() -> None:
-    """Has glibc keep what is freed: half of the time went into handing pages back and getting them again."""
-    top_pad, trim_threshold, mmap_threshold = -2, -1, -3
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        mallopt = ctypes.CDLL(None).mallopt
-        for name, size in ((mmap_threshold, 1 << 25), (trim_threshold, (1 << 31) - 1), (top_pad, 1 << 28)):
-            mallopt(name, size)
 
 
 def machine() -> dict[str, Any]:

@@ -26,6 +26,7 @@ from pyro_vmem.build import load
 from pyro_vmem.experiment import PARTS, Evaluation, Experiment, as_plain, read_result
 from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.results import result_rows, speed_sentence, verdict
+from pyro_vmem.speed import keep_freed_memory
 from pyro_vmem.vma import VMA
 
 __all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
@@ -207,6 +208,7 @@ def main(args: Sequence[str] | None = None) -> int:
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
                 settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
+        keep_freed_memory()
         # What is meant for a reader gives way to the one object.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = command(**settings)

@@ -90,6 +90,7 @@ class Experiment:
         steps: Training steps.
         minutes: A time budget for training, in place of `steps`.
         lr: The highest learning rate.
+        compile: Whether encoders and decoder are compiled; see :func:`pyro_vmem.fit`.
         seed: Seeds splits, episodes, weights and samples.
         address_prior: p(a | M), in place of the default: the name of a class, or `{"class_path": ..., "init_args":
             {...}}`; arguments that are not given are such that it fits, see `like` of :func:`pyro_vmem.build`.
@@ -120,6 +121,7 @@ class Experiment:
     steps: int = 20_000
     minutes: float | None = None
     lr: float = 3e-3
+    compile: bool = False
     seed: int = 0
     address_prior: PartSpec = None
     latent_prior: PartSpec = None
@@ -199,6 +201,7 @@ class Experiment:
                 minutes=self.minutes,
                 num_particles=self.num_particles,
                 lr=self.lr,
+                compile=self.compile,
                 validation=held_out,
                 out=folder,
                 resume=resume,

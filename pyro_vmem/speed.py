@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from pyro_vmem.memory import Memory
 from pyro_vmem.precision import autocast
 from pyro_vmem.vma import VMA
 
-__all__ = ["Speed", "measure_speed"]
+__all__ = ["Speed", "keep_freed_memory", "matmul_rate", "measure_speed"]
 
 _MATRIX = 1024  # rows of the matrices whose product is timed
 
@@ -100,11 +102,53 @@ def measure_speed(
                 decoder(z, template)
             flops = counter.get_total_flops() // size
             rates[size] = size / _fastest(partial(decoder, z, template), device, seconds / len(batch_sizes))
-        dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else templates.dtype
-        matrix = torch.randn(_MATRIX, _MATRIX, device=device, dtype=dtype)
-        product = 2 * _MATRIX**3 / _fastest(partial(torch.mm, matrix, matrix), device, seconds)
+        product = matmul_rate(device, templates.dtype, seconds)
     best = max(rates, key=rates.__getitem__)
     return Speed(rates[best], best, flops, product)
+
+
+@torch.no_grad()
+def matmul_rate(device: torch.device, dtype: torch.dtype = torch.float32, seconds: float = 0.3) -> float:
+    """Operations a second of a product of large matrices: what the machine can do, in the precision of autocast.
+
+    Arguments:
+        device: The device.
+        dtype: The precision where there is no autocast.
+        seconds: How long to run it.
+
+    Example:
+        >>> matmul_rate(torch.device("cpu"), seconds=0.01) > 0
+        True
+    """
+    if torch.is_autocast_enabled(device.type):
+        dtype = torch.get_autocast_dtype(device.type)
+    matrix = torch.ones(_MATRIX, _MATRIX, device=device, dtype=dtype)
+    return 2 * _MATRIX**3 / _fastest(partial(torch.mm, matrix, matrix), device, seconds)
+
+
+def keep_freed_memory() -> bool:
+    """Tells the C library to keep memory that was freed for the process's next use, instead of giving it back.
+
+    A training step frees as much as it needs again a moment later; fetching it page by page takes a tenth of the step
+    on the CPU. The setting is the whole process's and lasts until it ends, so the package never makes it by itself:
+    the command line and the benchmarks do, and a script may.
+
+    Returns:
+        Whether it could be done: with the GNU C library, as on most Linux systems, on which this matters.
+
+    Example:
+        >>> keep_freed_memory() in (True, False)
+        True
+    """
+    if not sys.platform.startswith("linux"):
+        return False
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is None:
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # as in malloc.h
+    # older versions accept no mapping threshold beyond 32 MB
+    mapped = set_option(mmap_threshold, 1 << 30) or set_option(mmap_threshold, 1 << 25)
+    return bool(mapped and set_option(trim_threshold, (1 << 31) - 1))
 
 
 def _fastest(run: Callable[[], Any], device: torch.device, seconds: float) -> float:

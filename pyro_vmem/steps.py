@@ -89,7 +89,7 @@ class Steps:
         self.parameters = [p for _, p in learned if p.requires_grad]
         if not self.parameters:
             raise ValueError("vma: all parameters are frozen. Unfreeze what is to be trained: `requires_grad_(True)`.")
-        self.optimizer = torch.optim.Adam(self.parameters, lr=lr)
+        self.optimizer = torch.optim.Adam(self.parameters, lr=lr, fused=True)
 
     def take(
         self, episode: Episode, lr: float, kl_weight: float, clip_norm: float, half: torch.autocast
@@ -135,6 +135,8 @@ class Steps:
         episode = self.ranks.share(episode)
         try:
             if isinstance(self.elbo, ParticleELBO):
+                # The optimizer has the parameters: no particle needs to look them up in Pyro's store.
+                model, guide = (poutine.block(fn, hide_types=["param"]) for fn in (model, guide))
                 terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
                 loss = terms.loss.item()
                 if not math.isfinite(loss):

@@ -19,6 +19,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmem._lock import alone_in
 from pyro_vmem._signals import uninterrupted
+from pyro_vmem.compiling import Compiled
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.data.loading import load_ahead, lost_worker
 from pyro_vmem.guards import check_range
@@ -62,6 +63,7 @@ def fit(
     precision: Literal["auto", "bfloat16", "float32"] = "auto",
     device: str | torch.device | None = None,
     workers: int = 0,
+    compile: bool = False,
     progress: bool = True,
 ) -> FitResult:
     r"""Trains a model and its guide on episodes.
@@ -110,6 +112,8 @@ def fit(
             always computed in full.
         device: Where to train, such as `"cuda"`, or `"auto"` for a GPU if there is one; by default where the model is.
         workers: How many processes load episodes; by default this one does, for a GPU in a thread ahead of the steps.
+        compile: Whether encoders and decoder are compiled by `torch.compile` for training steps; all else, and what is
+            saved, stays as it is. It takes minutes to begin, and on a CPU it has not paid: see the page on performance.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -154,6 +158,7 @@ def fit(
         vma.to(own_device(device))
     device = next(vma.parameters()).device
     half = autocast(device, precision)
+    compiled = Compiled(vma, compile)
     first = first_episode(episodes, "episodes", 1 if minutes is not None else steps)
     if validation is not None:
         first_episode(validation, "validation", 1)
@@ -221,7 +226,7 @@ def fit(
                 run.rates["kl_weight"] = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
                 episode = next(loaded)
                 whole = False
-                with uninterrupted():
+                with uninterrupted(), compiled:
                     _step(run, episode, clip_norm, half)
                     result.seconds = time.perf_counter() - start
                     whole = True

@@ -52,6 +52,7 @@ ORDER = [
     "diagnostics",
     "testing",
     "speed",
+    "compiling",
     "checkpoint",
     "history",
     "ranks",

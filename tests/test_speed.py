@@ -8,7 +8,7 @@ import torch
 import pyro_vmem as pv
 from pyro_vmem import speed as module
 from pyro_vmem.nn import MLPDecoder
-from pyro_vmem.speed import Speed, measure_speed
+from pyro_vmem.speed import Speed, keep_freed_memory, measure_speed
 
 
 def mlp_vma(dim=5, latent_dim=2, num_features=5):
@@ -67,3 +67,30 @@ def test_bad_arguments() -> None:
             measure_speed(vma, memory, sizes)
     with pytest.raises(ValueError, match="memory: its templates"):
         measure_speed(vma, pv.Memory(torch.rand(3, 4)))
+
+
+class Library:
+    """A C library whose `mallopt` accepts values up to a limit; without limit it has no such function."""
+
+    def __init__(self, limit) -> None:
+        self.options = {}
+        if limit is not None:
+            self.mallopt = lambda name, value: int(value <= limit and self.options.update({name: value}) is None)
+
+
+@pytest.mark.parametrize(
+    ("limit", "done", "options"),
+    [
+        (1 << 31, True, {-3: 1 << 30, -1: (1 << 31) - 1}),
+        (1 << 25, False, {-3: 1 << 25}),
+        (None, False, {}),
+    ],
+)
+def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch, limit, done, options) -> None:
+    library = Library(limit)
+    monkeypatch.setattr(module.sys, "platform", "linux")
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda _: library)
+    assert keep_freed_memory() is done
+    assert library.options == options
+    monkeypatch.setattr(module.sys, "platform", "darwin")
+    assert not keep_freed_memory()
