@@ -34,6 +34,8 @@ class Networks:
         num_features: The length of a feature vector.
         width: Channels at half resolution, of "conv".
         truncate: Slots that the address guide keeps while training; None for all.
+        pixels: See `pyro_vmem.VMA.for_images`.
+        extra_slots: Learned slots beside those of the memory, for targets of no class in it.
     """
 
     kind: Literal["conv", "mlp"] = "conv"
@@ -41,6 +43,8 @@ class Networks:
     num_features: int = 128
     width: int = 32
     truncate: int | None = 4
+    pixels: Literal["independent", "causal"] = "independent"
+    extra_slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,7 @@ class Recipe:
         training: How it is trained.
         evaluation: Which cells are evaluated.
         run: The table whose trained model is evaluated, if this one trains none of its own.
-        start: The table whose trained model is trained further.
+        start: The table whose trained weights are started from, as far as they fit.
     """
 
     title: str
@@ -188,25 +192,33 @@ class Recipe:
         count = min(-(-num_targets // each), len(episodes)) if each == 1 else -(-num_targets // each)
         return data.protocol(self.protocol).episodes(test, n_classes, shots, seed=seed, num_episodes=count)
 
-    def model(self, name: str, ink: float) -> pv.VMA:
-        """A new model; its weights are those of the recipe's seed.
+    def model(self, name: str, ink: float, begun: pv.VMA | None = None) -> pv.VMA:
+        """A new model; its weights are those of the recipe's seed, or those of a model that was trained before.
 
         Arguments:
             name: A key of `MODELS`.
             ink: The share of ink in the images.
+            begun: A model whose weights are taken: all that have the same shape, and the first channels of a layer
+                that has more of them now.
         """
         n = self.networks
         with torch.random.fork_rng():
             torch.manual_seed(self.training.seed)
             if n.kind == "conv":
                 side = 28 if self.images == "mnist" else _side(self)
-                vma = pv.VMA.for_images((1, side, side), n.latent_dim, n.num_features, width=n.width, ink=ink)
+                sizes = ((1, side, side), n.latent_dim, n.num_features, n.width)
+                vma = pv.VMA.for_images(*sizes, pixels=n.pixels, ink=ink)
             else:
                 vma = _mlp(n, ink)
             if n.truncate is not None:
-                parts = vma.arguments() | {"address_guide": pv.TruncatedGuide(vma.address_guide, k=n.truncate)}
-                vma = pv.VMA(**parts)
-            return vma if name == "vma" else MODELS[name].like(vma)  # type: ignore[attr-defined]
+                vma = vma.replace(address_guide=pv.TruncatedGuide(vma.address_guide, k=n.truncate))
+            if n.extra_slots:
+                vma = vma.replace(templates=pv.ExtraTemplates(n.extra_slots, vma.event_shape))
+                vma.templates.values.data.fill_(ink)  # type: ignore[union-attr]
+            vma = vma if name == "vma" else MODELS[name].like(vma)  # type: ignore[attr-defined]
+        if begun is not None:
+            _take_weights(vma, begun)
+        return vma
 
 
 def tables() -> list[str]:
@@ -232,6 +244,16 @@ def read(name: str) -> Recipe:
 def model_name(vma: pv.VMA) -> str:
     """The key in `MODELS` of a model."""
     return next(name for name, cls in MODELS.items() if type(vma) is cls)
+
+
+def _take_weights(vma: pv.VMA, begun: pv.VMA) -> None:
+    own = vma.state_dict()
+    for name, tensor in begun.state_dict().items():
+        if name not in own or own[name].shape[1:] != tensor.shape[1:]:
+            continue
+        taken = own[name][: len(tensor)] if tensor.dim() else own[name]
+        if taken.shape == tensor.shape:
+            taken.copy_(tensor)
 
 
 def _yaml(path: Path) -> dict[str, Any]:

@@ -118,7 +118,7 @@ def fit(
     """A piece of the training of a recipe: of a new model, or of one that was begun."""
     training, (episodes, held_out) = recipe.training, recipe.training_episodes(datasets)
     return pv.fit(
-        begun if begun is not None else recipe.model(model, ink=float(episodes[0].x.mean())),
+        recipe.model(model, float(episodes[0].x.mean()), begun),
         episodes,
         training.objective,  # type: ignore[arg-type]
         training.steps,

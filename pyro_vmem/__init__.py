@@ -34,6 +34,7 @@ from pyro_vmem.latent import (
 from pyro_vmem.likelihood import (
     BernoulliDecoder,
     CategoricalDecoder,
+    CausalBernoulliDecoder,
     DiscretisedLogisticDecoder,
     GaussianDecoder,
     Likelihood,
@@ -54,6 +55,7 @@ __all__ = [
     "AddressPrior",
     "BernoulliDecoder",
     "CategoricalDecoder",
+    "CausalBernoulliDecoder",
     "ClassBalancedPrior",
     "ContentPrior",
     "DefensiveGuide",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from typing import Any
 
 import pyro.distributions as dist
 import torch
@@ -11,11 +12,19 @@ from torch import Tensor, nn
 
 from pyro_vmem.levels import CategoricalLevels, DiscretisedLogistic
 from pyro_vmem.memory import Template
-from pyro_vmem.nn import Decoder
+from pyro_vmem.nn import CausalNetwork, Decoder
 from pyro_vmem.part import Part
+from pyro_vmem.pixels import CausalBernoulli
 from pyro_vmem.precision import full_precision
 
-__all__ = ["BernoulliDecoder", "CategoricalDecoder", "DiscretisedLogisticDecoder", "GaussianDecoder", "Likelihood"]
+__all__ = [
+    "BernoulliDecoder",
+    "CategoricalDecoder",
+    "CausalBernoulliDecoder",
+    "DiscretisedLogisticDecoder",
+    "GaussianDecoder",
+    "Likelihood",
+]
 
 
 class Likelihood(Part):
@@ -48,6 +57,23 @@ class Likelihood(Part):
     def check(self, x: Tensor) -> None:
         """Raises a `ValueError` if `x` holds values that this likelihood gives no probability to."""
 
+    def fill(self, p_x: Any, x: Tensor, known: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
+        r"""Draws what is not known of observations.
+
+        Arguments:
+            p_x: What this likelihood returned.
+            x: Observations, with shape `(B, *event)`; what is not known is ignored.
+            known: True where a value is known, with the shape of `x`.
+            mean: Whether to fill in means instead of draws.
+
+        Returns:
+            The observations filled in, with shape `(*, B, *event)`, and the log-weight of each, with shape `(*, B)`: its
+            probability of what is known, on average over draws.
+        """
+        event_dims = tuple(range(-len(self.event_shape), 0))
+        log_known = (p_x.base_dist.log_prob(x) * known).sum(event_dims)
+        return torch.where(known, x, p_x.mean if mean else p_x.sample()), log_known
+
 
 class BernoulliDecoder(Likelihood):
     r"""Independent binary pixels: :math:`p(x | z, m_a) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(d(z, m_a)_i))`.
@@ -69,9 +95,7 @@ class BernoulliDecoder(Likelihood):
 
     def __init__(self, network: Decoder, mean: float = 0.5) -> None:
         super().__init__(network)
-        if not 0 < mean < 1:
-            raise ValueError(f"mean: expected a number between 0 and 1, got {mean}.")
-        network.shift_output(math.log(mean / (1 - mean)))
+        network.shift_output(_log_odds(mean))
 
     def forward(self, z: Tensor, template: Template) -> dist.Distribution:
         logits = full_precision(self.network(z, template))
@@ -79,11 +103,69 @@ class BernoulliDecoder(Likelihood):
         return dist.Bernoulli(logits=logits, validate_args=False).to_event(len(self.event_shape))
 
     def check(self, x: Tensor) -> None:
-        if not bool(((x == 0) | (x == 1)).all()):
+        _check_binary(self, x)
+
+
+class CausalBernoulliDecoder(Likelihood):
+    r"""Binary pixels, each given those before it: :math:`\prod_i \mathrm{Bernoulli}(x_i; \sigma(\ell_i(x_{<i}, z, m_a)))`.
+
+    What the nearest pixels above and to the left say (where a stroke goes on, where its edge is) need not be said by
+    :math:`z`: it is left to the latent and the template to say what is drawn. What depends on the pixels is computed once
+    a target, not once a particle, so a decode costs little more than that of a :class:`BernoulliDecoder`; a draw is made
+    pixel by pixel.
+
+    References:
+        | PixelVAE: A Latent Variable Model for Natural Images (Gulrajani et al., 2017) | https://arxiv.org/abs/1611.05013
+        | Variational Lossy Autoencoder (Chen et al., 2017), section 3.2, on windows that leave what is global to z
+        | https://arxiv.org/abs/1611.02731
+
+    Arguments:
+        network: The decoder, with `context` output channels more than an image has.
+        mean: The mean of a pixel to start from, in (0, 1); see :class:`BernoulliDecoder`.
+        context: How many features a pixel of what comes before it meet as many of the decoder's.
+        hidden: The width of the network on the pixels before a pixel.
+        radius: How many pixels to the left, to the right and above it are seen.
+
+    Raises:
+        ValueError: If `mean` is not between 0 and 1, `context`, `hidden` or `radius` is less than 1, or the network's
+            outputs are not images with more than `context` channels.
+
+    Example:
+        >>> from pyro_vmem.nn import ConvEncoder, WarpDecoder
+        >>> p = CausalBernoulliDecoder(WarpDecoder((1, 12, 12), latent_dim=4, out_channels=9))
+        >>> template = ConvEncoder((1, 12, 12))(torch.rand(3, 1, 12, 12))
+        >>> p(torch.randn(5, 3, 4), template).sample().shape
+        torch.Size([5, 3, 1, 12, 12])
+    """
+
+    def __init__(self, network: Decoder, mean: float = 0.5, context: int = 8, hidden: int = 64, radius: int = 5) -> None:
+        super().__init__(network)
+        for name, value in (("context", context), ("hidden", hidden), ("radius", radius)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}.")
+        if len(network.event_shape) != 3 or network.event_shape[0] <= context:
             raise ValueError(
-                f"x: BernoulliDecoder expects binary values, 0 or 1, got values in [{x.min():.3g}, {x.max():.3g}]. "
-                "Binarise them, `(x > 0.5).float()`, or use a GaussianDecoder."
+                f"network: expected images with more than context={context} channels, got outputs of shape "
+                f"{network.event_shape}. Give the decoder out_channels: those of an image + {context}."
             )
+        self.context = context
+        self.past = CausalNetwork(network.event_shape[0] - context, context, hidden, radius)
+        network.shift_output(_log_odds(mean))
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        channels, *size = self.network.event_shape
+        return (channels - self.context, *size)
+
+    def forward(self, z: Tensor, template: Template) -> dist.Distribution:
+        return CausalBernoulli(self.network(z, template), self.past, validate_args=False)
+
+    def fill(self, p_x: Any, x: Tensor, known: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
+        filled, log_known = p_x.fill(x.expand(p_x.batch_shape + p_x.event_shape), known)
+        return torch.where(known, x, p_x.probs(filled)) if mean else filled, log_known
+
+    def check(self, x: Tensor) -> None:
+        _check_binary(self, x)
 
 
 class GaussianDecoder(Likelihood):
@@ -227,6 +309,20 @@ class CategoricalDecoder(Likelihood):
 
     def check(self, x: Tensor) -> None:
         _check_on_levels(self, x, self.num_levels)
+
+
+def _log_odds(mean: float) -> float:
+    if not 0 < mean < 1:
+        raise ValueError(f"mean: expected a number between 0 and 1, got {mean}.")
+    return math.log(mean / (1 - mean))
+
+
+def _check_binary(part: Likelihood, x: Tensor) -> None:
+    if not bool(((x == 0) | (x == 1)).all()):
+        raise ValueError(
+            f"x: {type(part).__name__} expects binary values, 0 or 1, got values in [{x.min():.3g}, {x.max():.3g}]. "
+            "Binarise them, `(x > 0.5).float()`, or use a GaussianDecoder."
+        )
 
 
 def _check_levels(num_levels: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from pyro_vmem.addressing import AddressGuide, AddressPrior, SimilarityGuide, UniformPrior, sparse_probs
 from pyro_vmem.guards import check_address, check_memory, check_targets, register
 from pyro_vmem.latent import GaussianGuide, LatentGuide, LatentPrior, TemplatePrior
-from pyro_vmem.likelihood import BernoulliDecoder, GaussianDecoder, Likelihood
+from pyro_vmem.likelihood import BernoulliDecoder, CausalBernoulliDecoder, GaussianDecoder, Likelihood
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.nn import ConvDecoder, ConvEncoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder
 from pyro_vmem.part import Part
@@ -111,6 +111,7 @@ class VMA(Part):
         num_features: int = 128,
         width: int = 32,
         decoder: Literal["warp", "conv"] = "warp",
+        pixels: Literal["independent", "causal"] = "independent",
         ink: float = 0.1,
         **parts: Any,
     ) -> VMA:
@@ -122,6 +123,8 @@ class VMA(Part):
             num_features: The length `F` of the features of templates and targets.
             width: The channels of the convolutions at half resolution.
             decoder: `"warp"`, or `"conv"` for a decoder that sees features of the template only.
+            pixels: `"independent"` given latent and template, or `"causal"`: each also given those before it, which is
+                a better density and a slower draw.
             ink: The share of ink in the images, from which the decoder starts, in (0, 1).
             parts: Any argument of :class:`VMA`, in place of the default part.
 
@@ -132,12 +135,16 @@ class VMA(Part):
         decoders: dict[str, type[WarpDecoder | ConvDecoder]] = {"warp": WarpDecoder, "conv": ConvDecoder}
         if decoder not in decoders:
             raise ValueError(f"decoder: expected one of {', '.join(map(repr, decoders))}, got {decoder!r}.")
+        if pixels not in ("independent", "causal"):
+            raise ValueError(f"pixels: expected 'independent' or 'causal', got {pixels!r}.")
         encoder = ConvEncoder(image_shape, num_features, width)
-        network = decoders[decoder](image_shape, latent_dim, num_features, (width, 2 * width), width)
+        likelihood = BernoulliDecoder if pixels == "independent" else CausalBernoulliDecoder
+        out_channels = image_shape[0] + (0 if pixels == "independent" else 8)
+        sizes = (latent_dim, num_features, (width, 2 * width), width, out_channels)
         defaults: dict[str, Any] = {
             "address_prior": UniformPrior(),
             "latent_prior": TemplatePrior(latent_dim, num_features),
-            "likelihood": BernoulliDecoder(network, ink),
+            "likelihood": likelihood(decoders[decoder](image_shape, *sizes), ink),
             "address_guide": SimilarityGuide(num_features),
             "latent_guide": GaussianGuide(latent_dim, num_features),
             "template_encoder": encoder,
@@ -323,7 +330,7 @@ class VMA(Part):
             raise ValueError(f"mask: {tuple(mask.shape)} does not broadcast with x {tuple(x.shape)}.") from error
         blank = torch.where(mask, x, torch.zeros_like(x))
         self.check(memory, blank)
-        encoded, event_dims = self.encode(memory), tuple(range(-len(self.event_shape), 0))
+        encoded = self.encode(memory)
         filled = torch.where(mask, x, encoded.templates.mean(-len(self.event_shape) - 1).expand_as(x))
         for round_ in range(rounds):
             target = self.encode_x(filled)
@@ -333,13 +340,11 @@ class VMA(Part):
             q_z = self.latent_guide(target, template)
             z = q_z.sample()
             p_x = self.likelihood(z, template)
-            log_observed = (p_x.base_dist.log_prob(blank) * mask).sum(event_dims)
+            drawn, log_observed = self.likelihood.fill(p_x, blank, mask, mean and round_ == rounds - 1)
             log_prior = self.address_prior(encoded).log_prob(a) + self.latent_prior(template).log_prob(z)
             log_weight = log_observed + log_prior - q_a.log_prob(a) - q_z.log_prob(z)
             chosen = torch.distributions.Categorical(logits=log_weight.mT).sample()
-            drawn = p_x.mean if mean and round_ == rounds - 1 else p_x.sample()
-            picked = drawn[chosen, torch.arange(len(x), device=x.device)]
-            filled = torch.where(mask, x, picked)
+            filled = torch.where(mask, x, drawn[chosen, torch.arange(len(x), device=x.device)])
         return filled
 
     @torch.no_grad()

@@ -41,6 +41,7 @@ ORDER = [
     "latent",
     "flows",
     "levels",
+    "pixels",
     "likelihood",
     "templates",
     "guards",
