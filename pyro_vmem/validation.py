@@ -52,11 +52,11 @@ def validate(
         torch.manual_seed(seed)
         for index in range(num_episodes):
             episode = episodes[index].to(next(vma.parameters()).device)
-            if episode.memory.labels is None:
-                raise ValueError("episodes: validation needs the class of each slot. Make memories with labels.")
             memory = vma.encode(episode.memory)
+            if memory.labels is None:
+                raise ValueError("episodes: validation needs the class of each slot. Make memories with labels.")
             meter.add(summarise(elbo.terms(vma.model, vma.guide, memory, episode.x)))
-            chosen = episode.memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
+            chosen = memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
             hits.append((chosen == episode.labels).float().mean())
     return meter.row() | {"hit_rate": float(torch.stack(hits).mean())}
 
