@@ -72,6 +72,7 @@ class Training:
         num_particles: Particles of the objective.
         lr: The highest learning rate.
         kl_start: The weight of KL(z) to start from.
+        kl_warmup: The part of the run over which it rises to one.
         steps: Steps in all; the schedules go by them, so that pieces of any length add up to the same run.
         validate_every: Steps between validations.
         held_out: Ways, shots and queries of the validation episodes; those of several kinds are of the same kinds.
@@ -88,6 +89,7 @@ class Training:
     num_particles: int = 4
     lr: float = 2e-3
     kl_start: float = 0.1
+    kl_warmup: float = 0.5
     steps: int = 40_000
     validate_every: int = 500
     held_out: tuple[int, int, int] = (20, 1, 2)

@@ -126,6 +126,7 @@ def fit(
         num_particles=training.num_particles,
         lr=training.lr,
         kl_start=training.kl_start,
+        kl_warmup=training.kl_warmup,
         validation=held_out,
         validate_every=training.validate_every,
         out=folder,

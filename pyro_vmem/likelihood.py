@@ -67,8 +67,8 @@ class Likelihood(Part):
             mean: Whether to fill in means instead of draws.
 
         Returns:
-            The observations filled in, with shape `(*, B, *event)`, and the log-weight of each, with shape `(*, B)`: its
-            probability of what is known, on average over draws.
+            The observations filled in, with shape `(*, B, *event)`, and the log-weight of each, `(*, B)`; the
+            mean weight is the probability of what is known.
         """
         event_dims = tuple(range(-len(self.event_shape), 0))
         log_known = (p_x.base_dist.log_prob(x) * known).sum(event_dims)
@@ -107,12 +107,13 @@ class BernoulliDecoder(Likelihood):
 
 
 class CausalBernoulliDecoder(Likelihood):
-    r"""Binary pixels, each given those before it: :math:`\prod_i \mathrm{Bernoulli}(x_i; \sigma(\ell_i(x_{<i}, z, m_a)))`.
+    r"""Binary pixels, each given those before it:
 
-    What the nearest pixels above and to the left say (where a stroke goes on, where its edge is) need not be said by
-    :math:`z`: it is left to the latent and the template to say what is drawn. What depends on the pixels is computed once
-    a target, not once a particle, so a decode costs little more than that of a :class:`BernoulliDecoder`; a draw is made
-    pixel by pixel.
+    .. math:: p(x | z, m_a) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(\ell_i(x_{<i}, z, m_a)))
+
+    The nearest pixels above and to the left say where a stroke goes on and where its edge is; latent and template are
+    left to say what is drawn. What depends on the pixels is computed once a target, not once a particle, so a decode
+    costs little more than that of a :class:`BernoulliDecoder`; a draw is made pixel by pixel.
 
     References:
         | PixelVAE: A Latent Variable Model for Natural Images (Gulrajani et al., 2017) | https://arxiv.org/abs/1611.05013
@@ -122,7 +123,7 @@ class CausalBernoulliDecoder(Likelihood):
     Arguments:
         network: The decoder, with `context` output channels more than an image has.
         mean: The mean of a pixel to start from, in (0, 1); see :class:`BernoulliDecoder`.
-        context: How many features a pixel of what comes before it meet as many of the decoder's.
+        context: How many features of what comes before a pixel meet as many outputs of the decoder there.
         hidden: The width of the network on the pixels before a pixel.
         radius: How many pixels to the left, to the right and above it are seen.
 
@@ -138,7 +139,9 @@ class CausalBernoulliDecoder(Likelihood):
         torch.Size([5, 3, 1, 12, 12])
     """
 
-    def __init__(self, network: Decoder, mean: float = 0.5, context: int = 8, hidden: int = 64, radius: int = 5) -> None:
+    def __init__(
+        self, network: Decoder, mean: float = 0.5, context: int = 8, hidden: int = 64, radius: int = 5
+    ) -> None:
         super().__init__(network)
         for name, value in (("context", context), ("hidden", hidden), ("radius", radius)):
             if value < 1:

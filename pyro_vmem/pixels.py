@@ -17,7 +17,7 @@ __all__ = ["CausalBernoulli"]
 
 
 class CausalBernoulli(TorchDistribution):
-    r"""Binary pixels in order, row by row: :math:`p(x) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(\mathrm{logit}_i(x_{<i})))`.
+    r"""Binary pixels in order, row by row: :math:`p(x) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(\ell_i(x_{<i})))`.
 
     A probability is computed for all pixels at once; a draw is made pixel by pixel.
 
@@ -54,7 +54,7 @@ class CausalBernoulli(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         if self._validate_args:
             self._validate_sample(value)
-        logits = self._logits(value)
+        logits = self.logits(value)
         targets = value.to(logits.dtype).expand_as(logits)
         return -F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum((-3, -2, -1))
 
@@ -76,9 +76,10 @@ class CausalBernoulli(TorchDistribution):
     @torch.no_grad()
     def probs(self, x: Tensor) -> Tensor:
         """The probability of ink of each pixel given those of `x` before it, with shape `(*, C, H, W)`."""
-        return self._logits(x).sigmoid()
+        return self.logits(x).sigmoid()
 
-    def _logits(self, x: Tensor) -> Tensor:
+    def logits(self, x: Tensor) -> Tensor:
+        """The log-odds of ink of each pixel given those of `x` before it, with shape `(*, C, H, W)`."""
         return full_precision(self.network.logits(self.output, self.network(x)))
 
     @torch.no_grad()
@@ -90,10 +91,10 @@ class CausalBernoulli(TorchDistribution):
             known: True where a pixel of `x` is known; broadcasts with `x`.
 
         Returns:
-            The images filled in, and :math:`\log \prod_{i\ \mathrm{known}} p(x_i | x_{<i})`, which weights them: their mean
-            weight is the probability of what is known.
+            The images filled in, and :math:`\log \prod_{i\ \mathrm{known}} p(x_i | x_{<i})`, which weights them: the
+            mean weight is the probability of what is known.
         """
-        channels, height, width = self.event_shape
+        _, height, width = self.event_shape
         radius, network = self.network.radius, self.network
         output = self.output.expand(*x.shape[:-3], *self.output.shape[-3:]).flatten(0, -4)
         images, known = x.reshape(-1, *self.event_shape), known.expand_as(x).reshape(-1, *self.event_shape)

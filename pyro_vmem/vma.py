@@ -123,8 +123,7 @@ class VMA(Part):
             num_features: The length `F` of the features of templates and targets.
             width: The channels of the convolutions at half resolution.
             decoder: `"warp"`, or `"conv"` for a decoder that sees features of the template only.
-            pixels: `"independent"` given latent and template, or `"causal"`: each also given those before it, which is
-                a better density and a slower draw.
+            pixels: `"independent"`, or `"causal"`: each also given those before it. A better density, a slower draw.
             ink: The share of ink in the images, from which the decoder starts, in (0, 1).
             parts: Any argument of :class:`VMA`, in place of the default part.
 
@@ -132,22 +131,20 @@ class VMA(Part):
             >>> VMA.for_images((1, 12, 10), latent_dim=4).generate(Memory(torch.rand(3, 1, 12, 10)), 2).shape
             torch.Size([2, 1, 12, 10])
         """
-        decoders: dict[str, type[WarpDecoder | ConvDecoder]] = {"warp": WarpDecoder, "conv": ConvDecoder}
-        if decoder not in decoders:
-            raise ValueError(f"decoder: expected one of {', '.join(map(repr, decoders))}, got {decoder!r}.")
-        if pixels not in ("independent", "causal"):
-            raise ValueError(f"pixels: expected 'independent' or 'causal', got {pixels!r}.")
-        encoder = ConvEncoder(image_shape, num_features, width)
-        likelihood = BernoulliDecoder if pixels == "independent" else CausalBernoulliDecoder
-        out_channels = image_shape[0] + (0 if pixels == "independent" else 8)
-        sizes = (latent_dim, num_features, (width, 2 * width), width, out_channels)
+        decoders = {"warp": WarpDecoder, "conv": ConvDecoder}
+        likelihoods = {"independent": (BernoulliDecoder, 0), "causal": (CausalBernoulliDecoder, 8)}
+        for name, value, choices in (("decoder", decoder, decoders), ("pixels", pixels, likelihoods)):
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
+        likelihood, more = likelihoods[pixels]
+        sizes = (latent_dim, num_features, (width, 2 * width), width, image_shape[0] + more)
         defaults: dict[str, Any] = {
             "address_prior": UniformPrior(),
             "latent_prior": TemplatePrior(latent_dim, num_features),
             "likelihood": likelihood(decoders[decoder](image_shape, *sizes), ink),
             "address_guide": SimilarityGuide(num_features),
             "latent_guide": GaussianGuide(latent_dim, num_features),
-            "template_encoder": encoder,
+            "template_encoder": ConvEncoder(image_shape, num_features, width),
         }
         return cls(**(defaults | parts))
 
@@ -319,17 +316,16 @@ class VMA(Part):
         Raises:
             ValueError: If `mask` is not boolean or does not broadcast, a number is below 1, or memory or x do not fit.
         """
-        for name, count in (("num_particles", num_particles), ("rounds", rounds)):
-            if count < 1:
-                raise ValueError(f"{name}: expected at least 1, got {count}.")
+        for name, n in (("num_particles", num_particles), ("rounds", rounds)):
+            if n < 1:
+                raise ValueError(f"{name}: expected at least 1, got {n}.")
         if mask.dtype != torch.bool:
             raise ValueError(f"mask: expected dtype torch.bool, True where observed, got {mask.dtype}.")
         try:
             mask = mask.expand_as(x)
         except RuntimeError as error:
             raise ValueError(f"mask: {tuple(mask.shape)} does not broadcast with x {tuple(x.shape)}.") from error
-        blank = torch.where(mask, x, torch.zeros_like(x))
-        self.check(memory, blank)
+        self.check(memory, blank := torch.where(mask, x, torch.zeros_like(x)))
         encoded = self.encode(memory)
         filled = torch.where(mask, x, encoded.templates.mean(-len(self.event_shape) - 1).expand_as(x))
         for round_ in range(rounds):
@@ -374,8 +370,8 @@ class VMA(Part):
         """Registers the parameters with Pyro, checks the input, encodes the memory and counts the datapoints."""
         register(self.name, self)
         self.check(memory, x)
-        encoded = self.encode(memory)
-        return encoded, len(x) if x is not None else encoded.batch_shape.numel()
+        memory = self.encode(memory)
+        return memory, len(x) if x is not None else memory.batch_shape.numel()
 
     def check(self, memory: Memory, x: Tensor | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
@@ -400,6 +396,5 @@ class VMA(Part):
         rows = [(role, repr(part) if part is not None else "as those of m", size(part)) for role, part in roles.items()]
         width = max(len(text) for _, text, _ in rows)
         lines = [f"  {role:<13} {text:<{width}}  {count:>9}" for role, text, count in rows]
-        shapes = f"x {tuple(self.event_shape)}, z ({self.latent_dim},)"
-        head = f"{type(self).__name__}({self.name!r}: {shapes}, {size(self)} parameters"
-        return "\n".join([head, *lines, ")"])
+        head = f"{self.name!r}: x {tuple(self.event_shape)}, z ({self.latent_dim},), {size(self)} parameters"
+        return "\n".join([f"{type(self).__name__}({head}", *lines, ")"])

@@ -26,6 +26,7 @@ from pyro_vmem import EncodedMemory, Memory, Part, Template
 from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.nn import ConvDecoder, ConvEncoder, Decoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder
 from pyro_vmem.nn.layers import Residual
+from pyro_vmem.pixels import CausalBernoulli
 from pyro_vmem.testing import assert_unbiased
 
 EVENT, F, D, S, B = (1, 6, 5), 6, 3, 5, 7
@@ -68,6 +69,9 @@ PARTS: dict[str, Callable[[], Part]] = {
     "GaussianDecoder-fixed": lambda: pv.GaussianDecoder(mlp_decoder(), learn_scale=False),
     "DiscretisedLogisticDecoder": lambda: pv.DiscretisedLogisticDecoder(mlp_decoder(), LEVELS, scale=0.2),
     "CategoricalDecoder": lambda: pv.CategoricalDecoder(MLPDecoder((LEVELS, 6, 5), D, F, (8,)), LEVELS),
+    "CausalBernoulliDecoder": lambda: pv.CausalBernoulliDecoder(
+        ConvDecoder(EVENT, D, F, (2, 4), width=2, out_channels=4), context=3, hidden=4, radius=2
+    ),
     "FlatEncoder": lambda: FlatEncoder(EVENT),
     "MLPEncoder": lambda: MLPEncoder(EVENT, F, (8,)),
     "ConvEncoder": lambda: ConvEncoder(EVENT, F, width=2),
@@ -166,6 +170,8 @@ def outputs_of(out: Any) -> list[Tensor]:
     if isinstance(out, dist.TransformedDistribution):  # where it sends some noise
         noise = torch.linspace(-1, 1, out.event_shape[0]).to(out.base_dist.base_dist.loc).expand(out.shape())
         return list(itertools.accumulate(out.transforms, lambda z, transform: transform(z), initial=noise))[1:]
+    if isinstance(out, CausalBernoulli):
+        return [out.logits(torch.zeros(out.event_shape).to(out.output))]
     base = out.base_dist
     return [base.logits] if hasattr(base, "logits") else [base.loc, base.scale]
 

@@ -12,7 +12,7 @@ __all__ = ["CausalNetwork"]
 
 
 class CausalNetwork(nn.Module):
-    r"""Features :math:`u_i(x_{<i})` of the pixels before a pixel, and the logits that they give with a decoder's output.
+    r"""Features :math:`u_i(x_{<i})` of the pixels before a pixel, and the logits they give with a decoder's output.
 
     Before a pixel come those of the rows above and those to its left; of these, the nearest `radius` in each direction
     are seen. The features depend on the observation alone, so they are computed once for all latents and addresses that
@@ -44,7 +44,7 @@ class CausalNetwork(nn.Module):
         before = torch.ones(self.window, dtype=torch.bool)
         before[-1, radius:] = False  # the pixel itself, and what comes after it in its row
         self.register_buffer("before", before.flatten().repeat(channels), persistent=False)
-        nn.init.zeros_(self.out.weight)  # what the decoder says counts alone at first
+        self.out.weight.data.mul_(0.1)  # at first the decoder counts nearly alone
 
     before: Tensor
 
