@@ -96,7 +96,8 @@ class CausalBernoulli(TorchDistribution):
         """
         _, height, width = self.event_shape
         radius, network = self.network.radius, self.network
-        output = self.output.expand(*x.shape[:-3], *self.output.shape[-3:]).flatten(0, -4)
+        maps = self.output.shape[-3:]
+        output = self.output.expand(*x.shape[:-3], *maps).reshape(-1, *maps)
         images, known = x.reshape(-1, *self.event_shape), known.expand_as(x).reshape(-1, *self.event_shape)
         canvas = network.pad(torch.where(known, images, torch.zeros_like(images)))
         log_known = full_precision(output).new_zeros(len(images))

@@ -27,6 +27,7 @@ from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.nn import ConvDecoder, ConvEncoder, Decoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder
 from pyro_vmem.nn.layers import Residual
 from pyro_vmem.pixels import CausalBernoulli
+from pyro_vmem.precision import full_precision
 from pyro_vmem.testing import assert_unbiased
 
 EVENT, F, D, S, B = (1, 6, 5), 6, 3, 5, 7
@@ -171,7 +172,7 @@ def outputs_of(out: Any) -> list[Tensor]:
         noise = torch.linspace(-1, 1, out.event_shape[0]).to(out.base_dist.base_dist.loc).expand(out.shape())
         return list(itertools.accumulate(out.transforms, lambda z, transform: transform(z), initial=noise))[1:]
     if isinstance(out, CausalBernoulli):
-        return [out.logits(torch.zeros(out.event_shape).to(out.output))]
+        return [out.logits(torch.zeros(out.event_shape).to(full_precision(out.output)))]
     base = out.base_dist
     return [base.logits] if hasattr(base, "logits") else [base.loc, base.scale]
 
