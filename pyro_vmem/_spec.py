@@ -13,7 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pyro_vmem.part import Part
 
-__all__ = ["choices", "from_spec"]
+__all__ = ["choices", "class_named", "from_spec"]
 
 KEYS = ("class_path", "init_args")
 
@@ -55,6 +55,19 @@ def choices(cls: type[Part], argument: str) -> list[str]:
     """
     hint = _hints(cls)[argument]
     return [name for base in get_args(hint) or (hint,) if base is not types.NoneType for name in _choice_names(base)]
+
+
+def class_named(name: str, base: type[Part]) -> type[Part]:
+    """The class of that name or import path below another.
+
+    Raises:
+        ValueError: If there is none, or more than one.
+
+    Example:
+        >>> class_named("UniformPrior", Part).__module__
+        'pyro_vmem.addressing.priors'
+    """
+    return _Builder((), {}).named(name, base, "name")
 
 
 class _Builder:
@@ -207,8 +220,9 @@ def _fitting(cls: type[Part], like: Mapping[type[Part], Part]) -> dict[str, Any]
     for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
         if shapes.get(name) is not None:
             values.setdefault(name, shapes[name])
-        elif parameter.default is parameter.empty and hints.get(name) in like:
-            values.setdefault(name, like[hints[name]])
+        elif parameter.default is parameter.empty and inspect.isclass(kind := hints.get(name)):
+            for part in (part for part in like.values() if isinstance(part, kind)):
+                values.setdefault(name, part)
     return values
 
 

@@ -30,7 +30,7 @@ def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], data: dict[str
 
     Arguments:
         path: Where to write; folders are made, a file that is there is replaced.
-        tensors: Named tensors, on any device.
+        tensors: Named tensors, of any shape, on any device.
         data: Plain data that JSON can hold.
         keep: How many to keep: with 2, the one that was there before becomes `<name>-1.safetensors`.
 
@@ -63,7 +63,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         path: The file.
 
     Returns:
-        The tensors, on the CPU, and the plain data.
+        The tensors by name, of the shapes that they had, on the CPU; and the plain data.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -105,7 +105,7 @@ def load_newest(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         path: The file; earlier ones are beside it, as `save_checkpoint(..., keep=2)` keeps them.
 
     Returns:
-        As :func:`load_checkpoint`.
+        As :func:`load_checkpoint`, shapes included.
 
     Raises:
         FileNotFoundError: If there is none.

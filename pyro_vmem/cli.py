@@ -1,4 +1,4 @@
-"""The command line: pyro-vmem demo | train | evaluate | report | sample."""
+"""The command line: pyro-vmem demo | train | evaluate | report | sample | info."""
 
 from __future__ import annotations
 
@@ -24,12 +24,14 @@ from pyro_vmem._words import split_words, with_changes
 from pyro_vmem._yaml import read_yaml, write_yaml
 from pyro_vmem.build import load
 from pyro_vmem.experiment import PARTS, Evaluation, Experiment, as_plain, read_result
+from pyro_vmem.info import about
+from pyro_vmem.loggers import LoggerName
 from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.results import result_rows, speed_sentence, verdict
 from pyro_vmem.speed import keep_freed_memory
 from pyro_vmem.vma import VMA
 
-__all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
+__all__ = ["demo", "evaluate", "info", "main", "report", "sample", "train"]
 
 
 def demo(
@@ -74,7 +76,12 @@ def demo(
 
 
 def train(
-    experiment: Experiment, out: str | None = None, resume: bool = False, device: str = "auto", workers: int = 0
+    experiment: Experiment,
+    out: str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    logger: LoggerName | None = None,
 ) -> dict[str, Any]:
     """Trains a model into a folder.
 
@@ -83,7 +90,7 @@ def train(
 
     Examples:
         pyro-vmem train --out runs/glyphs --steps 5000
-        pyro-vmem train --out runs/glyphs --resume
+        pyro-vmem train --out runs/glyphs --resume --logger tensorboard
         pyro-vmem train --address_guide TruncatedGuide --address_guide.k 16 --objective enumerate
         pyro-vmem train --config run.yaml --address_guide.inner PairwiseGuide --print_config
         torchrun --nproc-per-node 2 -m pyro_vmem train --out runs/glyphs
@@ -95,6 +102,10 @@ def train(
         resume: Go on with the run that the folder holds, with its own settings.
         device: Where to train: cpu, cuda, cuda:1 ... By default a GPU if there is one.
         workers: Processes that load episodes; by default the trainer loads them itself.
+        logger: Where the history goes beside history.csv.
+
+    Raises:
+        ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
     """
     if resume:
         if out is None:
@@ -102,7 +113,7 @@ def train(
         experiment = Experiment.read(out)
     ranks = Ranks.join(own_device(device))
     out = ranks.first(lambda: str(_free(Path("runs/train")))) if out is None else out
-    result = experiment.train(out, resume=resume, device=device, workers=workers)
+    result = experiment.train(out, resume=resume, device=device, workers=workers, logger=logger)
     _say(f"{result!r} in {out}")
     return {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
 
@@ -174,7 +185,27 @@ def sample(
     return {"out": str(path), "rows": rows, "columns": columns}
 
 
-COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample)
+def info(what: str | None = None) -> dict[str, Any]:
+    """Tells what is here: versions, devices, data sets, extras; or what a run, a model file or a part is.
+
+    Examples:
+        pyro-vmem info
+        pyro-vmem info runs/demo
+        pyro-vmem info TruncatedGuide
+
+    Args:
+        what: The folder of a run, a .safetensors file, or the name of a class of parts.
+    """
+    facts = about(what)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = [f"{key:<{max(map(len, value))}}  {entry}" for key, entry in value.items()] or ["none"]
+        lines = [str(line) for line in value] if isinstance(value, list) else [str(value)]
+        sys.stdout.write(f"{name}: {lines[0]}\n" if len(lines) == 1 else "\n    ".join([f"{name}:", *lines]) + "\n")
+    return facts
+
+
+COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample, info)
 GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
 
 
@@ -183,6 +214,9 @@ def main(args: Sequence[str] | None = None) -> int:
 
     Arguments:
         args: The words after `pyro-vmem`; those of the process by default.
+
+    Raises:
+        SystemExit: With code 2, after the usage, if the words are none of a command's; with 0 after `--help`.
 
     Example:
         >>> main(["evaluate", "no/such/run"])
@@ -240,10 +274,12 @@ def _parser() -> Any:
         summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
         sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
-        skip = {"resume", *GROUPS} & set(annotations)
+        skip = {"resume", "what", *GROUPS} & set(annotations)
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
+        if "what" in annotations:
+            sub.add_argument("what", nargs="?", help="A run's folder, a .safetensors file, or the name of a part.")
         for group in GROUPS:
             if group in annotations:
                 sub.add_class_arguments(GROUPS[group])

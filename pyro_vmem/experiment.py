@@ -28,6 +28,7 @@ from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.gather import check, gather
 from pyro_vmem.infer import Objective
+from pyro_vmem.loggers import Loggers
 from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
 from pyro_vmem.ranks import Ranks, own_device
@@ -147,7 +148,11 @@ class Experiment:
     # Data
 
     def datasets(self) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
-        """Classes to train on, to validate on and to test on, whole alphabets apart where there are alphabets."""
+        """Classes to train on, to validate on and to test on, whole alphabets apart where there are alphabets.
+
+        Raises:
+            ValueError: If the place of the images is needed and not given.
+        """
         if self.data == "omniglot":
             background = data.omniglot(self.data_root, subset="background")
             train, validation = background.split(by="alphabet", test=0.15, seed=self.seed)
@@ -166,7 +171,13 @@ class Experiment:
     # Training
 
     def train(
-        self, out: str | Path, resume: bool = False, progress: bool = True, device: str = "auto", workers: int = 0
+        self,
+        out: str | Path,
+        resume: bool = False,
+        progress: bool = True,
+        device: str = "auto",
+        workers: int = 0,
+        logger: Loggers = None,
     ) -> FitResult:
         """Trains a new model into a folder, or goes on with the one that is there.
 
@@ -176,6 +187,7 @@ class Experiment:
             progress: Whether to show progress bars.
             device: Where to train; `"auto"` takes a GPU if there is one.
             workers: Processes that load episodes; see :func:`pyro_vmem.fit`.
+            logger: Where the history goes besides; see :func:`pyro_vmem.fit`.
 
         Raises:
             ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
@@ -208,6 +220,7 @@ class Experiment:
                 seed=self.seed,
                 device=where,
                 workers=workers,
+                logger=logger,
                 progress=progress,
             )
 

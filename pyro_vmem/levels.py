@@ -67,7 +67,7 @@ class DiscretisedLogistic(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the levels: the sum of the probabilities to reach each."""
+        """The mean of the levels: the sum of the probabilities to reach each, in the shape of a draw."""
         n = self.num_levels
         reached = torch.zeros_like(self.loc)
         for level in range(1, n):  # one at a time: all at once would take n times the memory
@@ -110,6 +110,6 @@ class CategoricalLevels(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the levels."""
+        """The mean of the levels, in the shape of a draw."""
         levels = torch.linspace(0, 1, self.num_levels, dtype=self.logits.dtype, device=self.logits.device)
         return (self.logits.exp() * levels).sum(-1)

@@ -55,7 +55,7 @@ class Likelihood(Part):
         """
 
     def check(self, x: Tensor) -> None:
-        """Raises a `ValueError` if `x` holds values that this likelihood gives no probability to."""
+        """Raises a `ValueError` if `x`, `(*, *event)`, holds values that this likelihood gives no probability to."""
 
     def fill(self, p_x: Any, x: Tensor, known: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
         r"""Draws what is not known of observations.
@@ -203,7 +203,7 @@ class GaussianDecoder(Likelihood):
 
     @property
     def scale(self) -> Tensor:
-        r"""The scale :math:`\sigma`."""
+        r"""The scale :math:`\sigma`, a scalar."""
         return self.log_scale.exp()
 
     def forward(self, z: Tensor, template: Template) -> dist.Distribution:
@@ -250,7 +250,7 @@ class DiscretisedLogisticDecoder(Likelihood):
 
     @property
     def scale(self) -> Tensor:
-        r"""The scale :math:`s`."""
+        r"""The scale :math:`s`, a scalar."""
         return self.log_scale.exp()
 
     def forward(self, z: Tensor, template: Template) -> dist.Distribution:

@@ -301,7 +301,7 @@ class LazyMemory(EncodedMemory):
 
     @property
     def templates(self) -> Tensor:  # type: ignore[override]  # as above
-        """All templates; refused if they are too many."""
+        """All templates `(S, *event)`; refused if they are too many."""
         return self.memory.templates
 
     @property

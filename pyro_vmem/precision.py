@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-__all__ = ["autocast", "full_precision", "no_autocast"]
+__all__ = ["autocast", "full_precision", "has_bfloat16", "no_autocast"]
 
 
 def full_precision(values: Tensor) -> Tensor:
@@ -21,7 +21,7 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def no_autocast(values: Tensor) -> torch.autocast:
-    """A context in which matrix products on the device of `values` are not rounded to half precision."""
+    """A context in which matrix products on the device of `values`, of any shape, are not rounded to half precision."""
     return torch.autocast(values.device.type, enabled=False)
 
 
@@ -42,12 +42,14 @@ def autocast(device: torch.device, precision: Literal["auto", "bfloat16", "float
     """
     if precision not in ("auto", "bfloat16", "float32"):
         raise ValueError(f"precision: expected 'auto', 'bfloat16' or 'float32', got {precision!r}.")
-    in_hardware = torch.cuda.is_bf16_supported() if device.type == "cuda" else _cpu_has_bfloat16()
-    enabled = precision == "bfloat16" or (precision == "auto" and in_hardware)
+    enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def _cpu_has_bfloat16() -> bool:
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a device multiplies bfloat16 in hardware."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported()
     # torch has no public question for it.
     probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return any(probe() for probe in probes if probe is not None)

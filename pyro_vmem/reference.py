@@ -38,6 +38,9 @@ class LinearGaussianMemory(nn.Module):
         address_prior: :math:`p(a | M)`; uniform by default.
         generator: Draws the matrices; with the same state it gives the same model.
 
+    Raises:
+        ValueError: If `noise` is not positive.
+
     Example:
         >>> model = LinearGaussianMemory(dim=3, latent_dim=2, generator=torch.Generator().manual_seed(0))
         >>> memory, x = Memory(torch.randn(5, 3)), torch.randn(4, 3)
@@ -116,7 +119,7 @@ class LinearGaussianMemory(nn.Module):
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
     def latent_mean(self, template: Tensor) -> Tensor:
-        r"""The mean :math:`C m_a + d` of :math:`p(z | m_a)`."""
+        r"""The mean :math:`C m_a + d` of :math:`p(z | m_a)`: `(*, X)` to `(*, D)`."""
         return template @ self.to_latent.mT + self.latent_offset
 
     def _log_joint(self, memory: Memory, x: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class Run:
         rates: Where the schedules were at the last step.
         skipped_in_a_row: Steps skipped since the last that was not.
         best: The best weights by validation.
+        log: Takes each row of the history.
         unwritten: Why the newest state is not in the folder, if it should be; `None` if it is.
     """
 
@@ -54,6 +55,7 @@ class Run:
         self.rates: dict[str, float] = {}
         self.skipped_in_a_row = 0
         self.best: dict[str, Tensor] | None = None
+        self.log: Callable[[dict[str, float]], None] = lambda row: None
         self.unwritten: OSError | None = None
         self._best_is_written = True
         self._random_states: dict[str, Tensor] = {}
@@ -210,7 +212,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder that cannot be made or written to is found out before training, not at the first checkpoint."""
+    """A folder that cannot be made or written to raises a `ValueError` before training, not at the first checkpoint."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:

@@ -44,6 +44,9 @@ class Steps:
         episode: Any of the episodes, to check the objective with.
         ranks: The processes that take the steps together; by default this one alone.
 
+    Raises:
+        ValueError: If the objective is unknown, or does not fit the model.
+
     Attributes:
         chosen: The objective that `"auto"` chose, and why.
         module: What the objective learns, such as a baseline; `None` for most.

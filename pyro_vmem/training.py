@@ -25,6 +25,7 @@ from pyro_vmem.data.loading import load_ahead, lost_worker
 from pyro_vmem.guards import check_range
 from pyro_vmem.history import FitResult
 from pyro_vmem.infer import Objective
+from pyro_vmem.loggers import Loggers, logging_to
 from pyro_vmem.precision import autocast
 from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.run import Run, check_spec, holds_run, make_folder
@@ -64,6 +65,7 @@ def fit(
     device: str | torch.device | None = None,
     workers: int = 0,
     compile: bool = False,
+    logger: Loggers = None,
     progress: bool = True,
 ) -> FitResult:
     r"""Trains a model and its guide on episodes.
@@ -114,6 +116,8 @@ def fit(
         workers: How many processes load episodes; by default this one does, for a GPU in a thread ahead of the steps.
         compile: Whether encoders and decoder are compiled by `torch.compile` for training steps; all else, and what is
             saved, stays as it is. It takes minutes to begin, and on a CPU it has not paid: see the page on performance.
+        logger: Where the history goes beside `history.csv`: `"tensorboard"`, `"wandb"`, `"mlflow"`, a function of a
+            step and a row, or several; one that fails is warned of and ends nothing. See :mod:`pyro_vmem.loggers`.
         progress: Whether to show a progress bar.
 
     Returns:
@@ -188,6 +192,7 @@ def fit(
         ranks.begin_with(vma, run.steps.module)
         result = run.result
         result.chosen = run.steps.chosen
+        run.log = stack.enter_context(logging_to(logger if talks else None, folder, settings, result.steps))
         begin = time.perf_counter()
         start = begin - result.seconds
         piece = math.inf if piece_minutes is None else 60 * piece_minutes
@@ -314,6 +319,7 @@ def _record(run: Run, validation: Dataset[Episode] | None, half: torch.autocast)
             run.set_best()
         run.result.history.append(row)
         run.write()
+    run.log(row)
 
 
 def _finish(run: Run) -> None:

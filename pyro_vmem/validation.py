@@ -35,6 +35,9 @@ def validate(
     Returns:
         `bound`, `reconstruction`, `kl_a`, `kl_z` and `hit_rate` (of the guide's most probable slot's class).
 
+    Raises:
+        ValueError: If there are no episodes, or their memories have no labels.
+
     Example:
         >>> import pyro_vmem as pv
         >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=5, k_shot=1, n_query=1)

@@ -115,7 +115,7 @@ class VMA(Part):
         ink: float = 0.1,
         **parts: Any,
     ) -> VMA:
-        """A convolutional VMA for binary images, of parts that work together.
+        """A convolutional VMA for binary images, of parts that work together; raises a `ValueError` if they do not.
 
         Arguments:
             image_shape: `(channels, height, width)`; any size.
@@ -233,7 +233,7 @@ class VMA(Part):
         return observed
 
     def guide(self, memory: Memory, x: Tensor | None = None) -> None:
-        r"""The guide :math:`q(a | M, x)\, q(z | x, m_a)`; arguments and errors as of :meth:`model`.
+        r"""The guide :math:`q(a | M, x)\, q(z | x, m_a)`; arguments, shapes and errors as of :meth:`model`.
 
         Without targets there is nothing to condition on, and the guide is the prior.
         """

@@ -255,7 +255,7 @@ def test_unknown_words_exit_2_with_usage(words, capsys):
     assert "usage: pyro-vmem" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "report", "sample"])
+@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "report", "sample", "info"])
 def test_help_has_examples(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])

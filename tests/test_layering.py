@@ -58,6 +58,7 @@ ORDER = [
     "history",
     "ranks",
     "validation",
+    "loggers",
     "steps",
     "run",
     "training",
@@ -68,6 +69,7 @@ ORDER = [
     "gather",
     "build",
     "experiment",
+    "info",
     "cli",
     "__main__",
 ]

@@ -70,12 +70,12 @@ class AddressGuide(Part):
 
 
 def excluding(logits: Tensor, excluded: Tensor) -> Tensor:
-    """Logits with some values made impossible, however large the others are."""
+    """Logits `(*, S)` with some values made impossible, however large the others are."""
     # The best value that stays is moved to zero, so that UNUSED_LOGIT is far below it.
     best = logits.detach().masked_fill(excluded, -torch.inf).amax(-1, keepdim=True)
     return (logits - best).masked_fill(excluded, UNUSED_LOGIT)
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors divided by their norm, in full precision."""
+    """Vectors `(*, F)` divided by their norm, in full precision."""
     return nn.functional.normalize(full_precision(vectors), dim=-1)

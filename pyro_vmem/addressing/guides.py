@@ -99,7 +99,7 @@ class SimilarityGuide(KeyedGuide):
 
     @property
     def temperature(self) -> Tensor:
-        r"""The temperature :math:`\tau`."""
+        r"""The temperature :math:`\tau`, a scalar."""
         return self.log_temperature.exp()
 
     # Similarities decide between slots, so they are not rounded to half precision.

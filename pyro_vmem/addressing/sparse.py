@@ -83,9 +83,11 @@ class TruncatedCategorical(_Sparse):
         return self.kept_values.expand(*places.shape, -1).gather(-1, places.unsqueeze(-1)).squeeze(-1)
 
     def entropy(self) -> Tensor:
+        """In nats, in the shape of the batch."""
         return -(self.kept_logits.exp() * self.kept_logits).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
+        """The values that are kept, `(k, *)`; raises a `ValueError` unless expanded, as they differ from row to row."""
         if not expand:
             raise ValueError(
                 "expand: the values of a truncated categorical differ from row to row, so they cannot be enumerated "
@@ -140,6 +142,7 @@ class MixedCategorical(_Sparse):
         return torch.where(torch.rand(kept.shape, device=kept.device) < self.share, rest, kept)
 
     def entropy(self) -> Tensor:
+        """In nats, in the shape of the batch."""
         return -(self.probs * self.logits).sum(-1)
 
 

@@ -97,7 +97,7 @@ class Protocol(abc.ABC):
         """Draw one episode.
 
         Arguments:
-            drawings: For each class, where its images are in the data set.
+            drawings: For each class, where its images are in the data set, `(n,)`.
             n_classes: The number of classes :math:`C`.
             shots: The number of items :math:`T` in memory.
             index: The episode.

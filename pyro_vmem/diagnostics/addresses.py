@@ -15,7 +15,9 @@ __all__ = ["Agreement", "Reliability", "agreement", "calibration_error", "hit_ra
 
 
 def hit_rate(probabilities: Tensor, labels: Tensor) -> Tensor:
-    """The share of targets whose most probable class, or slot, is the right one: :func:`top_k_hit_rate` of k = 1.
+    """The share of targets whose most probable class, or slot, is the right one.
+
+    It is :func:`top_k_hit_rate` of k = 1; shapes as of that.
 
     Example:
         >>> hit_rate(torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.5, 0.5]]), torch.tensor([0, 0, 0]))

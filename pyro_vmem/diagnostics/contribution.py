@@ -50,7 +50,7 @@ class Contribution:
 
     @property
     def elbo(self) -> Tensor:
-        """The one-sample bound, reconstruction minus both divergences, with shape `(B,)`."""
+        """The one-sample bound, reconstruction minus both divergences, in nats, with shape `(B,)`."""
         return self.reconstruction - self.kl_a - self.kl_z
 
     @property
@@ -93,7 +93,7 @@ def contribution(
     seed: int = 0,
     max_decodes: int = 1024,
 ) -> Contribution:
-    r"""Measures what the memory contributes to the evidence of each target, and how the bound divides.
+    r"""Measures what the memory contributes to the evidence of each target, and how the bound divides, in nats.
 
     Parameters, Pyro's parameter store and the global random state stay as they are.
 

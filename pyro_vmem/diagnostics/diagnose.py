@@ -179,7 +179,7 @@ def describe(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> xarray.Dataset:
-    """What :func:`diagnose` says of a VMA, from draws that are there already; arguments as of that.
+    """What :func:`diagnose` says of a VMA, from draws that are there already; arguments, shapes and units as of that.
 
     Raises:
         ValueError: If `per_slot` is negative, or labels do not fit.

@@ -62,7 +62,7 @@ class Evidence:
 
     @property
     def unreliable(self) -> Tensor:
-        """Whether an estimate hangs on few large weights: a k-hat above 0.7, or a standard error above 0.5 nats.
+        """Whether an estimate hangs on few large weights: a k-hat above 0.7, a standard error above 0.5 nats; `(B,)`.
 
         The second finds what the first needs more samples for. Such an estimate is likely too low.
         """

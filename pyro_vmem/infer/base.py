@@ -103,13 +103,13 @@ class ParticleELBO(ELBO, abc.ABC):
         return Terms(particles, self.shares(particles).detach(), bound.detach(), -particles.scale * value.sum())
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, minus the sum of the bounds, as a scalar tensor to call `backward` on."""
+        """The loss, minus the sum of the bounds in nats, as a scalar tensor to call `backward` on."""
         loss = self.terms(model, guide, *args, **kwargs).loss
         warn_if_nan(loss, "loss")
         return loss
 
     def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Adds the gradient of the loss to every parameter's `.grad`, and returns the loss."""
+        """Adds the gradient of the loss to every parameter's `.grad`, and returns the loss in nats."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward(retain_graph=self.retain_graph)
@@ -117,7 +117,7 @@ class ParticleELBO(ELBO, abc.ABC):
 
     @torch.no_grad()
     def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss, minus the sum of the bounds, without gradients."""
+        """The loss, minus the sum of the bounds in nats, without gradients."""
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def proposal(self, guide: Any) -> Any:

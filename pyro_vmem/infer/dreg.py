@@ -24,7 +24,7 @@ class PathWeight:
         self.factor: Tensor | None = None
 
     def attach(self, value: Tensor) -> Tensor:
-        """The value, with a gradient that is multiplied on its way to where the value came from."""
+        """The value, of any shape, with a gradient that is multiplied on its way to where the value came from."""
         value = value.view_as(value)
         value.register_hook(lambda gradient: gradient if self.factor is None else gradient * self.factor)
         return value

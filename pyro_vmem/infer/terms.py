@@ -41,7 +41,7 @@ class Terms:
 
     @property
     def reconstruction(self) -> Tensor:
-        r""":math:`E_q \log p(x | z, m_a)`, averaged over particles, with shape `(B,)`."""
+        r""":math:`E_q \log p(x | z, m_a)`, averaged over particles, in nats, with shape `(B,)`."""
         return self._mean(self.particles.log_likelihood)
 
     @property
@@ -53,7 +53,7 @@ class Terms:
 
     @property
     def elbo(self) -> Tensor:
-        """The one-sample bound, reconstruction minus all log-ratios, averaged over particles, with shape `(B,)`."""
+        """The one-sample bound, reconstruction minus all log-ratios, averaged over particles, in nats: `(B,)`."""
         return self._mean(self.particles.log_weights)
 
     def _mean(self, values: Tensor) -> Tensor:

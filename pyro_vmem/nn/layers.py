@@ -109,7 +109,7 @@ def in_patches(images: Tensor) -> Tensor:
 
 
 def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    """The image shape as `(C, H, W)`, or a `ValueError` that says what is wrong with it."""
+    """The image shape as `(C, H, W)`; raises a `ValueError` that says what is wrong with it."""
     shape = tuple(int(n) for n in image_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(
