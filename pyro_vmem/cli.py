@@ -210,7 +210,7 @@ GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "h
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    """Runs a command; returns its exit code: 0, 1 if it failed, 2 for an error of use, 130 after Ctrl-C.
+    """Runs a command; returns 0, 1 if it failed, 2 after an error of use (a `ValueError`), 130 after Ctrl-C.
 
     Arguments:
         args: The words after `pyro-vmem`; those of the process by default.

@@ -229,7 +229,7 @@ class Experiment:
         """The experiment of a run's folder.
 
         Raises:
-            FileNotFoundError: If the folder holds no run.
+            FileNotFoundError: If the folder holds no run; a `ValueError`, if it is not one that can be read.
         """
         path = Path(folder) / "experiment.json"
         if not path.is_file():
@@ -362,7 +362,7 @@ def read_result(folder: str | Path) -> FitResult:
         folder: The run.
 
     Raises:
-        FileNotFoundError: If the folder has no `history.csv`.
+        FileNotFoundError: If the folder has no `history.csv`; a `ValueError`, if it cannot be read.
     """
     path = Path(folder) / "history.csv"
     if not path.is_file():

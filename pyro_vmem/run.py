@@ -240,7 +240,7 @@ def described(path: Path, write: Callable[[Path], None]) -> Iterator[None]:
 
 
 def check_spec(vma: VMA) -> None:
-    """A model that no checkpoint can name is refused before it is trained, not when the first one is written."""
+    """A model that no checkpoint can name raises a `ValueError` before it is trained, not when one is written."""
     try:
         json.dumps(vma.spec())
     except TypeError as error:

@@ -65,7 +65,7 @@ def validate(
 
 
 def first_episode(episodes: Dataset[Episode], name: str, least: int) -> Episode:
-    """The first episode, if there are enough of them and they are episodes."""
+    """The first episode; raises a `ValueError` if there are not enough of them, or they are no episodes."""
     known = getattr(type(episodes), "__len__", None)
     count = least if known is None else len(episodes)  # type: ignore[arg-type]
     if count < least:
