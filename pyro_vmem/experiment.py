@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import dataclasses
 import json
 import math
@@ -27,6 +26,7 @@ from pyro_vmem.build import build, load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.gather import check, gather
+from pyro_vmem.history import FitResult, read_result
 from pyro_vmem.infer import Objective
 from pyro_vmem.loggers import Loggers
 from pyro_vmem.plots import lookups
@@ -36,7 +36,7 @@ from pyro_vmem.report import Report, write_report
 from pyro_vmem.results import problems, verdict
 from pyro_vmem.run import described
 from pyro_vmem.speed import measure_speed
-from pyro_vmem.training import FitResult, fit
+from pyro_vmem.training import fit
 from pyro_vmem.vma import VMA
 
 __all__ = ["Evaluation", "Experiment", "as_plain", "read_result"]
@@ -353,30 +353,6 @@ class Experiment:
             return f"pyro-vmem demo{_options(always | evaluation)}"
         train = f"pyro-vmem train --out {shlex.quote(str(folder))}{_options(always | changed)}"
         return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{_options(evaluation)}"
-
-
-def read_result(folder: str | Path) -> FitResult:
-    """What training left in a run's folder, as its history tells.
-
-    Arguments:
-        folder: The run.
-
-    Raises:
-        FileNotFoundError: If the folder has no `history.csv`; a `ValueError`, if it cannot be read.
-    """
-    path = Path(folder) / "history.csv"
-    if not path.is_file():
-        raise FileNotFoundError(f"run: {str(path)!r} is missing, so its training is not known. Train a run first.")
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            history = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
-        last = {"step": 0.0, "seconds": 0.0} | (history[-1] if history else {})
-    except (ValueError, TypeError, csv.Error) as error:
-        raise ValueError(
-            f"run: {str(path)!r} is not a history ({error}). Go on with the run (resume), which writes it again."
-        ) from error
-    best = max((row["val_bound"] for row in history if "val_bound" in row), default=-math.inf)
-    return FitResult(steps=int(last["step"]), seconds=last["seconds"], history=history, best_bound=best)
 
 
 def as_plain(values: Any) -> Any:

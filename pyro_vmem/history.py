@@ -11,7 +11,7 @@ from typing import Any
 from pyro_vmem._files import write_atomically
 from pyro_vmem.infer import Terms
 
-__all__ = ["FitResult", "Meter", "summarise", "write_history"]
+__all__ = ["FitResult", "Meter", "read_result", "summarise", "write_history"]
 
 
 @dataclass
@@ -97,3 +97,27 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
         writer = csv.DictWriter(file, columns)
         writer.writeheader()
         writer.writerows(history)
+
+
+def read_result(folder: str | Path) -> FitResult:
+    """What training left in a run's folder, as its history tells.
+
+    Arguments:
+        folder: The run.
+
+    Raises:
+        FileNotFoundError: If the folder has no `history.csv`; a `ValueError`, if it cannot be read.
+    """
+    path = Path(folder) / "history.csv"
+    if not path.is_file():
+        raise FileNotFoundError(f"run: {str(path)!r} is missing, so its training is not known. Train a run first.")
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            history = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+        last = {"step": 0.0, "seconds": 0.0} | (history[-1] if history else {})
+    except (ValueError, TypeError, csv.Error) as error:
+        raise ValueError(
+            f"run: {str(path)!r} is not a history ({error}). Go on with the run (resume), which writes it again."
+        ) from error
+    best = max((row["val_bound"] for row in history if "val_bound" in row), default=-math.inf)
+    return FitResult(steps=int(last["step"]), seconds=last["seconds"], history=history, best_bound=best)

@@ -67,7 +67,7 @@ class CausalBernoulli(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The probability of ink of each pixel given a draw of those before it.
+        """The probability of ink of each pixel given a draw of those before it, `(*, C, H, W)`.
 
         Over draws that is right on average; it has no closed form, so it differs from call to call.
         """

@@ -57,7 +57,7 @@ class CausalNetwork(nn.Module):
         return features.reshape(*x.shape[:-3], *features.shape[1:])
 
     def pad(self, images: Tensor) -> Tensor:
-        """Images with blank margins, so that each pixel has a window."""
+        """Images `(*, C, H, W)` with blank margins, so that each pixel has a window."""
         return F.pad(images, (self.radius, self.radius, self.radius, 0))
 
     def of_windows(self, windows: Tensor) -> Tensor:
