@@ -16,7 +16,7 @@ OLDEST := .venv-oldest$(if $(BUT),-$(BUT))
 OLDEST_TESTS := tests/test_memory.py tests/test_vma.py tests/test_checkpoint.py tests/test_training.py \
 	tests/test_cli.py tests/infer/test_vimco.py tests/data/test_sources.py tests/reliability/test_interruptions.py
 
-.PHONY: demo test test-arviz1 test-oldest test-notebooks audit check lint types docs notebooks clean
+.PHONY: demo test test-arviz1 test-oldest test-notebooks audit check lint types docs linkcheck notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyro-vmem demo $(ARGS)
@@ -86,6 +86,10 @@ $(OLDEST)/.oldest: pyproject.toml constraints.txt .ci/oldest.py
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
+
+# Whether the links to the outside can be reached; those between pages are tested.
+linkcheck: $(VENV)/.docs
+	PYRO_VMEM_DOCS_EXECUTE=off $(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck
 
 # The notebooks in a browser, run in full.
 notebooks: $(VENV)/.notebooks

@@ -21,6 +21,7 @@ import reference  # noqa: E402
 from docutils.nodes import SkipNode  # noqa: E402
 from docutils.utils.math import MathError  # noqa: E402
 from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
+from sphinx.addnodes import desc_signature  # noqa: E402
 from sphinx.domains.python import PyObject  # noqa: E402
 from sphinx.ext.napoleon.docstring import GoogleDocstring  # noqa: E402
 from sphinx.util import logging  # noqa: E402
@@ -144,6 +145,17 @@ def repository_links(app: Any, docname: str, source: list[str]) -> None:
     source[0] = re.sub(r"\[([^\]]+)\]\(\.\./([^)]+)\)", r"\1 (`\2`)", source[0])
 
 
+def defined_names(app: Any, doctree: Any) -> None:
+    """Lets a name also be found by the module that defines it, as pages of source code link to it."""
+    defined = {full: name for name, full in app.public_names.items() if name.startswith("pyro_vmem.")}
+    for node in doctree.findall(desc_signature):
+        for full in list(node["ids"]):
+            head, _, tail = full.rpartition(".")
+            alias = defined.get(full) or (f"{defined[head]}.{tail}" if head in defined else full)
+            if alias != full:
+                node["ids"].append(alias)
+
+
 def own_signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returned: str) -> Any:
     """Shows the arguments of a part's `__init__`; `Part.__new__` takes any."""
     if what != "class" or not issubclass(obj, pyro_vmem.Part) or "__init__" not in vars(obj):
@@ -157,6 +169,7 @@ def setup(app: Any) -> None:
     """What Sphinx calls first."""
     app.connect("source-read", repository_links)
     app.connect("autodoc-process-signature", own_signature)
+    app.connect("doctree-read", defined_names)
     inline, displayed = (partial(formula, block=block) for block in (False, True))
     app.add_html_math_renderer("mathml", (inline, None), (displayed, None))
     # "The bias: how far ..." on a property is text, not a type before a colon.

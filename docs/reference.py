@@ -79,7 +79,8 @@ def pages() -> dict[str, str]:
                 lines += [f".. autofunction:: {full}", ""]
             else:
                 shown = f"Keys: {', '.join(f'`{key}`' for key in value)}." if isinstance(value, dict) else f"`{value}`"
-                lines += [f".. py:data:: {full}", "", f"   {shown}", ""]
+                # Below a `py:module`, a name is taken to be in that module.
+                lines += [f".. py:data:: {full.removeprefix(f'{page}.')}", "", f"   {shown}", ""]
         written[f"{page}.rst"] = "\n".join(lines)
     return written
 

@@ -115,7 +115,8 @@ def train(
     out = ranks.first(lambda: str(_free(Path("runs/train")))) if out is None else out
     result = experiment.train(out, resume=resume, device=device, workers=workers, logger=logger)
     _say(f"{result!r} in {out}")
-    return {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
+    done = {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
+    return done | {"interrupted": result.interrupted}
 
 
 def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
@@ -257,7 +258,7 @@ def main(args: Sequence[str] | None = None) -> int:
         return 1
     if as_json and _talks():
         sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
-    return 0
+    return 130 if result.get("interrupted") else 0  # what follows in a script is not to begin
 
 
 def _parser() -> Any:

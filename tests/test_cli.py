@@ -1,6 +1,8 @@
 """Every command on a toy run, as a user would call it."""
 
+import functools
 import html
+import inspect
 import json
 import os
 import re
@@ -255,12 +257,49 @@ def test_unknown_words_exit_2_with_usage(words, capsys):
     assert "usage: pyro-vmem" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["demo", "train", "evaluate", "report", "sample", "info"])
-def test_help_has_examples(command, capsys):
+@pytest.mark.parametrize("command", [fn.__name__ for fn in cli.COMMANDS])
+def test_help_has_examples_and_json(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
     assert stop.value.code == 0
-    assert f"    pyro-vmem {command}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"    pyro-vmem {command}" in said
+    assert "--json" in said
+
+
+@pytest.mark.parametrize("command", [fn.__name__ for fn in cli.COMMANDS])
+@pytest.mark.parametrize("as_json", [True, False])
+def test_ctrl_c_in_any_command_exits_130_without_a_traceback(command, as_json, capsys, monkeypatch):
+    def interrupting(fn):
+        @functools.wraps(fn)
+        def interrupted(*args, **kwargs):
+            raise KeyboardInterrupt
+
+        return interrupted
+
+    monkeypatch.setattr(cli, "COMMANDS", tuple(map(interrupting, cli.COMMANDS)))
+    words = ["run"] if "run" in inspect.signature(getattr(cli, command)).parameters else []
+    assert cli.main([command, *words, *["--json"] * as_json]) == 130
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err == "Interrupted; what was written before is kept.\n"
+
+
+def test_training_that_was_interrupted_exits_130_and_is_kept(toy, capsys, monkeypatch):
+    original = pv.data.EpisodeSampler.__getitem__
+
+    def stops(self, index):
+        if index == 2:
+            raise KeyboardInterrupt
+        return original(self, index)
+
+    words = ["train", "--out", "run", "--steps", "4", "--n-way", "4", "--width", "4", "--json"]
+    with monkeypatch.context() as patch:
+        patch.setattr(pv.data.EpisodeSampler, "__getitem__", stops)
+        assert cli.main(words) == 130
+    assert strictly(capsys.readouterr().out).items() >= {"steps": 2, "interrupted": True}.items()
+    assert cli.main([*words, "--resume"]) == 0
+    assert strictly(capsys.readouterr().out).items() >= {"steps": 4, "interrupted": False}.items()
 
 
 def test_the_module_is_the_command():

@@ -31,10 +31,17 @@ def test_the_example_runs(capsys):
     "target", re.findall(r"\]\((?!https?://|#)([^)]+)\)", README) + re.findall(r'src="([^"]+)"', README)
 )
 def test_links_into_the_repository_exist(target):
-    assert (ROOT / target).exists()
+    path, _, place = target.partition("#")
+    assert (ROOT / path).exists()
+    headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE) if place else []
+    assert not place or place in [re.sub(r"[^\w-]", "", heading.lower().replace(" ", "-")) for heading in headings]
 
 
 def test_the_commands_exist():
+    cli = pytest.importorskip("pyro_vmem.cli")
+    commands = set(re.findall(r"pyro-vmem (\w+)", README))
+    assert commands
+    assert commands <= {command.__name__ for command in cli.COMMANDS}
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make (\w+)", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target

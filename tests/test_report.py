@@ -1,7 +1,6 @@
 """The page of a run: its verdict, its numbers, and that it is whole."""
 
 import base64
-import dataclasses
 import math
 import re
 from html.parser import HTMLParser
@@ -10,46 +9,13 @@ from xml.etree import ElementTree
 
 import matplotlib
 import pytest
-import torch
+from reports import METRICS, a_report, everything
 
 from pyro_vmem import plots
-from pyro_vmem.report import Addresses, Completion, Generation, Lookup, Reliability, Report, write_report
+from pyro_vmem.report import Generation, Lookup, write_report
 from pyro_vmem.results import verdict
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
-
-METRICS = {
-    **{"nll": 98.31, "nll_se": 0.42, "nll_wrong_memory": 115.53, "nll_wrong_memory_se": 0.61},
-    **{"memory_worth_nats": 17.22, "memory_worth_nats_se": 0.53},
-    **{"information_gain": 2.41, "information_gain_se": 0.03},
-    **{"information_gain_exact": 2.74, "information_gain_exact_se": 0.02},
-    **{"hit_rate": 0.712, "hit_rate_se": 0.021, "hit_rate_exact": 0.803, "hit_rate_exact_se": 0.018},
-    **{"chance": 0.05, "n_way": 20, "k_shot": 1, "num_samples": 10, "num_episodes": 20, "num_targets": 400},
-    **{"training_seconds": 181.7, "steps": 4000},
-    **{"evaluation_seconds": 24.6, "decodes": 160_000, "decodes_per_second": 6504.1},
-    **{"kl_z": 12.34, "kl_z_se": 0.25, "mutual_information": 2.3, "mutual_information_se": 0.03},
-    **{"calibration_error": 0.0712},
-}
-
-
-def a_report(**changes) -> Report:
-    generator = torch.Generator().manual_seed(0)
-    m = torch.rand(20, 1, 8, 8, generator=generator)
-    q = torch.rand(3, 20, generator=generator).softmax(-1)
-    report = Report(
-        title="A run",
-        facts={"data": "glyphs", "seed": "0"},
-        metrics=METRICS,
-        history=[{"step": s, "bound": -120.0 + s, "val_bound": -121.0 + s, "kl_a": 1.0, "lr": 0.1} for s in (5, 9)],
-        information_gain=3 * torch.rand(4, 5, generator=generator),
-        information_gain_exact=3 * torch.rand(4, 5, generator=generator),
-        num_slots=20,
-        num_classes=20,
-        lookup=Lookup(m[:3], torch.tensor([0, 1, int(q[2].argmax())]), m, torch.arange(20), q),
-        generation=Generation(m[:2], m[:10].reshape(2, 5, 1, 8, 8)),
-        command="pyro-vmem demo --seed 0",
-    )
-    return dataclasses.replace(report, **changes)
 
 
 class Page(HTMLParser):
@@ -101,21 +67,6 @@ def test_structure(tmp_path) -> None:
     headings = [tag for tag, _ in page.tags if re.fullmatch("h[1-6]", tag)]
     assert headings == ["h1"] + ["h2"] * 8
     assert path.stat().st_size < 2_000_000
-
-
-def everything() -> dict[str, object]:
-    """The contents of the sections that a page need not have."""
-    lookup = a_report().lookup
-    q, p = lookup.probabilities, lookup.probabilities.flip(-1)
-    three = torch.tensor([0.2, 0.5, 0.9])
-    return {
-        "lookup": dataclasses.replace(lookup, exact=p),
-        "addresses": Addresses(q, p, lookup.labels, lookup.target_labels),
-        "completion": Completion(lookup.targets, torch.arange(8) < 4, lookup.templates[:12].reshape(3, 4, 1, 8, 8)),
-        "evidence": {"right": -three, "wrong": -30 * three, "blank": -3000 * three},
-        "reliability": Reliability(three, three.square(), torch.tensor([1, 2, 3])),
-        "khat": torch.tensor([0.3, 0.9, math.inf, math.nan]),
-    }
 
 
 def test_every_section(tmp_path) -> None:
