@@ -259,7 +259,7 @@ class FaissIndex(AddressIndex):
         kind: `"ivf"` groups the keys around centres and searches the groups nearest to the query; `"hnsw"` walks a
             graph of near keys, which takes longer to build, and least time a query; `"flat"` looks at all.
         effort: How many groups (`"ivf"`) or nodes of the graph (`"hnsw"`) a search looks at: more find more. Default:
-            a sixteenth of the groups, 128 nodes.
+            two square roots of the groups, 128 nodes.
 
     Raises:
         ValueError: If there is no such kind, or the keys are not a matrix of finite numbers.
@@ -291,7 +291,7 @@ class FaissIndex(AddressIndex):
             self._index = faiss.IndexHNSWFlat(self.dim, 32, faiss.METRIC_INNER_PRODUCT)
         else:
             # faiss asks for 39 keys a group at least to learn the centres from.
-            groups = max(1, min(int(4 * math.sqrt(len(keys))), len(keys) // 39))
+            groups = max(1, min(math.isqrt(len(keys)), len(keys) // 39))
             self._centres = faiss.IndexFlatIP(self.dim)
             self._index = faiss.IndexIVFFlat(self._centres, self.dim, groups, faiss.METRIC_INNER_PRODUCT)
             self._index.cp.max_points_per_centroid = 64
@@ -341,7 +341,7 @@ class FaissIndex(AddressIndex):
             return faiss.SearchParameters(**settings)
         if self.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=self.effort or 128, **settings)
-        effort = min(self.effort or math.ceil(self._index.nlist / 16), self._index.nlist)
+        effort = min(self.effort or math.ceil(2 * math.sqrt(self._index.nlist)), self._index.nlist)
         return faiss.SearchParametersIVF(nprobe=effort, **settings)
 
     def __repr__(self) -> str:

@@ -24,6 +24,7 @@ NOTEBOOKS = (
     "06_few_shot",
     "07_own_data",
     "08_save_resume",
+    "09_million_templates",
 )
 # They take minutes: `make test-notebooks` runs all, every other run of the tests the first two.
 RUN_HERE = NOTEBOOKS if os.environ.get("PYRO_VMEM_NOTEBOOKS") == "all" else NOTEBOOKS[:2]

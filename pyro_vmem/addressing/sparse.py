@@ -143,7 +143,11 @@ class MixedCategorical(_Sparse):
 
     def entropy(self) -> Tensor:
         """In nats, in the shape of the batch."""
-        return -(self.probs * self.logits).sum(-1)
+        # The sum over all values as if none were kept, and what is different at those that are.
+        everywhere = self.share * (math.log(self.share) - _unexpanded(self.rest).entropy())
+        values = self.kept_values.movedim(-1, 0)
+        log_q, log_rest = self.log_prob(values), self.rest.log_prob(values) + math.log(self.share)
+        return -everywhere - (log_q.exp() * log_q - log_rest.exp() * log_rest).sum(0)
 
 
 def sparse_probs(q: dist.Categorical) -> tuple[Tensor, Tensor | None]:
@@ -166,7 +170,7 @@ def _kl_of_truncated(q: TruncatedCategorical, p: dist.Categorical) -> Tensor:
 
 @register_kl(MixedCategorical, dist.Categorical)  # type: ignore[untyped-decorator]
 def _kl_of_mixed(q: MixedCategorical, p: dist.Categorical) -> Tensor:
-    # The sum over all values as if none were kept, and what is different at those that are.
+    # As of the entropy.
     everywhere = q.share * (math.log(q.share) + kl_divergence(_unexpanded(q.rest), _unexpanded(p)))
     values = q.kept_values.movedim(-1, 0)
     log_q, log_p, log_rest = q.log_prob(values), p.log_prob(values), q.rest.log_prob(values) + math.log(q.share)

@@ -8,6 +8,7 @@ from pyro_vmem.diagnostics.addresses import (
     hit_rate,
     top_k_hit_rate,
 )
+from pyro_vmem.diagnostics.bounds import TopKBounds, top_k_bounds
 from pyro_vmem.diagnostics.calibration import Calibration, sbc
 from pyro_vmem.diagnostics.contribution import Contribution, contribution, slot_contribution
 from pyro_vmem.diagnostics.diagnose import diagnose
@@ -31,6 +32,7 @@ __all__ = [
     "FewShotEvaluation",
     "InformationSummary",
     "Reliability",
+    "TopKBounds",
     "address_entropy",
     "agreement",
     "calibration_error",
@@ -50,5 +52,6 @@ __all__ = [
     "standard_error",
     "to_arviz",
     "to_datatree",
+    "top_k_bounds",
     "top_k_hit_rate",
 ]

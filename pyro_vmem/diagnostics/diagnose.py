@@ -14,6 +14,7 @@ from pyro_vmem._version import __version__
 from pyro_vmem.diagnostics.draws import GuideDraws, draw_from_guide
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.programs import diagnose_program
+from pyro_vmem.diagnostics.searched import describe_searched
 from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, slots_in_use, top_class, warn_if_not_finite
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.diagnostics.weights import standard_error
@@ -30,6 +31,8 @@ __all__ = ["describe", "diagnose"]
 DESCRIPTIONS = {
     "information_gain": ("nats", "information gain KL(q(a|M,x) || p(a|M)) of the guide"),
     "information_gain_exact": ("nats", "information gain KL(p(a|x,M) || p(a|M)) of the exact address posterior"),
+    "information_gain_exact_lower": ("nats", "lower bound on the exact information gain, see top_k_bounds"),
+    "information_gain_exact_upper": ("nats", "upper bound on the exact information gain, see top_k_bounds"),
     "information_gain_exact_se": ("nats", "Monte Carlo standard error of information_gain_exact"),
     "information_gap": ("nats", "information_gain - information_gain_exact: what the guide claims too much"),
     "information_share": ("1", "information_gain as a share of log of the number of slots in use"),
@@ -43,6 +46,10 @@ DESCRIPTIONS = {
     "elbo_gap": ("nats", "log_evidence - elbo: what the whole guide costs"),
     "log_evidence": ("nats", "log p(x|M)"),
     "log_evidence_se": ("nats", "Monte Carlo standard error of log_evidence"),
+    "log_evidence_lower": ("nats", "log p(x|M) as if only the candidates explained anything: a lower bound"),
+    "log_evidence_upper": ("nats", "log p(x|M) if every other slot explained as much as the worst candidate"),
+    "rest_share": ("1", "share of the other slots in the address posterior, from draws of the prior"),
+    "rest_above": ("1", "share of the draws from the other slots that explain more than the worst candidate"),
     "ess": ("1", "effective sample size of the weights behind log_evidence"),
     "khat": ("1", "Pareto tail index of the weights behind log_evidence; above 0.7 not to be trusted"),
     "log_evidence_sampled": ("nats", "log p(x|M) from draws of the guide alone"),
@@ -52,6 +59,7 @@ DESCRIPTIONS = {
     "address_guide": ("1", "q(a|M,x)"),
     "address_exact": ("1", "p(a|x,M), by the evidence of each slot"),
     "address_prior": ("1", "p(a|M)"),
+    "candidate": ("1", "address of each slot that the guide found, best first"),
     "top": ("1", "most probable address by the guide"),
     "top_exact": ("1", "most probable address by the exact posterior"),
     "hit": ("1", "whether the guide's most probable class is the label"),
@@ -84,6 +92,12 @@ def diagnose(
       same with `_sampled`, from draws of the guide, which tells how good a proposal the guide is.
     - `address_guide`, `address_exact` and `address_prior`, the probabilities of each slot; `top` and `top_exact`, the
       most probable ones; `hit` and `hit_exact` if there are labels.
+
+    With a memory that has an index, `slot` stands for the candidates that the guide found, whose addresses are in
+    `candidate`. What needs all slots is an estimate with the others sampled from the prior (`log_evidence`,
+    `rest_share`), or lies between two bounds, `_lower` and `_upper` of
+    :func:`~pyro_vmem.diagnostics.top_k_bounds`: the upper ones assume that no other slot explains a target better than
+    the worst candidate; `rest_above` tells how many draws did.
 
     `diagnose((model, guide), *args)` has for any pair of Pyro programs with a data plate what needs no slots: the
     information gain of the categorical `site` from the closed forms of guide and prior, `kl_*` of every other latent
@@ -160,8 +174,15 @@ def _diagnose_vma(
         torch.manual_seed(seed)
         start = time.perf_counter()
         encoded = vma.encode(memory)
-        draws = draw_from_guide(vma, encoded, x, num_samples, max_decodes=max_decodes, progress=progress)
-        dataset = describe(vma, encoded, x, draws, per_slot, labels, max_decodes=max_decodes, progress=progress)
+        if encoded.index is not None:
+            _check(per_slot, labels, encoded, x)
+            found = describe_searched(
+                vma, encoded, x, num_samples, per_slot, labels, max_decodes=max_decodes, progress=progress
+            )
+            dataset = as_dataset(*found)
+        else:
+            draws = draw_from_guide(vma, encoded, x, num_samples, max_decodes=max_decodes, progress=progress)
+            dataset = describe(vma, encoded, x, draws, per_slot, labels, max_decodes=max_decodes, progress=progress)
         seconds = time.perf_counter() - start
     dataset.attrs.update(seed=seed, seconds=seconds, decodes_per_second=dataset.attrs["decodes"] / seconds)
     return dataset
@@ -184,9 +205,7 @@ def describe(
     Raises:
         ValueError: If `per_slot` is negative, or labels do not fit.
     """
-    if per_slot < 0:
-        raise ValueError(f"per_slot: expected at least 0, got {per_slot}. 0 leaves out what needs every slot.")
-    _check_labels(labels, memory, x)
+    _check(per_slot, labels, memory, x)
     q, p, log_weights = draws.q_logits, draws.p_logits, draws.log_weights
     sampled = StratifiedWeights.unstratified(log_weights)
     values = address_quantities(q, p, memory.slots_in_use)
@@ -290,7 +309,9 @@ def as_dataset(values: dict[str, Tensor], facts: dict[str, Any]) -> xarray.Datas
     return dataset
 
 
-def _check_labels(labels: Tensor | None, memory: Memory, x: Tensor) -> None:
+def _check(per_slot: int, labels: Tensor | None, memory: Memory, x: Tensor) -> None:
+    if per_slot < 0:
+        raise ValueError(f"per_slot: expected at least 0, got {per_slot}. 0 leaves out what needs every slot.")
     if labels is None:
         return
     if memory.labels is None:

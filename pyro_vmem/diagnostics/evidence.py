@@ -12,6 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pyro_vmem.diagnostics.searched import check_searched, searched_weights
 from pyro_vmem.diagnostics.slots import at_addresses, at_slots, check_numbers, chunks, slots_in_use, warn_if_not_finite
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.memory import EncodedMemory, Memory
@@ -118,6 +119,9 @@ def estimate_evidence(
       as the guide has it, so that none is starved by a guide that is too sure. With :math:`k \ge |M|` it is
       `"exact-address"`.
 
+    With a memory that has an index, `"top-k"` sums the slots that an :class:`~pyro_vmem.IndexedGuide` found, at most
+    those it keeps, and samples the others from the prior; `"exact-address"` is refused.
+
     All make `num_samples` decodes a target and estimate :math:`p(x | M)` without bias (a guide that excludes slots
     aside: see :class:`~pyro_vmem.TruncatedGuide`); their logarithms are lower bounds in expectation that tighten as
     samples are added. `"exact-address"` is the tightest where samples are at least four times the slots, whatever the
@@ -220,9 +224,13 @@ def _draw(
     check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
     vma.check(memory, x)
     encoded, slots = vma.encode(memory), slots_in_use(memory)
+    if encoded.index is not None:
+        check_searched(encoded, method)
     decodes = _decodes(memory, num_samples, method, k)
     for chunk, targets in chunks(encoded, x, decodes, max_decodes, progress):
-        if method == "exact-address" or (method == "top-k" and k >= len(slots)):
+        if encoded.index is not None:
+            yield searched_weights(vma, chunk, targets, decodes, method, k, max_decodes)
+        elif method == "exact-address" or (method == "top-k" and k >= len(slots)):
             yield _at_every_slot(vma, chunk, targets, slots, decodes, max_decodes)
         else:
             yield _guided(vma, chunk, targets, decodes, 0 if method == "sampled" else k, max_decodes)
