@@ -5,6 +5,8 @@ a write; the next one resumes, and is killed too, until the run is over. After e
 compared, bit for bit, with that of a run that was never stopped: weights, optimizer, random state, best weights,
 running averages, history. The parent imports the library once and forks: a kill costs a fraction of a second.
 
+Of two processes that train together, one is killed; the other ends by saying so, and both are started again.
+
 Full disks: a run writes to a file system of its own, of a megabyte, that is filled up as it writes a checkpoint or best
 weights, so that the write ends half-way. It has to say so, and to go on from what was kept when there is space again.
 
@@ -29,6 +31,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import traceback
 import warnings
@@ -41,6 +44,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import save
+from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
@@ -60,6 +64,7 @@ RUNS: list[dict[str, Any]] = [
 ]
 
 RANDOM = "at a random time"
+LOST = 7  # the exit code of a process that has lost contact with the other
 
 # Where a write can be cut: the call that is killed, and whether before, in the midst or after it.
 POINTS = {
@@ -104,6 +109,14 @@ def train(folder: Path, setting: dict[str, Any], keep: int = 2) -> pv.FitResult:
         )
         if not result.interrupted:
             return result
+
+
+def helper(name: str) -> Any:
+    """A module of `tests/helpers`."""
+    place = str(Path(__file__).parent.parent / "tests" / "helpers")
+    if place not in sys.path:
+        sys.path.insert(0, place)
+    return importlib.import_module(name)
 
 
 def _holds(folder: Path) -> bool:
@@ -196,14 +209,18 @@ def kill_runs(kills: int, seed: int) -> list[dict[str, Any]]:
     references: dict[int, dict[int, Any]] = {}
     done = number = 0
     attempts = itertools.count()
+    bar = tqdm(total=kills, desc="killed", unit="process")
     while done < kills:
         setting = RUNS[number % len(RUNS)]
         with tempfile.TemporaryDirectory() as root:
             if number % len(RUNS) not in references:
                 references[number % len(RUNS)] = reference(Path(root, "whole"), setting)
             whole = references[number % len(RUNS)]
-            done += kill_one_run(Path(root, "run"), setting, whole, found, kills - done, draw, attempts)
+            killed = kill_one_run(Path(root, "run"), setting, whole, found, kills - done, draw, attempts)
+            bar.update(killed)
+            done += killed
         number += 1
+    bar.close()
     return [row for row in found.values() if row["kills"]]
 
 
@@ -260,6 +277,60 @@ def kill_one_run(
     for row in rows:
         row["bit_equal"] += equal
     return count
+
+
+# Several processes
+
+
+def two(work: Callable[[int], Any]) -> list[int]:
+    """Does work in two processes of a run; returns their exit codes."""
+    return helper("processes").wait(helper("processes").start(work), seconds=120)
+
+
+def train_as_one_of_two(folder: Path, setting: dict[str, Any], victim: int, delay: float, rank: int) -> None:
+    """Trains; the victim is killed some seconds after it has begun."""
+    if rank == victim:
+        threading.Timer(delay, die).start()
+    try:
+        train(folder, setting)
+    except ConnectionError:  # what the other one says
+        os._exit(LOST)
+
+
+def kill_one_of_two(kills: int, seed: int) -> dict[str, Any]:
+    """Kills one of the two processes of a run at random times, and starts both again, until it is over."""
+    draw, setting, bar = random.Random(seed), RUNS[0], tqdm(total=kills, desc="killed, of two", unit="process")
+    row = {"place": "one of two processes", "kills": 0, "bit_equal": 0}
+    with tempfile.TemporaryDirectory() as root:
+        start = time.perf_counter()
+        if kills and two(lambda _: train(Path(root, "whole"), setting, keep=1000)) != [0, 0]:
+            raise RuntimeError("two processes cannot train together; see the traceback above")
+        states = [state(path) for path in versions_of(Path(root, "whole", "last.safetensors"))]
+        whole, seconds = (
+            {data["result"]["steps"]: (tensors, data) for tensors, data in states},
+            time.perf_counter() - start,
+        )
+        for number in itertools.count():
+            folder, equal, count, codes = Path(root, str(number)), True, 0, [1, 1]
+            if row["kills"] >= kills:
+                bar.close()
+                return row
+            while codes != [0, 0]:
+                victim, delay = draw.randrange(2), draw.uniform(0.0, seconds)
+                last = row["kills"] + count >= kills
+                work = partial(train_as_one_of_two, folder, setting, -1 if last else victim, delay)
+                codes = two(work)
+                if codes != [0, 0] and sorted(codes) != sorted([-signal.SIGKILL, LOST]):
+                    raise RuntimeError(f"two processes, one of them killed, ended with {codes}")
+                count += codes != [0, 0]
+                if _holds(folder):
+                    now = state(folder / "last.safetensors")
+                    equal &= same(now, whole[now[1]["result"]["steps"]])
+            equal &= same(state(folder / "last.safetensors"), whole[STEPS]) and not list(folder.glob(".*"))
+            bar.update(count)
+            row["kills"] += count
+            row["bit_equal"] += count * equal
+    return row
 
 
 # Full disks
@@ -324,7 +395,7 @@ def train_until_full(nth: int, disk: Path, setting: dict[str, Any], is_real: boo
 def fill_disks(count: int, seed: int) -> tuple[int, str]:
     """Fills disks under runs; returns how many of these lost nothing, and what the disks were."""
     draw, survived, kind = random.Random(seed), 0, ""
-    for number in range(count):
+    for number in tqdm(range(count), desc="filled", unit="disk"):
         setting = RUNS[number % 3]
         with tempfile.TemporaryDirectory() as root:
             whole, disk = reference(Path(root, "whole"), setting), Path(root, "disk")
@@ -369,7 +440,7 @@ def corrupt(count: int, seed: int) -> tuple[int, int]:
         path = Path(root, "last.safetensors")
         if in_a_fork(lambda: train(Path(root), RUNS[1], keep=1)) != 0:
             raise RuntimeError("the run to damage failed; see the traceback above")
-        for content in damaged(path.read_bytes(), count, draw):
+        for content in tqdm(damaged(path.read_bytes(), count, draw), desc="damaged", unit="file"):
             path.write_bytes(content)
             total += 1
             with contextlib.suppress(ValueError):
@@ -384,10 +455,9 @@ def corrupt(count: int, seed: int) -> tuple[int, int]:
 
 def refuse() -> tuple[int, int]:
     """Tries all that is bad input; returns how many were refused as they should be, of how many."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "helpers"))
-    cases = importlib.import_module("bad_input").CASES
+    cases = helper("bad_input").CASES
     refused = 0
-    for case in cases:
+    for case in tqdm(cases, desc="refused", unit="input"):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             refused += case.is_refused(Path(folder))
     return refused, len(cases)
@@ -417,7 +487,7 @@ class Changing:
 
 def soak(steps: int, seed: int) -> list[dict[str, float]]:
     """Trains on, validates and evaluates episodes of changing sizes; returns the memory held after so many steps."""
-    rows, start = [], time.perf_counter()
+    rows, start, bar = [], time.perf_counter(), tqdm(total=steps, desc="soak", unit="step")
     changing: Any = Changing(seed)
     torch.manual_seed(seed)
     vma = pv.VMA.for_vectors(6, latent_dim=2, num_features=8, hidden=(16,))
@@ -429,6 +499,7 @@ def soak(steps: int, seed: int) -> list[dict[str, float]]:
         episode = changing[taken]
         pv.diagnostics.log_evidence(vma, episode.memory, episode.x, num_samples=50)
         taken += piece
+        bar.update(piece)
         seconds = round(time.perf_counter() - start, 1)
         rows.append({"steps": taken, "seconds": seconds, "rss_mb": round(resident_megabytes(), 2)})
     return rows
@@ -442,12 +513,18 @@ def growth(rows: list[dict[str, float]]) -> float:
 
 
 def main(
-    kills: int = 120, full_disks: int = 12, corruptions: int = 1000, soak_steps: int = 36_000, seed: int = 0
+    kills: int = 120,
+    kills_of_two: int = 8,
+    full_disks: int = 6,
+    corruptions: int = 1000,
+    soak_steps: int = 36_000,
+    seed: int = 0,
 ) -> dict[str, Any]:
-    """Does all five.
+    """Does all of it.
 
     Args:
-        kills: Processes to kill.
+        kills: Processes to kill, of runs of one process.
+        kills_of_two: Processes to kill, of runs of two.
         full_disks: Disks to fill.
         corruptions: Checkpoints to damage at random, besides those that are not checkpoints at all.
         soak_steps: Training steps of the soak: as many as two hours have at five a second.
@@ -456,6 +533,7 @@ def main(
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     start = time.perf_counter()
     rows = kill_runs(kills, seed)
+    rows.append(kill_one_of_two(kills_of_two, seed))
     survived, disk = fill_disks(full_disks, seed)
     detected, damaged_files = corrupt(corruptions, seed)
     held = soak(soak_steps, seed)
@@ -464,7 +542,7 @@ def main(
         "torch": torch.__version__,
         "kills": sum(row["kills"] for row in rows),
         "bit_equal_resumes": sum(row["bit_equal"] for row in rows),
-        "kills_during_a_write": sum(row["kills"] for row in rows if row["place"] != RANDOM),
+        "kills_during_a_write": sum(row["kills"] for row in rows if row["place"] in POINTS),
         "full_disks": full_disks,
         "full_disks_survived": survived,
         "full_disk": disk,

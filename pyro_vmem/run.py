@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_vmem._files import remove_leftovers, versions_of
 from pyro_vmem._lock import alone_in
+from pyro_vmem._random import random_states, seed_all, set_random_states
 from pyro_vmem.checkpoint import load_newest, save_checkpoint
 from pyro_vmem.history import FitResult, Meter, write_history
 from pyro_vmem.steps import Steps
@@ -76,8 +77,9 @@ class Run:
 
     def set_random_state(self, seed: int) -> None:
         """Sets the global random state, which the caller has set aside, to this run's."""
-        torch.manual_seed(seed)
+        seed_all(seed)
         states, device = self._random_states, self._device
+        set_random_states(states)
         if "random_state" in states:
             torch.set_rng_state(states["random_state"])
         if "cuda_random_state" in states and device.type == "cuda":
@@ -119,7 +121,7 @@ class Run:
             tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
         if self.steps.module is not None:
             tensors |= {f"objective.{name}": tensor for name, tensor in self.steps.module.state_dict().items()}
-        tensors["random_state"] = torch.get_rng_state()
+        tensors |= {"random_state": torch.get_rng_state()} | random_states()
         if self._device.type == "cuda":  # for whichever GPU, and in each process, the run goes on
             tensors["cuda_random_state"] = torch.cuda.get_rng_state(self._device)
         data = {
@@ -166,7 +168,7 @@ class Run:
         self.steps.optimizer.load_state_dict(self.steps.optimizer.state_dict() | {"state": states})
         if self.steps.module is not None:
             self.steps.module.load_state_dict(_under("objective.", tensors))
-        self._random_states = {n: tensors[n] for n in ("random_state", "cuda_random_state") if n in tensors}
+        self._random_states = {name: tensor for name, tensor in tensors.items() if name.endswith("random_state")}
         self.vma.load_state_dict(_under("model.", tensors))
         self.best = _under("best.", tensors) or None
         self._best_is_written = self.best is None  # what is there may be of steps that were lost

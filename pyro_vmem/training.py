@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from pyro_vmem._lock import alone_in
+from pyro_vmem._random import set_aside
 from pyro_vmem._signals import uninterrupted
 from pyro_vmem.compiling import Compiled
 from pyro_vmem.data import Episode, EpisodeSampler
@@ -163,9 +164,10 @@ def fit(
     device = next(vma.parameters()).device
     half = autocast(device, precision)
     compiled = Compiled(vma, compile)
-    first = first_episode(episodes, "episodes", 1 if minutes is not None else steps)
-    if validation is not None:
-        first_episode(validation, "validation", 1)
+    with set_aside():  # which a source of episodes may draw from
+        first = first_episode(episodes, "episodes", 1 if minutes is not None else steps)
+        if validation is not None:
+            first_episode(validation, "validation", 1)
     settings = {
         "objective": objective if isinstance(objective, str) else type(objective).__name__,
         "episodes": repr(episodes) if isinstance(episodes, EpisodeSampler) else None,
@@ -211,7 +213,7 @@ def fit(
         stack.enter_context(contextlib.closing(loaded))
         if not talks:
             stack.enter_context(warnings.catch_warnings(action="ignore"))
-        stack.enter_context(torch.random.fork_rng())
+        stack.enter_context(set_aside())
         stack.enter_context(pyro.get_param_store().scope())
         stack.enter_context(bar)
         stack.callback(_finish, run)

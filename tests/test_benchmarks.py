@@ -17,7 +17,7 @@ SMALL = {
         *("--letter_slots", "3", "--letter_targets", "2", "--letter_steps", "0", "--repeats", "1"),
     ],
     "estimators": ["--repeats", "3", "--slots", "[4, 8]", "--image_steps", "0", "--race_seconds", "0.01"],
-    "faults": ["--kills", "4", "--full_disks", "1", "--corruptions", "20", "--soak_steps", "20"],
+    "faults": ["--kills", "4", "--kills_of_two", "1", "--full_disks", "1", "--corruptions", "20", "--soak_steps", "20"],
     "scaling": ["--slots", "[50, 1100]", "--width", "4", "--batch", "4", "--repeats", "1", "--hnsw_slots", "0"],
     "step": ["--batch", "2", "--slots", "3", "--width", "4", "--repeats", "2"],
     "objectives": ["--seconds", "0.1", "--episodes", "1", "--timed_steps", "1"],

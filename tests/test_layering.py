@@ -25,6 +25,7 @@ ORDER = [
     "_extras",
     "_files",
     "_lock",
+    "_random",
     "_signals",
     "_yaml",
     "_words",

@@ -203,6 +203,8 @@ def _read_ink(file: Path, size: tuple[int, int] | None, ink: str) -> NDArray[np.
     pil = require("PIL.Image", "vision")
     try:
         with pil.open(file) as image:
+            if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
+                raise ValueError(f"pixels of 32 bits, mode {image.mode!r}, whose white is not known")
             if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's conversion to grey would clip
                 image = pil.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
             if image.has_transparency_data:

@@ -674,6 +674,14 @@ refused(
             folder_with(lambda d: put(d / "a/2.png", huge_png(60_000))),
             r"path: cannot read .*a/2\.png .*3600000000 pixels.* Replace or remove it",
         ),
+        "floats for pixels": (
+            folder_with(lambda d: Image.new("F", (6, 6), 0.5).save(d / "a/2.tif")),
+            r"path: cannot read .*a/2\.tif \(pixels of 32 bits, mode 'F', .* Replace or remove it",
+        ),
+        "integers of 32 bits for pixels": (
+            folder_with(lambda d: Image.new("I", (6, 6), 255).save(d / "a/2.tif")),
+            r"path: cannot read .*a/2\.tif \(pixels of 32 bits, mode 'I', .* Replace or remove it",
+        ),
         "size 0": (folder_with(nothing, size=(0, 4)), r"size: got \(0, 4\), expected a height and a width"),
         "one size": (folder_with(nothing, size=(4,)), r"size: got \(4,\), expected a height and a width"),
         "red ink": (folder_with(nothing, ink="red"), r"ink: got 'red', expected 'dark' or 'light'"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 import signal
 import threading
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from small_run import equal, rows, same_state, sampler, small_vma, weights
@@ -17,6 +19,7 @@ from pyro_vmem import run as run_module
 from pyro_vmem import training
 from pyro_vmem._signals import uninterrupted
 from pyro_vmem.checkpoint import load_checkpoint
+from pyro_vmem.data import Episode
 
 SETTINGS: dict[str, Any] = {"steps": 6, "validation": sampler(seed=1), "validate_every": 2, "progress": False}
 
@@ -125,6 +128,31 @@ def test_it_trains_in_other_threads_too() -> None:
     thread.start()
     thread.join()
     assert results[0].steps == 1
+
+
+class Noisy:
+    """Episodes that depend on all the global generators, as somebody's own may."""
+
+    def __getitem__(self, index: int) -> Episode:
+        episode = sampler()[index]
+        noise = random.random() + np.random.normal() + random.gauss(0, 1) + float(torch.rand(()))
+        return Episode(pv.Memory(episode.memory.templates + noise, episode.memory.labels), episode.x, episode.labels)
+
+
+def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
+    settings = {"steps": 5, "validate_every": 2, "progress": False}
+    whole = small_vma()
+    before = random.getstate(), str(np.random.get_state()), torch.get_rng_state()
+    pv.fit(whole, Noisy(), **settings)  # type: ignore[arg-type]
+    assert before[:2] == (random.getstate(), str(np.random.get_state()))
+    assert torch.equal(before[2], torch.get_rng_state())
+    random.seed(7)  # which is none of the run's business
+    np.random.seed(7)
+    parts = small_vma()
+    for _ in range(5):
+        pv.fit(parts, Noisy(), out=tmp_path, resume=True, piece_minutes=1e-5, **settings)  # type: ignore[arg-type]
+        random.random(), np.random.normal()
+    assert equal(weights(whole), weights(parts))
 
 
 # A disk that is full

@@ -1,0 +1,59 @@
+"""Python's and NumPy's random generators, which data and parts of one's own may draw from, beside torch's."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["random_states", "seed_all", "set_aside", "set_random_states"]
+
+
+def random_states() -> dict[str, Tensor]:
+    """The states of both, as tensors, which a checkpoint can hold: words of 32 bits are exact in float64.
+
+    Example:
+        >>> before = random_states()
+        >>> drawn = random.random(), np.random.rand()
+        >>> set_random_states(before)
+        >>> drawn == (random.random(), np.random.rand())
+        True
+    """
+    _, words, spare = random.getstate()
+    python = [*words, spare is not None, spare or 0.0]
+    _, keys, position, has_spare, other = np.random.get_state()
+    numpy = [*keys.tolist(), position, has_spare, other]  # type: ignore[union-attr]
+    tensors = {"python_random_state": python, "numpy_random_state": numpy}
+    return {name: torch.tensor(values, dtype=torch.float64) for name, values in tensors.items()}
+
+
+def set_random_states(states: Mapping[str, Tensor]) -> None:
+    """Goes back to what :func:`random_states` gave; leaves alone what is missing."""
+    if "python_random_state" in states:
+        *words, has_spare, spare = states["python_random_state"].tolist()
+        random.setstate((3, tuple(int(word) for word in words), spare if has_spare else None))
+    if "numpy_random_state" in states:
+        *keys, position, has_spare, spare = states["numpy_random_state"].tolist()
+        np.random.set_state(("MT19937", np.array(keys, dtype=np.uint32), int(position), int(has_spare), spare))
+
+
+def seed_all(seed: int) -> None:
+    """Seeds torch's, Python's and NumPy's generators."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+
+
+@contextmanager
+def set_aside() -> Iterator[None]:
+    """Leaves torch's, Python's and NumPy's generators as they were before the block."""
+    states = random_states()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        set_random_states(states)
