@@ -13,8 +13,8 @@ ARVIZ1 := .venv-arviz1
 PYTHON311 ?= $(shell for p in python3.11 python3.12 python3; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 && echo "$$p" && break; done)
 OLDEST := .venv-oldest$(if $(BUT),-$(BUT))
-OLDEST_TESTS := tests/test_memory.py tests/test_checkpoint.py tests/test_training.py tests/data/test_sources.py \
-	tests/infer/test_vimco.py tests/reliability/test_interruptions.py tests/reliability/test_folders.py
+OLDEST_TESTS := tests/test_memory.py tests/test_checkpoint.py tests/data/test_sources.py tests/infer/test_vimco.py \
+	tests/reliability/test_interruptions.py
 
 .PHONY: demo test test-arviz1 test-oldest test-notebooks audit check lint types docs linkcheck notebooks clean
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ def random_states() -> dict[str, Tensor]:
     """
     _, words, spare = random.getstate()
     python = [*words, spare is not None, spare or 0.0]
-    _, keys, position, has_spare, other = np.random.get_state()
-    numpy = [*keys.tolist(), position, has_spare, other]  # type: ignore[union-attr]
+    state: Any = np.random.get_state(legacy=False)
+    numpy = [*state["state"]["key"].tolist(), state["state"]["pos"], state["has_gauss"], state["gauss"]]
     tensors = {"python_random_state": python, "numpy_random_state": numpy}
     return {name: torch.tensor(values, dtype=torch.float64) for name, values in tensors.items()}
 
