@@ -12,8 +12,8 @@ from pathlib import Path
 
 __all__ = ["alone_in"]
 
-# Seconds to wait for a process that is about to end, such as a worker whose parent was killed.
-PATIENCE = 10.0
+# Seconds to wait for a process that is about to end: a worker that loads episodes sees after five that its parent is gone.
+PATIENCE = 15.0
 
 _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
 
@@ -29,7 +29,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         folder: A folder that is there. Who holds it already may take it again.
 
     Raises:
-        ValueError: If another one holds it, and goes on holding it for ten seconds.
+        ValueError: If another one holds it, and goes on holding it for fifteen seconds.
 
     Example:
         >>> import tempfile

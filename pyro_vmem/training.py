@@ -253,6 +253,10 @@ def fit(
                 raise
             result.interrupted = True
             bar.write(INTERRUPTED.format(result.steps), file=sys.stderr)
+        except Exception:  # of a source of episodes, as a rule: what was computed is kept
+            if whole and result.steps and not run.recorded:
+                run.write()
+            raise
         if result.steps and result.skipped == result.steps and not result.interrupted:
             raise _too_many_skipped(run)  # a short run that has trained nothing
         if not run.recorded:

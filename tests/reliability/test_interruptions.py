@@ -155,6 +155,27 @@ def test_every_generator_goes_on_where_it_was(tmp_path: Path) -> None:
     assert equal(weights(whole), weights(parts))
 
 
+class Fails:
+    """A source of which one episode cannot be had, at first."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __getitem__(self, index: int) -> Episode:
+        if index == self.index:
+            raise FileNotFoundError("the disk with the pictures is gone")
+        return sampler()[index]
+
+
+@pytest.mark.parametrize("index", [3, 4])  # between records, and right after one
+def test_an_error_of_the_data_keeps_all_steps_before_it(tmp_path: Path, index: int) -> None:
+    settings = SETTINGS | {"out": tmp_path / "parts"}
+    with pytest.raises(FileNotFoundError, match="the disk with the pictures is gone"):
+        pv.fit(small_vma(), Fails(index), **settings)  # type: ignore[arg-type]
+    assert load_checkpoint(tmp_path / "parts" / "last.safetensors")[1]["result"]["steps"] == index
+    assert_resumes_exactly(tmp_path)
+
+
 # A disk that is full
 
 
