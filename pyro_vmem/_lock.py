@@ -12,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["alone_in"]
 
-# Seconds to wait for a process that is about to end: a worker that loads episodes sees after five that its parent is gone.
+# Seconds to wait for a process that is about to end: one that loads episodes sees after five that its parent is gone.
 PATIENCE = 15.0
 
 _held: ContextVar[frozenset[Path]] = ContextVar("_held", default=frozenset())
