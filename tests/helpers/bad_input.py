@@ -931,7 +931,7 @@ refused(
         "a misspelt class": (spec(address_prior="UniformPior"), PRIOR + r"'UniformPior'\. Did you mean 'UniformPrior'"),
         "another kind of part": (
             spec(address_prior="SimilarityGuide"),
-            PRIOR + r".* which is an AddressGuide\. Choices",
+            PRIOR + r".* which is an? \w+Guide\. Choices",
         ),
         "an abstract class": (spec(address_prior="AddressPrior"), PRIOR + r".* Choices: "),
         "what is no part": (spec(address_prior=EVIL_SPEC), PRIOR + r"'os\.system'\. Choices: "),
