@@ -90,7 +90,7 @@ def lost_worker() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
+        if not str(error).startswith("DataLoader worker"):
             raise
         raise ChildProcessError(
             f"workers: a process that loads episodes has died ({str(error).splitlines()[0]}) It may have been killed "
