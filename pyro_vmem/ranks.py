@@ -190,6 +190,26 @@ class Ranks:
             if buffer.is_floating_point():
                 buffer.copy_(self._sum(buffer * self._weight(size)))
 
+    # What each has a part of
+
+    def gather(self, values: Tensor) -> list[Tensor]:
+        """The values of each process, `(n_r, *)`, in their order; without gradients."""
+        if self.count == 1:
+            return [values]
+        sizes = torch.zeros(self.count)
+        sizes[self.index] = len(values)
+        lengths = [int(size) for size in self._sum(sizes)]
+        padded = values.new_zeros(max(lengths), *values.shape[1:])
+        padded[: len(values)] = values
+        found = [torch.empty_like(padded) for _ in lengths]
+        with _lost_contact():
+            dist.all_gather(found, padded)
+        return [one[:length] for one, length in zip(found, lengths, strict=True)]
+
+    def add_up(self, values: Tensor) -> Tensor:
+        """The sum over processes, without gradients."""
+        return values if self.count == 1 else self._sum(values)
+
     def _weight(self, size: int) -> float:
         rows = self.rows(size)
         return (rows.stop - rows.start) / size

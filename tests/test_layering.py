@@ -58,6 +58,7 @@ ORDER = [
     "checkpoint",
     "history",
     "ranks",
+    "sharded",
     "validation",
     "loggers",
     "steps",
