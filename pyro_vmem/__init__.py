@@ -43,6 +43,7 @@ from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.packed import LazyMemory, PackedMemory
 from pyro_vmem.part import Part
 from pyro_vmem.reference import LinearGaussianMemory
+from pyro_vmem.sharded import ShardedIndex, ShardedMemory
 from pyro_vmem.templates import ExtraTemplates, LearnedTemplates, Templates
 from pyro_vmem.training import FitResult, fit
 from pyro_vmem.validation import validate
@@ -85,6 +86,8 @@ __all__ = [
     "PackedMemory",
     "PairwiseGuide",
     "Part",
+    "ShardedIndex",
+    "ShardedMemory",
     "SimilarityGuide",
     "StandardPrior",
     "TemperedPrior",
