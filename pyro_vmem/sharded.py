@@ -47,12 +47,12 @@ class ShardedIndex(AddressIndex):
 
     @property
     def keys(self) -> Tensor:  # type: ignore[override]  # of this process's slots
-        """The keys of this process's slots."""
+        """The keys of this process's slots, with shape `(S_r, E)`."""
         return self.shard.keys
 
     @property
     def present(self) -> Tensor:  # type: ignore[override]  # as above
-        """Which of this process's slots can be found."""
+        """Which of this process's slots can be found, with shape `(S_r,)`."""
         return self.shard.present
 
     @property
@@ -74,7 +74,7 @@ class ShardedIndex(AddressIndex):
         return merge_hits([Hits(scores[mine], there[mine]) for scores, there in everyone], k)
 
     def add(self, keys: Tensor) -> Tensor:
-        """As of :class:`AddressIndex`; all processes add the same keys, and each keeps its own."""
+        """As of :class:`AddressIndex`; all processes add the same keys `(n, E)`, and each keeps its own."""
         slots = torch.arange(self._total, self._total + len(keys), device=self.keys.device)
         self.shard.add(self._checked(keys, self.dim)[self._mine(slots)])
         self._total += len(keys)
@@ -82,7 +82,7 @@ class ShardedIndex(AddressIndex):
         return slots
 
     def remove(self, slots: Tensor) -> None:
-        """As of :class:`AddressIndex`; all processes remove the same slots."""
+        """As of :class:`AddressIndex`; all processes remove the same slots `(n,)`."""
         slots = self._in_range(slots).unique()
         places = slots[self._mine(slots)] // self.ranks.count
         gone = int(self.present[places].sum())
@@ -90,7 +90,7 @@ class ShardedIndex(AddressIndex):
         self._present -= int(self.ranks.add_up(torch.tensor(float(gone))))
 
     def update(self, slots: Tensor, keys: Tensor) -> None:
-        """As of :class:`AddressIndex`; all processes update the same slots."""
+        """As of :class:`AddressIndex`; all processes update the same slots `(n,)`, by keys `(n, E)`."""
         mine = self._mine(self._in_range(slots))
         self.shard.update(slots.to(mine.device)[mine] // self.ranks.count, self._checked(keys, self.dim)[mine])
 
@@ -148,7 +148,7 @@ class ShardedMemory(PackedMemory):
         return self._total
 
     def read(self, a: Tensor) -> Tensor:
-        """Reads and decodes :math:`m_a`, whoever has it; as of :class:`Memory`."""
+        """Reads and decodes :math:`m_a`, whoever has it: `(*, *event)` for addresses `(*)`, as of :class:`Memory`."""
         asked = self.ranks.gather(a.flatten())
         at = torch.cat(asked)
         if at.device.type == "cpu" and bool(((at < 0) | (at >= self.num_slots)).any()):
@@ -160,7 +160,7 @@ class ShardedMemory(PackedMemory):
         return self.ranks.add_up(values)[start : start + a.numel()].reshape(*a.shape, *self.event_shape)
 
     def add(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Refused: a share is changed by itself.
+        """Refused, for templates `(n, *event)` as of :class:`PackedMemory`: a share is changed by itself.
 
         Raises:
             ValueError: Always.
@@ -168,7 +168,7 @@ class ShardedMemory(PackedMemory):
         raise ValueError("memory: templates of a sharded memory stay. Add to each process's share, and make it anew.")
 
     def remove(self, slots: Tensor) -> None:
-        """Takes slots out of the index, so that they are not found any more.
+        """Takes slots, integers `(n,)`, out of the index, so that they are not found any more.
 
         Raises:
             ValueError: If there is no index.
