@@ -207,7 +207,7 @@ class Ranks:
         return [one[:length] for one, length in zip(found, lengths, strict=True)]
 
     def add_up(self, values: Tensor) -> Tensor:
-        """The sum over processes, without gradients."""
+        """The sum over processes of values `(*)`, without gradients."""
         return values if self.count == 1 else self._sum(values)
 
     def _weight(self, size: int) -> float:
