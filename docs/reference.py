@@ -25,6 +25,7 @@ MODULES = {
     "pyro_vmem.report": "pyro_vmem.report",
     "pyro_vmem.checkpoint": "pyro_vmem.checkpoint",
     "pyro_vmem.testing": "pyro_vmem.testing",
+    "pyro_vmem.loggers": "pyro_vmem.loggers",
 }
 OTHERS = "others"
 
