@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import resource
 import signal
 import threading
 from contextlib import contextmanager
@@ -236,3 +237,14 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path, mo
     resumed = small_vma(seed=3)
     pv.fit(resumed, sampler(), resume=True, **settings)
     assert equal(weights(resumed), weights(expected))
+
+
+def test_a_disk_that_is_full_already_is_found_out_before_training(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))  # the system refuses every byte
+    try:
+        with pytest.raises(ValueError, match=r"out: cannot write to the folder .*File too large.* Name another one"):
+            pv.fit(small_vma(), sampler(), **SETTINGS | {"out": tmp_path})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not list(tmp_path.iterdir())
