@@ -87,6 +87,7 @@ def train(
 
     A part of the model is named by its class, and its arguments follow it; a file says the same in YAML. A part, or an
     argument, that is not given is one that fits. `--import MODULE` makes classes of your own known.
+    `pyro-vmem info NAME` tells the arguments of a part.
 
     Examples:
         pyro-vmem train --out runs/glyphs --steps 5000

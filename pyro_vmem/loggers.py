@@ -85,7 +85,8 @@ class WandbLogger:
 class MLflowLogger:
     """Logs to MLflow, in the experiment `pyro_vmem` unless `MLFLOW_EXPERIMENT_NAME` names another.
 
-    Where to is told by `MLFLOW_TRACKING_URI`, as always with MLflow; its global state is left alone.
+    Where to is told by `MLFLOW_TRACKING_URI`, as always with MLflow, such as `sqlite:///mlflow.db`; its global state is
+    left alone.
 
     Arguments:
         folder: Where the run is; its name is the MLflow run's.
