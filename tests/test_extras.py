@@ -78,6 +78,9 @@ def test_the_core_needs_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
         "xarray",
         "faiss",
         "zuko",
+        "tensorboard",
+        "wandb",
+        "mlflow",
     ):
         block(monkeypatch, package)
     vma = pv.VMA.for_vectors(4)

@@ -75,7 +75,10 @@ ORDER = [
     "cli",
     "__main__",
 ]
-OPTIONAL = ["matplotlib", "PIL", "torchvision", "jsonargparse", "yaml", "rich", "arviz", "xarray", "faiss", "zuko"]
+OPTIONAL = [
+    *("matplotlib", "PIL", "torchvision", "jsonargparse", "yaml", "rich", "arviz", "xarray", "faiss", "zuko"),
+    *("tensorboard", "wandb", "mlflow"),
+]
 MAX_LINES = 400
 FILES = sorted(path for path in ROOT.rglob("*.py") if path != ROOT / "__init__.py")
 
