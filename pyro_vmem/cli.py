@@ -1,4 +1,4 @@
-"""The command line: pyro-vmem demo | train | evaluate | report | sample | info."""
+"""The command line: pyro-vmem demo | train | evaluate | report | sample | info | profile."""
 
 from __future__ import annotations
 
@@ -26,12 +26,13 @@ from pyro_vmem.build import load
 from pyro_vmem.experiment import PARTS, Evaluation, Experiment, as_plain, read_result
 from pyro_vmem.info import about
 from pyro_vmem.loggers import LoggerName
+from pyro_vmem.profile_step import profile_step
 from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.results import result_rows, speed_sentence, verdict
 from pyro_vmem.speed import keep_freed_memory
 from pyro_vmem.vma import VMA
 
-__all__ = ["demo", "evaluate", "info", "main", "report", "sample", "train"]
+__all__ = ["demo", "evaluate", "info", "main", "profile", "report", "sample", "train"]
 
 
 def demo(
@@ -207,7 +208,29 @@ def info(what: str | None = None) -> dict[str, Any]:
     return facts
 
 
-COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample, info)
+def profile(run: str | None = None, steps: int = 5) -> dict[str, Any]:
+    """Shows where the time of a training step goes, and how near it is to what the machine can do.
+
+    Examples:
+        pyro-vmem profile
+        pyro-vmem profile runs/glyphs --json
+
+    Args:
+        run: The folder that train or demo wrote; without it, a new model on glyphs.
+        steps: How many steps are timed, after two that are not. The fastest counts.
+    """
+    experiment = Experiment() if run is None else Experiment.read(run)
+    vma, episodes, _ = experiment.begin()
+    vma = vma if run is None else load(run)
+    found = profile_step(vma, episodes[0], experiment.objective, experiment.num_particles, steps)
+    table = require("rich.table", "cli").Table("part", "ms", "share", "GFLOP", show_edge=False)
+    for row in found.table():
+        table.add_row(*row)
+    require("rich.console", "cli").Console().print(table, "", found.sentence(), sep="\n", highlight=False)
+    return found.summary()
+
+
+COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample, info, profile)
 GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
 
 
@@ -277,7 +300,11 @@ def _parser() -> Any:
         sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
         skip = {"resume", "what", *GROUPS} & set(annotations)
+        if command.__name__ == "profile":
+            skip |= {"run"}
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
+        if command.__name__ == "profile":
+            sub.add_argument("run", nargs="?", help="The folder of a run; without it, a new model on glyphs.")
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
         if "what" in annotations:

@@ -170,6 +170,19 @@ class Experiment:
 
     # Training
 
+    def begin(self) -> tuple[VMA, EpisodeSampler, EpisodeSampler]:
+        """A new model, and the episodes that it is trained and validated on."""
+        train, validation, _ = self.datasets()
+        episodes = EpisodeSampler(train, self.n_way, self.k_shot, self.n_query, seed=self.seed, rotate=self.rotate)
+        ways = min(20, validation.num_classes)
+        held_out = EpisodeSampler(validation, n_way=ways, k_shot=self.k_shot, n_query=2, seed=self.seed + 1)
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed)
+            ink = float(episodes[0].x.mean())
+            vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder, ink=ink)
+            vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
+        return vma, episodes, held_out
+
     def train(
         self,
         out: str | Path,
@@ -193,15 +206,7 @@ class Experiment:
             ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
         """
         folder, where = Path(out), own_device(device)
-        train, validation, _ = self.datasets()
-        episodes = EpisodeSampler(train, self.n_way, self.k_shot, self.n_query, seed=self.seed, rotate=self.rotate)
-        ways = min(20, validation.num_classes)
-        held_out = EpisodeSampler(validation, n_way=ways, k_shot=self.k_shot, n_query=2, seed=self.seed + 1)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            ink = float(episodes[0].x.mean())
-            vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder, ink=ink)
-            vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
+        vma, episodes, held_out = self.begin()
         described_as = partial(_write_json, values=asdict(self) | {"pyro_vmem": __version__})
         is_first = Ranks.join(where).index == 0
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():

@@ -20,10 +20,10 @@ SMALL = {
     "estimators": ["--repeats", "3", "--slots", "[4, 8]", "--image_steps", "0", "--race_seconds", "0.01"],
     "faults": ["--kills", "4", "--kills_of_two", "1", "--full_disks", "1", "--corruptions", "20", "--soak_steps", "20"],
     "scaling": ["--slots", "[50, 1100]", "--width", "4", "--batch", "4", "--repeats", "1", "--hnsw_slots", "0"],
-    "step": ["--batch", "2", "--slots", "3", "--width", "4", "--repeats", "2"],
     "ranks": ["--steps", "2", "--repeats", "1", "--ways", "2", "--queries", "1", "--width", "2"],
     "load": ["--seconds", "0.01", "--repeats", "1", "--width", "2"],
     "gpu": ["--device", "cpu", "--batch", "16", "--width", "2", "--steps", "1"],
+    "step": ["--targets", "2", "--slots", "3", "--size", "9", "--width", "4", "--repeats", "2"],
     "objectives": ["--seconds", "0.1", "--episodes", "1", "--timed_steps", "1"],
 }
 

@@ -189,6 +189,22 @@ def test_same_seed_same_numbers_another_seed_others(toy, undrawn, capsys):
     assert one["nll"] != other["nll"]
 
 
+def test_profile_of_a_run_or_of_a_new_model(toy, capsys):
+    assert cli.main(["train", "--out", "run", "--steps", "1", "--n-way", "4", "--width", "4", "--json"]) == 0
+    capsys.readouterr()
+    assert cli.main(["profile", "run", "--steps", "1", "--json"]) == 0
+    said = capsys.readouterr()
+    result = strictly(said.out)
+    assert result["targets"] == 4 * 4
+    assert result["flop_share"] > 0
+    assert [row["part"] for row in result["rows"]] == list(pv.profile_step.PARTS)
+    assert "Pyro and the rest" in said.err  # the table gives way to the one object
+    assert cli.main(["profile", "--steps", "1"]) == 0
+    assert "64 targets, 256 decodes" in " ".join(capsys.readouterr().out.split())
+    assert cli.main(["profile", "run", "--steps", "0"]) == 2
+    assert "steps: expected at least 1, got 0" in capsys.readouterr().err
+
+
 def test_train_and_resume(toy, capsys):
     assert cli.main(["train", "--out", "run", "--steps", "2", "--n-way", "4", "--width", "4", "--json"]) == 0
     assert strictly(capsys.readouterr().out)["steps"] == 2

@@ -62,6 +62,7 @@ ORDER = [
     "validation",
     "loggers",
     "steps",
+    "profile_step",
     "run",
     "training",
     "plots",

@@ -1,5 +1,6 @@
 """The machine's ceiling: what is counted and what is left alone. No timings."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import pyro_vmem as pv
 from pyro_vmem import speed as module
 from pyro_vmem.nn import MLPDecoder
-from pyro_vmem.speed import Speed, keep_freed_memory, measure_speed
+from pyro_vmem.speed import Speed, clock, keep_freed_memory, measure_speed
 
 
 def mlp_vma(dim=5, latent_dim=2, num_features=5):
@@ -16,11 +17,16 @@ def mlp_vma(dim=5, latent_dim=2, num_features=5):
     return pv.VMA.for_vectors(dim, latent_dim, num_features, likelihood=pv.GaussianDecoder(network))
 
 
+def clock_of(now):
+    """Stands in for the module `time`, whichever of its clocks is read."""
+    return SimpleNamespace(perf_counter=now, process_time=now)
+
+
 @pytest.fixture
 def ticks(monkeypatch):
     """A clock on which every run takes one second."""
     now = iter(range(10**6))
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(now))))
+    monkeypatch.setattr(module, "time", clock_of(lambda: float(next(now))))
 
 
 def test_operations_are_those_of_the_matrix_products() -> None:
@@ -46,7 +52,7 @@ def test_shares() -> None:
 
 def test_the_first_run_does_not_count(monkeypatch) -> None:
     times = iter([0.0, 0.0, 0.1, 1.0, 4.0, 4.0, 9.0, 10.0])  # the start, runs of 0.1, 3 and 5 seconds, the end
-    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: next(times)))
+    monkeypatch.setattr(module, "time", clock_of(lambda: next(times)))
     assert module._fastest(lambda: None, torch.device("cpu"), 0.0) == 3.0
 
 
@@ -94,3 +100,11 @@ def test_freed_memory_is_kept_where_the_c_library_can(monkeypatch, limit, done, 
     assert library.options == options
     monkeypatch.setattr(module.sys, "platform", "darwin")
     assert not keep_freed_memory()
+
+
+def test_one_thread_is_timed_by_what_it_worked(monkeypatch) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    assert clock(torch.device("cpu")) is time.process_time
+    assert clock(torch.device("cuda")) is time.perf_counter
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert clock(torch.device("cpu")) is time.perf_counter
