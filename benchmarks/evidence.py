@@ -1,7 +1,8 @@
 """What an estimate of the evidence is worth, by each method at the same number of decodes.
 
 On the reference model, where the truth is known, with guides that are off in the address or in the latent: the mean gap
-to the truth, its root mean square, and what the estimate says of itself (standard error, effective sample size, k-hat).
+to the truth, its root mean square, and what the estimate says of itself (standard error, effective sample size, k-hat);
+and how many decodes each method needs for the error that sampling addresses has with all of them.
 On letters, after a short training: decodes a second, and targets a second at the standard error that sampling with all
 decodes has. Where estimates are unreliable, standard errors are too small, and the higher evidence is the better one.
 
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import sys
 import time
-from typing import Any, get_args
+from typing import Any, cast, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -110,6 +111,33 @@ def against_truth(slots: int, guide: str, decodes: int, targets: int) -> list[di
     return rows
 
 
+def at_equal_error(slots: int, guide: str, decodes: int, targets: int, repeats: int) -> list[dict[str, Any]]:
+    """A row for each method that sums addresses: the fewest decodes at which its error is that of sampling them.
+
+    The error is the root mean square over targets and repeats. Decodes are doubled, from one a slot (or a stratum).
+    """
+    vma, memory, x, truth = reference(slots, *GUIDES[guide], targets)
+
+    def rmse(count: int, method: Method) -> float:
+        runs = [estimate_evidence(vma, memory, x, count, method, seed=r, warn=False) for r in range(repeats)]
+        return float(torch.stack([run.log_evidence - truth for run in runs]).square().mean().sqrt())
+
+    sampled, rows = rmse(decodes, "sampled"), []
+    for method, least in (("exact-address", slots), ("top-k", min(slots, 9))):
+        count = least
+        while count < decodes and rmse(count, cast(Method, method)) > sampled:
+            count *= 2
+        needed = count if count < decodes else None
+        rows.append(
+            {
+                **{"case": f"reference, |M| = {slots}", "guide": guide, "method": method, "rmse_sampled": sampled},
+                "decodes_at_equal_error": needed,
+                "times_fewer_decodes": decodes / needed if needed else None,
+            }
+        )
+    return rows
+
+
 def on_letters(
     vma: pv.VMA, memory: pv.Memory, x: Tensor, decodes: int, repeats: int, trained: bool
 ) -> list[dict[str, Any]]:
@@ -136,6 +164,7 @@ def on_letters(
                 "decodes_per_second": found[method].decodes / seconds[method],
                 "targets_per_second": len(x) / seconds[method],
                 "targets_per_second_at_equal_error": len(x) / seconds[method] * worth,
+                "times_fewer_decodes": worth,
             }
         )
     return rows
@@ -159,16 +188,24 @@ def main(
         letter_slots: Letters in memory.
         letter_targets: Letters whose evidence is estimated.
         letter_steps: Training steps of the model on letters.
-        repeats: Timed runs a method on letters.
+        repeats: Timed runs a method on letters, and runs of each estimate whose errors are compared.
     """
     rows: list[dict[str, Any]] = []
+    equal: list[dict[str, Any]] = []
     with torch.random.fork_rng(), pyro.get_param_store().scope():
         cases = [(count, guide) for count in slots or [16, 64, 256] for guide in GUIDES]
         for count, guide in tqdm(cases, desc="reference", file=sys.stderr):
             rows += against_truth(count, guide, decodes, targets)
+            equal += at_equal_error(count, guide, decodes, targets, repeats)
         vma, memory, x = letters(letter_steps, letter_slots)
         rows += on_letters(vma, memory, x[:letter_targets], decodes, repeats, letter_steps > 0)
-    return {"decodes": decodes, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
+    return {
+        "decodes": decodes,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "rows": rows,
+        "at_equal_error": equal,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -189,7 +226,16 @@ def show(result: dict[str, Any]) -> None:
         rates = ("decodes_per_second", "targets_per_second", "targets_per_second_at_equal_error")
         cells = [f"{row['log_evidence']:.2f}", f"{row['standard_error']:.3f}", f"{row['unreliable']:.0%}"]
         speed.add_row(row["method"], *cells, *(f"{row[name]:.4g}" for name in rates))
-    for each in (table, speed):
+    title = f"Decodes for the error of {result['decodes']} sampled addresses, and how many times fewer"
+    fewer = Table(
+        "case", "guide off", "method", "RMSE, nats", "decodes", "times fewer", title=title, title_justify="left"
+    )
+    for row in result["at_equal_error"]:
+        counts = [
+            f"{row[name]:.4g}" if row[name] else "-" for name in ("decodes_at_equal_error", "times_fewer_decodes")
+        ]
+        fewer.add_row(row["case"], row["guide"], row["method"], f"{row['rmse_sampled']:.3f}", *counts)
+    for each in (table, fewer, speed):
         Console().print(each)
 
 
