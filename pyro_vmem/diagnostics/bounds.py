@@ -38,7 +38,7 @@ def top_k_bounds(
     The rest has the prior mass :math:`1 - p(T)`, and adds at most that times its largest likelihood :math:`c`:
 
     .. math:: \log \sum_{a \in T} p_a \ell_a \le \log p(x | M) \le
-        \log \Big( \sum_{a \in T} p_a \ell_a + (1 - p(T))\, c \Big)
+        \log \left( \sum_{a \in T} p_a \ell_a + (1 - p(T))\, c \right)
 
     With :math:`r` the posterior share of the rest and :math:`G_T = KL(p(a | x, a \in T) \| p(a | M))`, the gain is
     :math:`(1 - r) G_T + r G_R + r \log r + (1 - r) \log (1 - r)` where :math:`G_R`, the gain within the rest, lies
