@@ -24,6 +24,7 @@ SMALL = {
     "load": ["--seconds", "0.01", "--repeats", "1", "--width", "2"],
     "gpu": ["--device", "cpu", "--batch", "16", "--width", "2", "--steps", "1"],
     "step": ["--targets", "2", "--slots", "3", "--size", "9", "--width", "4", "--repeats", "2"],
+    "precision": ["--pairs", "2", "--steps", "1", "--width", "2", "--episodes", "1"],
     "objectives": ["--seconds", "0.1", "--episodes", "1", "--timed_steps", "1"],
 }
 
