@@ -1,7 +1,7 @@
 """Whether half precision costs quality: the same training in bfloat16 and in float32, and the difference of the bounds.
 
-Weights, episodes and draws are the same within a pair, and pairs differ in all of them. Both are validated in float32 on
-letters that were not trained on; of the differences, the mean and its standard error over pairs count.
+Weights, episodes and draws are the same within a pair, and pairs differ in all of them. Both are validated in float32
+on letters that were not trained on; of the differences, the mean and its standard error over pairs count.
 
     python -m benchmarks.precision
     python -m benchmarks.precision --pairs 8 --steps 1000 --width 32 --json
