@@ -42,6 +42,7 @@ from pyro_vmem.likelihood import (
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.packed import LazyMemory, PackedMemory
 from pyro_vmem.part import Part
+from pyro_vmem.pretrained import from_pretrained, model_card, pretrained_names
 from pyro_vmem.reference import LinearGaussianMemory
 from pyro_vmem.sharded import ShardedIndex, ShardedMemory
 from pyro_vmem.templates import ExtraTemplates, LearnedTemplates, Templates
@@ -103,12 +104,15 @@ __all__ = [
     "data",
     "diagnostics",
     "fit",
+    "from_pretrained",
     "index",
     "index_memory",
     "infer",
     "load",
+    "model_card",
     "nn",
     "over_slots",
+    "pretrained_names",
     "staleness",
     "validate",
 ]

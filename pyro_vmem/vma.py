@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Self
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, Self
 
 import pyro
 import torch
@@ -51,8 +51,7 @@ class VMA(Part):
         template_encoder: Makes the features of templates that the parts read. Default: the flattened template.
         x_encoder: Makes the features of targets. Default: the template encoder serves for both.
         name: The prefix of this model's parameters in Pyro's parameter store.
-        templates: What becomes of each memory before it is read, such as learned slots beside the given ones. Default:
-            nothing.
+        templates: What becomes of each memory before it is read, such as slots that are learned. Default: nothing.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -67,6 +66,8 @@ class VMA(Part):
         >>> vma.generate(Memory(torch.randn(10, 5)), 2).shape
         torch.Size([2, 5])
     """
+
+    from_pretrained: ClassVar[Callable[[str], VMA]]  # of pretrained.py, which has to stand above what builds models
 
     def __init__(
         self,
@@ -258,8 +259,7 @@ class VMA(Part):
 
     def encode_x(self, x: Tensor) -> Template:
         """Targets `(*, *event)` with their features."""
-        encoded: Template = (self.x_encoder or self.template_encoder)(x)
-        return encoded
+        return (self.x_encoder or self.template_encoder)(x)
 
     # What a user asks of a trained model
 
@@ -290,8 +290,7 @@ class VMA(Part):
             a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
         template = encoded.read(a)
         p_x = self.likelihood(self.latent_prior(template).sample(), template)
-        drawn: Tensor = p_x.mean if mean else p_x.sample()
-        return drawn
+        return p_x.mean if mean else p_x.sample()
 
     @torch.no_grad()
     def complete(

@@ -71,6 +71,7 @@ ORDER = [
     "report",
     "gather",
     "build",
+    "pretrained",
     "experiment",
     "info",
     "cli",

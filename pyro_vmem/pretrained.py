@@ -1,0 +1,71 @@
+"""Trained models that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyro_vmem.build import load
+from pyro_vmem.vma import VMA
+
+__all__ = ["from_pretrained", "model_card", "pretrained_names"]
+
+_WEIGHTS = Path(__file__).parent / "weights"
+
+
+def pretrained_names() -> list[str]:
+    """The names of the models that there are.
+
+    Example:
+        >>> pretrained_names()
+        ['omniglot28']
+    """
+    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+
+
+def from_pretrained(name: str) -> VMA:
+    """A trained model, also as `VMA.from_pretrained`; nothing is downloaded.
+
+    Weights are stored in half precision and are float32 once loaded. :func:`model_card` says what a model was trained
+    on, how well it does, and what it is not good for.
+
+    Arguments:
+        name: One of :func:`pretrained_names`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: If there is no such model.
+
+    Example:
+        >>> import torch, pyro_vmem as pv
+        >>> vma = pv.VMA.from_pretrained("omniglot28")
+        >>> vma.generate(pv.Memory(torch.zeros(3, 1, 28, 28)), 2).shape
+        torch.Size([2, 1, 28, 28])
+    """
+    return load(_path(name, ".safetensors"))
+
+
+def model_card(name: str) -> str:
+    """What a model was trained on, how well it does and what its limits are, in Markdown.
+
+    Arguments:
+        name: One of :func:`pretrained_names`.
+
+    Raises:
+        ValueError: If there is no such model.
+
+    Example:
+        >>> model_card("omniglot28").splitlines()[0]
+        '# omniglot28'
+    """
+    return _path(name, ".md").read_text(encoding="utf-8")
+
+
+def _path(name: str, suffix: str) -> Path:
+    if name not in pretrained_names():
+        raise ValueError(f"name: expected one of {', '.join(map(repr, pretrained_names()))}, got {name!r}.")
+    return _WEIGHTS / f"{name}{suffix}"
+
+
+VMA.from_pretrained = from_pretrained
