@@ -33,8 +33,8 @@ CARD = """# {name}
 
 Trained on {train} characters of {alphabets} alphabets of Omniglot (Lake, Salakhutdinov, Tenenbaum, 2015), whole classes
 also turned by 90, 180 and 270 degrees and mirrored; validated on {validation} characters of other alphabets; {test}
-characters of the evaluation alphabets were neither trained nor validated on. Images are {shape}, binary, ink is 1, made as
-protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).
+characters of the evaluation alphabets were neither trained nor validated on. Images are {shape}, binary, ink is 1, made
+as protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).
 
 ## Figures
 
@@ -48,8 +48,8 @@ Rounding the weights to half precision changed the bound on validation episodes 
 
 - It knows pen strokes on a blank ground, one pixel to three wide, as the protocol samples them. Other fonts, sizes or
   ways of scaling an image are outside of what it was trained on; NLL on them says little.
-- Each pixel is drawn given those before it: a draw takes as many steps as there are pixels. NLL is not comparable to the
-  nat with models whose pixels are independent given the latent.
+- Each pixel is drawn given those before it: a draw takes as many steps as there are pixels. Much of a low NLL is owed
+  to that; models whose pixels are independent given the latent do not have it.
 - q(a | x, M) was trained with at most 64 slots, and with targets of classes that were not in memory.
 """
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyro
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -34,11 +35,15 @@ from pyro_vmem import data
 from pyro_vmem._files import write_atomically
 from pyro_vmem.data._files import save_npz
 from pyro_vmem.diagnostics import estimate_evidence
+from pyro_vmem.history import summarise
 from pyro_vmem.precision import autocast
 from pyro_vmem.speed import keep_freed_memory
+from pyro_vmem.templates import NO_CLASS
 
 BATCH = 32  # targets that are read and encoded together; each batch has a seed of its own for its samples
 MAX_DECODES = 250  # at once: what fits into a processor's cache; thousands take twice the time
+BREAKDOWN = ("kl_a", "kl_z", "reconstruction")  # of the bound, of which the guide is a part
+BREAKDOWN_PARTICLES = 8
 HISTORY = ("step", "seconds", "bound", "kl_a", "kl_z", "val_bound", "val_kl_a", "val_kl_z", "val_hit_rate")
 
 
@@ -235,10 +240,12 @@ def evaluate_cell(
     begin, columns = time.perf_counter(), []
     means: list[Tensor] = []
     hits: list[Tensor] = []
+    parts: list[tuple[float, ...]] = []
     for number, episode in enumerate(data.batches(episodes, BATCH)):
         with torch.no_grad(), autocast(episode.x.device, "auto"):
             memory = vma.encode(episode.memory)
             guide = vma.address_guide(memory, vma.encode_x(episode.x))
+            terms = taken_apart(vma, memory, episode.x, how.seed * 1_000_003 + number)
         found = estimate_evidence(
             vma,
             memory,
@@ -251,11 +258,14 @@ def evaluate_cell(
             warn=False,
         )
         columns.append((found.nll, found.standard_error, found.khat, *_lookup(episode, memory, guide.probs)))
+        parts.append((len(episode.x), *(terms[name] for name in BREAKDOWN)))
         shared = not episode.memory.per_datapoint
         means.append(found.nll.mean(0, keepdim=True) if shared else found.nll)
         hits.append(columns[-1][-1].float().mean(0, keepdim=True))
     nll, error, khat, copy, present, hit = (torch.cat(column).double() for column in zip(*columns, strict=True))
     by_episode = torch.cat(means).double()
+    size, *totals = (torch.tensor(column) for column in zip(*parts, strict=True))
+    of_bound = {n: _short(float((t * size).sum() / size.sum())) for n, t in zip(BREAKDOWN, totals, strict=True)}
     seconds = time.perf_counter() - begin
     row = key | {
         "num_targets": len(nll),
@@ -269,12 +279,21 @@ def evaluate_cell(
         "nll_absent": _short(float(nll[present == 0].mean())),
         "hit_rate": _short(float(hit[present > 0].mean())),
         "hit_rate_se": _short(_error(torch.cat(hits).double() if shared else hit[present > 0])),
+        **of_bound,
         "seconds": round(seconds, 1),
         "decodes_per_second": round(found.decodes / len(episode.x) * len(nll) / seconds),
         "commit": commit(),
     }
     results.add(row, nll)
     sys.stderr.write(f"{model} C={n_classes} T={shots} {method}: {figure(row)} nats\n")
+
+
+def taken_apart(vma: pv.VMA, memory: pv.Memory, x: Tensor, seed: int) -> dict[str, float]:
+    """The terms of the bound with a few particles; parameter store and random state stay as they are."""
+    elbo = pv.infer.VIMCO_ELBO(BREAKDOWN_PARTICLES, max_plate_nesting=1)
+    with pyro.get_param_store().scope(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return summarise(elbo.terms(vma.model, vma.guide, memory, x))
 
 
 def _error(values: Tensor) -> float:
@@ -295,6 +314,7 @@ def _lookup(episode: data.Episode, memory: pv.Memory, probs: Tensor) -> tuple[Te
     labels = memory.labels.expand(probs.shape)
     classes, column = labels.unique(return_inverse=True)
     by_class = probs.new_zeros(len(probs), len(classes)).scatter_add(-1, column, probs)
+    by_class[:, classes == NO_CLASS] = -1.0  # a learned slot is of no class that could be told
     hit = classes[by_class.argmax(-1)] == episode.labels
     return copy, (labels == episode.labels[:, None]).any(-1), hit
 
