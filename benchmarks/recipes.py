@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,6 +36,7 @@ class Networks:
         width: Channels at half resolution, of "conv".
         truncate: Slots that the address guide keeps while training; None for all.
         pixels: See `pyro_vmem.VMA.for_images`.
+        own_features: Whether the address guide has an encoder of its own.
         extra_slots: Learned slots beside those of the memory, for targets of no class in it.
     """
 
@@ -44,6 +46,7 @@ class Networks:
     width: int = 32
     truncate: int | None = 4
     pixels: Literal["independent", "causal"] = "independent"
+    own_features: bool = False
     extra_slots: int = 0
 
 
@@ -68,7 +71,9 @@ class Training:
         more: Further kinds of episodes, taken in turn with these.
         rotate: Whether classes turned by 90, 180 and 270 degrees are further classes.
         flip: Whether mirrored classes are.
-        objective: See `pyro_vmem.fit`.
+        objective: See `pyro_vmem.fit`; "wake" trains the address guide by the wake phase of `RWS_ELBO`, half of the
+            particles drawn from its eight most probable slots.
+        only: The part that is trained, all others frozen; all parts by default.
         num_particles: Particles of the objective.
         lr: The highest learning rate.
         kl_start: The weight of KL(z) to start from.
@@ -86,6 +91,7 @@ class Training:
     rotate: bool = True
     flip: bool = True
     objective: str = "vimco"
+    only: str | None = None
     num_particles: int = 4
     lr: float = 2e-3
     kl_start: float = 0.1
@@ -212,6 +218,9 @@ class Recipe:
                 vma = pv.VMA.for_images(*sizes, pixels=n.pixels, ink=ink)
             else:
                 vma = _mlp(n, ink)
+            if n.own_features:
+                guide = pv.EncoderGuide(vma.address_guide, copy.deepcopy(vma.template_encoder))
+                vma = vma.replace(address_guide=guide)
             if n.truncate is not None:
                 vma = vma.replace(address_guide=pv.TruncatedGuide(vma.address_guide, k=n.truncate))
             if n.extra_slots:
@@ -220,6 +229,9 @@ class Recipe:
             vma = vma if name == "vma" else MODELS[name].like(vma)  # type: ignore[attr-defined]
         if begun is not None:
             _take_weights(vma, begun)
+        if self.training.only is not None:
+            vma.requires_grad_(False)
+            getattr(vma, self.training.only).requires_grad_(True)
         return vma
 
 
@@ -249,8 +261,16 @@ def model_name(vma: pv.VMA) -> str:
 
 
 def _take_weights(vma: pv.VMA, begun: pv.VMA) -> None:
-    own = vma.state_dict()
-    for name, tensor in begun.state_dict().items():
+    own, taken_from = vma.state_dict(), begun.state_dict()
+    guide, inner = vma.address_guide, begun.address_guide
+    if isinstance(guide, pv.EncoderGuide) and not isinstance(
+        inner, pv.EncoderGuide
+    ):  # it begins with the features there are
+        inner = inner.inner if isinstance(inner, pv.TruncatedGuide) else inner
+        taken_from |= {f"address_guide.inner.{name}": tensor for name, tensor in inner.state_dict().items()}
+        encoder = begun.template_encoder.state_dict()
+        taken_from |= {f"address_guide.encoder.{name}": tensor for name, tensor in encoder.items()}
+    for name, tensor in taken_from.items():
         if name not in own or own[name].shape[1:] != tensor.shape[1:]:
             continue
         taken = own[name][: len(tensor)] if tensor.dim() else own[name]

@@ -57,6 +57,7 @@ PARTS: dict[str, Callable[[], Part]] = {
     "DefensiveGuide": lambda: pv.DefensiveGuide(pv.PairwiseGuide(F, 8), 0.2, pv.ContentPrior(F, 8)),
     "DefensiveGuide-truncated": lambda: pv.DefensiveGuide(pv.TruncatedGuide(pv.SimilarityGuide(F, 4), k=2)),
     "DefensiveGuide-indexed": lambda: pv.DefensiveGuide(pv.IndexedGuide(pv.SimilarityGuide(F, 4), k=3), 0.3),
+    "EncoderGuide": lambda: pv.EncoderGuide(pv.SimilarityGuide(F, 4), MLPEncoder(EVENT, F, (8,))),
     "UniformGuide": pv.baselines.UniformGuide,
     "StandardPrior": lambda: pv.StandardPrior(D),
     "TemplatePrior": lambda: pv.TemplatePrior(D, F, (8,)),

@@ -1,7 +1,7 @@
 """Which slot: address priors p(a | M) and address guides q(a | M, x)."""
 
 from pyro_vmem.addressing.base import UNUSED_LOGIT, AddressGuide, AddressPrior, over_slots
-from pyro_vmem.addressing.guides import DefensiveGuide, KeyedGuide, PairwiseGuide, SimilarityGuide
+from pyro_vmem.addressing.guides import DefensiveGuide, EncoderGuide, KeyedGuide, PairwiseGuide, SimilarityGuide
 from pyro_vmem.addressing.priors import ClassBalancedPrior, ContentPrior, LearnedPrior, TemperedPrior, UniformPrior
 from pyro_vmem.addressing.sparse import MixedCategorical, TruncatedCategorical, sparse_probs
 from pyro_vmem.addressing.truncated import IndexedGuide, TruncatedGuide
@@ -13,6 +13,7 @@ __all__ = [
     "ClassBalancedPrior",
     "ContentPrior",
     "DefensiveGuide",
+    "EncoderGuide",
     "IndexedGuide",
     "KeyedGuide",
     "LearnedPrior",

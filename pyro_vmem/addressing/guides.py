@@ -14,10 +14,11 @@ from pyro_vmem.addressing.base import AddressGuide, AddressPrior, over_slots, un
 from pyro_vmem.addressing.priors import UniformPrior
 from pyro_vmem.addressing.sparse import MixedCategorical, TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Template
+from pyro_vmem.nn import Encoder
 from pyro_vmem.nn.layers import Join
 from pyro_vmem.precision import full_precision, no_autocast
 
-__all__ = ["DefensiveGuide", "KeyedGuide", "PairwiseGuide", "SimilarityGuide"]
+__all__ = ["DefensiveGuide", "EncoderGuide", "KeyedGuide", "PairwiseGuide", "SimilarityGuide"]
 
 
 class KeyedGuide(AddressGuide):
@@ -198,3 +199,33 @@ class DefensiveGuide(AddressGuide):
             return MixedCategorical(q, p, self.share)
         own = q.logits + math.log1p(-self.share)
         return over_slots(torch.logaddexp(own, p.logits + math.log(self.share)), memory)
+
+
+class EncoderGuide(AddressGuide):
+    r"""Another guide that reads features of its own: :math:`q(a | M, x)` by an encoder that no other part shares.
+
+    Features that the decoder shares have to serve it too. A guide with its own can be trained further, on a model that
+    stays as it is: freeze the rest, `vma.requires_grad_(False); vma.address_guide.requires_grad_(True)`. It costs one
+    more encoding of each template and target.
+
+    Arguments:
+        inner: The guide that reads the features.
+        encoder: What makes them, of templates and targets alike.
+
+    Example:
+        >>> from pyro_vmem import EncodedMemory, Memory
+        >>> from pyro_vmem.nn import FlatEncoder, MLPEncoder
+        >>> shared, own = FlatEncoder((8,)), MLPEncoder((8,), num_features=16)
+        >>> memory, x = Memory(torch.rand(4, 8)), torch.rand(3, 8)
+        >>> q = EncoderGuide(SimilarityGuide(16), own)
+        >>> q(EncodedMemory(memory, shared(memory.templates)), shared(x)).logits.shape
+        torch.Size([3, 4])
+    """
+
+    def __init__(self, inner: AddressGuide, encoder: Encoder) -> None:
+        super().__init__()
+        self.inner = inner
+        self.encoder = encoder
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        return self.inner(EncodedMemory(memory, self.encoder(memory.templates)), self.encoder(x.raw))

@@ -34,7 +34,8 @@ class RWS_ELBO(ParticleELBO):
     - `pathwise`: reparameterised latents follow the gradient of :math:`L` through their values, and only the others the
       wake phase. A decoder that is not yet trained has no use for a latent that it is not differentiated through.
     - `defensive`: categorical latents are drawn from :math:`(1 - \delta)\, q + \delta\, \mathrm{uniform}`, so that a
-      value that the guide has given up is still tried. The weights are those of the mixture; what is trained is q.
+      value that the guide has given up is still tried. The weights are those of the mixture; what is trained is q. With
+      `top`, the uniform distribution is that on the most probable values: of many, most are not worth a try.
 
     References:
         | Reweighted Wake-Sleep (Bornschein & Bengio, 2015), equations 5 and 8 | https://arxiv.org/abs/1406.2751
@@ -45,13 +46,14 @@ class RWS_ELBO(ParticleELBO):
         pathwise: Whether reparameterised latents are differentiated through.
         dreg: Whether that gradient is doubly reparameterised, as in :class:`VIMCO_ELBO`; needs `pathwise`.
         defensive: The share :math:`\delta` of the uniform distribution, in [0, 1).
+        top: How many of the most probable values it is uniform on; by default, all.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
         kwargs: Other arguments of `pyro.infer.ELBO`.
 
     Raises:
-        ValueError: If `num_particles` is less than 2 (a single particle has weight one, whatever it is), `defensive` is
-            out of range, or `dreg` is without `pathwise`.
+        ValueError: If `num_particles` is less than 2 (a single particle has weight one, whatever it is), `defensive` or
+            `top` is out of range, or `dreg` is without `pathwise`.
 
     Example:
         >>> import pyro_vmem as pv
@@ -71,18 +73,22 @@ class RWS_ELBO(ParticleELBO):
         pathwise: bool = False,
         dreg: bool = False,
         defensive: float = 0.0,
+        top: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
         **kwargs: Any,
     ) -> None:
         if not 0 <= defensive < 1:
             raise ValueError(f"defensive: expected a number in [0, 1), got {defensive}.")
+        if top is not None and (top < 1 or not defensive):
+            raise ValueError(f"top: expected at least 1, with a share of at least something; got {top}, {defensive=}.")
         if dreg and not pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
         super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
         self.pathwise = pathwise
         self.dreg = dreg
         self.defensive = defensive
+        self.top = top
 
     @property
     def detach_samples(self) -> bool:
@@ -90,7 +96,7 @@ class RWS_ELBO(ParticleELBO):
 
     def proposal(self, guide: Any) -> Any:
         drawn = super().proposal(guide)
-        return _Defensive(self.defensive)(drawn) if self.defensive else drawn
+        return _Defensive(self.defensive, self.top)(drawn) if self.defensive else drawn
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights
@@ -105,7 +111,7 @@ class RWS_ELBO(ParticleELBO):
         return log_mean_exp(log_weights), log_mean_exp(of_bound) + wake
 
     def __repr__(self) -> str:
-        options = {"pathwise": self.pathwise, "dreg": self.dreg, "defensive": self.defensive}
+        options = {"pathwise": self.pathwise, "dreg": self.dreg, "defensive": self.defensive, "top": self.top}
         shown = "".join(f", {name}={value}" for name, value in options.items() if value)
         return f"{type(self).__name__}(num_particles={self.num_particles}{shown})"
 
@@ -113,14 +119,17 @@ class RWS_ELBO(ParticleELBO):
 class _Defensive(Messenger):
     """Draws categorical sites from a mixture of the guide and the uniform distribution."""
 
-    def __init__(self, share: float) -> None:
+    def __init__(self, share: float, top: int | None) -> None:
         super().__init__()
-        self.share = share
+        self.share, self.top = share, top
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
         if msg["is_observed"] or not isinstance(fn, torch.distributions.Categorical):
             return
-        mixture = (1 - self.share) * fn.probs + self.share / fn.probs.shape[-1]
+        q = fn.probs
+        likely = q.topk(min(self.top or q.shape[-1], q.shape[-1]), dim=-1).indices
+        uniform = torch.zeros_like(q).scatter(-1, likely, 1 / likely.shape[-1])
+        mixture = (1 - self.share) * q + self.share * uniform
         msg["fn"] = Categorical(probs=mixture)
         msg["infer"] = {**msg["infer"], "guide": fn}

@@ -47,11 +47,19 @@ class Discrete(nn.Module):
         log_x = dist.Normal(self.mean, 0.7).log_prob(x[:, None, None])
         return (log_p + log_x - log_q).flatten(1).T, log_q.flatten(1).T
 
-    def mixed(self, x, share):
-        """log r of every state, where each site is drawn from a mixture of the guide and the uniform: (6, B)."""
+    def mixed(self, x, share, top=None):
+        """log r of every state, where each site is drawn from a mixture of the guide and the uniform: (6, B).
+
+        The uniform is that on the `top` most probable values, or on all.
+        """
         side = (x > 0).long()
-        r_k = (1 - share) * self.q_k.softmax(-1)[side] + share / 3
-        r_j = (1 - share) * self.q_j.softmax(-1)[side] + share / 2
+
+        def mixture(q):
+            least = q.sort(-1, descending=True).values[..., :top].min(-1, keepdim=True).values
+            likely = (q >= least).double()
+            return (1 - share) * q + share * likely / likely.sum(-1, keepdim=True)
+
+        r_k, r_j = mixture(self.q_k.softmax(-1)[side]), mixture(self.q_j.softmax(-1)[side])
         return (r_k.unsqueeze(-1) * r_j).log().flatten(1).T
 
 

@@ -265,15 +265,16 @@ def test_a_baseline_of_another_shape_is_refused():
         Reinforce_ELBO(1, torch.nn.Unflatten(0, (1, 2))).loss(toy.model, toy.guide, x)
 
 
-def test_a_defensive_mixture_is_weighted_as_what_was_drawn_from():
+@pytest.mark.parametrize("top", [None, 2])
+def test_a_defensive_mixture_is_weighted_as_what_was_drawn_from(top: int | None):
     """Value and gradient against the sum over all states of both particles, drawn from the mixture."""
     toy, x, parameters = discrete_case()
     share, num_particles, copies = 0.3, 2, 2000
     log_w, log_q = toy.states(x)
-    log_r = toy.mixed(x, share)
+    log_r = toy.mixed(x, share, top)
     value = exact_bound(log_w + log_q - log_r, log_r.detach(), num_particles)
     exact = gradients(-exact_wake(log_w + log_q, log_q, num_particles, log_r).sum(), parameters)
-    elbo = RWS_ELBO(num_particles, defensive=share)
+    elbo = RWS_ELBO(num_particles, defensive=share, top=top)
     samples = estimates(elbo, toy.model, toy.guide, [x.repeat(copies)], parameters, copies, 40)
     assert_unbiased(samples, exact, resolution=0.05)
     values = torch.tensor([elbo.loss(toy.model, toy.guide, x.repeat(500)) / 500 for _ in range(40)])
@@ -371,6 +372,8 @@ def test_truncated_categorical():
         ),
         (lambda: Reinforce_ELBO(2, decay=1.0), r"decay: expected a number in \[0, 1\), got 1.0"),
         (lambda: RWS_ELBO(4, defensive=1.0), r"defensive: expected a number in \[0, 1\), got 1.0"),
+        (lambda: RWS_ELBO(4, top=2), "top: expected at least 1, with a share of at least something; got 2"),
+        (lambda: RWS_ELBO(4, defensive=0.1, top=0), "top: expected at least 1"),
         (lambda: RWS_ELBO(4, dreg=True), "dreg: no latent is differentiated through"),
         (lambda: RaoBlackwell_ELBO(0), "k: expected at least 1, got 0"),
     ],
