@@ -71,6 +71,7 @@ class Training:
         more: Further kinds of episodes, taken in turn with these.
         rotate: Whether classes turned by 90, 180 and 270 degrees are further classes.
         flip: Whether mirrored classes are.
+        shift: By how many pixels, at most, each training image is moved.
         objective: See `pyro_vmem.fit`; "wake" trains the address guide by the wake phase of `RWS_ELBO`, half of the
             particles drawn from its eight most probable slots.
         only: The part that is trained, all others frozen; all parts by default.
@@ -90,6 +91,7 @@ class Training:
     more: list[Kind] = field(default_factory=list)
     rotate: bool = True
     flip: bool = True
+    shift: int = 0
     objective: str = "vimco"
     only: str | None = None
     num_particles: int = 4
@@ -285,9 +287,10 @@ def _yaml(path: Path) -> dict[str, Any]:
     return found
 
 
-def _sampler(dataset: FewShotDataset, kind: Kind, seed: int, t: Training) -> data.EpisodeSampler:
+def _sampler(dataset: FewShotDataset, kind: Kind, seed: int, t: Training) -> Dataset[Episode]:
     sizes = (kind.n_way, kind.k_shot, kind.n_query)
-    return data.EpisodeSampler(dataset, *sizes, seed=seed, rotate=t.rotate, flip=t.flip, n_absent=kind.n_absent)
+    plain = data.EpisodeSampler(dataset, *sizes, seed=seed, rotate=t.rotate, flip=t.flip, n_absent=kind.n_absent)
+    return data.ShiftedEpisodes(plain, t.shift, seed) if t.shift else plain
 
 
 def _side(recipe: Recipe) -> int:

@@ -8,6 +8,7 @@ from pyro_vmem.data.mixed import MixedEpisodes
 from pyro_vmem.data.omniglot import omniglot
 from pyro_vmem.data.protocols import PROTOCOLS, Protocol, ProtocolEpisodes, protocol
 from pyro_vmem.data.recall import RecallSampler
+from pyro_vmem.data.shifted import ShiftedEpisodes
 from pyro_vmem.data.sources import from_folder, from_npz, mnist
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Protocol",
     "ProtocolEpisodes",
     "RecallSampler",
+    "ShiftedEpisodes",
     "batches",
     "from_folder",
     "from_npz",
