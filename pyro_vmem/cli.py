@@ -42,12 +42,14 @@ def demo(
     steps: int | None = None,
     out: str | None = None,
     seed: int = 0,
+    pretrained: str | None = None,
     how: Evaluation = Evaluation(),
 ) -> dict[str, Any]:
     """Trains on characters for a few minutes and shows what the memory does for unseen ones.
 
     Examples:
         pyro-vmem demo
+        pyro-vmem demo --pretrained omniglot28
         pyro-vmem demo --data omniglot --data-root ~/data/omniglot --json
 
     Args:
@@ -57,6 +59,7 @@ def demo(
         steps: Train this many steps instead, for the same numbers on any machine of the kind.
         out: A new folder for report, metrics and checkpoints. By default runs/demo, or the next number that is free.
         seed: Seeds everything.
+        pretrained: Show this model of the package, and train nothing.
         how: How to evaluate.
     """
     start = time.perf_counter()
@@ -65,8 +68,8 @@ def demo(
     ranks = Ranks.join(own_device())
     folder = ranks.first(lambda: _free(Path("runs/demo"))) if out is None else Path(out)
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
-    experiment = Experiment(data=data, data_root=data_root, seed=seed, **budget)
-    result = experiment.train(folder)
+    experiment = Experiment(data=data, data_root=data_root, seed=seed, pretrained=pretrained, **budget)
+    result = experiment.train(folder) if pretrained is None else ranks.first(lambda: experiment.adopt(folder))
     metrics = ranks.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
     if _talks():
         _show(metrics)

@@ -31,6 +31,7 @@ from pyro_vmem.infer import Objective
 from pyro_vmem.loggers import Loggers
 from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
+from pyro_vmem.pretrained import from_pretrained, unpack
 from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.report import Report, write_report
 from pyro_vmem.results import problems, verdict
@@ -40,7 +41,6 @@ from pyro_vmem.training import fit
 from pyro_vmem.vma import VMA
 
 __all__ = ["Evaluation", "Experiment", "as_plain", "read_result"]
-
 
 # A part as plain data: the name of its class, or that with arguments.
 PartSpec = dict[str, Any] | str | None
@@ -86,6 +86,8 @@ class Experiment:
         latent_dim: The length of z.
         width: The channels of the convolutions at half resolution.
         decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
+        pixels: `"independent"` or `"causal"`; likewise.
+        pretrained: A model of the package to start from, in place of a new one; see :func:`pyro_vmem.from_pretrained`.
         objective: The name of an objective; see :func:`pyro_vmem.fit`.
         num_particles: Particles of the objective.
         steps: Training steps.
@@ -117,6 +119,8 @@ class Experiment:
     latent_dim: int = 32
     width: int = 32
     decoder: Literal["warp", "conv"] = "warp"
+    pixels: Literal["independent", "causal"] = "independent"
+    pretrained: str | None = None
     objective: Objective = "vimco"
     num_particles: int = 4
     steps: int = 20_000
@@ -179,7 +183,9 @@ class Experiment:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             ink = float(episodes[0].x.mean())
-            vma = VMA.for_images(train.image_shape, self.latent_dim, width=self.width, decoder=self.decoder, ink=ink)
+            network = {"width": self.width, "decoder": self.decoder, "pixels": self.pixels}
+            vma = VMA.for_images(train.image_shape, self.latent_dim, **network, ink=ink)  # type: ignore[arg-type]
+            vma = vma if self.pretrained is None else from_pretrained(self.pretrained)
             vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
         return vma, episodes, held_out
 
@@ -228,6 +234,19 @@ class Experiment:
                 logger=logger,
                 progress=progress,
             )
+
+    def adopt(self, out: str | Path) -> FitResult:
+        """Puts the pretrained model into a folder as it is, to be evaluated, reported and sampled from there.
+
+        Arguments:
+            out: A new folder.
+
+        Raises:
+            ValueError: If `out` holds a run, or there is no model of that name.
+        """
+        unpack(self.pretrained or "", out)
+        _write_json(Path(out) / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
+        return FitResult()
 
     @classmethod
     def read(cls, folder: str | Path) -> Experiment:
@@ -342,7 +361,9 @@ class Experiment:
             "Guide": "on data simulated from the model, "
             + ", ".join(f"q({site}) is {row['verdict']}" for site, row in metrics["calibration"].items()),
             "Precision": "networks in bfloat16 where the processor has it, densities in float32",
-            "Trained": f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
+            "Trained": f"not here, see pyro_vmem.model_card({self.pretrained!r})"
+            if result.steps == 0
+            else f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
             f"objective {self.objective}, K = {self.num_particles}, seed {self.seed}",
             "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
             "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
@@ -352,9 +373,10 @@ class Experiment:
         """The commands that give the same numbers again: the demo where it has all options, else two."""
         wanted = asdict(self) | {"steps": steps, "minutes": None}
         changed = {name: value for name, value in wanted.items() if value != getattr(Experiment, name)}
-        always = {"data": self.data, "data_root": self.data_root, "steps": steps, "seed": self.seed}
+        made: dict[str, Any] = {"steps": steps} if steps else {"pretrained": self.pretrained}
+        always = {"data": self.data, "data_root": self.data_root, **made, "seed": self.seed}
         evaluation = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}
-        if changed.keys() <= always.keys() and self.data in ("glyphs", "omniglot"):
+        if changed.keys() <= {"steps", *always} and self.data in ("glyphs", "omniglot"):
             return f"pyro-vmem demo{_options(always | evaluation)}"
         train = f"pyro-vmem train --out {shlex.quote(str(folder))}{_options(always | changed)}"
         return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{_options(evaluation)}"

@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyro_vmem.build import load
+from pyro_vmem.checkpoint import save_checkpoint
+from pyro_vmem.history import write_history
+from pyro_vmem.run import holds_run
 from pyro_vmem.vma import VMA
 
-__all__ = ["from_pretrained", "model_card", "pretrained_names"]
+__all__ = ["from_pretrained", "model_card", "pretrained_names", "unpack"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -60,6 +63,23 @@ def model_card(name: str) -> str:
         '# omniglot28'
     """
     return _path(name, ".md").read_text(encoding="utf-8")
+
+
+def unpack(name: str, folder: str | Path) -> None:
+    """Makes a folder like that of a run, with a model of the package as its best, and no history.
+
+    Arguments:
+        name: One of :func:`pretrained_names`.
+        folder: A new folder.
+
+    Raises:
+        ValueError: If there is no such model, or the folder holds a run.
+    """
+    vma, folder = from_pretrained(name), Path(folder)
+    if holds_run(folder):
+        raise ValueError(f"out: {str(folder)!r} already holds a run. Give another folder.")
+    save_checkpoint(folder / "best.safetensors", vma.state_dict(), {"spec": vma.spec()})
+    write_history(folder / "history.csv", [])
 
 
 def _path(name: str, suffix: str) -> Path:

@@ -297,3 +297,47 @@ def test_numbers_that_json_lacks_and_lines():
     assert json.loads(reproduce._lines(value)) == value
     assert '  "rows"' not in reproduce._lines(value)
     assert '{"x": 1}' in reproduce._lines(value)
+
+
+def test_a_guide_with_features_of_its_own_is_trained_on_a_model_that_stays(folders, tmp_path, monkeypatch):
+    smoke = recipes.read("smoke")
+    networks = dataclasses.replace(smoke.networks, pixels="causal", extra_slots=1)
+    first = dataclasses.replace(smoke, networks=networks)
+    further = dataclasses.replace(
+        first,
+        start="first",
+        networks=dataclasses.replace(networks, own_features=True, truncate=None),
+        training=dataclasses.replace(
+            smoke.training, objective="wake", only="address_guide", num_particles=6, shift=1, lr=1e-2, steps=3
+        ),
+    )
+    monkeypatch.setattr(reproduce, "read", {"first": first, "further": further}.get)
+    reproduce.main("first", evaluate=False, **folders)
+    cell = {"classes": [2], "shots": [4], "methods": ["sampled"]}
+    reproduce.main("further", **cell, **folders)
+    before, after = (pv.load(tmp_path / "runs" / name / "vma") for name in ("first", "further"))
+    assert isinstance(after.address_guide, pv.EncoderGuide)
+    frozen = {n: t for n, t in before.state_dict().items() if not n.startswith("address_guide")}
+    assert frozen
+    for name, tensor in frozen.items():
+        assert torch.equal(tensor, after.state_dict()[name]), name
+    for name, tensor in before.template_encoder.state_dict().items():  # it began with the features that were there
+        assert 0 < (after.address_guide.encoder.state_dict()[name] - tensor).abs().max() < 0.1
+    (row,) = rows_of(folders, "further")
+    assert row["kl_a"] >= 0
+    assert math.isfinite(row["kl_z"])
+    assert row["reconstruction"] < 0
+
+
+def test_weights_are_taken_as_far_as_they_fit():
+    smoke = recipes.read("smoke")
+    begun = smoke.model("vma", 0.1)
+    causal = dataclasses.replace(smoke, networks=dataclasses.replace(smoke.networks, pixels="causal"))
+    taken, fresh = causal.model("vma", 0.1, begun).state_dict(), causal.model("vma", 0.1).state_dict()
+    for name, tensor in begun.state_dict().items():
+        assert torch.equal(taken[name][: len(tensor)] if tensor.dim() else taken[name], tensor)
+    wider = [name for name, tensor in begun.state_dict().items() if tensor.shape != fresh[name].shape]
+    assert {name.rpartition(".")[0] for name in wider} == {"likelihood.network.fine.out", "likelihood.network.show"}
+    for name in wider:
+        rest = len(begun.state_dict()[name])
+        assert torch.equal(taken[name][rest:], fresh[name][rest:])

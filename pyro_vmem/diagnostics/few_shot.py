@@ -278,7 +278,7 @@ def _measure(
         draws = draw_from_guide(vma, encoded, x, _DRAWS, max_decodes=max_decodes)
     guide, prior = draws.q_logits, draws.p_logits
     compared = agreement(guide, exact)
-    assert memory.labels is not None
+    assert encoded.labels is not None  # those of learned slots too, which are a class of their own
     columns |= {
         "information_gain": information_gain(guide, prior),
         "information_gain_exact": information_gain(exact, prior),
@@ -288,9 +288,9 @@ def _measure(
         "same_slot": compared.same_first,
         "reconstruction": draws.log_likelihood.mean(0),
         "kl_z": draws.kl_z.mean(0),
-        "class_probs": memory.by_class(guide.softmax(-1)),
-        "class_probs_exact": memory.by_class(exact.softmax(-1)),
-        "target_class": torch.searchsorted(memory.labels.unique(), labels),
+        "class_probs": encoded.by_class(guide.softmax(-1)),
+        "class_probs_exact": encoded.by_class(exact.softmax(-1)),
+        "target_class": torch.searchsorted(encoded.labels.unique(), labels),
     }
     return columns, information_summary(guide, prior[0])
 

@@ -272,3 +272,13 @@ def test_bad_arguments():
         evaluate(small_vma(), sampler, 0)
     with pytest.raises(ValueError, match="n_way"):  # too few classes left for a wrong memory
         evaluate(small_vma(), sampler, 1, progress=False)
+
+
+def test_a_learned_slot_is_a_class_of_its_own():
+    vma = small_vma().replace(templates=pv.ExtraTemplates(1, (1, 8, 8)))
+    sampler = EpisodeSampler(blobs(), n_way=5, k_shot=2, n_query=3, seed=0)
+    result = evaluate(vma, sampler, num_episodes=2, num_samples=2, progress=False)
+    assert result.class_probs.shape == result.class_probs_exact.shape == (2, 15, 6)
+    assert int(result.target_class.min()) == 1  # the first is that of the learned slot
+    assert torch.equal(result.hit, result.class_probs.argmax(-1) == result.target_class)
+    assert result.summary()["hit_rate"] > 0.4  # similar templates are found without training
