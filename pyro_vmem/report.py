@@ -199,9 +199,11 @@ def _page(report: Report) -> str:
     if missing := [name for name in needed if name not in metrics]:
         raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's training_seconds and steps.")
     several = metrics["num_episodes"] > 1
+    steps, seconds = metrics["steps"], metrics["training_seconds"]
+    trained = f"Trained for {steps:,.0f} steps in {seconds:,.0f} s." if steps else "Not trained here."
     measured = (
-        f"Trained for {metrics['steps']:,.0f} steps in {metrics['training_seconds']:,.0f} s. Measured on "
-        f"{metrics['num_targets']:,.0f} pictures in {metrics['num_episodes']:,.0f} episode{'s' * several} of classes "
+        f"{trained} Measured on {metrics['num_targets']:,.0f} pictures in {metrics['num_episodes']:,.0f} "
+        f"episode{'s' * several} of classes "
         f"that were not trained on{'; ± is one standard error over episodes' * several}."
     )
     head = ("Quantity", "Per picture")

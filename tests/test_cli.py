@@ -14,7 +14,8 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem import cli, experiment
+from pyro_vmem import cli, experiment, pretrained
+from pyro_vmem.checkpoint import save_checkpoint
 from pyro_vmem.data import FewShotDataset
 from pyro_vmem.speed import Speed
 
@@ -171,6 +172,22 @@ def test_the_reports_command_gives_the_same_numbers_again(toy, capsys):
     assert cli.main([*command.split(), "--json"]) == 0
     again = strictly(capsys.readouterr().out)
     assert again["nll"] == first["nll"]
+
+
+def test_a_pretrained_demo_trains_nothing_and_says_so(toy, capsys, monkeypatch):
+    vma = pv.VMA.for_images((1, 8, 8), latent_dim=4, num_features=16, width=4)
+    save_checkpoint(toy / "weights" / "small.safetensors", vma.state_dict(), {"spec": vma.spec()})
+    monkeypatch.setattr(pretrained, "_WEIGHTS", toy / "weights")
+    assert cli.main(["demo", "--pretrained", "small", "--json", *SMALL]) == 0
+    assert strictly(capsys.readouterr().out)["steps"] == 0
+    page = (toy / "runs" / "demo" / "report.html").read_text()
+    assert "Not trained here." in page
+    assert "pyro-vmem demo --data glyphs --pretrained small --seed 0" in html.unescape(page)
+    kept = pv.load(toy / "runs" / "demo").state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in vma.state_dict().items())
+    assert cli.main(["demo", "--pretrained", "smal", *SMALL]) == 2
+    assert "expected one of 'small', got 'smal'" in capsys.readouterr().err
+    assert not (toy / "runs" / "demo-2").exists()
 
 
 def test_a_second_demo_takes_another_folder(toy, undrawn, capsys):
