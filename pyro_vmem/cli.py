@@ -19,11 +19,12 @@ import torch
 
 from pyro_vmem._extras import require
 from pyro_vmem._files import write_atomically
+from pyro_vmem._json import as_plain
 from pyro_vmem._spec import choices
 from pyro_vmem._words import split_words, with_changes
 from pyro_vmem._yaml import read_yaml, write_yaml
 from pyro_vmem.build import load
-from pyro_vmem.experiment import PARTS, Evaluation, Experiment, as_plain, read_result
+from pyro_vmem.experiment import PARTS, Evaluation, Experiment, read_result
 from pyro_vmem.info import about
 from pyro_vmem.loggers import LoggerName
 from pyro_vmem.profile_step import profile_step

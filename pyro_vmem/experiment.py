@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import platform
 import shlex
 import time
@@ -20,6 +19,7 @@ import torch
 from pyro_vmem import data
 from pyro_vmem._extras import require
 from pyro_vmem._files import write_atomically
+from pyro_vmem._json import write_json
 from pyro_vmem._version import __version__
 from pyro_vmem._words import to_words
 from pyro_vmem.build import build, load
@@ -40,7 +40,7 @@ from pyro_vmem.speed import measure_speed
 from pyro_vmem.training import fit
 from pyro_vmem.vma import VMA
 
-__all__ = ["Evaluation", "Experiment", "as_plain", "read_result"]
+__all__ = ["Evaluation", "Experiment", "read_result"]
 
 # A part as plain data: the name of its class, or that with arguments.
 PartSpec = dict[str, Any] | str | None
@@ -213,7 +213,7 @@ class Experiment:
         """
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin()
-        described_as = partial(_write_json, values=asdict(self) | {"pyro_vmem": __version__})
+        described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
         is_first = Ranks.join(where).index == 0
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():
             return fit(
@@ -245,7 +245,7 @@ class Experiment:
             ValueError: If `out` holds a run, or there is no model of that name.
         """
         unpack(self.pretrained or "", out)
-        _write_json(Path(out) / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
+        write_json(Path(out) / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
         return FitResult()
 
     @classmethod
@@ -322,7 +322,7 @@ class Experiment:
         with write_atomically(folder / "lookup.png") as aside:
             figure.savefig(aside, format="png", dpi=160, bbox_inches="tight")
         metrics["seconds"] = round(seconds() if seconds is not None else time.perf_counter() - start, 1)
-        _write_json(folder / "metrics.json", metrics)
+        write_json(folder / "metrics.json", metrics)
         return metrics
 
     def _evaluate(
@@ -382,25 +382,6 @@ class Experiment:
         return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{_options(evaluation)}"
 
 
-def as_plain(values: Any) -> Any:
-    """Values as JSON can hold them: null for what is no number, such as the standard error of one episode.
-
-    Example:
-        >>> as_plain({"nll_se": math.nan, "count": [1, math.inf]})
-        {'nll_se': None, 'count': [1, None]}
-    """
-    if isinstance(values, dict):
-        return {name: as_plain(value) for name, value in values.items()}
-    if isinstance(values, list):
-        return [as_plain(value) for value in values]
-    return None if isinstance(values, float) and not math.isfinite(values) else values
-
-
 def _options(values: dict[str, Any]) -> str:
     given = ((name, value) for name, value in values.items() if value is not None)
     return "".join(f" {shlex.quote(word)}" for name, value in given for word in to_words(name, value))
-
-
-def _write_json(path: Path, values: dict[str, Any]) -> None:
-    with write_atomically(path) as aside:
-        aside.write_text(json.dumps(as_plain(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")

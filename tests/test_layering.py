@@ -24,6 +24,7 @@ ORDER = [
     "_version",
     "_extras",
     "_files",
+    "_json",
     "_lock",
     "_random",
     "_signals",

@@ -97,13 +97,14 @@ def test_only_what_is_asked_to_download_can() -> None:
 
 LOCALE = """
 import pathlib, warnings
-from pyro_vmem.experiment import Experiment, _write_json, read_result
+from pyro_vmem._json import write_json
+from pyro_vmem.experiment import Experiment, read_result
 from pyro_vmem.history import write_history
 # Only the files of this package: others read theirs as they like.
 warnings.filterwarnings("error", category=EncodingWarning)
 with tempfile.TemporaryDirectory() as name:
     folder = pathlib.Path(name)
-    _write_json(folder / "experiment.json", {"data_root": "Größe/\u0416"})
+    write_json(folder / "experiment.json", {"data_root": "Größe/\u0416"})
     write_history(folder / "history.csv", [{"step": 1.0, "seconds": 2.0}])
     assert Experiment.read(folder).data_root == "Größe/\u0416"
     assert read_result(folder).steps == 1
