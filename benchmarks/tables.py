@@ -30,6 +30,10 @@ METHODS = {
     "top-k": "the most probable addresses summed, others sampled",
 }
 NAMES = {"vma": "VMA, this library", "no-memory": "VAE without memory", "soft-attention": "soft-attention memory"}
+CAUSAL = (
+    "Each pixel is also given those before it; the published models have pixels that are independent given latent and "
+    "template, and most of the distance to them is owed to that."
+)
 INTRO = """# Results
 
 NLL in nats an image, lower is better, on characters that were neither trained nor validated on; mean ± one standard
@@ -115,6 +119,10 @@ def facts(result: Result, rows: list[Row]) -> str:
             f"{NAMES[model]}: {run['parameters']:,} parameters{trained} (seed {training['seed']}; evaluated at commit "
             f"{run['commit']}, {cpu}{'s' * (run['machine']['threads'] > 1)})."
         )
+    if start := result["recipe"]["start"]:
+        lines.append(f"Its training began with the weights of `{start}`.")
+    if result["recipe"]["networks"].get("pixels") == "causal":
+        lines.append(CAUSAL)
     samples, targets = ({row[key] for row in rows} for key in ("num_samples", "num_targets"))
     lines.append(f"K = {_range(samples)}, {_range(targets)} targets a cell, seed {rows[0]['seed']}.")
     return " ".join(lines)
