@@ -34,7 +34,7 @@ from benchmarks.recipes import ModelName, Recipe, Training, model_name, read
 from pyro_vmem import data
 from pyro_vmem._files import write_atomically
 from pyro_vmem.data._files import save_npz
-from pyro_vmem.diagnostics import estimate_evidence
+from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
 from pyro_vmem.history import summarise
 from pyro_vmem.precision import autocast
 from pyro_vmem.speed import keep_freed_memory
@@ -264,7 +264,8 @@ def evaluate_cell(
             max_decodes=MAX_DECODES,
             warn=False,
         )
-        columns.append((found.nll, found.standard_error, found.khat, *_lookup(episode, memory, guide.probs)))
+        probs = guide.probs if method == "sampled" else posterior(vma, memory, episode.x, how.num_samples)
+        columns.append((found.nll, found.standard_error, found.khat, *_lookup(episode, memory, probs)))
         parts.append((len(episode.x), *(terms[name] for name in BREAKDOWN)))
         shared = not episode.memory.per_datapoint
         means.append(found.nll.mean(0, keepdim=True) if shared else found.nll)
@@ -293,6 +294,14 @@ def evaluate_cell(
     }
     results.add(row, nll)
     sys.stderr.write(f"{model} C={n_classes} T={shots} {method}: {figure(row)} nats\n")
+
+
+def posterior(vma: pv.VMA, memory: pv.EncodedMemory, x: Tensor, num_samples: int) -> Tensor:
+    """The model's own p(a | x, M), from as many samples of z at each slot as there are for all."""
+    with torch.no_grad(), autocast(x.device, "auto"):
+        each = max(1, num_samples // memory.num_slots)
+        evidence = slot_log_evidence(vma, memory, x, each, max_decodes=MAX_DECODES)
+        return (evidence + vma.address_prior(memory).logits).softmax(-1)
 
 
 def taken_apart(vma: pv.VMA, memory: pv.Memory, x: Tensor, seed: int) -> dict[str, float]:

@@ -81,7 +81,7 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
     protocol = result["recipe"]["protocol"]
     published = LIKELIHOODS if result["recipe"]["images"] == "protocol" else []
-    if name == "classification":
+    if name in ("classification", "lookup"):
         return "\n\n".join([f"## {result['recipe']['title']}", facts(result, rows), classification(rows)]) + "\n"
     tables = [scaling(name, rows, results / f"{name}.npz")] if curves else []
     tables += [] if curves else [few_shot(protocol, rows, m, published if m == methods[0] else []) for m in methods]
@@ -190,14 +190,23 @@ def scaling(name: str, rows: list[Row], path: Path) -> str:
 
 
 def classification(rows: list[Row]) -> str:
-    """How often the guide's most probable class is the target's, beside the paper's figures."""
-    lines = _head(["q(a \\| x, M)", *(f"{ways}-way {shots}-shot" for ways, shots in ACCURACY)])
-    for model in dict.fromkeys(row["model"] for row in rows):
-        cells = {(r["n_classes"], r["shots"] // r["n_classes"]): r for r in rows if r["model"] == model}
-        found = [_percent_and_error(cells.get(key)) for key in ACCURACY]
-        lines.append(_line([f"**{NAMES[model]}**", *found]))
+    """How often the most probable class is the target's, by guide and by posterior, beside the paper's figures."""
+    lines = _head(["", *(f"{ways}-way {shots}-shot" for ways, shots in ACCURACY)])
+    by = {"sampled": "q(a \\| x, M), the guide alone", "exact-address": "p(a \\| x, M), z sampled at every slot"}
+    for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
+        some = [r for r in rows if (r["model"], r["method"]) == (model, method)]
+        found = [
+            _percent_and_error({(r["n_classes"], r["shots"] // r["n_classes"]): r for r in some}.get(key))
+            for key in ACCURACY
+        ]
+        lines.append(_line([f"**{NAMES[model]}**, {by[method]}", *found]))
     lines.append(
-        _line(["VMA (Bornschein et al., 2017), on other images (recalled)", *(f"{a:.0%}" for a in ACCURACY.values())])
+        _line(
+            [
+                "VMA (Bornschein et al., 2017), q(a \\| x, M), other images (recalled)",
+                *(f"{a:.0%}" for a in ACCURACY.values()),
+            ]
+        )
     )
     return "\n".join(lines)
 
