@@ -138,7 +138,7 @@ def test_few_shot_classification(folders, monkeypatch):
     tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
     page = (tmp(folders) / "page" / "results.md").read_text()
     one, five = (f"{100 * r['hit_rate']:.1f} ± {100 * r['hit_rate_se']:.1f} %" for r in rows)
-    assert f"| **VMA, this library** | {one} | {five} |  |  |" in page
+    assert f"| **VMA, this library**, q(a \\| x, M), the guide alone | {one} | {five} |  |  |" in page
     assert "(recalled) | 91% | 97% | 77% | 90% |" in page
 
 
