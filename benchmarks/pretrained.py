@@ -1,6 +1,6 @@
 """Puts the model of a table into the package: weights in half precision, and a card made of the table's figures.
 
-python -m benchmarks.pretrained gmn-distinct-causal omniglot28
+python -m benchmarks.pretrained lookup omniglot28
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import pyro_vmem as pv
 from benchmarks import command
 from benchmarks.recipes import read
 from benchmarks.reproduce import trained
-from benchmarks.tables import best, facts, few_shot
+from benchmarks.tables import best, classification, facts, few_shot
 from pyro_vmem._files import write_atomically
 from pyro_vmem.checkpoint import save_checkpoint
 from pyro_vmem.precision import autocast
 
+PROTOCOL = "gmn-distinct"  # whose images and classes the other tables of 28x28 have too
 CARD = """# {name}
 
-{title}. Load it with `pyro_vmem.VMA.from_pretrained("{name}")`.
+{title}: load it with `pyro_vmem.VMA.from_pretrained("{name}")`.
 
 ```
 {model}
@@ -37,8 +38,6 @@ characters of the evaluation alphabets were neither trained nor validated on. Im
 as protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).
 
 ## Figures
-
-{facts}
 
 {figures}
 
@@ -63,7 +62,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         results: The folder of results.
         out: Where the package keeps its models.
     """
-    recipe, result = read(table), json.loads(Path(results, f"{table}.json").read_text())
+    recipe = read(table)
     datasets = recipe.datasets()
     _, held_out = recipe.training_episodes(datasets)
     vma = trained(Path("no/such/run"), Path(results, "checkpoints", f"{table}-vma"))
@@ -72,26 +71,35 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     save_checkpoint(weights, halves, {"spec": vma.spec()})
     with autocast(torch.device("cpu"), "auto"):
         bounds = [pv.validate(model, held_out)["bound"] for model in (vma, pv.load(weights))]
-    rows = [row for row in best(result["rows"]) if row["model"] == "vma"]
-    tables = [few_shot(recipe.protocol, rows, method, []) for method in dict.fromkeys(r["method"] for r in rows)]
+    measured = [Path(results, f"{name}.json") for name in (recipe.start, table)]
     train, validation, test = datasets
     text = CARD.format(
         name=name,
-        title=result["recipe"]["title"],
+        title=recipe.title,
         model=vma,
         train=train.num_classes,
         alphabets=len(train.alphabet_names),
         validation=validation.num_classes,
         test=test.num_classes,
         shape=" x ".join(str(n) for n in vma.event_shape[1:]),
-        protocol=recipe.protocol,
-        facts=facts(result, rows),
-        figures="\n\n".join(tables),
+        protocol=PROTOCOL,
+        figures="\n\n".join(figures(json.loads(path.read_text())) for path in measured if path.exists()),
         rounding=bounds[1] - bounds[0],
     )
     with write_atomically(Path(out, f"{name}.md")) as aside:
         aside.write_text(text, encoding="utf-8")
     return {"weights": str(weights), "megabytes": weights.stat().st_size / 1e6, "rounding": bounds[1] - bounds[0]}
+
+
+def figures(result: dict[str, Any]) -> str:
+    """What was measured of a table's model, and how."""
+    rows = [row for row in best(result["rows"]) if row["model"] == "vma"]
+    if result["recipe"]["evaluation"]["per_class"]:
+        tables = [classification(rows)]
+    else:
+        methods = dict.fromkeys(row["method"] for row in rows)
+        tables = [few_shot(result["recipe"]["protocol"], rows, method, []) for method in methods]
+    return "\n\n".join([f"{result['recipe']['title']}. {facts(result, rows)}", *tables])
 
 
 def show(result: dict[str, Any]) -> None:
