@@ -208,6 +208,10 @@ class EncoderGuide(AddressGuide):
     stays as it is: freeze the rest, `vma.requires_grad_(False); vma.address_guide.requires_grad_(True)`. It costs one
     more encoding of each template and target.
 
+    References:
+        | Inference Suboptimality in Variational Autoencoders (Cremer, Li, Duvenaud, 2018), on what a guide leaves on the
+        | table beside a model that stays | https://arxiv.org/abs/1801.03558
+
     Arguments:
         inner: The guide that reads the features.
         encoder: What makes them, of templates and targets alike.
