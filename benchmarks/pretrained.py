@@ -24,7 +24,7 @@ from pyro_vmem.precision import autocast
 PROTOCOL = "gmn-distinct"  # whose images and classes the other tables of 28x28 have too
 CARD = """# {name}
 
-{title}: load it with `pyro_vmem.VMA.from_pretrained("{name}")`.
+A VMA of Omniglot characters; load it with `pyro_vmem.VMA.from_pretrained("{name}")`.
 
 ```
 {model}
@@ -75,7 +75,6 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     train, validation, test = datasets
     text = CARD.format(
         name=name,
-        title=recipe.title,
         model=vma,
         train=train.num_classes,
         alphabets=len(train.alphabet_names),
