@@ -1,6 +1,6 @@
 """Pictures of the paper, drawn by a table's model: lookups among unseen characters, and new examples of each.
 
-python -m benchmarks.pictures gmn-distinct-causal
+python -m benchmarks.pictures lookup
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def one_shot(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
     return plots.one_shot_generations(figure, memory.templates, samples)
 
 
-PICTURES: dict[str, Callable[[pv.VMA, Recipe, int], Figure]] = {"lookup": lookup_histogram, "one-shot": one_shot}
+PICTURES: dict[str, Callable[[pv.VMA, Recipe, int], Figure]] = {"histogram": lookup_histogram, "one-shot": one_shot}
 
 
 @torch.no_grad()

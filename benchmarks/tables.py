@@ -82,7 +82,8 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     protocol = result["recipe"]["protocol"]
     published = LIKELIHOODS if result["recipe"]["images"] == "protocol" else []
     if name in ("classification", "lookup"):
-        return "\n\n".join([f"## {result['recipe']['title']}", facts(result, rows), classification(rows)]) + "\n"
+        text = [f"## {result['recipe']['title']}", facts(result, rows), classification(rows)]
+        return "\n\n".join([*text, *pictures(name, figures, page)]) + "\n"
     tables = [scaling(name, rows, results / f"{name}.npz")] if curves else []
     tables += [] if curves else [few_shot(protocol, rows, m, published if m == methods[0] else []) for m in methods]
     drawn = plot_scaling(rows, name) if curves else plot_few_shot(rows, protocol, published)
@@ -100,6 +101,18 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     shown = path.relative_to(page) if path.is_relative_to(page) else path
     text.append(f"![{result['recipe']['title']}]({shown})")
     return "\n\n".join(part for part in text if part) + "\n"
+
+
+def pictures(name: str, figures: Path, page: Path) -> list[str]:
+    """What `python -m benchmarks.pictures` drew with the table's model."""
+    texts = {
+        "histogram": "q(a | x, M) of a target of each of eight unseen characters, ten examples of each in memory, and "
+        "the templates looked up first.",
+        "one-shot": "Unseen characters, framed, and new examples drawn from one of each.",
+    }
+    found = [(figures / f"{name}-{kind}.png", text) for kind, text in texts.items()]
+    shown = [(path.relative_to(page) if path.is_relative_to(page) else path, t) for path, t in found if path.exists()]
+    return [f"{text}\n\n![{text}]({path})" for path, text in shown]
 
 
 def facts(result: Result, rows: list[Row]) -> str:
