@@ -4,13 +4,14 @@ import dataclasses
 import itertools
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
 import pyro_vmem as pv
-from benchmarks import checkpoints, recipes, reproduce, tables
+from benchmarks import checkpoints, pictures, pretrained, recipes, reproduce, tables
 from benchmarks.published import LIKELIHOODS
 from pyro_vmem import data
 from pyro_vmem.checkpoint import load_checkpoint
@@ -26,8 +27,6 @@ def rows_of(folders, table="smoke"):
 
 
 def tmp(folders):
-    from pathlib import Path
-
     return Path(folders["out"])
 
 
@@ -341,3 +340,20 @@ def test_weights_are_taken_as_far_as_they_fit():
     for name in wider:
         rest = len(begun.state_dict()[name])
         assert torch.equal(taken[name][rest:], fresh[name][rest:])
+
+
+def test_pictures_and_package_are_of_a_tables_model(folders, tmp_path, capsys):
+    reproduce.main("smoke", classes=[1], shots=[1], methods=["sampled"], **folders)
+    drawn = pictures.main("smoke", folders["out"], out=str(tmp_path / "page" / "results"))["pictures"]
+    assert {path.rpartition("/")[2] for path in drawn} == {"smoke-histogram.png", "smoke-one-shot.png"}
+    assert all(Path(path).stat().st_size > 5000 for path in drawn)
+    packed = pretrained.main("smoke", "small", folders["out"], str(tmp_path / "weights"))
+    assert abs(packed["rounding"]) < 0.1
+    card = (tmp_path / "weights" / "small.md").read_text()
+    (row,) = rows_of(folders)
+    assert card.startswith("# small\n")
+    assert reproduce.figure(row) in card
+    vma, halves = reproduce.trained(tmp_path / "runs" / "smoke" / "vma", tmp_path), pv.load(packed["weights"])
+    assert halves.spec() == vma.spec()
+    for name, tensor in vma.state_dict().items():
+        assert torch.equal(halves.state_dict()[name], tensor.half().float())

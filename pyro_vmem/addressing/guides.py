@@ -209,8 +209,8 @@ class EncoderGuide(AddressGuide):
     more encoding of each template and target.
 
     References:
-        | Inference Suboptimality in Variational Autoencoders (Cremer, Li, Duvenaud, 2018), on what a guide leaves on the
-        | table beside a model that stays | https://arxiv.org/abs/1801.03558
+        | Inference Suboptimality in Variational Autoencoders (Cremer, Li, Duvenaud, 2018), on what a guide misses
+        | beside a model that stays | https://arxiv.org/abs/1801.03558
 
     Arguments:
         inner: The guide that reads the features.
