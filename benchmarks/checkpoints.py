@@ -48,7 +48,9 @@ def pack(run: Path, stem: Path, finished: bool) -> list[Path]:
         save_checkpoint(weights, best or last, data)
         moments.unlink(missing_ok=True)
         return [weights]
-    save_checkpoint(weights, {n: t for n, t in tensors.items() if n.startswith("model.") or n == "random_state"}, data)
+    save_checkpoint(
+        weights, {n: t for n, t in tensors.items() if n.startswith("model.") or n.endswith("random_state")}, data
+    )
     state = {n: t for n, t in tensors.items() if n.startswith("optimizer.")}
     halved = {n: t.bfloat16() if n.endswith(_MOMENTS) else t for n, t in state.items()}
     save_checkpoint(moments, halved, {"steps": data["result"]["steps"]})
