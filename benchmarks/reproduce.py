@@ -264,7 +264,8 @@ def evaluate_cell(
             max_decodes=MAX_DECODES,
             warn=False,
         )
-        probs = guide.probs if method == "sampled" else posterior(vma, memory, episode.x, how.num_samples)
+        seed = how.seed * 1_000_003 + number
+        probs = guide.probs if method == "sampled" else posterior(vma, memory, episode.x, how.num_samples, seed)
         columns.append((found.nll, found.standard_error, found.khat, *_lookup(episode, memory, probs)))
         parts.append((len(episode.x), *(terms[name] for name in BREAKDOWN)))
         shared = not episode.memory.per_datapoint
@@ -296,9 +297,10 @@ def evaluate_cell(
     sys.stderr.write(f"{model} C={n_classes} T={shots} {method}: {figure(row)} nats\n")
 
 
-def posterior(vma: pv.VMA, memory: pv.EncodedMemory, x: Tensor, num_samples: int) -> Tensor:
-    """The model's own p(a | x, M), from as many samples of z at each slot as there are for all."""
-    with torch.no_grad(), autocast(x.device, "auto"):
+def posterior(vma: pv.VMA, memory: pv.EncodedMemory, x: Tensor, num_samples: int, seed: int) -> Tensor:
+    """The model's own p(a | x, M), the samples of z shared out among the slots."""
+    with torch.no_grad(), autocast(x.device, "auto"), torch.random.fork_rng():
+        torch.manual_seed(seed)
         each = max(1, num_samples // memory.num_slots)
         evidence = slot_log_evidence(vma, memory, x, each, max_decodes=MAX_DECODES)
         return (evidence + vma.address_prior(memory).logits).softmax(-1)
