@@ -5,6 +5,7 @@ python -m benchmarks.tables
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import sys
@@ -17,6 +18,7 @@ from matplotlib.figure import Figure
 
 from benchmarks import command
 from benchmarks.published import ACCURACY, CURVES, LIKELIHOODS, Published
+from benchmarks.recipes import read
 from benchmarks.reproduce import array_name, figure
 from pyro_vmem._files import write_atomically
 
@@ -117,7 +119,10 @@ def pictures(name: str, figures: Path, page: Path) -> list[str]:
 
 def facts(result: Result, rows: list[Row]) -> str:
     """What was trained and evaluated, in a line or two."""
-    training, lines = result["recipe"]["training"], [f"Protocol `{result['recipe']['protocol']}`."]
+    # a table that trains nothing shows how the run was trained that it evaluates
+    evaluated = result["recipe"]["run"]
+    training = dataclasses.asdict(read(evaluated).training) if evaluated else result["recipe"]["training"]
+    lines = [f"Protocol `{result['recipe']['protocol']}`."]
     for model, run in result["runs"].items():
         trained = ""
         if run["steps"]:

@@ -128,8 +128,9 @@ class _Defensive(Messenger):
         if msg["is_observed"] or not isinstance(fn, torch.distributions.Categorical):
             return
         q = fn.probs
-        likely = q.topk(min(self.top or q.shape[-1], q.shape[-1]), dim=-1).indices
-        uniform = torch.zeros_like(q).scatter(-1, likely, 1 / likely.shape[-1])
+        uniform = torch.full_like(q, 1 / q.shape[-1])
+        if self.top is not None and self.top < q.shape[-1]:
+            uniform = torch.zeros_like(q).scatter(-1, q.topk(self.top, dim=-1).indices, 1 / self.top)
         mixture = (1 - self.share) * q + self.share * uniform
         msg["fn"] = Categorical(probs=mixture)
         msg["infer"] = {**msg["infer"], "guide": fn}
