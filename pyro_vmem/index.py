@@ -120,6 +120,15 @@ class AddressIndex(abc.ABC):
         """Slots that can be found."""
         return int(self.present.sum())
 
+    @property
+    def slots(self) -> Tensor:
+        """The slots that can be found, integers `(n,)`."""
+        return self.present.nonzero().squeeze(-1)
+
+    def keys_of(self, slots: Tensor) -> Tensor:
+        """The keys `(n, E)` of slots, integers `(n,)`; an `IndexError` if one is not a slot."""
+        return self.keys[self._in_range(slots)]
+
     @torch.no_grad()
     def search(self, queries: Tensor, k: int) -> Hits:
         r"""The slots of the :math:`k` largest :math:`\langle q, key_s \rangle`.
@@ -202,8 +211,19 @@ class AddressIndex(abc.ABC):
     def _changed(self, slots: Tensor) -> None:  # noqa: B027  # an index that looks at the keys has nothing to do
         """Called with slots whose keys, or whose presence, have changed."""
 
-    def rebuild(self) -> None:  # noqa: B027  # as above
-        """Builds whatever the search needs anew from the keys; after most of them were updated, it finds more."""
+    def rebuild(self, keys: Tensor | None = None) -> None:
+        """Builds whatever the search needs anew; after most keys were updated, it finds more.
+
+        Arguments:
+            keys: New keys of all slots, with shape `(S, E)`. Default: those there are.
+
+        Raises:
+            ValueError: If the keys do not fit.
+        """
+        if keys is not None:
+            if len(keys) != len(self.keys):
+                raise ValueError(f"keys: expected {len(self.keys)}, one a slot, got {len(keys)}.")
+            self.keys.copy_(self._checked(keys, self.dim))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} of {self.num_slots} slots, keys of {self.dim})"
@@ -282,21 +302,21 @@ class FaissIndex(AddressIndex):
         self.effort = effort
         self.rebuild()
 
-    def rebuild(self) -> None:
-        faiss = self._faiss
-        keys = self.keys.numpy()
+    def rebuild(self, keys: Tensor | None = None) -> None:
+        super().rebuild(keys)
+        faiss, table = self._faiss, self.keys.numpy()
         if self.kind == "flat":
             self._index = faiss.IndexFlatIP(self.dim)
         elif self.kind == "hnsw":
             self._index = faiss.IndexHNSWFlat(self.dim, 32, faiss.METRIC_INNER_PRODUCT)
         else:
             # faiss asks for 39 keys a group at least to learn the centres from.
-            groups = max(1, min(math.isqrt(len(keys)), len(keys) // 39))
+            groups = max(1, min(math.isqrt(len(table)), len(table) // 39))
             self._centres = faiss.IndexFlatIP(self.dim)
             self._index = faiss.IndexIVFFlat(self._centres, self.dim, groups, faiss.METRIC_INNER_PRODUCT)
             self._index.cp.max_points_per_centroid = 64
-            self._index.train(keys)
-        self._index.add(keys)
+            self._index.train(table)
+        self._index.add(table)
         # Of which slots the faiss index knows the key they have now, and which are searched beside it.
         self._known = self.present.clone()
         self._beside = torch.zeros_like(self.present)

@@ -94,9 +94,23 @@ class ShardedIndex(AddressIndex):
         mine = self._mine(self._in_range(slots))
         self.shard.update(slots.to(mine.device)[mine] // self.ranks.count, self._checked(keys, self.dim)[mine])
 
-    def rebuild(self) -> None:
-        """Builds what each process's search needs anew."""
-        self.shard.rebuild()
+    def rebuild(self, keys: Tensor | None = None) -> None:
+        """Builds what each process's search needs anew, from new keys of all slots, `(S, E)`, if they are given."""
+        self.shard.rebuild(None if keys is None else keys[self.ranks.index :: self.ranks.count])
+
+    @property
+    def slots(self) -> Tensor:
+        """The slots of all processes that can be found, integers `(n,)`."""
+        found = torch.zeros(self._total, device=self.keys.device)
+        found[self.ranks.index :: self.ranks.count] = self.present.to(found)
+        return self.ranks.add_up(found).nonzero().squeeze(-1)
+
+    def keys_of(self, slots: Tensor) -> Tensor:
+        """The keys `(n, E)` of slots, integers `(n,)`, whoever has them; all processes ask for the same."""
+        slots = self._in_range(slots)
+        mine, keys = self._mine(slots), self.keys.new_zeros(len(slots), self.dim)
+        keys[mine] = self.keys[slots[mine] // self.ranks.count]
+        return self.ranks.add_up(keys)
 
     def _mine(self, slots: Tensor) -> Tensor:
         return slots.to(self.keys.device) % self.ranks.count == self.ranks.index

@@ -26,6 +26,7 @@ from pyro_vmem.data.loading import load_ahead, lost_worker
 from pyro_vmem.guards import check_range
 from pyro_vmem.history import FitResult
 from pyro_vmem.infer import Objective
+from pyro_vmem.keys import FreshKeys
 from pyro_vmem.loggers import Loggers, logging_to
 from pyro_vmem.precision import autocast
 from pyro_vmem.ranks import Ranks, own_device
@@ -66,6 +67,7 @@ def fit(
     device: str | torch.device | None = None,
     workers: int = 0,
     compile: bool = False,
+    refresh_slots: int = 256,
     logger: Loggers = None,
     progress: bool = True,
 ) -> FitResult:
@@ -86,6 +88,10 @@ def fit(
     Started by `torchrun` (or with `torch.distributed` initialised), the processes train one model together, each on its
     share of the targets of each episode: the same run as that of one process, but for the order of summation. It can be
     resumed by another number of processes.
+
+    Where the memory of the episodes has an index that the guide looks in, its keys are refreshed: some slots after each
+    step, in turn, and all at the end. Rows of the history tell how old they had become: `key_overlap`, `key_missed` and
+    `key_drift`, see :class:`pyro_vmem.Staleness`. They are not in checkpoints: a resumed run begins with fresh keys.
 
     Arguments:
         vma: The model and its guide; trained in place, and at the end it holds the best weights by validation, or the
@@ -117,6 +123,8 @@ def fit(
         workers: How many processes load episodes; by default this one does, for a GPU in a thread ahead of the steps.
         compile: Whether encoders and decoder are compiled by `torch.compile` for training steps; all else, and what is
             saved, stays as it is. It takes minutes to begin, and on a CPU it has not paid: see the page on performance.
+        refresh_slots: How many slots of an index have their keys computed anew after each step: no key is older than
+            slots over `refresh_slots` steps. 0 leaves the keys as they are.
         logger: Where the history goes beside `history.csv`: `"tensorboard"`, `"wandb"`, `"mlflow"`, a function of a
             step and a row, or several; one that fails is warned of and ends nothing. See :mod:`pyro_vmem.loggers`.
         progress: Whether to show a progress bar.
@@ -147,7 +155,7 @@ def fit(
         )
     for name, whole, least in (("steps", steps, 1), ("validate_every", validate_every, 1), ("keep", keep, 1)):
         check_range(name, whole, least, 10**12, int)
-    wholes = {"seed": seed, "lr_warmup": lr_warmup, "workers": workers}
+    wholes = {"seed": seed, "lr_warmup": lr_warmup, "workers": workers, "refresh_slots": refresh_slots}
     for name, whole, least in (("num_particles", num_particles, 1), *((n, w, 0) for n, w in wholes.items())):
         check_range(name, whole, least, 2**63, int)
     for name, limit in (("minutes", minutes), ("piece_minutes", piece_minutes)):
@@ -173,7 +181,13 @@ def fit(
         "episodes": repr(episodes) if isinstance(episodes, EpisodeSampler) else None,
         **{"num_particles": num_particles, "lr": lr, "lr_warmup": lr_warmup, "kl_warmup": kl_warmup},
         **{"kl_start": kl_start, "clip_norm": clip_norm, "seed": seed},
+        "refresh_slots": refresh_slots,
     }
+    if workers and FreshKeys(vma, refresh_slots).wants(first.memory):
+        raise ValueError(
+            f"workers: expected 0, got {workers}: an index whose keys are refreshed has to stay in this process. Load "
+            "the episodes here, or pass refresh_slots=0 to train with the keys as they are."
+        )
     ranks = Ranks.join(device)
     talks = ranks.index == 0
     run = Run(Steps(vma, objective, num_particles, lr, first.to(device), ranks), settings, folder, keep)
@@ -194,6 +208,9 @@ def fit(
         ranks.begin_with(vma, run.steps.module)
         result = run.result
         result.chosen = run.steps.chosen
+        keys, episode = FreshKeys(vma, refresh_slots, resumed=result.steps > 0), first.to(device)
+        with half:
+            keys.meet(episode.memory)
         run.log = stack.enter_context(logging_to(logger if talks else None, folder, settings, result.steps))
         begin = time.perf_counter()
         start = begin - result.seconds
@@ -222,7 +239,7 @@ def fit(
         run.set_random_state(seed)
         try:
             if result.steps and result.steps % validate_every == 0:
-                _record(run, validation, half)  # if it was stopped just before
+                _record(run, validation, half, keys, episode)  # if it was stopped just before
             while True:
                 part, stop = ranks.agree(done(), stop)
                 if stop or part == 1.0:
@@ -232,22 +249,27 @@ def fit(
                 )
                 run.rates["kl_weight"] = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
                 episode = next(loaded)
+                with half:
+                    keys.meet(episode.memory)
                 whole = False
-                with uninterrupted(), compiled:
-                    _step(run, episode, clip_norm, half)
+                with uninterrupted():
+                    with compiled:
+                        _step(run, episode, clip_norm, half)
+                    with half:
+                        keys.step(episode.memory)
                     result.seconds = time.perf_counter() - start
                     whole = True
                 bar.update()
                 if result.steps % 10 == 0:
                     bar.set_postfix_str(run.meter.text(), refresh=False)
                 if result.steps % validate_every == 0:
-                    _record(run, validation, half)
+                    _record(run, validation, half, keys, episode)
                 stop = time.perf_counter() - begin >= piece
             result.interrupted = part < 1.0
             if result.interrupted and ranks.stopped and talks:
                 bar.write(INTERRUPTED.format(result.steps), file=sys.stderr)
             if result.steps and not result.interrupted:
-                _record(run, validation, half)
+                _record(run, validation, half, keys, episode)
         except KeyboardInterrupt:
             if not whole:
                 raise
@@ -264,6 +286,9 @@ def fit(
             with uninterrupted():
                 run.write()
             result.history.append(_row(run))
+    if not result.interrupted:
+        with half:
+            keys.refresh(progress=not quiet)  # those of the best weights
     if run.unwritten is not None:
         raise OSError(
             f"out: the last checkpoint, of step {result.steps}, could not be written to {str(folder)!r} "
@@ -308,11 +333,15 @@ def _row(run: Run) -> dict[str, float]:
     return {"step": run.result.steps, "seconds": run.result.seconds} | run.meter.row()
 
 
-def _record(run: Run, validation: Dataset[Episode] | None, half: torch.autocast) -> None:
+def _record(
+    run: Run, validation: Dataset[Episode] | None, half: torch.autocast, keys: FreshKeys, episode: Episode
+) -> None:
     """Adds a row to the history, unless this step has one, validates, and writes what changed to the folder."""
     if run.recorded:
         return
     row = _row(run) | run.rates
+    with half:
+        row |= keys.row(episode.memory, episode.x)
     if validation is not None:
         run.vma.eval()
         with half:
