@@ -13,15 +13,20 @@ from torch.utils.data import Dataset
 
 import pyro_vmem as pv
 from pyro_vmem import data
-from pyro_vmem.baselines import NoMemoryVAE, SoftAttentionVAE
+from pyro_vmem.baselines import NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE
 from pyro_vmem.data import Episode, FewShotDataset
 from pyro_vmem.nn import MLPDecoder, MLPEncoder
 
 __all__ = ["MODELS", "Evaluation", "Kind", "Networks", "Recipe", "Training", "model_name", "read", "tables"]
 
 CONFIGS = Path(__file__).parent / "configs"
-MODELS: dict[str, type[pv.VMA]] = {"vma": pv.VMA, "no-memory": NoMemoryVAE, "soft-attention": SoftAttentionVAE}
-ModelName = Literal["vma", "no-memory", "soft-attention"]
+MODELS: dict[str, type[pv.VMA]] = {
+    "vma": pv.VMA,
+    "soft-attention": SoftAttentionVAE,
+    "set-statistics": SetStatisticsVAE,
+    "no-memory": NoMemoryVAE,
+}
+ModelName = Literal["vma", "soft-attention", "set-statistics", "no-memory"]
 Datasets = tuple[FewShotDataset, FewShotDataset, FewShotDataset]
 
 
@@ -148,6 +153,7 @@ class Recipe:
         networks: Sizes of the networks.
         training: How it is trained.
         evaluation: Which cells are evaluated.
+        models: What is trained and evaluated: keys of `MODELS`.
         run: The table whose trained model is evaluated, if this one trains none of its own.
         start: The table whose trained weights are started from, as far as they fit.
     """
@@ -158,6 +164,7 @@ class Recipe:
     networks: Networks = field(default_factory=Networks)
     training: Training = field(default_factory=Training)
     evaluation: Evaluation = field(default_factory=Evaluation)
+    models: list[ModelName] = field(default_factory=lambda: ["vma"])
     run: str | None = None
     start: str | None = None
 

@@ -49,7 +49,7 @@ HISTORY = ("step", "seconds", "bound", "kl_a", "kl_z", "val_bound", "val_kl_a", 
 
 def main(
     table: str,
-    model: ModelName = "vma",
+    model: ModelName | None = None,
     run: str | None = None,
     start: str | None = None,
     minutes: float | None = None,
@@ -67,7 +67,7 @@ def main(
 
     Args:
         table: A recipe in benchmarks/configs.
-        model: The model, or a baseline.
+        model: One model, in place of all those of the recipe.
         run: A run's folder whose model is evaluated; nothing is trained.
         start: A run's folder whose model is trained further, in place of the run that the recipe starts from.
         minutes: When to stop: training is kept to be resumed, no further cell is begun.
@@ -86,34 +86,34 @@ def main(
     changed = {name: value for name, value in how.items() if value is not None}
     results = Results(Path(out) / f"{table}.json", table, recipe)
     recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changed))
-    folder, datasets = Path(run or f"{runs}/{recipe.run or table}/{model}"), recipe.datasets()
-    checkpoints = Path(out) / "checkpoints"
-    stem = checkpoints / f"{recipe.run or table}-{model}"
+    datasets, checkpoints = recipe.datasets(), Path(out) / "checkpoints"
 
     def left() -> float | None:
         """Minutes that are left."""
         return None if minutes is None else max(1e-5, minutes - (time.perf_counter() - begin) / 60)
 
-    over = run is not None or progress(folder)["steps"] >= recipe.training.steps
-    if train and run is None and recipe.run is None and not over:
-        unpack(stem, folder) if not (folder / "last.safetensors").exists() else None
-        begun = None
-        if start is not None or recipe.start is not None:
-            begun = pv.load(
-                weights(Path(start or f"{runs}/{recipe.start}/{model}"), checkpoints / f"{recipe.start}-{model}")
-            )
-        result = fit(recipe, datasets, model, folder, left(), begun)
-        over = result.steps >= recipe.training.steps
-        pack(folder, stem, over)
-    if evaluate or (evaluate is None and over):
-        vma = trained(folder, stem)
-        if run is not None:
-            model = model_name(vma)  # type: ignore[assignment]
-        results.of_run(model, vma, progress(folder) if folder.exists() else {})
-        for cell in recipe.evaluation.cells():
-            if minutes is not None and time.perf_counter() - begin > 60 * minutes:
-                break
-            evaluate_cell(results, recipe, datasets[2], vma, model, *cell)
+    for name in recipe.models if model is None and run is None else [model or "vma"]:
+        folder = Path(run or f"{runs}/{recipe.run or table}/{name}")
+        stem = checkpoints / f"{recipe.run or table}-{name}"
+        over = run is not None or progress(folder)["steps"] >= recipe.training.steps
+        if train and run is None and recipe.run is None and not over:
+            unpack(stem, folder) if not (folder / "last.safetensors").exists() else None
+            begun = None
+            if start is not None or recipe.start is not None:
+                begun = pv.load(
+                    weights(Path(start or f"{runs}/{recipe.start}/{name}"), checkpoints / f"{recipe.start}-{name}")
+                )
+            result = fit(recipe, datasets, name, folder, left(), begun)
+            over = result.steps >= recipe.training.steps
+            pack(folder, stem, over)
+        if evaluate or (evaluate is None and over):
+            vma = trained(folder, stem)
+            evaluated = name if run is None else model_name(vma)
+            results.of_run(evaluated, vma, progress(folder) if folder.exists() else {})
+            for cell in recipe.evaluation.cells():
+                if minutes is not None and time.perf_counter() - begin > 60 * minutes:
+                    break
+                evaluate_cell(results, recipe, datasets[2], vma, evaluated, *cell)
     return results.content
 
 

@@ -31,7 +31,12 @@ METHODS = {
     "exact-address": "addresses summed exactly, latents sampled",
     "top-k": "the most probable addresses summed, others sampled",
 }
-NAMES = {"vma": "VMA, this library", "no-memory": "VAE without memory", "soft-attention": "soft-attention memory"}
+NAMES = {
+    "vma": "VMA, this library",
+    "soft-attention": "soft-attention memory",
+    "set-statistics": "set statistics",
+    "no-memory": "VAE without memory",
+}
 CAUSAL = (
     "Each pixel is also given those before it; the published models have pixels that are independent given latent and "
     "template, and most of the distance to them is owed to that."
@@ -126,11 +131,9 @@ def facts(result: Result, rows: list[Row]) -> str:
     for model, run in result["runs"].items():
         trained = ""
         if run["steps"]:
-            size = (
-                training["n_way"] * training["n_query"]
-                if result["recipe"]["protocol"] != "recall"
-                else training["n_query"]
-            )
+            kinds = [training | {"n_absent": 0}, *training.get("more", [])]
+            sizes = [(kind["n_way"] + kind["n_absent"]) * kind["n_query"] for kind in kinds]
+            size = _range(sizes) if result["recipe"]["protocol"] != "recall" else training["n_query"]
             trained = f", {run['steps']:,} steps of {size} targets in {run['seconds'] / 60:.0f} min"
         cpu = f"{run['machine']['cpu']}, {run['machine']['threads']} thread"
         lines.append(

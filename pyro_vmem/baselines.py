@@ -1,4 +1,4 @@
-"""What a memory with addresses is compared with: no memory, and a memory that is read softly."""
+"""What a memory with addresses is compared with: no memory, one that is read softly, and statistics of the whole."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pyro_vmem.latent import LatentGuide, LatentPrior, StandardPrior
 from pyro_vmem.likelihood import Likelihood
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.nn import Decoder, Encoder
-from pyro_vmem.precision import no_autocast
+from pyro_vmem.precision import full_precision, no_autocast
 from pyro_vmem.vma import VMA
 
-__all__ = ["NoMemoryVAE", "SoftAttentionVAE", "UniformGuide"]
+__all__ = ["NoMemoryVAE", "SetStatisticsVAE", "SoftAttentionVAE", "UniformGuide"]
 
 
 class UniformGuide(AddressGuide):
@@ -110,7 +110,73 @@ class NoMemoryVAE(_Baseline):
     def encode(self, memory: Memory) -> EncodedMemory:
         if isinstance(memory, EncodedMemory):
             return memory
-        return _SameEverywhere(memory, self.template_encoder(self.template))
+        return _SameEverywhere(memory, _expanded(self.template_encoder(self.template), memory.batch_shape))
+
+
+class SetStatisticsVAE(_Baseline):
+    r"""A memory that is summarised: statistics of all of it, in which no order and no address is left.
+
+    Generative process::
+
+        s = rho( mean_a phi(h(m_a)) )    # pooled features; and the mean template, for a decoder that warps one
+        z ~ p(z | s)
+        x ~ p(x | z, s)
+
+    The guide is :math:`q(z | x, s)`. Of a memory of one class the statistics say what its members have in common; of
+    many classes they keep what a vector can hold. Nothing is sampled between memory and z, where the neural
+    statistician has a latent for the context. Networks are those of the VMA that it is compared with, beside
+    :math:`\phi` and :math:`\rho`. The site `"a"` is there and idle, so that all that works on a VMA works on this, and
+    :math:`KL(a)` is zero.
+
+    References:
+        | Towards a Neural Statistician (Edwards, Storkey, 2017), section 3, whose statistic network this is
+        | https://arxiv.org/abs/1606.02185
+        | Deep Sets (Zaheer et al., 2017) https://arxiv.org/abs/1703.06114
+
+    Arguments:
+        latent_prior: :math:`p(z | s)`; it sees the statistics in place of a template.
+        likelihood: :math:`p(x | z, s)`, likewise.
+        latent_guide: :math:`q(z | x, s)`, likewise.
+        template_encoder: Makes the features of templates.
+        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
+        name: The prefix of this model's parameters in Pyro's parameter store.
+
+    Example:
+        >>> model = SetStatisticsVAE.for_images((1, 12, 10), latent_dim=4)
+        >>> model.generate(Memory(torch.rand(3, 1, 12, 10)), 2).shape
+        torch.Size([2, 1, 12, 10])
+    """
+
+    def __init__(
+        self,
+        latent_prior: LatentPrior,
+        likelihood: Likelihood,
+        latent_guide: LatentGuide,
+        template_encoder: Encoder | None = None,
+        x_encoder: Encoder | None = None,
+        name: str = "vma",
+    ) -> None:
+        super().__init__(latent_prior, likelihood, latent_guide, template_encoder, x_encoder, name)
+        num_features = self.template_encoder.num_features
+        self.phi = nn.Sequential(nn.Linear(num_features, num_features), nn.ReLU())
+        self.rho = nn.Linear(num_features, num_features)
+
+    @classmethod
+    def like(cls, vma: VMA) -> Self:
+        return cls(vma.latent_prior, vma.likelihood, vma.latent_guide, vma.template_encoder, vma.x_encoder)
+
+    def encode(self, memory: Memory) -> EncodedMemory:
+        if isinstance(memory, EncodedMemory):
+            return memory
+        each: Template = self.template_encoder(memory.templates)
+        return _SameEverywhere(
+            memory,
+            Template(
+                _mean(memory, memory.templates),
+                self.rho(_mean(memory, self.phi(each.features))),
+                tuple(_mean(memory, m) for m in each.maps),
+            ),
+        )
 
 
 class SoftAttentionVAE(_Baseline):
@@ -164,18 +230,14 @@ class SoftAttentionVAE(_Baseline):
 
 
 class _SameEverywhere(EncodedMemory):
-    """A memory in which every slot reads the same; `encoded` is that one template, without leading dims."""
+    """A memory in which every slot reads the same; `encoded` is that one template, with leading shape `batch_shape`."""
 
     def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as EncodedMemory's
-        one, leading = self.encoded, _leading(a, self)
-        return Template(
-            one.raw.expand(*leading, *one.raw.shape),
-            one.features.expand(*leading, *one.features.shape),
-            tuple(m.expand(*leading, *m.shape) for m in one.maps),
-        )
+        return _expanded(self.encoded, _leading(a, self))
 
     def _map(self, fn: Any) -> EncodedMemory:
-        return _SameEverywhere(Memory._map(self, fn), self.encoded)
+        mapped = super()._map(fn)
+        return _SameEverywhere(mapped, mapped.encoded)
 
 
 @dataclass(frozen=True, eq=False)
@@ -252,6 +314,27 @@ class _SoftGuide(LatentGuide):
         assert isinstance(template, _Whole)
         q = self.inner(x, template.mixture(self.attention(template.memory, x).probs))
         return q.expand(torch.broadcast_shapes(q.batch_shape, template.leading_shape))
+
+
+def _expanded(template: Template, leading: torch.Size) -> Template:
+    """A template with more leading dims; no copy."""
+    dims = len(template.leading_shape)
+    return Template(
+        template.raw.expand(*leading, *template.raw.shape[dims:]),
+        template.features.expand(*leading, *template.features.shape[dims:]),
+        tuple(m.expand(*leading, *m.shape[dims:]) for m in template.maps),
+    )
+
+
+def _mean(memory: Memory, values: Tensor) -> Tensor:
+    """The mean of `values`, `(S, ...)` or `(B, S, ...)`, over the slots in use."""
+    dim = len(memory.batch_shape)
+    exact = full_precision(values)
+    if memory.mask is None:
+        return exact.mean(dim).to(values.dtype)
+    shares = memory.mask.to(exact.dtype) / memory.slots_in_use.unsqueeze(-1)
+    shares = shares.reshape(*shares.shape, *[1] * (exact.dim() - shares.dim()))
+    return (shares * exact).sum(dim).to(values.dtype)
 
 
 def _leading(a: Tensor, memory: Memory) -> torch.Size:

@@ -12,11 +12,13 @@ from pyro.optim import Adam
 from torch import Tensor
 
 import pyro_vmem as pv
-from pyro_vmem.baselines import NoMemoryVAE, SoftAttentionVAE
+from pyro_vmem.baselines import NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE
+from pyro_vmem.memory import Template
 from pyro_vmem.nn.layers import Residual
 from pyro_vmem.testing import assert_unbiased
 
-BASELINES = [NoMemoryVAE, SoftAttentionVAE]
+BASELINES = [NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE]
+OF_MEMORY = [SetStatisticsVAE, SoftAttentionVAE]
 DIM, LATENT, SLOTS, B = 3, 2, 5, 4
 
 
@@ -24,11 +26,10 @@ def make(cls: type[pv.VMA], seed: int = 0) -> pv.VMA:
     """A small model away from its neutral start; its guide is close to the prior, so that weights have short tails."""
     torch.manual_seed(seed)
     model = cls.for_vectors(DIM, LATENT, num_features=8, hidden=(8,))
-    guided = {id(p) for p in model.latent_guide.parameters()}
     with torch.no_grad():
-        for parameter in model.parameters():
-            if id(parameter) not in guided:
-                parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, parameter in model.named_parameters():
+            if not name.startswith("latent_guide"):
+                parameter.add_((0.1 if name.startswith("latent_prior") else 0.3) * torch.randn_like(parameter))
     return model
 
 
@@ -41,11 +42,19 @@ def inputs(per_datapoint: bool = False) -> tuple[pv.Memory, Tensor]:
     return pv.Memory(2 * torch.randn(*slots, DIM), labels=labels, mask=mask), torch.randn(B, DIM)
 
 
+def statistics_by_hand(model: SetStatisticsVAE, memory: pv.Memory) -> Tensor:
+    """The pooled features of a memory of which all but the last slot are in use."""
+    each = [model.phi(model.template_encoder(m).features) for m in memory.templates[:-1]]
+    return model.rho(sum(each, torch.tensor(0.0)) / len(each))
+
+
 def log_likelihood_by_hand(model: pv.VMA, memory: pv.Memory, x: Tensor, z: Tensor) -> Tensor:
     """log p(x | z, M) of one target for many z, from the weights alone."""
     encoder, likelihood = model.template_encoder, model.likelihood
     if isinstance(model, NoMemoryVAE):
         features, network = encoder(model.template).features, likelihood.network
+    elif isinstance(model, SetStatisticsVAE):
+        features, network = statistics_by_hand(model, memory), likelihood.network
     else:
         soft = likelihood.network
         network, attention = soft.inner, soft.attention
@@ -59,12 +68,37 @@ def log_likelihood_by_hand(model: pv.VMA, memory: pv.Memory, x: Tensor, z: Tenso
     return (-0.5 * ((x - loc) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
 
 
+def log_prior_by_hand(model: pv.VMA, memory: pv.Memory, z: Tensor) -> Tensor:
+    """log p(z | M): a standard normal, but where statistics of the memory say otherwise."""
+    loc, scale = torch.zeros(LATENT), torch.ones(LATENT)
+    if isinstance(model, SetStatisticsVAE):
+        features = statistics_by_hand(model, memory)
+        normal = model.latent_prior(Template(features, features)).base_dist
+        loc, scale = normal.loc, normal.scale
+    return (-0.5 * ((z - loc) / scale) ** 2 - scale.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+
+
+def grid() -> tuple[Tensor, float]:
+    """Values of z, and the logarithm of the area that each stands for."""
+    axis = torch.linspace(-7.0, 7.0, 281)
+    return torch.cartesian_prod(axis, axis), 2 * math.log(float(axis[1] - axis[0]))
+
+
 def exact_evidence(model: pv.VMA, memory: pv.Memory, x: Tensor) -> Tensor:
     """log p(x | M) with z summed over a fine grid."""
-    axis = torch.linspace(-7.0, 7.0, 281)
-    z = torch.cartesian_prod(axis, axis)
-    log_prior = -0.5 * z.square().sum(-1) - math.log(2 * math.pi) + 2 * math.log(float(axis[1] - axis[0]))
+    z, log_area = grid()
+    log_prior = log_prior_by_hand(model, memory, z) + log_area
     return torch.stack([(log_prior + log_likelihood_by_hand(model, memory, one, z)).logsumexp(0) for one in x])
+
+
+def exact_bound(model: pv.VMA, memory: pv.Memory, x: Tensor) -> Tensor:
+    """The evidence lower bound of all targets together, with z summed over a fine grid."""
+    z, log_area = grid()
+    q = model.latent_guide(model.encode_x(x), model.encode(memory).read(torch.zeros(B, dtype=torch.long)))
+    log_q = q.log_prob(z.unsqueeze(1))
+    log_p = torch.stack([log_likelihood_by_hand(model, memory, one, z) for one in x], 1)
+    log_p = log_p + log_prior_by_hand(model, memory, z).unsqueeze(1)
+    return ((log_q + log_area).exp() * (log_p - log_q)).sum()
 
 
 @pytest.mark.parametrize("cls", BASELINES)
@@ -77,6 +111,23 @@ def test_evidence_is_that_of_quadrature(
         exact = exact_evidence(model, memory, x)
     estimates = [pv.diagnostics.log_evidence(model, memory, x, 60, method, k=2) for _ in range(100)]
     assert_unbiased((torch.stack(estimates) - exact).exp(), torch.ones(B), resolution=0.2)
+
+
+@pytest.mark.parametrize("cls", BASELINES)
+def test_gradients_are_unbiased(cls: type[pv.VMA], float64: None) -> None:
+    model, (memory, x) = make(cls), inputs()
+    parameters = list(model.parameters())
+
+    def gradient(loss: Tensor) -> Tensor:
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, parameters)])
+
+    exact = gradient(-exact_bound(model, memory, x))
+    loss = pyro.infer.Trace_ELBO(num_particles=100, vectorize_particles=True, max_plate_nesting=1)
+    draws = [gradient(loss.differentiable_loss(model.model, model.guide, memory, x)) for _ in range(60)]
+    assert exact.norm() > 1
+    # along some directions: a weight by itself may matter in so few draws that its mean is far from normal
+    directions = torch.randn(len(exact), 30)
+    assert_unbiased(torch.stack(draws) @ directions, exact @ directions, resolution=0.05)
 
 
 @pytest.mark.parametrize("cls", BASELINES)
@@ -104,12 +155,13 @@ def test_without_memory_evidence_is_the_same_under_any_memory(float64: None) -> 
     assert torch.equal(*found)
 
 
-def test_with_soft_attention_evidence_depends_on_slots_in_use_alone(float64: None) -> None:
-    model, (memory, x) = make(SoftAttentionVAE), inputs()
+@pytest.mark.parametrize("cls", OF_MEMORY)
+def test_evidence_depends_on_slots_in_use_alone(cls: type[pv.VMA], float64: None) -> None:
+    model, (memory, x) = make(cls), inputs()
 
     def evidence(templates: Tensor) -> Tensor:
         altered = pv.Memory(templates, mask=memory.mask)
-        return pv.diagnostics.estimate_evidence(model, altered, x, 50, seed=0).log_evidence
+        return pv.diagnostics.estimate_evidence(model, altered, x, 50, seed=0, warn=False).log_evidence
 
     unused, used = memory.templates.clone(), memory.templates.clone()
     unused[-1] += 1.0
@@ -143,7 +195,7 @@ def test_every_parameter_gets_a_gradient(cls: type[pv.VMA], images: bool, per_da
     assert not images or any(isinstance(block, Residual) for block in model.modules())
 
 
-@pytest.mark.parametrize("cls", BASELINES)
+@pytest.mark.parametrize("cls", [NoMemoryVAE, SoftAttentionVAE])
 def test_networks_are_those_of_the_vma(cls: type[pv.VMA]) -> None:
     vma = pv.VMA.for_images((1, 8, 8), latent_dim=2, num_features=8, width=4)
     model = cls.like(vma)  # type: ignore[attr-defined]
@@ -152,6 +204,33 @@ def test_networks_are_those_of_the_vma(cls: type[pv.VMA]) -> None:
     parts = (vma.likelihood, vma.latent_guide, vma.template_encoder)
     assert shared == {id(p) for part in parts for p in part.parameters()}
     assert isinstance(model.latent_prior, pv.StandardPrior)
+
+
+def test_networks_of_set_statistics_are_those_of_the_vma() -> None:
+    vma = pv.VMA.for_images((1, 8, 8), latent_dim=2, num_features=8, width=4)
+    model = SetStatisticsVAE.like(vma)
+    guides = {id(p) for p in vma.address_guide.parameters()}
+    assert {id(p) for p in vma.parameters()} - {id(p) for p in model.parameters()} == guides
+    more = {name.partition(".")[0] for name, p in model.named_parameters() if all(p is not q for q in vma.parameters())}
+    assert more == {"phi", "rho"}
+
+
+def test_statistics_of_a_set_are_means_over_its_slots_in_use(float64: None) -> None:
+    torch.manual_seed(0)
+    model = SetStatisticsVAE.for_images((1, 8, 7), latent_dim=2, num_features=8, width=4)
+    templates = torch.rand(B, SLOTS, 1, 8, 7)
+    mask = torch.tensor([[True] * n + [False] * (SLOTS - n) for n in (1, 2, 4, 5)])
+    read = model.encode(pv.Memory(templates, mask=mask)).read(torch.tensor([[0], [3]]))
+    assert read.leading_shape == (2, B)
+    for row, n in enumerate((1, 2, 4, 5)):
+        each = model.template_encoder(templates[row, :n])
+        alone = model.encode(pv.Memory(templates[row, :n])).read(torch.tensor([2]))
+        assert torch.allclose(read.raw[1, row], templates[row, :n].mean(0))
+        assert torch.allclose(read.features[1, row], model.rho(model.phi(each.features).mean(0)))
+        assert torch.allclose(read.features[1, row], alone.features[0])
+        for found, expected in zip(read.maps, each.maps, strict=True):
+            assert torch.allclose(found[1, row], expected.mean(0))
+    assert not torch.allclose(read.features[0, 0], read.features[0, 1], atol=1e-3)
 
 
 @pytest.mark.parametrize("cls", BASELINES)

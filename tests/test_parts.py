@@ -86,6 +86,7 @@ PARTS: dict[str, Callable[[], Part]] = {
     "ExtraTemplates": lambda: pv.ExtraTemplates(2, EVENT),
     "VMA": lambda: pv.VMA.for_vectors(4, 2, F, (8,)),
     "NoMemoryVAE": lambda: pv.baselines.NoMemoryVAE.for_vectors(4, 2, F, (8,)),
+    "SetStatisticsVAE": lambda: pv.baselines.SetStatisticsVAE.for_vectors(4, 2, F, (8,)),
     "SoftAttentionVAE": lambda: pv.baselines.SoftAttentionVAE.for_vectors(4, 2, F, (8,)),
 }
 HAS_ZUKO = importlib.util.find_spec("zuko") is not None

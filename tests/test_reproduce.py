@@ -96,6 +96,23 @@ def test_pieces_add_up_and_cells_are_evaluated_once(folders, tmp_path):
     assert result["recipe"]["evaluation"]["num_targets"] == 12
 
 
+def test_all_models_of_a_recipe_are_trained_and_evaluated_unless_one_is_named(folders, monkeypatch):
+    smoke = recipes.read("smoke")
+    several = dataclasses.replace(smoke, models=["vma", "set-statistics"])
+    monkeypatch.setattr(reproduce, "read", {"smoke": several}.get)
+    cell = {"classes": [1], "shots": [4], "methods": ["sampled"]}
+    assert [r["model"] for r in reproduce.main("smoke", "set-statistics", **cell, **folders)["rows"]] == [
+        "set-statistics"
+    ]
+    result = reproduce.main("smoke", **cell, **folders)
+    assert [r["model"] for r in result["rows"]] == ["set-statistics", "vma"]
+    one, two = result["rows"]
+    assert one["nll"] != two["nll"]
+    assert one["kl_a"] == 0 < two["kl_a"]
+    assert set(result["runs"]) == {"vma", "set-statistics"}
+    assert all(run["steps"] == 6 for run in result["runs"].values())
+
+
 def test_a_cell_is_the_evidence_of_the_protocols_episodes(folders, tmp_path):
     (row,) = reproduce.main("smoke", classes=[2], shots=[1], methods=["exact-address"], **folders)["rows"]
     vma = pv.load(tmp_path / "runs" / "smoke" / "vma")
