@@ -66,7 +66,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     recipe = read(table)
     datasets = recipe.datasets()
     _, held_out = recipe.training_episodes(datasets)
-    vma = trained(Path("no/such/run"), Path(results, "checkpoints", f"{table}-vma"))
+    vma = trained(Path("no/such/run"), Path(results, "checkpoints", f"{table}-vma"), recipe.networks.views)
     weights = Path(out, f"{name}.safetensors")
     halves = {n: t.half() if t.is_floating_point() else t for n, t in vma.state_dict().items()}
     save_checkpoint(weights, halves, {"spec": vma.spec()})

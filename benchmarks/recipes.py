@@ -42,6 +42,7 @@ class Networks:
         truncate: Slots that the address guide keeps while training; None for all.
         pixels: See `pyro_vmem.VMA.for_images`.
         own_features: Whether the address guide has an encoder of its own.
+        views: In how many ways it looks at images once it is trained; see `pyro_vmem.EncoderGuide`.
         extra_slots: Learned slots beside those of the memory, for targets of no class in it.
     """
 
@@ -52,6 +53,7 @@ class Networks:
     truncate: int | None = 4
     pixels: Literal["independent", "causal"] = "independent"
     own_features: bool = False
+    views: int = 1
     extra_slots: int = 0
 
 
@@ -76,7 +78,7 @@ class Training:
         more: Further kinds of episodes, taken in turn with these.
         rotate: Whether classes turned by 90, 180 and 270 degrees are further classes.
         flip: Whether mirrored classes are.
-        shift: By how many pixels, at most, each training image is moved.
+        warp: Whether training images are under random affine maps, of classes and of images.
         objective: See `pyro_vmem.fit`; "wake" trains the address guide by the wake phase of `RWS_ELBO`, half of the
             particles drawn from its eight most probable slots.
         only: The part that is trained, all others frozen; all parts by default.
@@ -96,7 +98,7 @@ class Training:
     more: list[Kind] = field(default_factory=list)
     rotate: bool = True
     flip: bool = True
-    shift: int = 0
+    warp: bool = False
     objective: str = "vimco"
     only: str | None = None
     num_particles: int = 4
@@ -182,14 +184,18 @@ class Recipe:
         """Episodes to train on and to validate on."""
         train, validation, _ = datasets
         t = self.training
+        resize: Any = None
+        if t.warp and self.images == "protocol":  # warped as they were drawn, made small then
+            resize = data.protocol(self.protocol).resize
+            train = data.protocol(self.protocol).datasets(full=True)[0]
         if self.protocol == "recall":
             sizes = (t.n_way * t.k_shot, t.n_query)
             return data.RecallSampler(train, *sizes, seed=t.seed), data.RecallSampler(validation, *sizes, t.seed + 1)
         kinds = [Kind(t.n_way, t.k_shot, t.n_query), *t.more]
         if not t.more:
             held_out = data.EpisodeSampler(validation, *t.held_out, seed=t.seed + 1)
-            return _sampler(train, kinds[0], t.seed, t), held_out
-        mixed = [_sampler(train, kind, t.seed + 100 * number, t) for number, kind in enumerate(kinds)]
+            return _sampler(train, kinds[0], t.seed, t, resize), held_out
+        mixed = [_sampler(train, kind, t.seed + 100 * number, t, resize) for number, kind in enumerate(kinds)]
         # What is to be good at all kinds is chosen by all kinds.
         held_out_kinds = [
             data.EpisodeSampler(validation, k.n_way, k.k_shot, k.n_query, seed=t.seed + 1 + number, n_absent=k.n_absent)
@@ -294,10 +300,10 @@ def _yaml(path: Path) -> dict[str, Any]:
     return found
 
 
-def _sampler(dataset: FewShotDataset, kind: Kind, seed: int, t: Training) -> Dataset[Episode]:
+def _sampler(dataset: FewShotDataset, kind: Kind, seed: int, t: Training, resize: Any) -> Dataset[Episode]:
     sizes = (kind.n_way, kind.k_shot, kind.n_query)
     plain = data.EpisodeSampler(dataset, *sizes, seed=seed, rotate=t.rotate, flip=t.flip, n_absent=kind.n_absent)
-    return data.ShiftedEpisodes(plain, t.shift, seed) if t.shift else plain
+    return data.WarpedEpisodes(plain, resize=resize, seed=seed) if t.warp else plain
 
 
 def _side(recipe: Recipe) -> int:

@@ -107,7 +107,7 @@ def main(
             over = result.steps >= recipe.training.steps
             pack(folder, stem, over)
         if evaluate or (evaluate is None and over):
-            vma = trained(folder, stem)
+            vma = trained(folder, stem, recipe.networks.views)
             evaluated = name if run is None else model_name(vma)
             results.of_run(evaluated, vma, progress(folder) if folder.exists() else {})
             for cell in recipe.evaluation.cells():
@@ -153,12 +153,16 @@ def weights(folder: Path, stem: Path) -> Path:
     return folder if folder.exists() else stem.with_name(f"{stem.name}.safetensors")
 
 
-def trained(folder: Path, stem: Path) -> pv.VMA:
-    """The model of a run, or of its checkpoint in the repository; its address guide sees all slots."""
+def trained(folder: Path, stem: Path, views: int = 1) -> pv.VMA:
+    """The model of a run, or of its checkpoint in the repository; its address guide sees all slots, in `views` ways."""
     vma = pv.load(weights(folder, stem))
     if isinstance(vma.address_guide, pv.TruncatedGuide):
         # Truncated, it would miss the mass of all but a few slots: the samples would be of a smaller evidence.
         vma.address_guide = vma.address_guide.inner
+    if views > 1:
+        guide = vma.address_guide
+        assert isinstance(guide, pv.EncoderGuide)
+        vma.address_guide = pv.EncoderGuide(guide.inner, guide.encoder, views)
     return vma
 
 

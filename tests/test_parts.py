@@ -675,6 +675,36 @@ def test_defensive_guide_gives_a_truncated_one_full_support(float64: None) -> No
     assert q.enumerate_support().shape == (S, B)
 
 
+@pytest.mark.parametrize("shared", [True, False])
+@pytest.mark.parametrize("views", [4, 8])
+def test_guide_of_several_views_is_their_geometric_mean(views: int, shared: bool, float64: None) -> None:
+    encoder = ConvEncoder((1, 6, 6), F, width=2)
+    part = stir(pv.EncoderGuide(pv.SimilarityGuide(F, 4), encoder, views=views))
+    one = pv.EncoderGuide(part.inner, part.encoder)
+    templates, x = torch.rand(*(() if shared else (B,)), S, 1, 6, 6), torch.rand(B, 1, 6, 6)
+
+    def q(guide: pv.EncoderGuide, turn: Callable[[Tensor], Tensor] = lambda images: images) -> Tensor:
+        memory = Memory(turn(templates), per_datapoint=not shared)
+        return guide(EncodedMemory(memory, encoder(memory.templates)), encoder(turn(x))).probs
+
+    turns: list[Callable[[Tensor], Tensor]] = [functools.partial(torch.rot90, k=k, dims=(-2, -1)) for k in range(4)]
+    if views == 8:
+        turns += [functools.partial(lambda turn, images: turn(images.mT), turn) for turn in turns]
+    each = torch.stack([q(one, turn) for turn in turns])
+    assert each.std(0).max() > 0.01
+    mean = each.log().mean(0).exp()
+    torch.testing.assert_close(q(part), mean / mean.sum(-1, keepdim=True))
+    for turn in turns:  # the same whichever way the whole is turned
+        torch.testing.assert_close(q(part, turn), q(part))
+
+
+def test_views_that_cannot_be_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"views: expected 1, 4 .quarter turns. or 8"):
+        pv.EncoderGuide(pv.SimilarityGuide(F), FlatEncoder(EVENT), views=2)
+    with pytest.raises(ValueError, match="views: 4 need square images"):
+        pv.EncoderGuide(pv.SimilarityGuide(F), FlatEncoder(EVENT), views=4)
+
+
 def test_learned_prior_is_not_rounded_to_half_precision() -> None:
     part = stir(pv.LearnedPrior(F))
     template = half(seen(S))

@@ -322,9 +322,9 @@ def test_a_guide_with_features_of_its_own_is_trained_on_a_model_that_stays(folde
     further = dataclasses.replace(
         first,
         start="first",
-        networks=dataclasses.replace(networks, own_features=True, truncate=None),
+        networks=dataclasses.replace(networks, own_features=True, views=4, truncate=None),
         training=dataclasses.replace(
-            smoke.training, objective="wake", only="address_guide", num_particles=6, shift=1, lr=1e-2, steps=3
+            smoke.training, objective="wake", only="address_guide", num_particles=6, warp=True, lr=1e-2, steps=3
         ),
     )
     monkeypatch.setattr(reproduce, "read", {"first": first, "further": further}.get)
@@ -333,6 +333,9 @@ def test_a_guide_with_features_of_its_own_is_trained_on_a_model_that_stays(folde
     reproduce.main("further", **cell, **folders)
     before, after = (pv.load(tmp_path / "runs" / name / "vma") for name in ("first", "further"))
     assert isinstance(after.address_guide, pv.EncoderGuide)
+    assert after.address_guide.views == 1  # it looks in several ways once it is trained
+    seen = reproduce.trained(tmp_path / "runs" / "further" / "vma", tmp_path / "none", views=4)
+    assert seen.address_guide.views == 4
     frozen = {n: t for n, t in before.state_dict().items() if not n.startswith("address_guide")}
     assert frozen
     for name, tensor in frozen.items():

@@ -208,6 +208,14 @@ class EncoderGuide(AddressGuide):
     stays as it is: freeze the rest, `vma.requires_grad_(False); vma.address_guide.requires_grad_(True)`. It costs one
     more encoding of each template and target.
 
+    With `views`, target and templates are looked at together in up to eight ways, turned by quarter turns :math:`g` and
+    then mirrored, and the guide is the geometric mean of what it says of each:
+
+    .. math:: q(a | M, x) \propto \prod_g q(a | g M, g x)^{1 / V}
+
+    which is the same whichever way the whole episode is turned. It costs `views` encodings instead of one, and helps
+    a guide that was trained on turned and mirrored images as well.
+
     References:
         | Inference Suboptimality in Variational Autoencoders (Cremer, Li, Duvenaud, 2018), on what a guide misses
         | beside a model that stays | https://arxiv.org/abs/1801.03558
@@ -215,6 +223,10 @@ class EncoderGuide(AddressGuide):
     Arguments:
         inner: The guide that reads the features.
         encoder: What makes them, of templates and targets alike.
+        views: In how many ways images are looked at: 1, the four quarter turns, or these and their mirror images, 8.
+
+    Raises:
+        ValueError: If `views` is not 1, 4 or 8, or is more than 1 and the encoder's images are not square.
 
     Example:
         >>> from pyro_vmem import EncodedMemory, Memory
@@ -226,10 +238,30 @@ class EncoderGuide(AddressGuide):
         torch.Size([3, 4])
     """
 
-    def __init__(self, inner: AddressGuide, encoder: Encoder) -> None:
+    def __init__(self, inner: AddressGuide, encoder: Encoder, views: int = 1) -> None:
         super().__init__()
+        if views not in (1, 4, 8):
+            raise ValueError(f"views: expected 1, 4 (quarter turns) or 8 (mirrored as well), got {views}.")
+        shape = encoder.event_shape
+        if views > 1 and (len(shape) != 3 or shape[1] != shape[2]):
+            raise ValueError(f"views: {views} need square images (C, H, H), the encoder's are {shape}. Pass views=1.")
         self.inner = inner
         self.encoder = encoder
+        self.views = views
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
-        return self.inner(EncodedMemory(memory, self.encoder(memory.templates)), self.encoder(x.raw))
+        seen = [self._seen(memory, x, view) for view in range(self.views)]
+        if self.views == 1:
+            return seen[0]
+        return over_slots(torch.stack([q.logits for q in seen]).mean(0), memory)
+
+    def _seen(self, memory: EncodedMemory, x: Template, view: int) -> dist.Categorical:
+        templates, targets = (_turned(images, view) for images in (memory.templates, x.raw))
+        return self.inner(EncodedMemory(memory, self.encoder(templates)), self.encoder(targets))
+
+
+def _turned(images: Tensor, view: int) -> Tensor:
+    """Images after `view` quarter turns, mirrored before these from the fifth view on."""
+    if view == 0:
+        return images
+    return torch.rot90(images.flip(-1) if view >= 4 else images, view % 4, (-2, -1))

@@ -8,11 +8,12 @@ from pyro_vmem.data.mixed import MixedEpisodes
 from pyro_vmem.data.omniglot import omniglot
 from pyro_vmem.data.protocols import PROTOCOLS, Protocol, ProtocolEpisodes, protocol
 from pyro_vmem.data.recall import RecallSampler
-from pyro_vmem.data.shifted import ShiftedEpisodes
 from pyro_vmem.data.sources import from_folder, from_npz, mnist
+from pyro_vmem.data.warped import Affine, WarpedEpisodes
 
 __all__ = [
     "PROTOCOLS",
+    "Affine",
     "Episode",
     "EpisodeSampler",
     "FewShotDataset",
@@ -20,7 +21,7 @@ __all__ = [
     "Protocol",
     "ProtocolEpisodes",
     "RecallSampler",
-    "ShiftedEpisodes",
+    "WarpedEpisodes",
     "batches",
     "from_folder",
     "from_npz",

@@ -36,6 +36,13 @@ _PARTS = {
 }
 
 
+# Which rows and columns a small image takes: its size, and where in each step the one lies.
+LATTICES = {
+    "index28": (28, 0.0),
+    "nearest26": (26, 0.5),
+}  # PIL's NEAREST takes the source pixel under the new one's centre
+
+
 def _pick(size: int, shift: float) -> Callable[[Bits], Bits]:
     index = np.floor((np.arange(size) + shift) * _SIDE / size).astype(int)
     return lambda ink: ink[:, index][:, :, index]
@@ -47,8 +54,7 @@ def _max_pool(ink: Bits) -> Bits:
 
 
 _RESIZE: dict[str | None, Callable[[Bits], Bits]] = {
-    "index28": _pick(28, 0.0),
-    "nearest26": _pick(26, 0.5),  # PIL's NEAREST takes the source pixel under the centre of the new one
+    **{name: _pick(*lattice) for name, lattice in LATTICES.items()},
     "maxpool26": _max_pool,
     None: lambda ink: ink,
 }

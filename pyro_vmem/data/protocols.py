@@ -47,7 +47,7 @@ class Protocol(abc.ABC):
     copies: ClassVar[bool] = False
 
     def datasets(
-        self, root: str | os.PathLike[str] | None = None
+        self, root: str | os.PathLike[str] | None = None, *, full: bool = False
     ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
         """Return the classes to train on, to validate on and to test on.
 
@@ -56,9 +56,11 @@ class Protocol(abc.ABC):
 
         Arguments:
             root: The folder that holds Omniglot; by default the environment variable ``PYRO_VMEM_DATA``.
+            full: Whether the images stay as large as they were drawn, for :class:`~pyro_vmem.data.WarpedEpisodes` say.
         """
-        train, validation = omniglot(root, subset="background", resize=self.resize).split(test=0.15, seed=0)
-        return train, validation, omniglot(root, subset="evaluation", resize=self.resize)
+        resize = None if full else self.resize
+        train, validation = omniglot(root, subset="background", resize=resize).split(test=0.15, seed=0)
+        return train, validation, omniglot(root, subset="evaluation", resize=resize)
 
     def episodes(
         self,
@@ -328,7 +330,7 @@ class _Vma(_Shared):
     test_alphabets: ClassVar[tuple[str, ...]] = ("Tengwar", "Sylheti", "Tibetan", "Syriac_(Serto)", "ULOG")
 
     def datasets(
-        self, root: str | os.PathLike[str] | None = None
+        self, root: str | os.PathLike[str] | None = None, *, full: bool = False
     ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
         rest, test = omniglot(root, resize=self.resize).split(test=self.test_alphabets)
         train, validation = rest.split(test=0.1, seed=0)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset, MixedEpisodes, ShiftedEpisodes
+from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset, MixedEpisodes
 from pyro_vmem.memory import Memory
 
 
@@ -289,34 +289,3 @@ def test_kinds_of_episodes_come_in_turn() -> None:
         assert same(mixed[index], expected)
     with pytest.raises(ValueError, match=r"samplers: got none, expected at least one"):
         MixedEpisodes([])
-
-
-def test_shifted_episodes_move_each_image_by_its_own() -> None:
-    images = torch.zeros(60, 1, 12, 12)
-    images[:, 0, 4, 5], images[:, 0, 6, 5] = 1.0, 0.5
-    plain = EpisodeSampler(FewShotDataset(images, torch.arange(60) % 6), n_way=6, k_shot=5, n_query=4)
-    moved = ShiftedEpisodes(plain, pixels=2, seed=1)
-    seen = set()
-    for index in range(20):
-        episode, before = moved[index], plain[index]
-        assert same(episode, moved[index])
-        assert torch.equal(episode.labels, before.labels)
-        assert torch.equal(episode.memory.labels, before.memory.labels)
-        for image in torch.cat([episode.memory.templates, episode.x])[:, 0]:
-            (row, column), (below, same_column) = (
-                (image == 1).nonzero()[0].tolist(),
-                (image == 0.5).nonzero()[0].tolist(),
-            )
-            assert (below - row, same_column) == (2, column)
-            assert int((image != 0).sum()) == 2
-            seen.add((row - 4, column - 5))
-    assert seen == {(down, right) for down in range(-2, 3) for right in range(-2, 3)}
-    assert same(ShiftedEpisodes(plain, pixels=0)[3], plain[3])
-    assert not same(ShiftedEpisodes(plain, 2, seed=2)[3], moved[3])
-
-
-@pytest.mark.parametrize("name", ["pixels", "seed"])
-def test_shifted_episodes_refuse_negative_numbers(name: str) -> None:
-    plain = EpisodeSampler(numbered([9] * 12))
-    with pytest.raises(ValueError, match=f"{name}: got -1, expected 0 or more"):
-        ShiftedEpisodes(plain, **{name: -1})
