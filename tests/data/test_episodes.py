@@ -120,6 +120,7 @@ def test_an_episode_depends_on_seed_and_index_only() -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # on a machine of one core
 def test_loader_with_and_without_workers_gives_the_same_episodes(workers: int) -> None:
     sampler = EpisodeSampler(numbered([8] * 12), n_way=3, rotate=True, num_episodes=7)
     loader = DataLoader(sampler, batch_size=None, num_workers=workers)
