@@ -226,7 +226,9 @@ def profile(run: str | None = None, steps: int = 5) -> dict[str, Any]:
     experiment = Experiment() if run is None else Experiment.read(run)
     vma, episodes, _ = experiment.begin()
     vma = vma if run is None else load(run)
-    found = profile_step(vma, episodes[0], experiment.objective, experiment.num_particles, steps)
+    found = profile_step(
+        vma, episodes[0], experiment.objective, experiment.num_particles, steps, backward=experiment.backward
+    )
     table = require("rich.table", "cli").Table("part", "ms", "share", "GFLOP", show_edge=False)
     for row in found.table():
         table.add_row(*row)

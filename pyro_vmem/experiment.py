@@ -90,6 +90,7 @@ class Experiment:
         pretrained: A model of the package to start from, in place of a new one; see :func:`pyro_vmem.from_pretrained`.
         objective: The name of an objective; see :func:`pyro_vmem.fit`.
         num_particles: Particles of the objective.
+        backward: Of how many of them the model's gradient is taken; by default of all. See :func:`pyro_vmem.fit`.
         steps: Training steps.
         minutes: A time budget for training, in place of `steps`.
         lr: The highest learning rate.
@@ -123,6 +124,7 @@ class Experiment:
     pretrained: str | None = None
     objective: Objective = "vimco"
     num_particles: int = 4
+    backward: int | None = None
     steps: int = 20_000
     minutes: float | None = None
     lr: float = 3e-3
@@ -223,6 +225,7 @@ class Experiment:
                 self.steps,
                 minutes=self.minutes,
                 num_particles=self.num_particles,
+                backward=self.backward,
                 lr=self.lr,
                 compile=self.compile,
                 validation=held_out,

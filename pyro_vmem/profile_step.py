@@ -110,6 +110,7 @@ def profile_step(
     num_particles: int = 4,
     steps: int = 5,
     precision: Literal["auto", "bfloat16", "float32"] = "auto",
+    backward: int | None = None,
 ) -> StepProfile:
     """Takes a few training steps, as :func:`pyro_vmem.fit` does, and tells where the time of the fastest went.
 
@@ -122,6 +123,7 @@ def profile_step(
         num_particles: The particles of a named objective.
         steps: How many steps are timed, after two that are not.
         precision: As of :func:`pyro_vmem.fit`.
+        backward: As of :func:`pyro_vmem.fit`.
 
     Raises:
         ValueError: If `steps` is less than 1, or episode, objective and model do not fit.
@@ -140,7 +142,7 @@ def profile_step(
     weights = {name: tensor.clone() for name, tensor in vma.state_dict().items()}
     training = vma.training
     with torch.random.fork_rng(), pyro.get_param_store().scope():
-        taken = Steps(vma, objective, num_particles, 1e-6, episode)
+        taken = Steps(vma, objective, num_particles, 1e-6, episode, backward=backward)
         sections = _Sections(vma, taken, device)
         vma.train()
         try:
@@ -203,7 +205,7 @@ class _Sections:
             if part == "encode memory" and "read" not in vars(found):
                 found.read = self.timed(found.read, "read")
             elif part == "likelihood":
-                self.decodes = found.batch_shape.numel()
+                self.decodes += found.batch_shape.numel()
                 self.watch_density(found)
             return found
 
@@ -241,7 +243,7 @@ class _Sections:
 
     def of(self, step: Callable[[], Any]) -> dict[str, float]:
         """The seconds of each part of a step."""
-        self.seconds, self.flops = {}, {}
+        self.seconds, self.flops, self.decodes = {}, {}, 0
         with self.section("Pyro and the rest"):
             step()
         return {part: self.seconds.get(part, 0.0) for part in PARTS}

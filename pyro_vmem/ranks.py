@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_vmem.data import Episode
 from pyro_vmem.infer import share_noise
+from pyro_vmem.infer.backward import CHOICE
 from pyro_vmem.memory import Memory
 
 __all__ = ["Ranks", "own_device"]
@@ -146,6 +147,10 @@ class Ranks:
     def noise(self, guide: Any, size: int) -> Any:
         """A guide of this process's targets that draws what a guide of all would draw for them."""
         return guide if self.count == 1 else share_noise(self.rows(size), size)(guide)
+
+    def choice(self, size: int) -> AbstractContextManager[Any]:
+        """A context in which an objective chooses among the particles of these targets as if it had all."""
+        return nullcontext() if self.count == 1 else share_noise(self.rows(size), size, {CHOICE})
 
     @contextmanager
     def all_or_none(self, kind: type[Exception]) -> Iterator[None]:

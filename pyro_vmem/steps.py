@@ -43,6 +43,7 @@ class Steps:
         lr: The learning rate to start from.
         episode: Any of the episodes, to check the objective with.
         ranks: The processes that take the steps together; by default this one alone.
+        backward: Of how many particles of a named objective the model's gradient is taken; by default of all.
 
     Raises:
         ValueError: If the objective is unknown, or does not fit the model.
@@ -61,6 +62,7 @@ class Steps:
         lr: float,
         episode: Episode,
         ranks: Ranks | None = None,
+        backward: int | None = None,
     ) -> None:
         if not isinstance(objective, str | ELBO):
             raise ValueError(
@@ -80,8 +82,10 @@ class Steps:
             self.chosen = f"objective {objective!r}: {why}"
         self.elbo: Any  # a stock ELBO has no common method but loss
         self.elbo, self.guide = objective, vma.guide
+        if backward is not None and not isinstance(objective, str):
+            raise ValueError(f"backward: it is for an objective by name; give {type(objective).__name__} its own.")
         if isinstance(objective, str):
-            self.elbo, self.guide = named_objective(objective, vma.guide, num_particles)
+            self.elbo, self.guide = named_objective(objective, vma.guide, num_particles, backward)
         elif isinstance(objective, TraceEnum_ELBO):
             self.guide = config_enumerate(vma.guide, "parallel", expand=True)
         check_objective(self.elbo, vma.model, self.guide, episode.memory, episode.x)
@@ -133,14 +137,16 @@ class Steps:
     def _gradient(self, episode: Episode, kl_weight: float) -> dict[str, float]:
         """Puts the gradient of the loss summed over this process's targets into every `.grad`; returns the terms."""
         self.optimizer.zero_grad(set_to_none=True)
-        programs = self.vma.model, self.ranks.noise(self.guide, len(episode.x))
+        size = len(episode.x)
+        programs = self.vma.model, self.ranks.noise(self.guide, size)
         model, guide = (scale_sites({"z": kl_weight})(fn) for fn in programs)
         episode = self.ranks.share(episode)
         try:
             if isinstance(self.elbo, ParticleELBO):
                 # The optimizer has the parameters: no particle needs to look them up in Pyro's store.
                 model, guide = (poutine.block(fn, hide_types=["param"]) for fn in (model, guide))
-                terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
+                with self.ranks.choice(size):
+                    terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
                 loss = terms.loss.item()
                 if not math.isfinite(loss):
                     raise NotFiniteError(first_not_finite(terms))

@@ -126,6 +126,7 @@ def test_every_objective(tmp_path: Path) -> None:
         "enumerate": lambda: {"objective": "enumerate"},
         "running mean": lambda: {"objective": reinforce(2, "average")},
         "network": lambda: {"objective": reinforce(1, Net())},
+        "few backward": lambda: {"objective": "vimco", "backward": 1},
         "per target": lambda: {"episodes": PerTarget()},
     }
     for name, changes in runs.items():

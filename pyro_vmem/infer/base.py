@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
+from pyro_vmem.infer.backward import draw_for_backward
 from pyro_vmem.infer.dreg import doubly_reparameterised, through_values_only
 from pyro_vmem.infer.particles import Particles, draw_particles
 from pyro_vmem.infer.terms import Terms
@@ -31,21 +32,27 @@ class ParticleELBO(ELBO, abc.ABC):
         num_particles: The number :math:`K` of particles.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
+        backward: Of how many particles of each datapoint, drawn by their weights, the model's gradient is taken; by
+            default of all. The bound is the same, and the gradient in expectation; a step takes less time and memory,
+            and has more noise.
         kwargs: Other arguments of `pyro.infer.ELBO`.
 
     Attributes:
         discrete: How the guide's discrete sites get their gradient.
         least_particles: The least :math:`K` that the objective is defined for.
+        weighted: Whether particles count by their normalised weights in the gradient, so that few can stand for all.
         bias: What the gradient is in expectation: `""` for that of the stated objective exactly, else what is off.
         dreg: Whether reparameterised latents get doubly reparameterised gradients; off unless a subclass offers it.
         module: What the objective itself has to learn or to remember, such as a baseline; `None` for most.
 
     Raises:
-        ValueError: If `num_particles` is less than `least_particles`.
+        ValueError: If `num_particles` is less than `least_particles`, or `backward` is not at least 1 and less than
+            `num_particles`, or is given where particles are not vectorized or not weighted.
     """
 
     discrete: ClassVar[str] = "score function"
     least_particles: ClassVar[int] = 1
+    weighted: ClassVar[bool] = False
     bias: ClassVar[str] = ""
     dreg: bool = False
     module: torch.nn.Module | None = None
@@ -55,6 +62,7 @@ class ParticleELBO(ELBO, abc.ABC):
         num_particles: int = 4,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
+        backward: int | None = None,
         **kwargs: Any,
     ) -> None:
         if num_particles < self.least_particles:
@@ -62,17 +70,20 @@ class ParticleELBO(ELBO, abc.ABC):
                 f"num_particles: {type(self).__name__} needs at least {self.least_particles}, got {num_particles}. "
                 "For one particle use Reinforce_ELBO(baseline='average') or pyro.infer.TraceGraph_ELBO."
             )
+        if backward is not None:
+            self._check_backward(backward, num_particles, vectorize_particles)
         super().__init__(
             num_particles=num_particles,
             vectorize_particles=vectorize_particles,
             max_plate_nesting=max_plate_nesting,
             **kwargs,
         )
+        self.backward = backward
 
     @property
     def decodes(self) -> int:
         """How often the model is evaluated for each datapoint."""
-        return int(self.num_particles)
+        return int(self.num_particles) + (self.backward or 0)
 
     @property
     def detach_samples(self) -> bool:
@@ -96,7 +107,7 @@ class ParticleELBO(ELBO, abc.ABC):
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
         """The loss and what it is made of, from one draw of particles; arguments as of `loss`."""
-        particles = draw_particles(self, model, guide, *args, **kwargs)
+        particles = self._draw(model, guide, *args, **kwargs)
         bound, surrogate = self.estimate(particles)
         # The value is the bound's, the gradient the surrogate's.
         value = bound.detach() + surrogate - surrogate.detach()
@@ -123,6 +134,27 @@ class ParticleELBO(ELBO, abc.ABC):
     def proposal(self, guide: Any) -> Any:
         """What the particles are drawn from, made of the guide in its plates; the guide itself unless overridden."""
         return doubly_reparameterised()(guide) if self.dreg else guide
+
+    def _check_backward(self, backward: int, num_particles: int, vectorize_particles: bool) -> None:
+        if not self.weighted:
+            raise ValueError(
+                f"backward: {type(self).__name__} does not weight its particles, so that drawing some of them would be "
+                "as good as having fewer. Use backward=None, or VIMCO_ELBO, IWAE_ELBO or RWS_ELBO."
+            )
+        if not 0 < backward < num_particles:
+            raise ValueError(
+                f"backward: expected at least 1, and fewer than the {num_particles} particles, got {backward}. "
+                "With backward=None the gradient is that of all."
+            )
+        if not vectorize_particles:
+            raise ValueError(
+                "backward: particles have to be vectorized. Pass vectorize_particles=True, or no backward."
+            )
+
+    def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
+        if self.backward is None or not torch.is_grad_enabled():
+            return draw_particles(self, model, guide, *args, **kwargs)
+        return draw_for_backward(self, self.backward, model, guide, *args, **kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         traces: tuple[Trace, Trace] = get_importance_trace(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -27,6 +27,8 @@ class IWAE_ELBO(ParticleELBO):
     With `dreg` the gradient reaches the guide of reparameterised latents through their values only, as in
     :class:`VIMCO_ELBO`; with one particle that is "sticking the landing".
 
+    With `backward` = 1 the gradient of the model is that of one particle, drawn by its weight, as the authors suggest.
+
     References:
         | Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), equation 8 | https://arxiv.org/abs/1509.00519
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equation 5 | https://arxiv.org/abs/1602.06725
@@ -36,6 +38,7 @@ class IWAE_ELBO(ParticleELBO):
         dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
+        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         kwargs: Other arguments of `pyro.infer.ELBO`.
 
     Example:
@@ -45,15 +48,18 @@ class IWAE_ELBO(ParticleELBO):
         torch.Size([])
     """
 
+    weighted: ClassVar[bool] = True
+
     def __init__(
         self,
         num_particles: int = 4,
         dreg: bool = False,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
+        backward: int | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, backward, **kwargs)
         self.dreg = dreg
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:

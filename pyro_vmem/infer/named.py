@@ -54,7 +54,7 @@ def choose_objective(num_values: int, num_particles: int) -> tuple[Objective, st
     return "rao-blackwell", f"{many} or to sample all: the {num_particles - 1} most probable are summed"
 
 
-def named_objective(name: Objective, guide: Any, num_particles: int) -> tuple[ELBO, Any]:
+def named_objective(name: Objective, guide: Any, num_particles: int, backward: int | None = None) -> tuple[ELBO, Any]:
     """The objective of that name for a model with one plate, and the guide as the objective wants it.
 
     Arguments:
@@ -62,18 +62,21 @@ def named_objective(name: Objective, guide: Any, num_particles: int) -> tuple[EL
             for Pyro's own enumeration, guarded. `"auto"` needs :func:`choose_objective`.
         guide: The guide.
         num_particles: The decodes a datapoint; `"enumerate"` has as many as there are values.
+        backward: Of how many particles the model's gradient is taken, as of :class:`ParticleELBO`; by default of all.
 
     Raises:
-        ValueError: If there is no such objective, or it needs more particles.
+        ValueError: If there is no such objective, it needs more particles, or it has no such `backward`.
 
     Example:
         >>> named_objective("rao-blackwell", lambda x: None, 4)[0]
         RaoBlackwell_ELBO(k=3, site='a')
     """
     if name == "rws":
-        return RWS_ELBO(num_particles, pathwise=True, max_plate_nesting=1), guide
+        return RWS_ELBO(num_particles, pathwise=True, max_plate_nesting=1, backward=backward), guide
     if name in _OF_PARTICLES:
-        return _OF_PARTICLES[name](num_particles, max_plate_nesting=1), guide
+        return _OF_PARTICLES[name](num_particles, max_plate_nesting=1, backward=backward), guide
+    if backward is not None and name in ("rao-blackwell", "enumerate"):
+        raise ValueError(f"backward: {name!r} sums over addresses, all with gradients. Use 'vimco', 'iwae' or 'rws'.")
     if name == "rao-blackwell":
         return RaoBlackwell_ELBO(num_particles - 1, max_plate_nesting=1), guide
     if name == "enumerate":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class share_noise(Messenger):
     Arguments:
         rows: Which rows these are.
         size: The size :math:`B` of the whole minibatch.
+        sites: The names of the sites that are drawn so; by default all.
 
     Raises:
         ValueError: At a site that draws in another layout, or takes as many random numbers as it happens to need,
@@ -46,15 +48,16 @@ class share_noise(Messenger):
         True
     """
 
-    def __init__(self, rows: slice, size: int) -> None:
+    def __init__(self, rows: slice, size: int, sites: Collection[str] | None = None) -> None:
         super().__init__()
-        self.rows, self.size = rows, size
+        self.rows, self.size, self.sites = rows, size, sites
         self._open: _Whole | None = None
 
     # As the innermost handler of a guide this sees a site first and last, whoever draws its value in between.
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not msg["is_observed"] and msg["value"] is None:
+        here = self.sites is None or msg["name"] in self.sites
+        if here and not msg["is_observed"] and msg["value"] is None:
             self._open = _Whole(msg, self.rows, self.size)
             self._open.__enter__()
 

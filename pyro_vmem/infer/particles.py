@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from pyro_vmem.infer.dreg import PathWeight
 
-__all__ = ["Particles", "draw_particles"]
+__all__ = ["Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples"]
 
 PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wraps around model and guide
 
@@ -91,7 +92,7 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
     Raises:
         ValueError: If a site is outside of the data plate, is enumerated, or sits in a subsampled inner plate.
     """
-    rows = [_particles(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
+    rows = [particles_of(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
     if len(rows) == 1:
         return replace(rows[0], arguments=(args, kwargs))
 
@@ -111,19 +112,17 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
     )
 
 
-def _particles(model_trace: Trace, guide_trace: Trace) -> Particles:
+def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
     """The particles of one pair of traces: K of them if vectorized, else one."""
-    model_sites: dict[str, Any] = {n: site for n, site in model_trace.nodes.items() if site["type"] == "sample"}
-    guide_sites: dict[str, Any] = {n: site for n, site in guide_trace.nodes.items() if site["type"] == "sample"}
-    latents = {name: site for name, site in model_sites.items() if not site["is_observed"]}
+    guide_sites = samples(guide_trace)
+    latents = {name: site for name, site in samples(model_trace).items() if not site["is_observed"]}
     _check_sites(latents, guide_sites)
-    layout = _Layout([*model_sites.values(), *guide_sites.values()])
-    observed = [layout.per_datapoint(site["log_prob"]) for site in model_sites.values() if site["is_observed"]]
-    zero = torch.zeros_like(layout.per_datapoint(next(iter((latents or model_sites).values()))["log_prob"]))
+    layout = Layout(model_trace, guide_trace)
+    log_prior, log_likelihood = model_terms(model_trace, layout)
     return Particles(
-        log_prior={name: layout.per_datapoint(site["log_prob"]) for name, site in latents.items()},
+        log_prior=log_prior,
         log_guide={name: layout.per_datapoint(guide_sites[name]["log_prob"]) for name in latents},
-        log_likelihood=sum(observed, zero),
+        log_likelihood=log_likelihood,
         score={
             name: layout.per_datapoint(_score(site), scaled=False)
             for name, site in guide_sites.items()
@@ -147,10 +146,24 @@ def _particles(model_trace: Trace, guide_trace: Trace) -> Particles:
     )
 
 
-class _Layout:
-    """Which dims of a site's log-probability are particles and datapoints."""
+def model_terms(trace: Trace, layout: Layout) -> tuple[dict[str, Tensor], Tensor]:
+    r""":math:`\log p` of each latent site of a model, and that of all observed sites together, each `(K, B)`."""
+    rows = {name: layout.per_datapoint(site["log_prob"]) for name, site in samples(trace).items()}
+    observed = [name for name in rows if trace.nodes[name]["is_observed"]]
+    log_prior = {name: values for name, values in rows.items() if name not in observed}
+    zero = torch.zeros_like(next(iter(rows.values())))
+    return log_prior, sum((rows[name] for name in observed), zero)
 
-    def __init__(self, sites: list[Any]) -> None:
+
+class Layout:
+    """Which dims of a site's log-probability are particles and datapoints.
+
+    Arguments:
+        traces: Those of a model and its guide.
+    """
+
+    def __init__(self, *traces: Trace) -> None:
+        sites = [site for trace in traces for site in samples(trace).values()]
         stacks = [{frame for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
         shared = set.intersection(*stacks)
         data = sorted((f for f in shared if f.name != PARTICLE_PLATE), key=lambda f: f.dim)
@@ -180,6 +193,12 @@ class _Layout:
         # weights that would be a temperature; it belongs on the sum over datapoints.
         self.scale = math.prod((f.full_size or f.size) / f.size for f in data)
 
+    def with_particles(self, count: int) -> Layout:
+        """The same of another number of particles."""
+        other = copy(self)
+        other.sizes = [count, *self.sizes[1:]]
+        return other
+
     def per_datapoint(self, log_prob: Tensor, scaled: bool = True) -> Tensor:
         """Sums a log-probability over all other plates, and returns it as `(K, B)` without the plate's scale.
 
@@ -198,6 +217,11 @@ class _Layout:
         for dim, size in zip(self.dims, self.sizes[-len(self.dims) :], strict=True):
             shape[dim] = size
         return rows.reshape(*shape, *[1] * event_dim)
+
+
+def samples(trace: Trace) -> dict[str, Any]:
+    """The sample sites of a trace."""
+    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
 
 
 def _guide(site: Any) -> Any:

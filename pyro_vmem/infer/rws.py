@@ -49,6 +49,7 @@ class RWS_ELBO(ParticleELBO):
         top: How many of the most probable values it is uniform on; by default, all.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
+        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         kwargs: Other arguments of `pyro.infer.ELBO`.
 
     Raises:
@@ -65,6 +66,7 @@ class RWS_ELBO(ParticleELBO):
 
     discrete: ClassVar[str] = "wake phase"
     least_particles: ClassVar[int] = 2
+    weighted: ClassVar[bool] = True
     bias: ClassVar[str] = "guide: self-normalised, O(1/K)"
 
     def __init__(
@@ -76,6 +78,7 @@ class RWS_ELBO(ParticleELBO):
         top: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
+        backward: int | None = None,
         **kwargs: Any,
     ) -> None:
         if not 0 <= defensive < 1:
@@ -84,7 +87,7 @@ class RWS_ELBO(ParticleELBO):
             raise ValueError(f"top: expected at least 1, with a share of at least something; got {top}, {defensive=}.")
         if dreg and not pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, backward, **kwargs)
         self.pathwise = pathwise
         self.dreg = dreg
         self.defensive = defensive
@@ -112,6 +115,7 @@ class RWS_ELBO(ParticleELBO):
 
     def __repr__(self) -> str:
         options = {"pathwise": self.pathwise, "dreg": self.dreg, "defensive": self.defensive, "top": self.top}
+        options["backward"] = self.backward
         shown = "".join(f", {name}={value}" for name, value in options.items() if value)
         return f"{type(self).__name__}(num_particles={self.num_particles}{shown})"
 

@@ -34,11 +34,17 @@ class VIMCO_ELBO(ParticleELBO):
     noise vanishes as the guide becomes exact, where the plain gradient's signal vanishes as K grows. Whatever a
     conditional prior :math:`p(z | m_a)` shares with the guide still gets the bound's own gradient through the prior.
 
+    With `backward` = n the gradient of the bound, :math:`\sum_k \tilde w_k \nabla \log w_k`, is that of n particles
+    which are drawn by their weights :math:`\tilde w_k`; values and learning signals are those of all K. The model is
+    run K times without gradients and n times with, instead of K times with.
+
     References:
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 6 to 10
         | https://arxiv.org/abs/1602.06725
         | Doubly Reparameterized Gradient Estimators for Monte Carlo Objectives (Tucker et al., 2019), equation 6
         | https://arxiv.org/abs/1810.04152
+        | Importance Weighted Autoencoders (Burda, Grosse & Salakhutdinov, 2016), section 3, on one backward pass of K
+        | https://arxiv.org/abs/1509.00519
 
     Arguments:
         num_particles: The number :math:`K \ge 2` of particles.
@@ -46,6 +52,7 @@ class VIMCO_ELBO(ParticleELBO):
         dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
+        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         kwargs: Other arguments of `pyro.infer.ELBO`.
 
     Raises:
@@ -69,6 +76,7 @@ class VIMCO_ELBO(ParticleELBO):
 
     discrete: ClassVar[str] = "score function, leave-one-out baseline"
     least_particles: ClassVar[int] = 2
+    weighted: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -77,17 +85,18 @@ class VIMCO_ELBO(ParticleELBO):
         dreg: bool = False,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
+        backward: int | None = None,
         **kwargs: Any,
     ) -> None:
         if baseline not in ("arithmetic", "geometric"):
             raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {baseline!r}.")
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
+        super().__init__(num_particles, vectorize_particles, max_plate_nesting, backward, **kwargs)
         self.baseline = baseline
         self.dreg = dreg
 
     def __repr__(self) -> str:
-        dreg = ", dreg=True" if self.dreg else ""
-        return f"{type(self).__name__}(num_particles={self.num_particles}, baseline={self.baseline!r}{dreg})"
+        options = ", dreg=True" * self.dreg + (f", backward={self.backward}" if self.backward else "")
+        return f"{type(self).__name__}(num_particles={self.num_particles}, baseline={self.baseline!r}{options})"
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights

@@ -140,6 +140,7 @@ NUMBERS: dict[str, tuple[list[Any], str]] = {
     "validate_every": ([0, 1.5], r"expected a whole number in \[1, "),
     "keep": ([0], r"expected a whole number in \[1, "),
     "num_particles": ([0, 2.5], r"expected a whole number in \[1, "),
+    "backward": ([0, 1.5], r"expected a whole number in \[1, "),
     "seed": (["a", 1.5, -1], r"expected a whole number in \[0, "),
     "precision": (["half"], r"expected 'auto', 'bfloat16' or 'float32', got 'half'"),
     "objective": (["elbo", 3, None], r"expected one of \('auto', .* or a pyro.infer.ELBO, got"),
@@ -170,6 +171,12 @@ refused(
         "one particle": (
             fit(num_particles=1),
             r"^num_particles: VIMCO_ELBO needs at least 2, got 1\. For one particle",
+        ),
+        "backward through all": (fit(backward=4), r"^backward: expected at least 1, and fewer than the 4 .* got 4\."),
+        "backward, enumerated": (fit(objective="enumerate", backward=1), r"^backward: 'enumerate' sums over addresses"),
+        "backward, not by name": (
+            fit(objective=pv.infer.VIMCO_ELBO(4), backward=1),
+            r"^backward: it is for an objective by name; give VIMCO_ELBO its own",
         ),
         "RenyiELBO": (
             fit(objective=RenyiELBO(0.0, 4)),

@@ -59,8 +59,9 @@ def draws(elbo, toy, x, copies, repeats):
         lambda dreg, **kwargs: VIMCO_ELBO(3, dreg=dreg, **kwargs),
         lambda dreg, **kwargs: IWAE_ELBO(2, dreg=dreg, **kwargs),
         lambda dreg, **kwargs: RWS_ELBO(3, pathwise=True, dreg=dreg, **kwargs),
+        lambda dreg, vectorize_particles: VIMCO_ELBO(3, dreg=dreg, backward=1 if vectorize_particles else None),
     ],
-    ids=["vimco", "iwae", "rws"],
+    ids=["vimco", "iwae", "rws", "vimco, backward"],
 )
 def test_the_gradient_is_the_plain_one_in_expectation(make, vectorize):
     """Of every parameter, those that prior and guide share included."""
@@ -90,8 +91,8 @@ def test_weighting_the_models_part_too_would_be_wrong():
         assert_unbiased(draws(Wrong(3, dreg=True), toy, x, 4000, 20), plain.mean(0))
 
 
-@pytest.mark.parametrize("num_particles", [1, 4])
-def test_with_the_exact_guide_there_is_no_noise(num_particles):
+@pytest.mark.parametrize(("num_particles", "backward"), [(1, None), (4, None), (4, 1)])
+def test_with_the_exact_guide_there_is_no_noise(num_particles, backward):
     """Sticking the landing: each single draw of the guide's gradient is zero, where the plain one's is not."""
     torch.manual_seed(0)
     reference = pv.LinearGaussianMemory(dim=3, latent_dim=1, generator=torch.Generator().manual_seed(0))
@@ -106,7 +107,8 @@ def test_with_the_exact_guide_there_is_no_noise(num_particles):
             pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
 
     def noise(dreg):
-        loss = IWAE_ELBO(num_particles, dreg=dreg).differentiable_loss(reference.vma().model, guide, memory, x)
+        elbo = IWAE_ELBO(num_particles, dreg=dreg, backward=backward)
+        loss = elbo.differentiable_loss(reference.vma().model, guide, memory, x)
         return gradients(loss, [loc, log_scale]).abs().max()
 
     assert noise(True) < 1e-12

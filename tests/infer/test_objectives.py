@@ -41,6 +41,14 @@ CASES = {
     "vimco-3": (lambda: VIMCO_ELBO(3), lambda w, q: exact_bound(w, q, 3), None),
     "vimco-geometric-2": (lambda: VIMCO_ELBO(2, "geometric"), lambda w, q: exact_bound(w, q, 2), None),
     "vimco-geometric-3": (lambda: VIMCO_ELBO(3, "geometric"), lambda w, q: exact_bound(w, q, 3), None),
+    "vimco-backward-1-of-3": (lambda: VIMCO_ELBO(3, backward=1), lambda w, q: exact_bound(w, q, 3), None),
+    "vimco-backward-2-of-3": (lambda: VIMCO_ELBO(3, backward=2), lambda w, q: exact_bound(w, q, 3), None),
+    "iwae-backward": (lambda: IWAE_ELBO(2, backward=1), lambda w, q: exact_bound(w, q, 2), None),
+    "rws-backward": (
+        lambda: RWS_ELBO(2, backward=1),
+        lambda w, q: exact_bound(w, q, 2),
+        lambda w, q: exact_wake(w, q, 2),
+    ),
     "iwae-1": (lambda: IWAE_ELBO(1), lambda w, q: exact_bound(w, q, 1), None),
     "iwae-3": (lambda: IWAE_ELBO(3), lambda w, q: exact_bound(w, q, 3), None),
     "rws-2": (lambda: RWS_ELBO(2), lambda w, q: exact_bound(w, q, 2), lambda w, q: exact_wake(w, q, 2)),
@@ -375,6 +383,12 @@ def test_truncated_categorical():
         (lambda: RWS_ELBO(4, top=2), "top: expected at least 1, with a share of at least something; got 2"),
         (lambda: RWS_ELBO(4, defensive=0.1, top=0), "top: expected at least 1"),
         (lambda: RWS_ELBO(4, dreg=True), "dreg: no latent is differentiated through"),
+        (lambda: VIMCO_ELBO(4, backward=4), "backward: expected at least 1, and fewer than the 4 particles, got 4"),
+        (lambda: IWAE_ELBO(1, backward=1), "backward: expected at least 1, and fewer than the 1 particles, got 1"),
+        (lambda: RWS_ELBO(4, backward=0), "backward: expected at least 1, and fewer than the 4 particles, got 0"),
+        (lambda: VIMCO_ELBO(4, vectorize_particles=False, backward=1), "backward: particles have to be vectorized"),
+        (lambda: Reinforce_ELBO(4, backward=1), "backward: Reinforce_ELBO does not weight its particles"),
+        (lambda: RaoBlackwell_ELBO(3, backward=1), "backward: RaoBlackwell_ELBO does not weight its particles"),
         (lambda: RaoBlackwell_ELBO(0), "k: expected at least 1, got 0"),
     ],
 )
@@ -412,6 +426,8 @@ def test_rao_blackwell_refuses_a_site_that_is_not_categorical():
 
 
 def test_reprs():
+    assert repr(VIMCO_ELBO(4, backward=1)) == "VIMCO_ELBO(num_particles=4, baseline='arithmetic', backward=1)"
+    assert repr(RWS_ELBO(3, backward=2)) == "RWS_ELBO(num_particles=3, backward=2)"
     assert repr(RWS_ELBO(3, pathwise=True)) == "RWS_ELBO(num_particles=3, pathwise=True)"
     assert repr(Reinforce_ELBO(1, Baseline())) == "Reinforce_ELBO(num_particles=1, baseline=Baseline)"
     assert repr(IWAE_ELBO(3)) == "IWAE_ELBO(num_particles=3)"

@@ -1,0 +1,151 @@
+"""Particles of which only some, drawn by their weights, are gone backward through."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.distributions import Uniform
+from pyro.infer.util import is_validation_enabled
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites
+from pyro.util import check_model_guide_match, check_site_shape
+from torch import Tensor
+
+from pyro_vmem.infer.dreg import through_values_only
+from pyro_vmem.infer.particles import PARTICLE_PLATE, Layout, Particles, model_terms, particles_of, samples
+
+if TYPE_CHECKING:
+    from pyro_vmem.infer.base import ParticleELBO
+
+__all__ = ["CHOICE", "choose", "draw_for_backward"]
+
+CHOICE = "particles_for_backward"  # the sample site whose value decides which particles are chosen
+
+
+def draw_for_backward(elbo: ParticleELBO, count: int, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
+    r"""Draws particles with the same values as :func:`draw_particles` does, and fewer gradients.
+
+    The model is run on all K particles without gradients. Of each datapoint, n particles are then drawn by their
+    normalised weights :math:`\tilde w_k`, and the model is run on those again. Wherever :math:`\log p(x, h_k)` is
+    used, its gradient is that of the second run times :math:`n_k / (n \tilde w_k)`, if the k-th was drawn :math:`n_k`
+    times. That factor is 1 in expectation, so the gradient of whatever is made of the weights stays what it was; of the
+    bound, :math:`\sum_k \tilde w_k \nabla \log p(x, h_k)` becomes the mean of :math:`\nabla \log p` over those drawn.
+
+    The :math:`\log q` of a latent that is differentiated through has the same factor: along the latent's value, the
+    gradients of :math:`\log p` and :math:`\log q` cancel where the guide is good. That of any other latent is kept
+    whole, so what is directly its own is no noisier than before.
+
+    The model is run twice, and should be the same both times: dropout, say, would be drawn anew.
+
+    Arguments:
+        elbo: The objective.
+        count: The number n of particles that are drawn, less than K.
+        model: A Pyro model.
+        guide: Its guide.
+        args: Their arguments.
+        kwargs: Their keyword arguments.
+
+    Raises:
+        ValueError: As of :func:`draw_particles`, or if the guide runs the model itself.
+    """
+    if isinstance(poutine.unwrap(guide), Messenger):
+        raise ValueError(
+            f"backward: the guide, {type(poutine.unwrap(guide)).__name__}, runs the model itself, with all gradients. "
+            "Use backward=None, or a guide that is a function of its own."
+        )
+    if elbo.max_plate_nesting == math.inf:
+        elbo._guess_max_plate_nesting(model, guide, args, kwargs)
+    drawn = poutine.trace(elbo.proposal(elbo._vectorized_num_particles(guide))).get_trace(*args, **kwargs)
+    if elbo.detach_samples:
+        drawn.detach_()
+    with torch.no_grad():
+        model_trace = _replayed(elbo._vectorized_num_particles(model), drawn, args, kwargs)
+    torch.clear_autocast_cache()  # older versions of torch would go on with the weights as cast here, without gradients
+    guide_trace = prune_subsample_sites(drawn)
+    guide_trace.compute_score_parts()
+    if is_validation_enabled():
+        _validate(model_trace, guide_trace, int(elbo.max_plate_nesting))
+    if elbo.dreg:
+        through_values_only(guide_trace)
+    particles, latents = particles_of(model_trace, guide_trace), samples(guide_trace)
+    share = particles.log_weights.detach().softmax(0)
+    noise = pyro.sample(CHOICE, Uniform(torch.zeros_like(share[0]), 1.0), infer={"is_auxiliary": True})
+    chosen = choose(share, noise, count)
+
+    layout = Layout(model_trace, guide_trace).with_particles(count)
+    plate = pyro.plate(PARTICLE_PLATE, count, dim=-int(elbo.max_plate_nesting))
+    again = _replayed(plate(model), _only(chosen, drawn, layout), args, kwargs)
+    log_prior, log_likelihood = model_terms(again, layout)
+
+    factor = 1 / (count * share.gather(0, chosen))
+
+    def from_chosen(values: Tensor, live: Tensor) -> Tensor:
+        """Values `(K, B)` with the gradient of those of the chosen, `(n, B)`."""
+        return values.scatter_add(0, chosen, factor * (live - live.detach()))
+
+    return replace(
+        particles,
+        log_prior={name: from_chosen(values, log_prior[name]) for name, values in particles.log_prior.items()},
+        log_likelihood=from_chosen(particles.log_likelihood, log_likelihood),
+        log_guide={
+            name: from_chosen(values.detach(), values.gather(0, chosen))
+            if latents[name]["value"].requires_grad
+            else values
+            for name, values in particles.log_guide.items()
+        },
+        arguments=(args, kwargs),
+    )
+
+
+def choose(share: Tensor, noise: Tensor, count: int) -> Tensor:
+    r"""Draws particles by systematic resampling: :math:`n_k` is :math:`n \tilde w_k`, rounded up or down at random.
+
+    Arguments:
+        share: The normalised weights :math:`\tilde w_k`, with shape `(K, B)`.
+        noise: One number of each datapoint, uniform in [0, 1], with shape `(B,)`.
+        count: The number n of particles that are drawn.
+
+    Returns:
+        Which, with shape `(n, B)`; none of weight zero.
+
+    Example:
+        >>> choose(torch.tensor([[0.6], [0.0], [0.4]]), torch.tensor([0.5]), 2)
+        tensor([[0],
+                [2]])
+    """
+    edges = share.cumsum(0)
+    places = (torch.arange(count, device=noise.device).unsqueeze(-1) + noise) / count
+    # inside of the interval, also after rounding, so that no particle without weight is met at its ends
+    rounding = torch.finfo(share.dtype).eps
+    places = places.clamp(rounding, 1 - rounding)
+    return (edges / edges[-1] <= places.unsqueeze(1)).sum(1)
+
+
+def _replayed(model: Any, drawn: Trace, args: Any, kwargs: Any) -> Trace:
+    """The model run on what was drawn, with its log-probabilities."""
+    trace = prune_subsample_sites(poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs))
+    trace.compute_log_prob()
+    return trace
+
+
+def _validate(model_trace: Trace, guide_trace: Trace, max_plate_nesting: int) -> None:
+    """What Pyro checks of a model and its guide."""
+    check_model_guide_match(model_trace, guide_trace, max_plate_nesting)
+    for trace in (model_trace, guide_trace):
+        for site in samples(trace).values():
+            check_site_shape(site, max_plate_nesting)
+
+
+def _only(chosen: Tensor, drawn: Trace, layout: Layout) -> Trace:
+    """What was drawn, of the chosen particles only."""
+    trace = drawn.copy()
+    for name, site in samples(prune_subsample_sites(drawn)).items():
+        index = layout.of_value(chosen, site["fn"].event_dim)
+        trace.nodes[name] = site | {"value": torch.take_along_dim(site["value"], index, 0)}
+    return trace
