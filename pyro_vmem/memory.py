@@ -42,6 +42,17 @@ class Template:
         """The dims that are not the event's."""
         return self.features.shape[:-1]
 
+    def of_each(self, fn: Callable[[Template], Tensor]) -> Tensor:
+        """What `fn` makes of these templates, at no more work than there are different ones.
+
+        Arguments:
+            fn: From a template of any leading shape `(*)` to images `(*, C, H, W)`, each from one template alone.
+
+        Returns:
+            The images, `(*, C, H, W)`.
+        """
+        return fn(self)
+
 
 class Memory:
     r"""A memory :math:`M = (m_1, \ldots, m_S)`: one template to a slot.
@@ -269,11 +280,7 @@ class EncodedMemory(Memory):
         Returns:
             The templates at those addresses, with leading shape `(*, B)`.
         """
-        return Template(
-            self._gather(self.templates, a),
-            self._gather(self.encoded.features, a),
-            tuple(self._gather(m, a) for m in self.encoded.maps),
-        )
+        return _Read(self, a)
 
     def of_datapoints(self, rows: slice) -> EncodedMemory:
         """The memories of some of the datapoints; a shared memory as it is."""
@@ -289,6 +296,34 @@ class EncodedMemory(Memory):
             maps=tuple(fn(m, True) for m in self.encoded.maps),
         )
         return EncodedMemory(super()._map(fn), encoded)
+
+
+class _Read(Template):
+    """Templates at addresses; of what is not looked at, nothing is copied."""
+
+    def __init__(self, memory: EncodedMemory, a: Tensor) -> None:
+        self.__dict__.update(memory=memory, a=a, features=memory._gather(memory.encoded.features, a))
+
+    memory: EncodedMemory
+    a: Tensor
+
+    # Not kept: what was read without gradients is not what is asked for with them.
+
+    @property
+    def raw(self) -> Tensor:
+        return self.memory._gather(self.memory.templates, self.a)
+
+    @property
+    def maps(self) -> tuple[Tensor, ...]:
+        return tuple(self.memory._gather(m, self.a) for m in self.memory.encoded.maps)
+
+    def of_each(self, fn: Callable[[Template], Tensor]) -> Tensor:
+        encoded = self.memory.encoded
+        if encoded.leading_shape.numel() > self.leading_shape.numel():
+            return fn(self)
+        if not torch.is_grad_enabled():  # views would say that they need gradients all the same, and mislead who asks
+            encoded = Template(encoded.raw, encoded.features.detach(), tuple(m.detach() for m in encoded.maps))
+        return self.memory._gather(fn(encoded), self.a)
 
 
 def _to(tensor: Tensor, is_value: bool, *args: Any, **kwargs: Any) -> Tensor:

@@ -341,9 +341,9 @@ class LazyMemory(EncodedMemory):
 
     def _encoded_at(self, a: Tensor) -> tuple[Tensor, Template]:
         """Slots in order that are those of `a` at least, and their templates."""
-        # What was encoded without gradient, or in another precision, is not what is asked for now.
+        # What was encoded without gradient is not what is asked for with it, nor what was in another precision.
         context = (torch.is_grad_enabled(), torch.is_autocast_enabled(self.device.type))
-        if self._last is not None and self._last[2] == context:
+        if self._last is not None and self._last[2] in (context, (True, context[1])):
             slots, template, _ = self._last
             at = torch.searchsorted(slots, a.contiguous()).clamp(max=len(slots) - 1)
             if bool((slots[at] == a).all()):

@@ -181,20 +181,17 @@ def test_what_was_read_without_gradient_is_encoded_again() -> None:
     assert lazy.read(a).features.dtype == torch.float32
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["enumerated", "backward through one"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_step_encodes_what_was_chosen_once(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_encodes_what_was_chosen_once(kind: Any, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pyro_vmem.packed, "MOST_AT_ONCE", 0)  # nothing may ask for all
     vma, memory = model(), pv.PackedMemory.pack(binary(20 * S, *EVENT))
     pv.index_memory(vma, memory, kind)
     counting = Counting(vma.template_encoder)
     encoded, x = memory.encoded_by(counting), binary(B, *EVENT)
-    svi = SVI(
-        vma.model,
-        config_enumerate(vma.guide, "parallel", expand=True),
-        pyro.optim.Adam({"lr": 1e-3}),
-        TraceEnum_ELBO(max_plate_nesting=1),
-    )
-    svi.step(encoded, x)
+    guide = vma.guide if few else config_enumerate(vma.guide, "parallel", expand=True)
+    elbo = pv.infer.VIMCO_ELBO(4, max_plate_nesting=1, backward=1) if few else TraceEnum_ELBO(max_plate_nesting=1)
+    SVI(vma.model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step(encoded, x)
     assert K <= sum(counting.counts) <= B * K
 
 

@@ -65,6 +65,34 @@ def test_encoded_read_equals_a_loop_in_every_field(leading: tuple[int, ...], sha
 
 
 @SHARED
+@pytest.mark.parametrize("leading", LEADING)
+def test_what_is_made_of_each_template_is_made_once_a_slot_or_once_a_read(
+    leading: tuple[int, ...], shared: bool
+) -> None:
+    """Whichever is less work, and the same with its gradient."""
+    memory, a = encoded(shared), torch.randint(S, leading)
+    template, encoder = memory.read(a), torch.nn.Conv2d(2, 3, 1)
+    seen: list[int] = []
+
+    def made(template: Template) -> Tensor:
+        seen.append(template.leading_shape.numel())
+        out: Tensor = encoder(template.maps[0].reshape(-1, *template.maps[0].shape[-3:]))
+        return out.reshape(*template.leading_shape, *out.shape[1:])
+
+    ours = template.of_each(made)
+    reads, slots = template.leading_shape.numel(), memory.features.shape[:-1].numel()
+    assert seen == [min(reads, slots)]
+    plain = made(Template(template.raw, template.features, template.maps))
+    torch.testing.assert_close(ours, plain)
+    weights = torch.randn_like(plain)
+    grads = [torch.autograd.grad((out * weights).sum(), encoder.weight, retain_graph=True)[0] for out in (ours, plain)]
+    torch.testing.assert_close(*grads)
+    with torch.no_grad():
+        assert not template.of_each(made).requires_grad
+    assert template.of_each(made).requires_grad  # nothing was kept
+
+
+@SHARED
 @pytest.mark.parametrize("event", EVENTS)
 def test_gradient_through_read_is_that_of_indexing(event: tuple[int, ...], shared: bool) -> None:
     ours, plain = (slots(shared, *event).requires_grad_() for _ in range(2))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_vmem import VMA, Memory, Template
 from pyro_vmem.nn import ConvDecoder, ConvEncoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder, mlp
-from pyro_vmem.nn.decoders import _blur
+from pyro_vmem.nn.decoders import _blur, _weighed
 from pyro_vmem.nn.layers import Doubling, Join, Residual, as_images, half_size, in_patches
 
 SIZES = [(1, 28, 28), (1, 26, 26), (1, 7, 5), (1, 1, 1), (3, 8, 8), (3, 5, 9), (2, 1, 12), (1, 2, 3)]
@@ -281,3 +281,9 @@ def test_the_grid_is_that_of_affine_grid_and_interpolation(shape: tuple[int, int
 def test_blurs_are_average_pools(shape: tuple[int, int, int], size: int) -> None:
     images = torch.rand(2, *shape)
     torch.testing.assert_close(_blur(images, size), F.avg_pool2d(images, size, stride=1, padding=size // 2))
+
+
+@pytest.mark.parametrize(("inputs", "outputs"), [(3, 1), (3, 9), (9, 3)])
+def test_weighed_channels_are_a_convolution(inputs: int, outputs: int) -> None:
+    weight, images = torch.randn(outputs, inputs, 1, 1), torch.randn(5, inputs, 4, 6)
+    torch.testing.assert_close(_weighed(weight, images), torch.nn.functional.conv2d(images, weight))

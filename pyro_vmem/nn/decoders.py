@@ -212,19 +212,10 @@ class WarpDecoder(Decoder):
         coarse = self.coarse(z, template, leading)
         hidden = F.relu(coarse)
         grid = self._grid(full_precision(self.affine(hidden.mean((-2, -1)))), full_precision(self.field(hidden)))
-        views = self._views(template, leading)
+        views = _copies(as_images(template.of_each(_views)), template.leading_shape, leading)
         warped = F.grid_sample(views, grid.to(views.dtype), align_corners=False)
-        # as the convolution that it is, in less time with so few channels
-        shown = F.linear(warped.permute(0, 2, 3, 1), self.show.weight.flatten(1)).permute(0, 3, 1, 2)
-        images = self.fine(coarse, in_patches(warped), template, leading) + shown
+        images = self.fine(coarse, in_patches(warped), template, leading) + _weighed(self.show.weight, warped)
         return images.reshape(*leading, *self.event_shape)
-
-    def _views(self, template: Template, leading: torch.Size) -> Tensor:
-        """The template and two blurs of it; blurred first, copied to `leading` then."""
-        sharp = as_images(template.raw)
-        blurred = _blur(sharp, 3)
-        views = torch.cat([sharp, blurred, _blur(blurred, 5)], dim=1)
-        return _copies(views, template.leading_shape, leading)
 
     def _grid(self, affine: Tensor, field: Tensor) -> Tensor:
         """Where each pixel of the output looks in the template: `(N, H, W, 2)`, in [-1, 1]."""
@@ -252,6 +243,22 @@ def _coordinates(size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
     )
     places = F.affine_grid(torch.eye(2, 3).unsqueeze(0), [1, 1, *size], align_corners=False).flatten(0, 2).mT
     return down.mT.contiguous(), right, torch.cat([places, torch.ones(1, places.shape[1])])
+
+
+def _weighed(weight: Tensor, images: Tensor) -> Tensor:
+    """A 1x1 convolution `(C', C, 1, 1)` of `(N, C, H, W)`, faster where channels are few."""
+    if len(weight) == 1:
+        first, *rest = (one * channel for one, channel in zip(weight.split(1, 1), images.split(1, 1), strict=True))
+        return sum(rest, first)
+    return F.linear(images.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
+
+
+def _views(template: Template) -> Tensor:
+    """The template and two blurs of it, as channels of images."""
+    sharp = as_images(template.raw)
+    blurred = _blur(sharp, 3)
+    views = torch.cat([sharp, blurred, _blur(blurred, 5)], dim=1)
+    return views.reshape(*template.leading_shape, *views.shape[1:])
 
 
 def _blur(images: Tensor, size: int) -> Tensor:
@@ -284,7 +291,7 @@ class _Coarse(nn.Module):
         channels, height, width = self.size
         maps = self.spread(joined).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
         if self.skip is not None:
-            maps = maps + _skip(self.skip, template.maps[1], leading)
+            maps = maps + _skip(self.skip, template, 1, leading)
         out: Tensor = self.mix(maps)
         return out
 
@@ -315,7 +322,7 @@ class _Fine(nn.Module):
         if self.look is not None:
             maps = maps + self.look(patches)
         if self.skip is not None:
-            maps = maps + _skip(self.skip, template.maps[0], leading)
+            maps = maps + _skip(self.skip, template, 0, leading)
         images = F.pixel_shuffle(self.out(F.relu(self.mix(maps))), 2)
         return images[..., : self.size[0], : self.size[1]]
 
@@ -324,9 +331,14 @@ class _Fine(nn.Module):
         nn.init.constant_(self.out.bias[: 4 * self.channels], value)  # what else is put out is no image
 
 
-def _skip(layer: nn.Module, maps: Tensor, leading: torch.Size) -> Tensor:
-    """Applies `layer` to maps of leading shape that broadcasts to `leading`: first the layer, then the copies."""
-    return _copies(layer(as_images(maps)), maps.shape[:-3], leading)
+def _skip(layer: nn.Module, template: Template, which: int, leading: torch.Size) -> Tensor:
+    """Applies `layer` to a template's maps, which broadcast to `leading`: first the layer, then the copies."""
+
+    def applied(template: Template) -> Tensor:
+        images: Tensor = layer(as_images(template.maps[which]))
+        return images.reshape(*template.leading_shape, *images.shape[1:])
+
+    return _copies(as_images(template.of_each(applied)), template.leading_shape, leading)
 
 
 def _copies(images: Tensor, shape: torch.Size, leading: torch.Size) -> Tensor:
