@@ -1,6 +1,7 @@
 """Pictures of the paper, drawn by a table's model: lookups among unseen characters, and new examples of each.
 
 python -m benchmarks.pictures lookup
+python -m benchmarks.pictures mnist-learned    # a learned memory: every slot, and what is drawn from it
 """
 
 from __future__ import annotations
@@ -20,16 +21,35 @@ from benchmarks.reproduce import trained
 from pyro_vmem import plots
 from pyro_vmem._files import write_atomically
 from pyro_vmem.data import Episode, EpisodeSampler
+from pyro_vmem.plots._style import GREEN, ORANGE
+
+IMAGES = 5000  # whose digits tell what a learned slot is for
 
 
 def lookup_histogram(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
-    """The mass of q(a | x, M) over a memory of eight classes with ten examples each, and the templates on top."""
+    """q(a | x, M) over a memory of eight classes with ten examples each, and the templates on top."""
     episode = EpisodeSampler(recipe.datasets()[2], n_way=8, k_shot=10, n_query=1, seed=seed)[0]
     memory, probs = looked_up(vma, episode)
-    figure = Figure(figsize=(9, 4.4), layout="constrained")
-    left, right = figure.subfigures(1, 2, width_ratios=[1.2, 1])
-    plots.address_heat_map(left.subplots(), probs, memory.labels[: probs.shape[-1]], episode.labels)
-    plots.lookups(right, episode.x, memory.templates, probs, memory.labels, episode.labels, max_slots=6)
+    assert memory.labels is not None
+    slots = memory.labels.argsort(stable=True)
+    figure, shown = Figure(figsize=(9, 6.2), layout="constrained"), 6
+    axes = figure.subplots(len(probs), 2 + shown, width_ratios=[1, 7] + shown * [1])
+    for number, target in enumerate(episode.labels.argsort().tolist()):
+        row = axes[number]
+        q, right = probs[target], memory.labels == episode.labels[target]
+        plots.images(row[0], episode.x[target : target + 1])
+        row[1].bar(
+            range(len(q)), q[slots].tolist(), width=1.0, color=[GREEN if r else ORANGE for r in right[slots].tolist()]
+        )
+        row[1].set(ylim=(0, 1), yticks=(0, 1), xlim=(-0.5, len(q) - 0.5))
+        row[1].set_xticks([10 * n - 0.5 for n in range(9)], [])  # where classes end
+        row[1].spines[["top", "right"]].set_visible(False)
+        for ax, slot in zip(row[2:], q.argsort(descending=True)[:shown].tolist(), strict=True):
+            plots.images(ax, memory.templates[slot : slot + 1])
+            ax.set_title(f"{100 * q[slot]:.0f} %", fontsize=8, color=GREEN if right[slot] else ORANGE, pad=2)
+    axes[0, 0].set_title("target x", fontsize=9)
+    axes[0, 1].set_title("q(a | x, M); green: slots of the target's class", fontsize=9)
+    axes[-1, 1].set_xlabel("80 slots, ten of each class", fontsize=9)
     return figure
 
 
@@ -41,7 +61,31 @@ def one_shot(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
     return plots.one_shot_generations(figure, memory.templates, samples)
 
 
+@torch.no_grad()
+def learned_slots(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
+    """Every learned template, by the digit that is looked up there most, and what is drawn from it."""
+    held_out = recipe.datasets()[2]
+    images, digits = held_out.images[:IMAGES], held_out.classes[:IMAGES]
+    memory = vma.encode(pv.Memory(torch.zeros(1, *vma.event_shape)))
+    targets = map(vma.encode_x, held_out.to_float(images).split(256))
+    found = [vma.address_guide(memory, x).probs.argmax(-1) for x in targets]
+    counts = torch.zeros(memory.num_slots, int(digits.max()) + 1).index_put_(
+        (torch.cat(found), digits), torch.tensor(1.0), accumulate=True
+    )
+    order = torch.stack([counts.argmax(-1), -counts.amax(-1)]).T.tolist()
+    slots = sorted(range(memory.num_slots), key=order.__getitem__)
+    rows = -(-memory.num_slots // 4)
+    columns = [slots[first : first + rows] for first in range(0, len(slots), rows)]
+    figure = Figure(figsize=(10, 10 * rows / 30))
+    for part, chosen in zip(figure.subfigures(1, len(columns), squeeze=False)[0], columns, strict=True):
+        templates = memory.templates[chosen].clamp(0, 1)
+        samples = torch.stack([vma.generate(memory, 6, address=slot, mean=True) for slot in chosen])
+        plots.one_shot_generations(part, templates, samples)
+    return figure
+
+
 PICTURES: dict[str, Callable[[pv.VMA, Recipe, int], Figure]] = {"histogram": lookup_histogram, "one-shot": one_shot}
+OF_LEARNED: dict[str, Callable[[pv.VMA, Recipe, int], Figure]] = {"slots": learned_slots}
 
 
 @torch.no_grad()
@@ -67,7 +111,7 @@ def main(
     vma = trained(Path(run or "no/such/run"), Path(results, "checkpoints", f"{recipe.run or table}-vma"))
     paths = []
     with torch.random.fork_rng():
-        for name, draw in PICTURES.items():
+        for name, draw in (OF_LEARNED if recipe.networks.learned_slots else PICTURES).items():
             torch.manual_seed(seed)
             paths.append(Path(out, f"{table}-{name}.png"))
             with write_atomically(paths[-1]) as aside:

@@ -44,6 +44,7 @@ class Networks:
         own_features: Whether the address guide has an encoder of its own.
         views: In how many ways it looks at images once it is trained; see `pyro_vmem.EncoderGuide`.
         extra_slots: Learned slots beside those of the memory, for targets of no class in it.
+        learned_slots: Slots of a memory that is learned in place of the given one; 0 for the given one.
     """
 
     kind: Literal["conv", "mlp"] = "conv"
@@ -55,6 +56,7 @@ class Networks:
     own_features: bool = False
     views: int = 1
     extra_slots: int = 0
+    learned_slots: int = 0
 
 
 @dataclass(frozen=True)
@@ -215,7 +217,7 @@ class Recipe:
         count = min(-(-num_targets // each), len(episodes)) if each == 1 else -(-num_targets // each)
         return data.protocol(self.protocol).episodes(test, n_classes, shots, seed=seed, num_episodes=count)
 
-    def model(self, name: str, ink: float, begun: pv.VMA | None = None) -> pv.VMA:
+    def model(self, name: str, ink: float, begun: pv.VMA | None = None, images: torch.Tensor | None = None) -> pv.VMA:
         """A new model; its weights are those of the recipe's seed, or those of a model that was trained before.
 
         Arguments:
@@ -223,6 +225,7 @@ class Recipe:
             ink: The share of ink in the images.
             begun: A model whose weights are taken: all that have the same shape, and the first channels of a layer
                 that has more of them now.
+            images: What learned slots start from, at least as many as there are; noise by default.
         """
         n = self.networks
         with torch.random.fork_rng():
@@ -241,6 +244,10 @@ class Recipe:
             if n.extra_slots:
                 vma = vma.replace(templates=pv.ExtraTemplates(n.extra_slots, vma.event_shape))
                 vma.templates.values.data.fill_(ink)  # type: ignore[union-attr]
+            if n.learned_slots:
+                vma = vma.replace(templates=pv.LearnedTemplates(n.learned_slots, vma.event_shape))
+                if images is not None:
+                    vma.templates.values.data.copy_(images[: n.learned_slots])  # type: ignore[union-attr]
             vma = vma if name == "vma" else MODELS[name].like(vma)  # type: ignore[attr-defined]
         if begun is not None:
             _take_weights(vma, begun)

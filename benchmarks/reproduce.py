@@ -122,8 +122,9 @@ def fit(
 ) -> pv.FitResult:
     """A piece of the training of a recipe: of a new model, or of one that was begun."""
     training, (episodes, held_out) = recipe.training, recipe.training_episodes(datasets)
+    first = episodes[0]
     return pv.fit(
-        recipe.model(model, float(episodes[0].x.mean()), begun),
+        recipe.model(model, float(first.x.mean()), begun, first.memory.templates),
         episodes,
         objective(training),
         training.steps,

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from benchmarks import command
+from benchmarks.figures import NAMES, Row, ideal_line, ours_first, plot_breakdown, plot_few_shot, plot_scaling
 from benchmarks.published import ACCURACY, CURVES, LIKELIHOODS, Published
 from benchmarks.recipes import read
 from benchmarks.reproduce import array_name, figure
 from pyro_vmem._files import write_atomically
 
-Row = dict[str, Any]
 Result = dict[str, Any]
 
 FEW_SHOT = ("gmn-distinct-causal", "zholus", "gmn-distinct", "gmn")
@@ -31,12 +30,7 @@ METHODS = {
     "exact-address": "addresses summed exactly, latents sampled",
     "top-k": "the most probable addresses summed, others sampled",
 }
-NAMES = {
-    "vma": "VMA, this library",
-    "soft-attention": "soft-attention memory",
-    "set-statistics": "set statistics",
-    "no-memory": "VAE without memory",
-}
+TERMS = {"KL(a)": "kl_a", "KL(z)": "kl_z", "reconstruction": "reconstruction"}
 CAUSAL = (
     "Each pixel is also given those before it; the published models have pixels that are independent given latent and "
     "template, and most of the distance to them is owed to that."
@@ -88,25 +82,30 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
     protocol = result["recipe"]["protocol"]
     published = LIKELIHOODS if result["recipe"]["images"] == "protocol" else []
+    text = [f"## {result['recipe']['title']}", facts(result, rows)]
     if name in ("classification", "lookup"):
-        text = [f"## {result['recipe']['title']}", facts(result, rows), classification(rows)]
-        return "\n\n".join([*text, *pictures(name, figures, page)]) + "\n"
-    tables = [scaling(name, rows, results / f"{name}.npz")] if curves else []
-    tables += [] if curves else [few_shot(protocol, rows, m, published if m == methods[0] else []) for m in methods]
-    drawn = plot_scaling(rows, name) if curves else plot_few_shot(rows, protocol, published)
-    path = figures / f"{name}.png"
-    with write_atomically(path) as aside:
-        drawn.savefig(aside, format="png", dpi=120)
-    text = [f"## {result['recipe']['title']}", facts(result, rows), *tables]
-    if not curves and (terms := breakdown(rows)):
-        text.append(terms)
-    gains = "" if curves else paired(rows, results / f"{name}.npz")  # targets that share a memory are no pairs
-    if gains:
-        text.append(gains)
+        return "\n\n".join([*text, classification(rows), *pictures(name, figures, page)]) + "\n"
+    if result["recipe"]["networks"].get("learned_slots"):
+        return "\n\n".join([*text, learned(rows), f"The paper: {CURVES[name]}", *pictures(name, figures, page)]) + "\n"
+    drawn = {}
+    if not curves:
+        text += [few_shot(protocol, rows, m, published if m == methods[0] else []) for m in methods]
+        # targets that share a memory are no pairs
+        text += [breakdown(rows), paired(rows, results / f"{name}.npz")]
+        drawn[name] = plot_few_shot(rows, protocol, published)
+    if curves and len({row["n_classes"] for row in rows}) > 1:
+        text.append(scaling(name, rows, results / f"{name}.npz"))
+        drawn[name] = plot_scaling(rows, name)
+    if curves and len({row["shots"] // row["n_classes"] for row in rows}) > 2:
+        text.append(by_examples(rows))
+        drawn[f"{name}-by-examples"] = plot_breakdown(rows)
     if name in CURVES:
         text.append(f"The paper: {CURVES[name]}")
-    shown = path.relative_to(page) if path.is_relative_to(page) else path
-    text.append(f"![{result['recipe']['title']}]({shown})")
+    for stem, figure_ in drawn.items():
+        path = figures / f"{stem}.png"
+        with write_atomically(path) as aside:
+            figure_.savefig(aside, format="png", dpi=120)
+        text.append(f"![{result['recipe']['title']}]({path.relative_to(page) if path.is_relative_to(page) else path})")
     return "\n\n".join(part for part in text if part) + "\n"
 
 
@@ -114,8 +113,10 @@ def pictures(name: str, figures: Path, page: Path) -> list[str]:
     """What `python -m benchmarks.pictures` drew with the table's model."""
     texts = {
         "histogram": "q(a | x, M) of a target of each of eight unseen characters, ten examples of each in memory, and "
-        "the templates looked up first.",
+        "the six most probable templates.",
         "one-shot": "Unseen characters, framed, and new examples drawn from one of each.",
+        "slots": "Every learned template, framed, by the digit that is looked up there most; beside it "
+        "the means of p(x | z, m_a) for six draws of z.",
     }
     found = [(figures / f"{name}-{kind}.png", text) for kind, text in texts.items()]
     shown = [(path.relative_to(page) if path.is_relative_to(page) else path, t) for path, t in found if path.exists()]
@@ -154,7 +155,7 @@ def few_shot(protocol: str, rows: list[Row], method: str, published: list[Publis
     ours = [row for row in rows if row["method"] == method]
     shots = sorted({row["shots"] for row in ours})
     lines = [f"NLL, {METHODS[method]}; columns: items in memory, all classes together.", "", *_head(["", "C", *shots])]
-    for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in ours}, key=_ours_first):
+    for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in ours}, key=ours_first):
         cells = {row["shots"]: row for row in ours if (row["model"], row["n_classes"]) == (model, n_classes)}
         lines.append(_line([f"**{NAMES[model]}**", n_classes, *(_value(cells.get(t)) for t in shots)]))
         if any(row["nll_absent"] is not None for row in cells.values()):
@@ -177,10 +178,29 @@ def breakdown(rows: list[Row]) -> str:
     cells = {row["shots"]: row for row in rows if row["n_classes"] == 1 and row["model"] == "vma" and "kl_a" in row}
     if not cells:
         return ""
-    terms = {"KL(a)": "kl_a", "KL(z)": "kl_z", "reconstruction": "reconstruction"}
     lines = ["The bound with 8 samples taken apart, in nats, VMA, one class in memory; columns: items in memory.", ""]
     lines += _head(["", *sorted(cells)])
-    lines += [_line([name, *(f"{cells[t][key]:.2f}" for t in sorted(cells))]) for name, key in terms.items()]
+    lines += [_line([name, *(f"{cells[t][key]:.2f}" for t in sorted(cells))]) for name, key in TERMS.items()]
+    return "\n".join(lines)
+
+
+def learned(rows: list[Row]) -> str:
+    """NLL and the terms of the bound with a memory that is learned."""
+    lines = ["NLL, and the terms of the bound with 8 samples, in nats.", "", *_head(["slots", "NLL", *TERMS])]
+    lines += [_line([r["n_classes"], _value(r), *(f"{r[key]:.2f}" for key in TERMS.values())]) for r in rows]
+    return "\n".join(lines)
+
+
+def by_examples(rows: list[Row]) -> str:
+    """NLL and the terms of the bound by the examples of each class in memory."""
+    each = sorted({row["shots"] // row["n_classes"] for row in rows})
+    lines = ["NLL, and the terms of the bound with 8 samples, in nats; columns: examples a class.", ""]
+    lines += _head(["", "C", *each])
+    for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in rows}, key=ours_first):
+        of = {r["shots"] // n_classes: r for r in rows if (r["model"], r["n_classes"]) == (model, n_classes)}
+        lines.append(_line([f"**{NAMES[model]}**", n_classes, *(_value(of.get(n)) for n in each)]))
+        for name, key in TERMS.items():
+            lines.append(_line([name, n_classes, *(f"{of[n][key]:.2f}" if n in of else "" for n in each)]))
     return "\n".join(lines)
 
 
@@ -194,15 +214,16 @@ def scaling(name: str, rows: list[Row], path: Path) -> str:
         columns = sorted({row["n_classes"] for row in ours})
         of = "slots" if name == "mnist-recall" else "classes"
         lines += [f"NLL, {METHODS[method]}; columns: {of} in memory.", "", *_head(["", "examples a class", *columns])]
-        for model, each in sorted({(r["model"], r["shots"] // r["n_classes"]) for r in ours}, key=_ours_first):
+        for model, each in sorted({(r["model"], r["shots"] // r["n_classes"]) for r in ours}, key=ours_first):
             cells = {
                 row["n_classes"]: row
                 for row in ours
                 if row["model"] == model and row["shots"] == each * row["n_classes"]
             }
             lines.append(_line([f"**{NAMES[model]}**", each, *(_value(cells.get(c)) for c in columns)]))
-            lines.append(_line(["hit rate", each, *(_percent(cells.get(c)) for c in columns)]))
-            if ideal := _ideal(name, cells):
+            if model == "vma":  # the others have no address that could hit
+                lines.append(_line(["hit rate", each, *(_percent(cells.get(c)) for c in columns)]))
+            if ideal := ideal_line(name, model, cells):
                 lines.append(_line([ideal[0], each, *(f"{ideal[1] + math.log(c):.2f}" for c in columns)]))
                 if name != "mnist-recall":
                     lines.append(_line(["above it, paired", each, *(_above(cells, c, path) for c in columns)]))
@@ -236,13 +257,6 @@ def _percent_and_error(row: Row | None) -> str:
     return "" if row is None else f"{100 * row['hit_rate']:.1f} ± {100 * (row['hit_rate_se'] or math.nan):.1f} %"
 
 
-def _ideal(name: str, cells: dict[int, Row]) -> tuple[str, float] | None:
-    """What is to be added to log C, and its name."""
-    if name == "mnist-recall":
-        return "ideal: log \\|M\\|", 0.0
-    return ("ideal: one class + log C", float(cells[1]["nll"])) if 1 in cells else None
-
-
 def _above(cells: dict[int, Row], n_classes: int, path: Path) -> str:
     """How far NLL is above that of one class + log C, of the same targets."""
     one, row = cells[1], cells.get(n_classes)
@@ -273,66 +287,8 @@ def paired(rows: list[Row], path: Path) -> str:
     return "\n".join(["Paired over targets, in nats (positive: the VMA is better):", "", *lines]) if lines else ""
 
 
-def _ours_first(key: tuple[str, int]) -> tuple[int, int]:
-    return list(NAMES).index(key[0]), key[1]
-
-
 def _cell(row: Row) -> tuple[Any, ...]:
     return tuple(row[n] for n in ("n_classes", "shots", "method", "num_targets", "num_samples", "seed"))
-
-
-def plot_few_shot(rows: list[Row], protocol: str, published: list[Published]) -> Figure:
-    """NLL against the items in memory, a line for each model and number of classes; published ones dashed."""
-    drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = drawn.subplots()
-    method = rows[0]["method"]
-    for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in rows}, key=_ours_first):
-        cells = [r for r in rows if (r["model"], r["n_classes"], r["method"]) == (model, n_classes, method)]
-        _errorbar(axes, cells, "shots", f"{NAMES[model]}, C = {n_classes}")
-    for row in published:
-        near = row.protocol == "unresolved" and protocol == "gmn-distinct" and row.n_classes == 1
-        if row.protocol == protocol or near:
-            axes.plot([*row.nll], [*row.nll.values()], "--", lw=1, label=f"{row.who}, C = {row.n_classes} ({row.mark})")
-    axes.set_xticks(sorted({row["shots"] for row in rows}))
-    axes.set_xlabel("items in memory")
-    return _finished(drawn, axes)
-
-
-def plot_scaling(rows: list[Row], name: str) -> Figure:
-    """NLL against the number of classes, beside the ideal line."""
-    drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
-    axes = drawn.subplots()
-    method = rows[0]["method"]
-    for model, each in sorted({(r["model"], r["shots"] // r["n_classes"]) for r in rows}, key=_ours_first):
-        cells = [
-            r for r in rows if (r["model"], r["method"]) == (model, method) and r["shots"] == each * r["n_classes"]
-        ]
-        label = NAMES[model] if name == "mnist-recall" else f"{NAMES[model]}, {each} a class"
-        cells.sort(key=lambda row: row["n_classes"])
-        # Without bars: targets are the same all along the line, so theirs would be those of its height alone.
-        (drawn_line,) = axes.plot([r["n_classes"] for r in cells], [r["nll"] for r in cells], "o-", ms=3, label=label)
-        line = drawn_line.get_color()
-        if ideal := _ideal(name, {r["n_classes"]: r for r in cells}):
-            x = np.array(sorted(r["n_classes"] for r in cells))
-            axes.plot(x, ideal[1] + np.log(x), ":", color=line, label=ideal[0].replace("\\", ""))
-    axes.set_xscale("log", base=2)
-    ticks = sorted({row["n_classes"] for row in rows})
-    axes.set_xticks(ticks, [str(n) for n in ticks])
-    axes.set_xlabel("slots in memory" if name == "mnist-recall" else "classes in memory")
-    return _finished(drawn, axes)
-
-
-def _errorbar(axes: Any, cells: list[Row], by: str, label: str) -> None:
-    cells = sorted(cells, key=lambda row: row[by])
-    x, y, error = ([row[key] or 0.0 for row in cells] for key in (by, "nll", "nll_se"))
-    axes.errorbar(x, y, yerr=error, marker="o", ms=3, capsize=2, label=label)
-
-
-def _finished(drawn: Figure, axes: Any) -> Figure:
-    axes.set_ylabel("NLL (nats an image)")
-    axes.legend(fontsize=7, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    return drawn
 
 
 def _head(cells: list[Any]) -> list[str]:

@@ -33,7 +33,7 @@ SMALL = {
 NOT_RUN = {"gpu"}
 
 # What reproduces published tables is tested in test_reproduce.py.
-REPRODUCTION = {"reproduce", "tables", "recipes", "checkpoints", "published", "pictures", "pretrained"}
+REPRODUCTION = {"reproduce", "tables", "figures", "recipes", "checkpoints", "published", "pictures", "pretrained"}
 
 
 def test_every_benchmark_is_listed():

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from benchmarks import checkpoints, pictures, pretrained, recipes, reproduce, tables
+from benchmarks import checkpoints, figures, pictures, pretrained, recipes, reproduce, tables
 from benchmarks.published import LIKELIHOODS
 from pyro_vmem import data
 from pyro_vmem.checkpoint import load_checkpoint
@@ -224,6 +224,67 @@ def test_shared_memories_and_recall(folders, monkeypatch):
     assert f"| above it, paired | 1 |  | {above.mean():+.2f} ± {above.std(ddof=1) / math.sqrt(3):.2f} |" in page
     assert "columns: slots in memory" in page
     assert "columns: classes in memory" in page
+
+
+def test_a_memory_that_is_learned(folders, tmp_path, monkeypatch):
+    smoke = recipes.read("smoke")
+    how = dataclasses.replace(smoke.evaluation, n_classes=[8], shots=[1], per_class=True, methods=["sampled"])
+    training = dataclasses.replace(smoke.training, n_way=12, k_shot=1, n_query=6, steps=2)
+    networks = dataclasses.replace(smoke.networks, learned_slots=9, truncate=None)
+    recipe = dataclasses.replace(smoke, protocol="recall", training=training, networks=networks, evaluation=how)
+    images = recipe.training_episodes(recipe.datasets())[0][0].memory.templates
+    assert torch.equal(recipe.model("vma", 0.1, images=images).templates.values, images[:9])
+    monkeypatch.setattr(reproduce, "read", {"mnist-learned": recipe}.get)
+    monkeypatch.setattr(pictures, "read", {"mnist-learned": recipe}.get)
+    (row,) = reproduce.main("mnist-learned", **folders)["rows"]
+    learned = pv.load(tmp_path / "runs" / "mnist-learned" / "vma")
+    assert 0 < (learned.templates.values - images[:9]).abs().max() < 0.1
+    assert 0 <= row["kl_a"] <= math.log(9)
+    assert row["copy_rate"] == row["class_in_memory"] == 0
+    drawn = pictures.main("mnist-learned", folders["out"], out=folders["out"] + "/page/results")["pictures"]
+    assert [Path(path).name for path in drawn] == ["mnist-learned-slots.png"]
+    tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
+    page = (tmp(folders) / "page" / "results.md").read_text()
+    of_bound = " | ".join(f"{row[name]:.2f}" for name in ("kl_a", "kl_z", "reconstruction"))
+    assert f"| 8 | {reproduce.figure(row)} | {of_bound} |" in page
+    assert "(results/mnist-learned-slots.png)" in page
+
+
+def test_the_bound_by_examples_a_class(folders, monkeypatch):
+    smoke = recipes.read("smoke")
+    how = dataclasses.replace(smoke.evaluation, n_classes=[2], shots=[1, 3, 2], per_class=True, methods=["sampled"])
+    monkeypatch.setattr(
+        reproduce, "read", {"breakdown": dataclasses.replace(smoke, protocol="whole-memory", evaluation=how)}.get
+    )
+    rows = reproduce.main("breakdown", **folders)["rows"]
+    tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
+    page = (tmp(folders) / "page" / "results.md").read_text()
+    ordered = sorted(rows, key=lambda row: row["shots"])
+    assert [row["shots"] for row in ordered] == [2, 4, 6]
+    assert "| KL(a) | 2 | " + " | ".join(f"{row['kl_a']:.2f}" for row in ordered) + " |" in page
+    assert "(results/breakdown-by-examples.png)" in page
+    assert "(results/breakdown.png)" not in page
+    kl_a, kl_z, nll = figures.plot_breakdown(rows).axes
+    for axes, key in ((kl_a, "kl_a"), (kl_z, "kl_z"), (nll, "nll")):
+        assert axes.lines[0].get_xydata().tolist() == [[n, row[key]] for n, row in zip((1, 2, 3), ordered, strict=True)]
+    assert kl_a.lines[1].get_ydata().tolist() == pytest.approx([math.log(2), math.log(4), math.log(6)])
+
+
+def test_the_line_that_a_memory_with_more_classes_is_held_against():
+    rows = [
+        {"model": model, "n_classes": c, "shots": 4 * c, "method": "sampled", "nll": 90.0 + c, "num_targets": 9}
+        for model in ("no-memory", "vma", "soft-attention")
+        for c in (8, 1)
+    ]
+    (axes,) = figures.plot_scaling(rows, "baselines").axes
+    solid, dotted = ([line for line in axes.lines if line.get_linestyle() == style] for style in ("-", ":"))
+    names = ("VMA, this library", "soft-attention memory", "VAE without memory")
+    assert [line.get_label() for line in solid] == [f"{name}, 4 a class" for name in names]
+    assert len(dotted) == 2  # the autoencoder does not see how many there are
+    for line in dotted:
+        assert line.get_ydata().tolist() == pytest.approx([91, 91 + math.log(8)])
+    assert "hit rate" in tables.scaling("baselines", [rows[2] | {"hit_rate": 1.0, "nll_se": 1.0}], Path("none.npz"))
+    assert "hit rate" not in tables.scaling("baselines", [rows[0] | {"hit_rate": 1.0, "nll_se": 1.0}], Path("none.npz"))
 
 
 def test_what_goes_into_the_repository_can_be_gone_on_with(folders, tmp_path):
