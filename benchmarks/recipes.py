@@ -91,6 +91,7 @@ class Training:
         steps: Steps in all; the schedules go by them, so that pieces of any length add up to the same run.
         validate_every: Steps between validations.
         held_out: Ways, shots and queries of the validation episodes; those of several kinds are of the same kinds.
+        select: Which weights are evaluated: see `pyro_vmem.fit`.
         seed: Seeds weights, episodes and samples; validation episodes have the next seed.
     """
 
@@ -110,6 +111,7 @@ class Training:
     steps: int = 40_000
     validate_every: int = 500
     held_out: tuple[int, int, int] = (20, 1, 2)
+    select: Literal["best", "last"] = "best"
     seed: int = 0
 
 

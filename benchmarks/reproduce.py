@@ -135,6 +135,7 @@ def fit(
         kl_warmup=training.kl_warmup,
         validation=held_out,
         validate_every=training.validate_every,
+        select=training.select,
         out=folder,
         resume=True,
         seed=training.seed,

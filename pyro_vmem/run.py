@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -34,6 +35,7 @@ class Run:
         settings: What else the numbers depend on, by name, as plain data.
         folder: Where checkpoints are kept; `None` for nowhere.
         keep: How many of the last checkpoints.
+        select: Which weights count as the best: those of the best bound in a validation, or the last.
 
     Attributes:
         result: Steps taken, time and history. The sampler's position is the number of steps.
@@ -45,12 +47,13 @@ class Run:
         unwritten: Why the newest state is not in the folder, if it should be; `None` if it is.
     """
 
-    def __init__(self, steps: Steps, settings: dict[str, Any], folder: Path | None, keep: int) -> None:
+    def __init__(self, steps: Steps, settings: dict[str, Any], folder: Path | None, keep: int, select: str) -> None:
         self.steps = steps
         self.ranks = steps.ranks  # the first of them reads and writes
         self.settings = settings
         self.folder = folder
         self.keep = keep
+        self.select = select
         self.result = FitResult(chosen=steps.chosen)
         self.meter = Meter()
         self.rates: dict[str, float] = {}
@@ -85,8 +88,12 @@ class Run:
         if "cuda_random_state" in states and device.type == "cuda":
             torch.cuda.set_rng_state(states["cuda_random_state"], device)
 
-    def set_best(self) -> None:
-        """Remembers the present weights as the best."""
+    def select_of(self, row: dict[str, float]) -> None:
+        """Remembers the present weights as the best, if they are by a row of the history."""
+        bound = row.get("val_bound", -math.inf)
+        if bound <= self.result.best_bound and self.select == "best":
+            return
+        self.result.best_bound = max(bound, self.result.best_bound)
         self.best = {name: tensor.clone() for name, tensor in self.vma.state_dict().items()}
         self._best_is_written = False
 

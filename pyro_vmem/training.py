@@ -60,6 +60,7 @@ def fit(
     clip_norm: float = 10.0,
     validation: Dataset[Episode] | None = None,
     validate_every: int = 500,
+    select: Literal["best", "last"] = "best",
     out: str | Path | None = None,
     resume: bool = False,
     keep: int = 2,
@@ -95,8 +96,7 @@ def fit(
     `key_drift`, see :class:`pyro_vmem.Staleness`. They are not in checkpoints: a resumed run begins with fresh keys.
 
     Arguments:
-        vma: The model and its guide; trained in place, and at the end it holds the best weights by validation, or the
-            last without it.
+        vma: The model and its guide; trained in place, and at the end it holds the weights that `select` names.
         episodes: Where the training episodes come from: step i takes episode i.
         objective: `"vimco"`, `"rws"`, `"iwae"`, `"reinforce"` or `"rao-blackwell"`, each of :mod:`pyro_vmem.infer`;
             `"enumerate"` (stock `TraceEnum_ELBO`: all slots are summed, or those a :class:`TruncatedGuide` keeps);
@@ -117,6 +117,8 @@ def fit(
         clip_norm: The largest norm of the gradient of the loss per datapoint.
         validation: Where validation episodes come from: classes that are not trained on.
         validate_every: Steps between validations and checkpoints.
+        select: Which weights are kept: `"best"`, those of the best bound in a validation, if there is any, or
+            `"last"`, those of the last. Where only a part is trained on a model that stays, the bound hardly tells them apart.
         out: A folder for `last.safetensors`, `best.safetensors` and `history.csv`.
         resume: Whether to go on from `out/last.safetensors`, if it is there; where it is damaged, from the one before.
         keep: How many of the last checkpoints are kept: the one before the last is `last-1.safetensors`.
@@ -169,6 +171,8 @@ def fit(
         check_range(name, value, 0.0, 1.0)
     check_range("lr", lr, 1e-12, 1e3)
     check_range("clip_norm", clip_norm, 1e-12, math.inf)
+    if select not in ("best", "last"):
+        raise ValueError(f"select: expected 'best' or 'last', got {select!r}.")
     folder = None if out is None else Path(out)
     if folder is not None:
         check_spec(vma)
@@ -195,7 +199,9 @@ def fit(
         )
     ranks = Ranks.join(device)
     talks = ranks.index == 0
-    run = Run(Steps(vma, objective, num_particles, lr, first.to(device), ranks, backward), settings, folder, keep)
+    run = Run(
+        Steps(vma, objective, num_particles, lr, first.to(device), ranks, backward), settings, folder, keep, select
+    )
     with contextlib.ExitStack() as stack:
 
         def enter(folder: Path) -> bool:
@@ -354,9 +360,7 @@ def _record(
         row |= {f"val_{name}": value for name, value in found.items()}
         run.vma.train()
     with uninterrupted():
-        if row.get("val_bound", -math.inf) > run.result.best_bound:
-            run.result.best_bound = row["val_bound"]
-            run.set_best()
+        run.select_of(row)
         run.result.history.append(row)
         run.write()
     run.log(row)

@@ -155,8 +155,9 @@ def test_what_a_run_writes_can_be_loaded(tmp_path):
     assert len(rows) == 3
 
 
-def test_the_best_weights_are_kept(tmp_path, monkeypatch):
-    """The bound gets worse after the first validation: what was best then is what the model holds at the end."""
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_the_selected_weights_are_kept(select, tmp_path, monkeypatch):
+    """The bound gets worse after the first validation: what was best then is kept, or the last is."""
     bounds = iter([-10.0, -20.0, -30.0])
     vma, seen = small_vma(), []
 
@@ -165,10 +166,12 @@ def test_the_best_weights_are_kept(tmp_path, monkeypatch):
         return {"bound": next(bounds)}
 
     monkeypatch.setattr(training, "validate", validate)
-    result = pv.fit(vma, sampler(), steps=3, validation=sampler(seed=1), validate_every=1, progress=False)
+    how = {"validation": sampler(seed=1), "validate_every": 1, "select": select, "out": tmp_path, "progress": False}
+    result = pv.fit(vma, sampler(), steps=3, **how)
     assert result.best_bound == -10.0
-    assert equal(weights(vma), seen[0])
-    assert not equal(weights(vma), seen[2])
+    for found in (vma, pv.load(tmp_path)):
+        assert equal(weights(found), seen[0 if select == "best" else 2])
+        assert not equal(weights(found), seen[2 if select == "best" else 0])
 
 
 def test_kl_warmup_and_learning_rate_follow_their_schedules():
@@ -351,6 +354,11 @@ def test_a_run_of_the_first_format_is_resumed(tmp_path):
     resumed = small_vma(seed=3)
     assert pv.fit(resumed, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 4
     assert equal(weights(whole), weights(resumed))
+
+
+def test_a_selection_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="select: expected 'best' or 'last', got 'first'"):
+        pv.fit(small_vma(), sampler(), steps=1, select="first")
 
 
 def test_the_best_weights_are_written_again_if_they_were_lost(tmp_path, monkeypatch):
