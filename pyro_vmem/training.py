@@ -118,7 +118,8 @@ def fit(
         validation: Where validation episodes come from: classes that are not trained on.
         validate_every: Steps between validations and checkpoints.
         select: Which weights are kept: `"best"`, those of the best bound in a validation, if there is any, or
-            `"last"`, those of the last. Where only a part is trained on a model that stays, the bound hardly tells them apart.
+            `"last"`, those of the last. The bound hardly tells them apart where the model stays and only a guide is
+            trained.
         out: A folder for `last.safetensors`, `best.safetensors` and `history.csv`.
         resume: Whether to go on from `out/last.safetensors`, if it is there; where it is damaged, from the one before.
         keep: How many of the last checkpoints are kept: the one before the last is `last-1.safetensors`.
