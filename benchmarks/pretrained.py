@@ -1,6 +1,7 @@
 """Puts the model of a table into the package: weights in half precision, and a card made of the table's figures.
 
 python -m benchmarks.pretrained lookup omniglot28
+python -m benchmarks.pretrained zholus omniglot26
 """
 
 from __future__ import annotations
@@ -14,14 +15,13 @@ import torch
 
 import pyro_vmem as pv
 from benchmarks import command
-from benchmarks.recipes import read
+from benchmarks.recipes import Kind, read
 from benchmarks.reproduce import trained
 from benchmarks.tables import best, classification, facts, few_shot
 from pyro_vmem._files import write_atomically
 from pyro_vmem.checkpoint import save_checkpoint
 from pyro_vmem.precision import autocast
 
-PROTOCOL = "gmn-distinct"  # whose images and classes the other tables of 28x28 have too
 CARD = """# {name}
 
 A VMA of Omniglot characters; load it with `pyro_vmem.VMA.from_pretrained("{name}")`.
@@ -49,9 +49,11 @@ Rounding the weights to half precision changed the bound on validation episodes 
   ways of scaling an image are outside of what it was trained on; NLL on them says little.
 - Each pixel is drawn given those before it: a draw takes as many steps as there are pixels. Much of a low NLL is owed
   to that; models whose pixels are independent given the latent do not have it.
-- q(a | x, M) was trained with at most 64 slots, in the end always with the target's class among them. The likelihoods
-  above were measured with the guide that the model was first trained with.
+- It was last trained with at most {slots} slots in memory{absent}.{guide}
 """
+ABSENT = ", always with the target's class among them"
+GUIDE = """ What was trained then was q(a | x, M) alone: the
+  likelihoods above were measured with the guide that the model was first trained with."""
 
 
 def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/weights") -> dict[str, Any]:
@@ -64,6 +66,9 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         out: Where the package keeps its models.
     """
     recipe = read(table)
+    # of a model whose guide alone was trained further, the figures of before count too
+    tables = [recipe.start, table] if recipe.training.only and recipe.start else [table]
+    kinds = [Kind(recipe.training.n_way, recipe.training.k_shot), *recipe.training.more]
     datasets = recipe.datasets()
     _, held_out = recipe.training_episodes(datasets)
     vma = trained(Path("no/such/run"), Path(results, "checkpoints", f"{table}-vma"), recipe.networks.views)
@@ -72,7 +77,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     save_checkpoint(weights, halves, {"spec": vma.spec()})
     with autocast(torch.device("cpu"), "auto"):
         bounds = [pv.validate(model, held_out)["bound"] for model in (vma, pv.load(weights))]
-    measured = [Path(results, f"{name}.json") for name in (recipe.start, table)]
+    measured = [Path(results, f"{name}.json") for name in tables]
     train, validation, test = datasets
     text = CARD.format(
         name=name,
@@ -82,9 +87,12 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         validation=validation.num_classes,
         test=test.num_classes,
         shape=" x ".join(str(n) for n in vma.event_shape[1:]),
-        protocol=PROTOCOL,
+        protocol=read(tables[0]).protocol,
         figures="\n\n".join(figures(json.loads(path.read_text())) for path in measured if path.exists()),
         rounding=bounds[1] - bounds[0],
+        slots=max(kind.n_way * kind.k_shot for kind in kinds),
+        absent="" if any(kind.n_absent for kind in kinds) else ABSENT,
+        guide=GUIDE if recipe.training.only else "",
     )
     with write_atomically(Path(out, f"{name}.md")) as aside:
         aside.write_text(text, encoding="utf-8")

@@ -24,6 +24,7 @@ from pyro_vmem._version import __version__
 from pyro_vmem._words import to_words
 from pyro_vmem.build import build, load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
+from pyro_vmem.data.omniglot import LATTICES
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.gather import check, gather
 from pyro_vmem.history import FitResult, read_result
@@ -159,12 +160,14 @@ class Experiment:
         Raises:
             ValueError: If the place of the images is needed and not given.
         """
+        side = 28 if self.pretrained is None else from_pretrained(self.pretrained).event_shape[-1]
         if self.data == "omniglot":
-            background = data.omniglot(self.data_root, subset="background")
+            resize: Any = {size: name for name, (size, _) in LATTICES.items()}[side]
+            background = data.omniglot(self.data_root, subset="background", resize=resize)
             train, validation = background.split(by="alphabet", test=0.15, seed=self.seed)
-            return train, validation, data.omniglot(self.data_root, subset="evaluation")
+            return train, validation, data.omniglot(self.data_root, subset="evaluation", resize=resize)
         if self.data == "glyphs":
-            whole = data.glyphs(seed=self.seed)
+            whole = data.glyphs(side, seed=self.seed)
         elif self.data_root is None:
             raise ValueError(f"data_root: data={self.data!r} needs the place of the images, got None.")
         else:

@@ -20,7 +20,7 @@ def pretrained_names() -> list[str]:
 
     Example:
         >>> pretrained_names()
-        ['omniglot28']
+        ['omniglot26', 'omniglot28']
     """
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 

@@ -48,7 +48,7 @@ def toy(tmp_path, monkeypatch):
     images = (patterns ^ flips).flatten(0, 1).to(torch.uint8) * 255
     alphabets = torch.arange(60) // 10
     dataset = FewShotDataset(images, torch.arange(60).repeat_interleave(10), alphabets=alphabets)
-    monkeypatch.setattr(experiment.data, "glyphs", lambda seed: dataset)
+    monkeypatch.setattr(experiment.data, "glyphs", lambda size, seed: dataset)
     monkeypatch.setattr(experiment, "measure_speed", lambda *_: Speed(9e3, 64, 10**6, 9e10))  # which takes its time
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -126,7 +126,7 @@ def test_words_may_be_written_as_in_a_file() -> None:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     patterns = torch.randint(2, (24, 1, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) * 255
     dataset = FewShotDataset(patterns.expand(-1, 6, -1, -1, -1).flatten(0, 1), torch.arange(24).repeat_interleave(6))
-    monkeypatch.setattr(experiment.data, "glyphs", lambda seed: dataset)
+    monkeypatch.setattr(experiment.data, "glyphs", lambda size, seed: dataset)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -55,7 +55,7 @@ def test_a_run_and_its_files(
 ) -> None:
     images = torch.randint(2, (24, 1, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) * 255
     dataset = FewShotDataset(images.expand(-1, 6, -1, -1, -1).flatten(0, 1), torch.arange(24).repeat_interleave(6))
-    monkeypatch.setattr(experiment.data, "glyphs", lambda seed: dataset)
+    monkeypatch.setattr(experiment.data, "glyphs", lambda size, seed: dataset)
     monkeypatch.chdir(tmp_path)
     words = "train --out run --steps 2 --n_way 3 --k_shot 2 --n_query 1 --width 4 --latent_prior StandardPrior"
     assert cli.main(words.split()) == 0

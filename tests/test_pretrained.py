@@ -75,9 +75,17 @@ def test_training_starts_from_its_weights(small: pv.VMA, tmp_path: Path, monkeyp
 
     images = (torch.rand(400, 1, 8, 8) < 0.2).to(torch.uint8) * 255
     dataset = pv.data.FewShotDataset(images, torch.arange(400) // 10)
-    monkeypatch.setattr(experiment.data, "glyphs", lambda seed: dataset)
+    monkeypatch.setattr(experiment.data, "glyphs", lambda size, seed: dataset)
     started = experiment.Experiment(pretrained="small", n_way=4, k_shot=1, n_query=1, steps=1, lr=1e-9)
     started.train(tmp_path / "run", progress=False)
     tensors, _ = load_checkpoint(tmp_path / "run" / "best.safetensors")
     for name, tensor in small.state_dict().items():
         torch.testing.assert_close(tensors[name], tensor.half().float(), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize("name", pretrained.pretrained_names())
+def test_an_experiment_draws_images_of_its_size(name: str) -> None:
+    from pyro_vmem.experiment import Experiment
+
+    vma, episodes, held_out = Experiment(pretrained=name, n_way=4, k_shot=1, n_query=1).begin()
+    assert episodes[0].x.shape[1:] == held_out[0].x.shape[1:] == vma.event_shape
