@@ -160,6 +160,9 @@ class Layout:
 
     Arguments:
         traces: Those of a model and its guide.
+
+    Raises:
+        ValueError: If the sites do not all sit in one data plate, or a plate in it is subsampled.
     """
 
     def __init__(self, *traces: Trace) -> None:
