@@ -4,6 +4,7 @@ from pyro_vmem.addressing.base import UNUSED_LOGIT, AddressGuide, AddressPrior, 
 from pyro_vmem.addressing.guides import DefensiveGuide, EncoderGuide, KeyedGuide, PairwiseGuide, SimilarityGuide
 from pyro_vmem.addressing.priors import ClassBalancedPrior, ContentPrior, LearnedPrior, TemperedPrior, UniformPrior
 from pyro_vmem.addressing.sparse import MixedCategorical, TruncatedCategorical, sparse_probs
+from pyro_vmem.addressing.top_and_rest import top_and_rest
 from pyro_vmem.addressing.truncated import IndexedGuide, TruncatedGuide
 
 __all__ = [
@@ -26,4 +27,5 @@ __all__ = [
     "UniformPrior",
     "over_slots",
     "sparse_probs",
+    "top_and_rest",
 ]

@@ -10,6 +10,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vmem.addressing import top_and_rest
 from pyro_vmem.infer.base import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 
@@ -24,7 +25,9 @@ class RaoBlackwell_ELBO(ParticleELBO):
 
     T are the k values of largest q for each datapoint. The value and its gradient are unbiased for the full guide, and
     the noise is scaled by what the guide leaves outside of T: once it knows where to look, there is hardly any. It
-    costs k + 1 decodes a datapoint. Other latents are reparameterised, or get score terms of their own.
+    costs k + 1 decodes a datapoint. Of a sparse guide, :class:`IndexedGuide` in a :class:`DefensiveGuide` or not, only
+    what it names is looked at, so that slots may be millions. Other latents are reparameterised, or get score terms of
+    their own.
 
     References:
         | Rao-Blackwellized Stochastic Gradients for Discrete Distributions (Liu, Regier, Tripuraneni, Jordan,
@@ -103,17 +106,12 @@ class _TopAndRest(Messenger):
                 f"site: {self.site!r} depends on another latent, so its most probable values differ between particles. "
                 "Name the first categorical site of the guide."
             )
-        slots = fn.logits.shape[-1]
+        slots = len(fn.enumerate_support())  # those that a truncated guide keeps
         if self.k >= slots:
             raise ValueError(
                 f"k: expected fewer than the {slots} values of site {self.site!r}, got {self.k}. "
                 "To sum all of them, use pyro.infer.TraceEnum_ELBO."
             )
-        logits = fn.logits.detach()
-        top = logits.topk(self.k, dim=-1).indices
-        # Where the others' probability has underflowed, any of them will do: its weight is zero.
-        others = logits.clamp(min=torch.finfo(logits.dtype).min / 2).scatter(-1, top, -math.inf)
-        drawn = torch.distributions.Categorical(logits=others).sample()
-        values = torch.cat([top.movedim(-1, 0), drawn.unsqueeze(0)])
+        values = top_and_rest(fn, self.k)
         missing = self.dims - 1 - len(fn.batch_shape)
         msg["value"] = values.reshape(self.k + 1, *[1] * missing, *fn.batch_shape)

@@ -24,11 +24,13 @@ SHARES = [slice(0, 5), slice(5, 6), slice(6, 12)]
 
 
 @pytest.mark.parametrize("elbo", OBJECTIVES, ids=repr)
-@pytest.mark.parametrize("address_guide", ["similarity", "truncated"])
+@pytest.mark.parametrize("address_guide", ["similarity", "truncated", "mixed"])
 def test_shares_draw_what_the_whole_draws(elbo: pv.infer.ParticleELBO, address_guide: str) -> None:
     vma, episode = small_vma(), sampler()[0]
-    if address_guide == "truncated":
+    if address_guide != "similarity":
         vma = vma.replace(address_guide=pv.TruncatedGuide(vma.address_guide, k=4))
+    if address_guide == "mixed":
+        vma = vma.replace(address_guide=pv.DefensiveGuide(vma.address_guide, share=0.4))
     before = torch.get_rng_state()
 
     def drawn(guide: Any, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
