@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -14,7 +13,7 @@ __all__ = ["top_and_rest"]
 
 
 @torch.no_grad()
-def top_and_rest(q: dist.Categorical, k: int) -> Tensor:
+def top_and_rest(q: torch.distributions.Categorical, k: int) -> Tensor:
     r"""The :math:`k` most probable values of each row, and a draw from :math:`q` given that it is none of these.
 
     Of a sparse categorical over :math:`S` values nothing of the size of the rows times :math:`S` is made.
@@ -29,7 +28,7 @@ def top_and_rest(q: dist.Categorical, k: int) -> Tensor:
         what is drawn is any value.
 
     Example:
-        >>> top_and_rest(dist.Categorical(probs=torch.tensor([0.1, 0.6, 0.0, 0.3])), 2)
+        >>> top_and_rest(torch.distributions.Categorical(probs=torch.tensor([0.1, 0.6, 0.0, 0.3])), 2)
         tensor([1, 3, 0])
         >>> top_and_rest(TruncatedCategorical(torch.tensor([1.0, 2.0]), torch.tensor([40, 70]), 1_000_000), 1)
         tensor([70, 40])
