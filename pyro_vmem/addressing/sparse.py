@@ -138,7 +138,11 @@ class MixedCategorical(_Sparse):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  # as of torch
         kept = self.kept.sample(sample_shape)
-        rest = self.rest.sample(kept.shape[: kept.dim() - len(self.rest.batch_shape)])
+        if self.rest.batch_shape:
+            rest = self.rest.sample(kept.shape[: kept.dim() - len(self.rest.batch_shape)])
+        else:  # one random number a draw, so that processes can share them
+            steps = self.rest.probs.double().cumsum(-1)
+            rest = at_level(steps, steps[-1] * torch.rand(kept.shape, dtype=steps.dtype, device=kept.device))
         return torch.where(torch.rand(kept.shape, device=kept.device) < self.share, rest, kept)
 
     def entropy(self) -> Tensor:
@@ -148,6 +152,27 @@ class MixedCategorical(_Sparse):
         values = self.kept_values.movedim(-1, 0)
         log_q, log_rest = self.log_prob(values), self.rest.log_prob(values) + math.log(self.share)
         return -everywhere - (log_q.exp() * log_q - log_rest.exp() * log_rest).sum(0)
+
+
+def at_level(steps: Tensor, level: Tensor) -> Tensor:
+    """The values at which a distribution function passes a level: draws, of a level that is uniform.
+
+    Arguments:
+        steps: The distribution function, not decreasing, with shape `(S,)` or `(*, S)`.
+        level: The levels, from 0 to below the last step, with shape `(*)`.
+
+    Returns:
+        The values, with shape `(*)`; none whose step is zero.
+
+    Example:
+        >>> at_level(torch.tensor([0.2, 0.2, 1.0]), torch.tensor([0.1, 0.2, 0.9]))
+        tensor([0, 2, 2])
+    """
+    if steps.dim() == 1:
+        found = torch.searchsorted(steps, level, right=True)
+    else:
+        found = torch.searchsorted(steps.contiguous(), level.unsqueeze(-1), right=True).squeeze(-1)
+    return found.clamp(max=steps.shape[-1] - 1)
 
 
 def sparse_probs(q: dist.Categorical) -> tuple[Tensor, Tensor | None]:

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from pyro_vmem.addressing.sparse import MixedCategorical, TruncatedCategorical
+from pyro_vmem.addressing.sparse import MixedCategorical, TruncatedCategorical, at_level
 
 __all__ = ["top_and_rest"]
 
@@ -83,12 +83,8 @@ def _drawn_beside(q: MixedCategorical, top: Tensor) -> Tensor:
         step = rest.expand(*shape, -1).gather(-1, value).squeeze(-1)
         before = steps.expand(*shape, -1).gather(-1, value).squeeze(-1) - step
         level = torch.where(level >= before, level + step, level)
-    if steps.dim() > 1:
-        steps = steps.expand(*shape, -1).contiguous()
-        of_rest = torch.searchsorted(steps, level.unsqueeze(-1), right=True).squeeze(-1)
-    else:
-        of_rest = torch.searchsorted(steps, level, right=True)
-    return torch.where(chance < left_of_kept, of_kept, of_rest.clamp(max=rest.shape[-1] - 1))
+    of_rest = at_level(steps if steps.dim() == 1 else steps.expand(*shape, -1), level)
+    return torch.where(chance < left_of_kept, of_kept, of_rest)
 
 
 def _is_among(values: Tensor, others: Tensor) -> Tensor:
