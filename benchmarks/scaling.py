@@ -1,7 +1,8 @@
 """What a training step takes as the memory grows to a million templates: time, peak memory, and what an index finds.
 
 Templates are letters, each moved, turned, sheared and stretched on its own, packed as bits in one file. `exact`
-sums all slots; `truncated` encodes all and sums the 8 most probable; `indexed` looks those up and encodes them alone. A
+sums all slots; `truncated` encodes all without gradient and the 8 most probable again with it; `indexed` looks those up
+and encodes them alone. A
 process for each number of slots times its steps in turn with those of an indexed memory of 1,000, in processor time,
 because the machine may be shared; peak memory is that of all it did so far. A row whose step would decode or encode too
 much to be timed has no time.
@@ -71,10 +72,10 @@ def model(width: int, guide: pv.AddressGuide, name: str) -> pv.VMA:
 
 
 class Steps:
-    """Training steps of a model on a memory."""
+    """Training steps of a model on a memory, of which so many templates are read at most; as those of `fit`."""
 
-    def __init__(self, vma: pv.VMA, memory: pv.Memory, x: Tensor) -> None:
-        self.vma, self.memory, self.x = vma, memory, x
+    def __init__(self, vma: pv.VMA, memory: pv.Memory, x: Tensor, reads: int) -> None:
+        self.vma, self.memory, self.x, self.reads = vma, memory, x, reads
         guide = config_enumerate(vma.guide, "parallel", expand=True)
         self.svi = SVI(vma.model, guide, pyro.optim.Adam({"lr": 1e-4}), TraceEnum_ELBO(max_plate_nesting=1))
 
@@ -82,7 +83,7 @@ class Steps:
         """One step; its processor time."""
         start = time.process_time()
         with autocast(self.x.device, "auto"):
-            self.svi.step(self.vma.encode(self.memory), self.x)
+            self.svi.step(self.vma.encode(self.memory, self.reads), self.x)
         return time.process_time() - start
 
 
@@ -109,7 +110,8 @@ def of_size(path: str, slots: int, width: int, batch: int, repeats: int, kinds: 
     indexed = model(width, pv.IndexedGuide(guide, k=KEPT), "indexed")
     thousand = first(whole, BASE)
     pv.index_memory(indexed, thousand)
-    base = Steps(indexed, thousand, x)
+    few = batch * KEPT
+    base = Steps(indexed, thousand, x, few)
     rows: list[dict[str, Any]] = []
 
     def row(how: str, index: str | None, decodes: int, encodes: int, steps: Steps | None, **more: Any) -> None:
@@ -131,13 +133,16 @@ def of_size(path: str, slots: int, width: int, batch: int, repeats: int, kinds: 
             made = {"build_seconds": time.process_time() - start}
         assert memory.index is not None
         made |= looked_up(indexed, memory.index, exact, x)
-        row("indexed", kind, batch * KEPT, batch * KEPT, Steps(indexed, memory, x), **made)
+        row("indexed", kind, few, few, Steps(indexed, memory, x, few), **made)
     memory.index = exact = None
     plain = pv.Memory(memory.read(torch.arange(slots))) if slots <= MOST_ENCODES else None
     truncated = model(width, pv.TruncatedGuide(guide, k=KEPT), "truncated")
-    row("truncated", None, batch * KEPT, slots, None if plain is None else Steps(truncated, plain, x))
-    few = plain is not None and batch * slots <= MOST_DECODES
-    row("exact", None, batch * slots, slots, Steps(model(width, guide, "exact"), plain, x) if plain and few else None)
+    encodes = slots + few if slots > few else slots
+    row("truncated", None, few, encodes, None if plain is None else Steps(truncated, plain, x, few))
+    all_read = batch * slots
+    timed = plain is not None and all_read <= MOST_DECODES
+    exact_steps = Steps(model(width, guide, "exact"), plain, x, all_read) if plain is not None and timed else None
+    row("exact", None, all_read, slots, exact_steps)
     return rows
 
 

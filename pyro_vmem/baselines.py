@@ -107,7 +107,7 @@ class NoMemoryVAE(_Baseline):
         super().__init__(latent_prior, likelihood, latent_guide, template_encoder, x_encoder, name)
         self.template = nn.Parameter(torch.zeros(self.event_shape))
 
-    def encode(self, memory: Memory) -> EncodedMemory:
+    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
         if isinstance(memory, EncodedMemory):
             return memory
         return _SameEverywhere(memory, _expanded(self.template_encoder(self.template), memory.batch_shape))
@@ -223,7 +223,7 @@ class SoftAttentionVAE(_Baseline):
             vma.x_encoder,
         )
 
-    def encode(self, memory: Memory) -> EncodedMemory:
+    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
         if isinstance(memory, EncodedMemory):
             return memory
         return _ReadAsAWhole(memory, self.template_encoder(memory.templates))

@@ -17,6 +17,7 @@ from pyro_vmem.memory import EncodedMemory, Memory, Template
 
 __all__ = ["LazyMemory", "PackedMemory"]
 
+SEARCHED_AT_ONCE = 1024  # templates that are encoded at once where features alone are kept
 MOST_AT_ONCE = 1 << 28  # values that are decoded at once if somebody asks for all templates, 1 GB
 
 
@@ -184,13 +185,17 @@ class PackedMemory(Memory):
         Raises:
             ValueError: If they are too many to be decoded at once.
         """
+        self.refuse_all()
+        return self.read(torch.arange(self.num_slots, device=self.device))
+
+    def refuse_all(self) -> None:
+        """Raises a `ValueError` if templates are too many for all `(S, *event)` to be looked at."""
         if self.num_slots * self.event_shape.numel() > MOST_AT_ONCE:
             gigabytes = 4e-9 * self.num_slots * self.event_shape.numel()
             raise ValueError(
                 f"memory: what was asked for looks at all of its {self.num_slots:,} templates, {gigabytes:.1f} GB when "
                 "decoded. Use parts that do not, IndexedGuide and UniformPrior, and memory.read(a) for some."
             )
-        return self.read(torch.arange(self.num_slots, device=self.device))
 
     def encoded_by(self, encoder: Callable[[Tensor], Template]) -> LazyMemory:
         """This memory, whose templates are encoded as they are read."""
@@ -272,13 +277,14 @@ class PackedMemory(Memory):
 
 
 class LazyMemory(EncodedMemory):
-    r"""A :class:`PackedMemory` whose templates are encoded as they are read, each once in a read.
+    r"""A shared memory whose templates are encoded as they are read, each once in a read.
 
-    What was encoded last is kept, so that what the guide has read costs the model nothing; gradients flow through it.
-    It stands wherever an :class:`EncodedMemory` does.
+    What was encoded last is kept, so that what the guide has read costs the model nothing; gradients flow through it. A
+    part that looks at the features of all slots has all encoded, and what is read after is gathered from these; without
+    gradient, as for a search, features alone are kept. It stands wherever an :class:`EncodedMemory` does.
 
     Arguments:
-        memory: The memory.
+        memory: The memory, a :class:`PackedMemory` or any other that is shared.
         encoder: Makes the features of templates `(n, *event)`.
 
     Example:
@@ -288,16 +294,30 @@ class LazyMemory(EncodedMemory):
         torch.Size([2, 2, 16])
     """
 
-    def __init__(self, memory: PackedMemory, encoder: Callable[[Tensor], Template]) -> None:
+    def __init__(self, memory: Memory, encoder: Callable[[Tensor], Template]) -> None:
         self.memory, self.encoder = memory, encoder
         self.labels, self.mask, self.index, self.per_datapoint = memory.labels, memory.mask, memory.index, False
-        self._last: tuple[Tensor, Template, tuple[Any, ...]] | None = None
+        self._last: tuple[Tensor, Template, tuple[bool, bool]] | None = None
 
     @property
     def encoded(self) -> Template:  # type: ignore[override]  # made when asked for
         """All templates with their features; refused if they are too many."""
-        encoded: Template = self.encoder(self.memory.templates)
-        return encoded
+        last = self._usable()
+        if last is None or len(last[0]) < self.num_slots:
+            everything = torch.arange(self.num_slots, device=self.device)
+            self._last = last = everything, self.encoder(self.memory.templates), self._context()
+        return last[1]
+
+    @property
+    def features(self) -> Tensor:
+        """One feature vector a slot, with shape `(S, F)`; refused if they are too many."""
+        last = self._usable()
+        if torch.is_grad_enabled() or (last is not None and len(last[0]) == self.num_slots):
+            return self.encoded.features
+        if isinstance(self.memory, PackedMemory):
+            self.memory.refuse_all()
+        batches = torch.arange(self.num_slots, device=self.device).split(SEARCHED_AT_ONCE)
+        return torch.cat([self.encoder(self.memory.read(some)).features for some in batches])
 
     @property
     def templates(self) -> Tensor:  # type: ignore[override]  # as above
@@ -341,17 +361,26 @@ class LazyMemory(EncodedMemory):
 
     def _encoded_at(self, a: Tensor) -> tuple[Tensor, Template]:
         """Slots in order that are those of `a` at least, and their templates."""
-        # What was encoded without gradient is not what is asked for with it, nor what was in another precision.
-        context = (torch.is_grad_enabled(), torch.is_autocast_enabled(self.device.type))
-        if self._last is not None and self._last[2] in (context, (True, context[1])):
-            slots, template, _ = self._last
+        last = self._usable()
+        if last is not None:
+            slots, template, _ = last
             at = torch.searchsorted(slots, a.contiguous()).clamp(max=len(slots) - 1)
             if bool((slots[at] == a).all()):
                 return slots, template
         slots = a.unique()
         template = self.encoder(self.memory.read(slots))
-        self._last = slots, template, context
+        self._last = slots, template, self._context()
         return slots, template
+
+    def _usable(self) -> tuple[Tensor, Template, tuple[bool, bool]] | None:
+        """What was encoded last; not if that was in another precision, or without a gradient that is wanted now."""
+        if self._last is None:
+            return None
+        (grad, half), (now_grad, now_half) = self._last[2], self._context()
+        return self._last if half == now_half and (grad or not now_grad) else None
+
+    def _context(self) -> tuple[bool, bool]:
+        return torch.is_grad_enabled(), torch.is_autocast_enabled(self.device.type)
 
     def _map(self, fn: Any) -> LazyMemory:
         return LazyMemory(self.memory._map(fn), self.encoder)

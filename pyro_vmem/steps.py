@@ -23,6 +23,7 @@ from pyro_vmem.infer import (
     named_objective,
     scale_sites,
 )
+from pyro_vmem.once import encoded_once
 from pyro_vmem.ranks import Ranks
 from pyro_vmem.vma import VMA
 
@@ -52,6 +53,7 @@ class Steps:
         chosen: The objective that `"auto"` chose, and why.
         module: What the objective learns, such as a baseline; `None` for most.
         optimizer: Adam over all parameters.
+        decodes: How many templates are read for each target.
     """
 
     def __init__(
@@ -76,9 +78,7 @@ class Steps:
         self.vma, self.ranks = vma, ranks or Ranks()
         self.chosen = ""
         if objective == "auto":
-            with torch.no_grad():
-                q_a = vma.address_guide(vma.encode(episode.memory), vma.encode_x(episode.x))
-            objective, why = choose_objective(q_a.enumerate_support().shape[0], num_particles)
+            objective, why = choose_objective(self._values(episode), num_particles)
             self.chosen = f"objective {objective!r}: {why}"
         self.elbo: Any  # a stock ELBO has no common method but loss
         self.elbo, self.guide = objective, vma.guide
@@ -88,6 +88,9 @@ class Steps:
             self.elbo, self.guide = named_objective(objective, vma.guide, num_particles, backward)
         elif isinstance(objective, TraceEnum_ELBO):
             self.guide = config_enumerate(vma.guide, "parallel", expand=True)
+        self.decodes = self.elbo.decodes if isinstance(self.elbo, ParticleELBO) else self.elbo.num_particles
+        if isinstance(self.elbo, TraceEnum_ELBO):
+            self.decodes *= self._values(episode)
         check_objective(self.elbo, vma.model, self.guide, episode.memory, episode.x)
         # What the objective learns, such as a baseline, is trained and kept with the model.
         self.module = self.elbo.module if isinstance(self.elbo, ParticleELBO) else None
@@ -134,6 +137,12 @@ class Steps:
         self.ranks.average_buffers(self.module, len(episode.x))
         return self.ranks.mean(summary, len(episode.x))
 
+    @torch.no_grad()
+    def _values(self, episode: Episode) -> int:
+        """How many slots would be summed: all, or those that the guide keeps."""
+        q_a = self.vma.address_guide(self.vma.encode(episode.memory), self.vma.encode_x(episode.x))
+        return len(q_a.enumerate_support())
+
     def _gradient(self, episode: Episode, kl_weight: float) -> dict[str, float]:
         """Puts the gradient of the loss summed over this process's targets into every `.grad`; returns the terms."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -141,19 +150,20 @@ class Steps:
         programs = self.vma.model, self.ranks.noise(self.guide, size)
         model, guide = (scale_sites({"z": kl_weight})(fn) for fn in programs)
         episode = self.ranks.share(episode)
+        memory = self.vma.encode(episode.memory, reads=self.decodes * len(episode.x))
         try:
             if isinstance(self.elbo, ParticleELBO):
                 # The optimizer has the parameters: no particle needs to look them up in Pyro's store.
                 model, guide = (poutine.block(fn, hide_types=["param"]) for fn in (model, guide))
                 with self.ranks.choice(size):
-                    terms = self.elbo.terms(model, guide, self.vma.encode(episode.memory), episode.x)
+                    terms = self.elbo.terms(model, guide, memory, episode.x)
                 loss = terms.loss.item()
                 if not math.isfinite(loss):
                     raise NotFiniteError(first_not_finite(terms))
                 terms.loss.backward()
                 return summarise(terms, kl_weight)
-            # A stock objective may go backward once a particle, so particles cannot share what was encoded.
-            loss = self.elbo.loss_and_grads(model, guide, episode.memory, episode.x)
+            with encoded_once(memory) as shared:
+                loss = self.elbo.loss_and_grads(model, guide, shared, episode.x)
         except (ValueError, RuntimeError) as error:
             # A distribution refuses parameters that are not finite, before there is a loss.
             where = find_not_finite(model, guide, episode.memory, episode.x)

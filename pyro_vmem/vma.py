@@ -15,6 +15,7 @@ from pyro_vmem.latent import GaussianGuide, LatentGuide, LatentPrior, TemplatePr
 from pyro_vmem.likelihood import BernoulliDecoder, CausalBernoulliDecoder, GaussianDecoder, Likelihood
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.nn import ConvDecoder, ConvEncoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder
+from pyro_vmem.packed import LazyMemory
 from pyro_vmem.part import Part
 from pyro_vmem.templates import Templates
 
@@ -246,15 +247,18 @@ class VMA(Part):
             q_z = self.latent_prior(template) if target is None else self.latent_guide(target, template)
             pyro.sample("z", q_z)
 
-    def encode(self, memory: Memory) -> EncodedMemory:
+    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
         """The memory that is read, with the features of its templates; an encoded memory is returned as it is.
 
-        `svi.step(vma.encode(memory), x)` encodes once for guide and model; gradients flow through it.
+        `svi.step(vma.encode(memory), x)` encodes once for guide and model; gradients flow through it. Where `reads`,
+        the most templates that will be read, are fewer than the slots, each is encoded as it is read.
         """
         if isinstance(memory, EncodedMemory):
             return memory
         if self.templates is not None:
             memory = self.templates(memory)
+        if reads is not None and reads < memory.num_slots and not memory.per_datapoint:
+            return LazyMemory(memory, self.template_encoder)
         return memory.encoded_by(self.template_encoder)
 
     def encode_x(self, x: Tensor) -> Template:
@@ -282,7 +286,7 @@ class VMA(Part):
         if n < 1:
             raise ValueError(f"n: expected at least 1, got {n}.")
         self.check(memory, None)
-        encoded = self.encode(memory)
+        encoded = self.encode(memory, reads=n)
         if address is None:
             a = self.address_prior(encoded).sample(torch.Size([n]))
         else:
@@ -363,14 +367,11 @@ class VMA(Part):
         encoded = self.encode(memory)
         return encoded.by_class(*sparse_probs(self.address_guide(encoded, self.encode_x(x))))
 
-    # What every entry checks
-
     def _enter(self, memory: Memory, x: Tensor | None) -> tuple[EncodedMemory, int]:
         """Registers the parameters with Pyro, checks the input, encodes the memory and counts the datapoints."""
         register(self.name, self)
         self.check(memory, x)
-        memory = self.encode(memory)
-        return memory, len(x) if x is not None else memory.batch_shape.numel()
+        return self.encode(memory), len(x) if x is not None else memory.batch_shape.numel()
 
     def check(self, memory: Memory, x: Tensor | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
@@ -381,7 +382,7 @@ class VMA(Part):
 
     def __repr__(self) -> str:
         def size(module: torch.nn.Module | None) -> str:
-            return f"{sum(p.numel() for p in module.parameters()) if module is not None else 0:,}"
+            return f"{0 if module is None else sum(p.numel() for p in module.parameters()):,}"
 
         roles = {
             "p(a | M)": self.address_prior,

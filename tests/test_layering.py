@@ -49,6 +49,7 @@ ORDER = [
     "guards",
     "vma",
     "keys",
+    "once",
     "reference",
     "baselines",
     "infer",

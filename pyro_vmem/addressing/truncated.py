@@ -10,6 +10,7 @@ from pyro_vmem.addressing.base import AddressGuide
 from pyro_vmem.addressing.guides import KeyedGuide
 from pyro_vmem.addressing.sparse import TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Template
+from pyro_vmem.packed import LazyMemory
 
 __all__ = ["IndexedGuide", "TruncatedGuide"]
 
@@ -19,7 +20,9 @@ class TruncatedGuide(AddressGuide):
 
     With `pyro.infer.TraceEnum_ELBO` and `config_enumerate(vma.guide, "parallel", expand=True)` it costs k decodes a
     target instead of one a slot, and its gradient is exact: the bound is that of the truncated posterior. Under a
-    uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`.
+    uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`. Where templates are encoded as they are read, as :func:`fit`
+    does when slots are more than reads, those of a :class:`KeyedGuide` are chosen without gradient, and only these are
+    encoded with it.
 
     Arguments:
         inner: The guide whose addresses are truncated.
@@ -44,6 +47,8 @@ class TruncatedGuide(AddressGuide):
         self.k = k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        if isinstance(memory, LazyMemory) and isinstance(self.inner, KeyedGuide):
+            return _scored_again(self.inner, memory, x, _best_of_all(self.inner, memory, x, self.k))
         top = self.inner(memory, x).logits.topk(min(self.k, memory.num_slots), dim=-1)
         return TruncatedCategorical(top.values, top.indices, memory.num_slots)
 
@@ -83,16 +88,25 @@ class IndexedGuide(AddressGuide):
         self.k = k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
-        slots = self._find(memory, x).movedim(-1, 0)
-        scores = self.inner.scores(memory.read(slots), x)
-        return TruncatedCategorical(scores.movedim(0, -1), slots.movedim(0, -1), memory.num_slots)
+        if memory.index is None:
+            slots = _best_of_all(self.inner, memory, x, self.k)
+        else:
+            with torch.no_grad():
+                queries = self.inner.queries(x.features)
+            slots = memory.index.search(queries, min(self.k, len(memory.index))).slots
+        return _scored_again(self.inner, memory, x, slots)
 
-    @torch.no_grad()
-    def _find(self, memory: EncodedMemory, x: Template) -> Tensor:
-        """The slots to score, `(*, k)`."""
-        if memory.index is not None:
-            return memory.index.search(self.inner.queries(x.features), min(self.k, len(memory.index))).slots
-        return self.inner(memory, x).logits.topk(min(self.k, memory.num_slots), dim=-1).indices
+
+@torch.no_grad()
+def _best_of_all(inner: KeyedGuide, memory: EncodedMemory, x: Template, k: int) -> Tensor:
+    """The most probable slots, `(*, k)`."""
+    return inner(memory, x).logits.topk(min(k, memory.num_slots), dim=-1).indices
+
+
+def _scored_again(inner: KeyedGuide, memory: EncodedMemory, x: Template, slots: Tensor) -> TruncatedCategorical:
+    """The truncated guide on slots `(*, k)`, whose templates are read and encoded with gradient."""
+    scores = inner.scores(memory.read(slots.movedim(-1, 0)), x)
+    return TruncatedCategorical(scores.movedim(0, -1), slots, memory.num_slots)
 
 
 def _check_k(k: int) -> None:
