@@ -165,7 +165,7 @@ class SetStatisticsVAE(_Baseline):
     def like(cls, vma: VMA) -> Self:
         return cls(vma.latent_prior, vma.likelihood, vma.latent_guide, vma.template_encoder, vma.x_encoder)
 
-    def encode(self, memory: Memory) -> EncodedMemory:
+    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
         if isinstance(memory, EncodedMemory):
             return memory
         each: Template = self.template_encoder(memory.templates)
