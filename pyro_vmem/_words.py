@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["split_words", "to_words", "with_changes"]
+__all__ = ["split_words", "to_words", "underscored", "with_changes"]
 
 Change = tuple[list[str], Any]
 
@@ -89,3 +89,14 @@ def to_words(name: str, value: Any) -> list[str]:
     head = [f"--{name}", value["class_path"]] if "class_path" in value else []
     arguments = (value.get("init_args") or {}).items()
     return [*head, *(word for key, given in arguments for word in to_words(f"{name}.{key}", given))]
+
+
+def underscored(word: str) -> str:
+    """An option with underscores in its name, and any other word as it is.
+
+    Example:
+        >>> underscored("--data-root=a-b"), underscored("a-b")
+        ('--data_root=a-b', 'a-b')
+    """
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word

@@ -21,7 +21,7 @@ from pyro_vmem._extras import require
 from pyro_vmem._files import write_atomically
 from pyro_vmem._json import as_plain
 from pyro_vmem._spec import choices
-from pyro_vmem._words import split_words, with_changes
+from pyro_vmem._words import split_words, underscored, with_changes
 from pyro_vmem._yaml import read_yaml, write_yaml
 from pyro_vmem.build import load
 from pyro_vmem.experiment import PARTS, Evaluation, Experiment, read_result
@@ -125,7 +125,7 @@ def train(
     return done | {"interrupted": result.interrupted}
 
 
-def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
+def evaluate(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> dict[str, Any]:
     """Evaluates the model of a run on its test classes.
 
     Examples:
@@ -135,13 +135,14 @@ def evaluate(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
     Args:
         run: The folder that train or demo wrote.
         how: How to evaluate.
+        device: Where to evaluate: cpu, cuda, cuda:1 ... By default a GPU if there is one.
     """
-    metrics = Experiment.read(run).evaluate(run, how)
+    metrics = Experiment.read(run).evaluate(run, how, device=device)
     _show(metrics)
     return metrics
 
 
-def report(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
+def report(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> dict[str, Any]:
     """Evaluates the model of a run and writes its report.html again, with all figures and pictures.
 
     Examples:
@@ -151,17 +152,24 @@ def report(run: str, how: Evaluation = Evaluation()) -> dict[str, Any]:
     Args:
         run: The folder that train or demo wrote.
         how: How to evaluate.
+        device: Where to evaluate, as of evaluate.
     """
     require("matplotlib", "plots")
     experiment, result = Experiment.read(run), read_result(run)
-    metrics = experiment.report(run, how, result)
+    metrics = experiment.report(run, how, result, device=device)
     _show(metrics)
     _say(f"\nReport: {Path(run) / 'report.html'}\nMetrics: {Path(run) / 'metrics.json'}")
     return metrics
 
 
 def sample(
-    run: str, out: str | None = None, rows: int = 8, columns: int = 8, seed: int = 0, mean: bool = True
+    run: str,
+    out: str | None = None,
+    rows: int = 8,
+    columns: int = 8,
+    seed: int = 0,
+    mean: bool = True,
+    device: str = "auto",
 ) -> dict[str, Any]:
     """Draws new examples of unseen characters, one row a template, into a PNG file.
 
@@ -175,19 +183,21 @@ def sample(
         columns: How many draws of each.
         seed: Seeds the templates and the draws.
         mean: Draw the mean picture of each latent; if false, binary pixels, each drawn by itself.
+        device: Where to draw, as of evaluate.
     """
     figure_module = require("matplotlib.figure", "plots")
     from pyro_vmem.plots import one_shot_generations
 
-    vma = load(run)
-    memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed))[0].memory
+    vma = load(run).to(where := own_device(device))
+    memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed), where)[0].memory
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
     path = Path(out) if out is not None else Path(run) / "samples.png"
     figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
     with write_atomically(path) as aside:
-        one_shot_generations(figure, memory.templates, samples).savefig(aside, format=path.suffix[1:] or "png", dpi=200)
+        one_shot_generations(figure, memory.templates.cpu(), samples.cpu())
+        figure.savefig(aside, format=path.suffix[1:] or "png", dpi=200)
     _say(f"Samples: {path}")
     return {"out": str(path), "rows": rows, "columns": columns}
 
@@ -254,7 +264,7 @@ def main(args: Sequence[str] | None = None) -> int:
         2
     """
     # `--data-root` is as good as `--data_root`
-    words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
+    words = [underscored(word) for word in (sys.argv[1:] if args is None else args)]
     name = "pyro-vmem"
     try:
         words, changes = split_words(_imported(words), PARTS, read_yaml)
@@ -354,11 +364,6 @@ def _imported(words: list[str]) -> list[str]:
         finally:
             sys.path.remove(here)
     return others
-
-
-def _underscored(word: str) -> str:
-    option, equals, value = word.partition("=")
-    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def _free(folder: Path) -> Path:

@@ -179,12 +179,12 @@ class Experiment:
 
     # Training
 
-    def begin(self) -> tuple[VMA, EpisodeSampler, EpisodeSampler]:
-        """A new model, and the episodes that it is trained and validated on."""
+    def begin(self, device: torch.device | str = "cpu") -> tuple[VMA, EpisodeSampler, EpisodeSampler]:
+        """A new model, on the CPU, and the episodes that it is trained and validated on, made on a device."""
         train, validation, _ = self.datasets()
-        episodes = EpisodeSampler(train, self.n_way, self.k_shot, self.n_query, seed=self.seed, rotate=self.rotate)
-        ways = min(20, validation.num_classes)
-        held_out = EpisodeSampler(validation, n_way=ways, k_shot=self.k_shot, n_query=2, seed=self.seed + 1)
+        sizes, ways = (self.n_way, self.k_shot, self.n_query), min(20, validation.num_classes)
+        episodes = EpisodeSampler(train, *sizes, seed=self.seed, rotate=self.rotate, device=device)
+        held_out = EpisodeSampler(validation, ways, self.k_shot, n_query=2, seed=self.seed + 1, device=device)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             ink = float(episodes[0].x.mean())
@@ -217,7 +217,7 @@ class Experiment:
             ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
         """
         folder, where = Path(out), own_device(device)
-        vma, episodes, held_out = self.begin()
+        vma, episodes, held_out = self.begin("cpu" if workers else where)
         described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
         is_first = Ranks.join(where).index == 0
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():
@@ -277,17 +277,20 @@ class Experiment:
 
     # Evaluation
 
-    def test_episodes(self, how: Evaluation) -> EpisodeSampler:
-        """Episodes of classes that were neither trained nor validated on."""
-        return EpisodeSampler(self.datasets()[2], how.ways, how.shots, how.queries, seed=how.eval_seed)
+    def test_episodes(self, how: Evaluation, device: torch.device | str = "cpu") -> EpisodeSampler:
+        """Episodes of classes that were neither trained nor validated on, made on a device."""
+        return EpisodeSampler(self.datasets()[2], how.ways, how.shots, how.queries, how.eval_seed, device=device)
 
-    def evaluate(self, folder: str | Path, how: Evaluation, progress: bool = True) -> dict[str, Any]:
-        """Evaluates a run's model; returns the metrics by name.
+    def evaluate(
+        self, folder: str | Path, how: Evaluation, progress: bool = True, device: str = "auto"
+    ) -> dict[str, Any]:
+        """Evaluates a run's model on a device; returns the metrics by name.
 
         Most are numbers; `contribution` holds what the memory contributes to the first episode, `calibration` what
         simulation says of the guide there, `reliability` the bins of its class probabilities, `verdict` the words.
         """
-        return self._evaluate(load(folder), self.test_episodes(how), how, progress)[2]
+        where = own_device(device)
+        return self._evaluate(load(folder).to(where), self.test_episodes(how, where), how, progress)[2]
 
     def report(
         self,
@@ -296,6 +299,7 @@ class Experiment:
         result: FitResult | None = None,
         seconds: Callable[[], float] | None = None,
         progress: bool = True,
+        device: str = "auto",
     ) -> dict[str, Any]:
         """Evaluates a run's model, writes `metrics.json`, `report.html` and `lookup.png`; returns the metrics.
 
@@ -305,9 +309,10 @@ class Experiment:
             result: What training left; by default, what `history.csv` tells of it.
             seconds: Tells the time since the experiment began, for the metrics; by default that of this call.
             progress: Whether to show progress bars.
+            device: Where to evaluate; `"auto"` takes a GPU if there is one.
         """
-        start = time.perf_counter()
-        folder, vma, episodes = Path(folder), load(folder), self.test_episodes(how)
+        start, where, folder = time.perf_counter(), own_device(device), Path(folder)
+        vma, episodes = load(folder).to(where), self.test_episodes(how, where)
         result = result or read_result(folder)
         evaluation, found, metrics = self._evaluate(vma, episodes, how, progress)
         metrics |= {"steps": result.steps, "training_seconds": round(result.seconds, 1)}

@@ -85,7 +85,7 @@ def gather(
         chosen = torch.arange(0, measured.stop, max(1, measured.stop // rows))[:rows]
         slots = range(min(rows, memory.num_slots))
         samples = torch.stack([vma.generate(memory, 8, address=slot, mean=True) for slot in slots])
-        completion = _complete(vma, memory, x[chosen])
+        completion = _complete(vma, memory, x[chosen.to(device)])
     weights = estimate_evidence(vma, memory, x[measured], _DRAWS, "sampled", seed=seed, max_decodes=1024, warn=False)
     guide, exact = vma.address_guide(memory, vma.encode_x(x)).probs.cpu(), found.log_joint.softmax(-1).cpu()
     x, labels, templates, classes = x.cpu(), episode.labels.cpu(), memory.templates.cpu(), memory.labels.cpu()

@@ -198,6 +198,11 @@ def fit(
             f"workers: expected 0, got {workers}: an index whose keys are refreshed has to stay in this process. Load "
             "the episodes here, or pass refresh_slots=0 to train with the keys as they are."
         )
+    if workers and first.x.device.type != "cpu":
+        raise ValueError(
+            f"workers: expected 0, got {workers}: the episodes are made on {str(first.x.device)!r}, which other "
+            "processes cannot do. Load them here, or make them on the CPU: EpisodeSampler(..., device='cpu')."
+        )
     ranks = Ranks.join(device)
     talks = ranks.index == 0
     run = Run(

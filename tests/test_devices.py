@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from pretend import DEVICE, Pretend, There
-from small_run import rows, sampler, small_vma, weights
+from small_run import blobs, rows, sampler, small_vma, weights
 
 import pyro_vmem as pv
-from pyro_vmem.speed import measure_speed
+from pyro_vmem import cli
+from pyro_vmem.experiment import Evaluation, Experiment
+from pyro_vmem.speed import Speed, measure_speed
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
 
@@ -66,6 +71,62 @@ def test_training(objective: Any) -> None:
         assert row == pytest.approx(other, rel=1e-4, abs=1e-4)
     for name, tensor in weights(there).items():
         torch.testing.assert_close(plain(tensor), here.state_dict()[name], rtol=1e-3, atol=1e-4)
+
+
+def both(episode: pv.data.Episode) -> list[torch.Tensor]:
+    memory = episode.memory
+    assert memory.labels is not None
+    return [memory.templates, memory.labels, episode.x, episode.labels]
+
+
+@pytest.mark.usefixtures("_pretend")
+@pytest.mark.parametrize("transforms", [{}, {"rotate": True, "flip": True}, {"n_absent": 2}])
+def test_episodes_made_on_the_device_are_the_same(transforms: Any) -> None:
+    here, there = (pv.data.EpisodeSampler(blobs(), 3, 2, 2, device=where, **transforms) for where in (None, DEVICE))
+    warped_here, warped_there = (pv.data.WarpedEpisodes(sampler) for sampler in (here, there))
+    assert (here.device.type, there.device, repr(here)) == ("cpu", DEVICE, repr(there))
+    for one, other in ((here[3], there[3]), (warped_here[3], warped_there[3])):
+        for expected, found in zip(both(one), both(other), strict=True):
+            assert found.device == DEVICE
+            torch.testing.assert_close(plain(found), expected, rtol=0, atol=1e-6)
+    expected, found = here.distractors(3), there.distractors(3)
+    assert torch.equal(plain(found.templates), expected.templates)
+    assert torch.equal(plain(found.labels), expected.labels)
+    assert there[3].pin_memory().x.device == DEVICE
+
+
+@pytest.mark.usefixtures("_pretend")
+def test_training_on_episodes_made_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_this_thread(episodes: Any, indices: range, _: bool) -> Iterator[pv.data.Episode]:
+        return (episodes[index] for index in indices)
+
+    monkeypatch.setattr("pyro_vmem.data.loading._in_a_thread", in_this_thread)  # another has no device of pretence
+    here, there = small_vma(), small_vma()
+    made_there = [pv.data.EpisodeSampler(blobs(seed=s), 6, 1, 2, seed=s, device=DEVICE) for s in (0, 1)]
+    expected = pv.fit(here, sampler(), steps=2, validation=sampler(1), **QUIET)
+    found = pv.fit(there, made_there[0], steps=2, validation=made_there[1], device=DEVICE, **QUIET)
+    for row, other in zip(rows(found.history), rows(expected.history), strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-4)
+    with pytest.raises(ValueError, match=r"workers: expected 0, got 1: the episodes are made on 'meta'"):
+        pv.fit(there, made_there[0], steps=2, workers=1, device=DEVICE, **QUIET)
+
+
+@pytest.mark.usefixtures("_pretend")
+def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = blobs(classes=40)
+    data.save_npz(tmp_path / "blobs.npz")
+    monkeypatch.setattr("pyro_vmem.experiment.autocast", NoAutocast)
+    monkeypatch.setattr("pyro_vmem.experiment.measure_speed", lambda *_: Speed(*[1.0] * len(fields(Speed))))
+    experiment = Experiment("npz", str(tmp_path / "blobs.npz"), 4, 1, 1, latent_dim=4, width=4, steps=1)
+    how = Evaluation(ways=4, queries=1, episodes=1, samples=1)
+    experiment.train(tmp_path / "cpu", progress=False, device="cpu")
+    shutil.copytree(tmp_path / "cpu", tmp_path / "meta")
+    found = [experiment.report(tmp_path / where, how, progress=False, device=where) for where in ("cpu", "meta")]
+    found.append(experiment.evaluate(tmp_path / "cpu", how, progress=False, device="meta"))
+    cli.sample(str(tmp_path / "meta"), rows=2, columns=2, device="meta")
+    assert (tmp_path / "meta" / "samples.png").exists()
+    for name in ("nll", "information_gain", "hit_rate"):
+        assert [metrics[name] for metrics in found] == pytest.approx([found[0][name]] * 3, rel=1e-3, abs=1e-3), name
 
 
 def evidence(vma: pv.VMA, episode: pv.data.Episode, method: Any) -> torch.Tensor:

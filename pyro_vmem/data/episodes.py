@@ -65,7 +65,12 @@ class Episode:
         )
 
     def pin_memory(self) -> Episode:
-        """Return the episode in page-locked memory, as ``DataLoader(pin_memory=True)`` asks for."""
+        """Return the episode in page-locked memory, as ``DataLoader(pin_memory=True)`` asks for.
+
+        One that is on a device already is returned as it is.
+        """
+        if self.x.device.type != "cpu":
+            return self
         return Episode(self.memory.pin_memory(), self.x.pin_memory(), self.labels.pin_memory())
 
 
@@ -99,6 +104,8 @@ class EpisodeSampler(Dataset[Episode]):
         n_absent: The number of further classes that have targets and no slots; :math:`B` = ``(n_way + n_absent) *
             n_query``.
         num_episodes: The number of episodes. By default there is no end to them, and ``len`` is :math:`10^9`.
+        device: Where the images are held, and episodes are made of them: the same ones on any device. By default where
+            the data set has them.
 
     Raises:
         ValueError: A number is not positive, or the data set has too few classes or too few drawings of a
@@ -126,6 +133,7 @@ class EpisodeSampler(Dataset[Episode]):
         flip: bool = False,
         n_absent: int = 0,
         num_episodes: int | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         for name, value in (
             ("n_way", n_way),
@@ -173,6 +181,7 @@ class EpisodeSampler(Dataset[Episode]):
         self.num_episodes = num_episodes
         self.position = 0
         """The index of the episode that :meth:`sample` returns next; setting it resumes an earlier run."""
+        self._images = dataset.images if device is None else dataset.images.to(device)
         self._sizes = sizes
         self._starts = sizes.cumsum(0) - sizes
         self._by_class = dataset.classes.argsort(stable=True)
@@ -184,6 +193,11 @@ class EpisodeSampler(Dataset[Episode]):
             f"EpisodeSampler({self.num_classes:,} classes, n_way={self.n_way}, k_shot={self.k_shot}, "
             f"n_query={self.n_query}, seed={self.seed}{variants}, num_episodes={self.num_episodes})"
         )
+
+    @property
+    def device(self) -> torch.device:
+        """Where episodes are made."""
+        return self._images.device
 
     def __len__(self) -> int:
         """The number of episodes; :math:`10^9` where none was given."""
@@ -202,8 +216,7 @@ class EpisodeSampler(Dataset[Episode]):
             memory, query = table[: self.n_way, : self.k_shot], table[:, self.k_shot :]
             return torch.cat([memory.reshape(-1)[slots], query.reshape(-1)[targets]])
 
-        labels = both(labels)
-        events = self._load(both(drawings), labels)
+        events, labels = self._load(both(drawings), both(labels))
         size = len(slots)
         return Episode(Memory(events[:size], labels=labels[:size]), events[size:], labels[size:])
 
@@ -265,8 +278,8 @@ class EpisodeSampler(Dataset[Episode]):
         variants = others[torch.randperm(len(others), generator=generator)[: self.n_way]]
         drawings = self._draw(variants, self.k_shot, generator)
         slots = torch.randperm(self.n_way * self.k_shot, generator=generator)
-        labels = variants.repeat_interleave(self.k_shot)[slots]
-        return Memory(self._load(drawings.reshape(-1)[slots], labels), labels=labels)
+        events, labels = self._load(drawings.reshape(-1)[slots], variants.repeat_interleave(self.k_shot)[slots])
+        return Memory(events, labels=labels)
 
     def _generator(self, index: int, purpose: int) -> torch.Generator:
         if not 0 <= index < len(self):
@@ -282,18 +295,22 @@ class EpisodeSampler(Dataset[Episode]):
         keys.masked_fill_(torch.arange(keys.shape[1]) >= sizes[:, None], -1.0)
         return self._by_class[self._starts[classes][:, None] + keys.topk(count).indices]
 
-    def _load(self, drawings: Tensor, labels: Tensor) -> Tensor:
-        """Gather images as floats, each under the transform that its label names."""
-        events = FewShotDataset.to_float(self.dataset.images[drawings])
+    def _load(self, drawings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Gather images as floats, each under the transform that its label names; return them and labels on the device.
+
+        What is drawn are small numbers, on the CPU, so that they are the same everywhere.
+        """
+        device = self.device
+        events, there = FewShotDataset.to_float(self._images[drawings.to(device)]), labels.to(device)
         if len(self._transforms) == 1:
-            return events
+            return events, there
         transform = labels // self.dataset.num_classes
         for t in torch.unique(transform).tolist():
             mirror, turn = self._transforms[t]
-            rows = torch.nonzero(transform == t)[:, 0]
+            rows = torch.nonzero(transform == t)[:, 0].to(device)
             chosen = events[rows]
             events[rows] = torch.rot90(chosen.flip(-1) if mirror else chosen, turn, (-2, -1))
-        return events
+        return events, there
 
 
 def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:

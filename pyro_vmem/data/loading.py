@@ -34,7 +34,7 @@ def load_ahead(
         episodes: Where they come from.
         start: The first.
         stop: The one to stop before.
-        device: Where they go; to a GPU from page-locked memory, while it computes.
+        device: Where they go; to a GPU from page-locked memory, while it computes, unless they are made there.
         workers: How many processes load them. With none, the CPU's are loaded when their turn comes, and a GPU's by a
             thread, ahead of it.
 

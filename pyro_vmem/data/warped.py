@@ -115,9 +115,9 @@ class WarpedEpisodes(Dataset[Episode]):
                 "episodes: the memory has no labels, so classes cannot be told. Use a sampler that labels."
             )
         labels, images = torch.cat([memory.labels, episode.labels]), torch.cat([memory.templates, episode.x])
-        classes, of = np.unique(labels.numpy(), return_inverse=True)
+        classes, of = np.unique(labels.cpu().numpy(), return_inverse=True)
         maps = self.of_image.maps(len(images), generator) @ self.of_class.maps(len(classes), generator)[of]
-        warped = _warp(images, torch.from_numpy(maps), self.resize)
+        warped = _warp(images, torch.from_numpy(maps).to(images.device), self.resize)
         size = memory.num_slots
         return Episode(Memory(warped[:size], memory.labels, memory.mask), warped[size:], episode.labels)
 
@@ -129,7 +129,7 @@ def _warp(images: Tensor, maps: Tensor, resize: str | None) -> Tensor:
         raise ValueError(f"episodes: got images of {side}x{width}, expected square ones.")
     size, offset = LATTICES[resize] if resize else (side, 0.0)
     # in float64, so that the map that moves nothing takes the very pixels that resizing takes
-    places = (torch.arange(size, dtype=torch.float64) + offset) * side / size - side / 2
+    places = (torch.arange(size, dtype=torch.float64, device=images.device) + offset) * side / size - side / 2
     y, x = torch.meshgrid(places, places, indexing="ij")
     looks = maps[:, :2, :2] @ torch.stack([x, y]).flatten(1) + maps[:, :2, 2:] * side + side / 2
     looks = looks.floor().long()
