@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["numbered", "remove_leftovers", "versions_of", "write_atomically"]
+__all__ = ["free_name", "numbered", "remove_leftovers", "versions_of", "write_atomically"]
 
 
 @contextmanager
@@ -98,6 +98,20 @@ def _shift(target: Path, keep: int) -> None:
             os.replace(aside, older)
         finally:
             aside.unlink(missing_ok=True)
+
+
+def free_name(folder: Path) -> Path:
+    """The folder, or with the first number behind it that is not taken.
+
+    Example:
+        >>> free_name(Path("no/such/run")).as_posix()
+        'no/such/run'
+    """
+    number, candidate = 1, folder
+    while candidate.exists():
+        number += 1
+        candidate = folder.with_name(f"{folder.name}-{number}")
+    return candidate
 
 
 def _flush(path: Path) -> None:

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_vmem._extras import require
-from pyro_vmem._files import write_atomically
+from pyro_vmem._files import free_name, write_atomically
 from pyro_vmem._json import as_plain
 from pyro_vmem._spec import choices
 from pyro_vmem._words import split_words, underscored, with_changes
@@ -67,7 +67,7 @@ def demo(
     for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
         require(module, extra)
     ranks = Ranks.join(own_device())
-    folder = ranks.first(lambda: _free(Path("runs/demo"))) if out is None else Path(out)
+    folder = ranks.first(lambda: free_name(Path("runs/demo"))) if out is None else Path(out)
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
     experiment = Experiment(data=data, data_root=data_root, seed=seed, pretrained=pretrained, **budget)
     result = experiment.train(folder) if pretrained is None else ranks.first(lambda: experiment.adopt(folder))
@@ -118,7 +118,7 @@ def train(
             raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
         experiment = Experiment.read(out)
     ranks = Ranks.join(own_device(device))
-    out = ranks.first(lambda: str(_free(Path("runs/train")))) if out is None else out
+    out = ranks.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
     result = experiment.train(out, resume=resume, device=device, workers=workers, logger=logger)
     _say(f"{result!r} in {out}")
     done = {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
@@ -364,15 +364,6 @@ def _imported(words: list[str]) -> list[str]:
         finally:
             sys.path.remove(here)
     return others
-
-
-def _free(folder: Path) -> Path:
-    """The folder, or with the first number behind it that is not taken."""
-    number, candidate = 1, folder
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
 
 
 def _show(metrics: dict[str, Any]) -> None:
