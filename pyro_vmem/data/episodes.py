@@ -65,12 +65,7 @@ class Episode:
         )
 
     def pin_memory(self) -> Episode:
-        """Return the episode in page-locked memory, as ``DataLoader(pin_memory=True)`` asks for.
-
-        One that is on a device already is returned as it is.
-        """
-        if self.x.device.type != "cpu":
-            return self
+        """Return the episode in page-locked memory, as ``DataLoader(pin_memory=True)`` asks for."""
         return Episode(self.memory.pin_memory(), self.x.pin_memory(), self.labels.pin_memory())
 
 

@@ -66,7 +66,7 @@ def load_ahead(
 def _in_a_thread(episodes: Dataset[Episode], indices: range, pin: bool) -> Iterator[Episode]:
     def load(index: int) -> Episode:
         episode = episodes[index]
-        return episode.pin_memory() if pin else episode
+        return episode.pin_memory() if pin and episode.x.device.type == "cpu" else episode
 
     pool = ThreadPoolExecutor(1, "episodes")
     try:
