@@ -40,7 +40,7 @@ class Template:
     @property
     def leading_shape(self) -> torch.Size:
         """The dims that are not the event's."""
-        return self.features.shape[:-1]
+        return torch.Size(self.features.shape[:-1])  # a tuple, of tensors whose provenance Pyro follows
 
     def of_each(self, fn: Callable[[Template], Tensor]) -> Tensor:
         """What `fn` makes of these templates, at no more work than there are different ones.
@@ -265,6 +265,14 @@ class EncodedMemory(Memory):
         self.templates, self.labels, self.mask = memory.templates, memory.labels, memory.mask
         self.per_datapoint = memory.per_datapoint
         self.encoded = encoded
+
+    @classmethod
+    def of_templates(cls, encoded: Template) -> EncodedMemory:
+        """A shared memory of templates `(S,)` that have been encoded, without labels."""
+        memory = object.__new__(EncodedMemory)
+        memory.templates, memory.labels, memory.mask = encoded.raw, None, None
+        memory.per_datapoint, memory.encoded = False, encoded
+        return memory
 
     @property
     def features(self) -> Tensor:

@@ -352,12 +352,7 @@ class LazyMemory(EncodedMemory):
     def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
         r"""Reads, decodes and encodes :math:`m_a`; as of :class:`EncodedMemory`."""
         slots, template = self._encoded_at(a)
-        places = torch.searchsorted(slots, a.contiguous())
-        return Template(
-            self._gather(template.raw, places),
-            self._gather(template.features, places),
-            tuple(self._gather(m, places) for m in template.maps),
-        )
+        return EncodedMemory.of_templates(template).read(torch.searchsorted(slots, a.contiguous()))
 
     def _encoded_at(self, a: Tensor) -> tuple[Tensor, Template]:
         """Slots in order that are those of `a` at least, and their templates."""
