@@ -58,7 +58,7 @@ def plot_scaling(rows: list[Row], name: str) -> Figure:
         cells = [
             r for r in rows if (r["model"], r["method"]) == (model, method) and r["shots"] == each * r["n_classes"]
         ]
-        label = NAMES[model] if name == "mnist-recall" else f"{NAMES[model]}, {each} a class"
+        label = NAMES[model] if name == "mnist-recall" else f"{NAMES[model]}, {each} example{'s' * (each > 1)} a class"
         cells.sort(key=lambda row: row["n_classes"])
         # Without bars: targets are the same all along the line, so theirs would be those of its height alone.
         (line,) = axes.plot([r["n_classes"] for r in cells], [r["nll"] for r in cells], "o-", ms=4, label=label)
