@@ -58,7 +58,7 @@ def plot_scaling(rows: list[Row], name: str) -> Figure:
         cells = [
             r for r in rows if (r["model"], r["method"]) == (model, method) and r["shots"] == each * r["n_classes"]
         ]
-        label = NAMES[model] if name == "mnist-recall" else f"{NAMES[model]}, {each} example{'s' * (each > 1)} a class"
+        label = f"{NAMES[model]}, {each} example{'s' * (each > 1)} a class"
         cells.sort(key=lambda row: row["n_classes"])
         # Without bars: targets are the same all along the line, so theirs would be those of its height alone.
         (line,) = axes.plot([r["n_classes"] for r in cells], [r["nll"] for r in cells], "o-", ms=4, label=label)
@@ -75,8 +75,32 @@ def plot_scaling(rows: list[Row], name: str) -> Figure:
     ticks = sorted({row["n_classes"] for row in rows})
     axes.set_xticks(ticks, [str(n) for n in ticks])
     axes.minorticks_off()
-    axes.set_xlabel("slots in memory" if name == "mnist-recall" else "classes in memory")
+    axes.set_xlabel("classes in memory")
     return _finished(drawn, axes)
+
+
+def plot_recall(rows: list[Row], history: dict[str, list[float]], slots: int) -> Figure:
+    """KL(a) and NLL of copies beside log |M|: as training goes on, and by the slots in memory at test."""
+    drawn = Figure(figsize=(9, 3.6), layout="constrained")
+    training, test = drawn.subplots(1, 2)
+    training.plot(history["step"], [-bound for bound in history["val_bound"]], "-", label="-bound, validation")
+    training.plot(history["step"], history["val_kl_a"], "-", label="KL(a), validation")
+    training.axhline(np.log(slots), color="black", ls=":", zorder=3, label=f"log {slots} = {np.log(slots):.2f}")
+    training.set(xlabel="training step", ylim=(0, None))
+    cells = sorted(rows, key=lambda row: row["n_classes"])
+    sizes = [row["n_classes"] for row in cells]
+    test.plot(sizes, [row["nll"] for row in cells], "o-", ms=9, mfc="none", label="NLL, unseen images")
+    test.plot(sizes, [row["kl_a"] for row in cells], "s-", ms=4, label="KL(a), unseen images")
+    test.plot(sizes, np.log(sizes), ":", color="black", zorder=3, label="ideal: log |M|")
+    test.set_xscale("log", base=2)
+    test.set_xticks(sizes, [str(n) for n in sizes])
+    test.minorticks_off()
+    test.set(xlabel="slots in memory", ylim=(0, None))
+    for axes in (training, test):
+        axes.set_ylabel("nats an image")
+        axes.legend(fontsize=7, frameon=False)
+        axes.spines[["top", "right"]].set_visible(False)
+    return drawn
 
 
 def plot_breakdown(rows: list[Row]) -> Figure:

@@ -16,7 +16,16 @@ from typing import Any
 import numpy as np
 
 from benchmarks import command
-from benchmarks.figures import NAMES, Row, ideal_line, ours_first, plot_breakdown, plot_few_shot, plot_scaling
+from benchmarks.figures import (
+    NAMES,
+    Row,
+    ideal_line,
+    ours_first,
+    plot_breakdown,
+    plot_few_shot,
+    plot_recall,
+    plot_scaling,
+)
 from benchmarks.published import ACCURACY, CURVES, LIKELIHOODS, Published
 from benchmarks.recipes import read
 from benchmarks.reproduce import array_name, figure
@@ -95,7 +104,11 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
         drawn[name] = plot_few_shot(rows, protocol, published)
     if curves and len({row["n_classes"] for row in rows}) > 1:
         text.append(scaling(name, rows, results / f"{name}.npz"))
-        drawn[name] = plot_scaling(rows, name)
+        if name == "mnist-recall":
+            of_run = (result["runs"]["vma"]["history"], result["recipe"]["training"]["n_way"])
+            drawn[name] = plot_recall(rows, *of_run)
+        else:
+            drawn[name] = plot_scaling(rows, name)
     if curves and len({row["shots"] // row["n_classes"] for row in rows}) > 2:
         text.append(by_examples(rows))
         drawn[f"{name}-by-examples"] = plot_breakdown(rows)
@@ -141,6 +154,8 @@ def facts(result: Result, rows: list[Row]) -> str:
             f"{NAMES[model]}: {run['parameters']:,} parameters{trained} (seed {training['seed']}; evaluated at commit "
             f"{run['commit']}, {cpu}{'s' * (run['machine']['threads'] > 1)})."
         )
+    if evaluated:
+        lines.append(f"The model is that of `{evaluated}`.")
     if start := result["recipe"]["start"]:
         lines.append(f"Its training began with the weights of `{start}`.")
     if result["recipe"]["networks"].get("pixels") == "causal":
@@ -223,6 +238,8 @@ def scaling(name: str, rows: list[Row], path: Path) -> str:
             lines.append(_line([f"**{NAMES[model]}**", each, *(_value(cells.get(c)) for c in columns)]))
             if model == "vma":  # the others have no address that could hit
                 lines.append(_line(["hit rate", each, *(_percent(cells.get(c)) for c in columns)]))
+            if name == "mnist-recall":
+                lines.append(_line(["KL(a)", each, *(f"{cells[c]['kl_a']:.2f}" for c in columns)]))
             if ideal := ideal_line(name, model, cells):
                 lines.append(_line([ideal[0], each, *(f"{ideal[1] + math.log(c):.2f}" for c in columns)]))
                 if name != "mnist-recall":

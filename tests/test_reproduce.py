@@ -218,6 +218,13 @@ def test_shared_memories_and_recall(folders, monkeypatch):
     tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
     page = (tmp(folders) / "page" / "results.md").read_text()
     assert "| ideal: log \\|M\\| | 1 | 0.00 | 2.08 |" in page
+    assert f"| KL(a) | 1 | {rows[0]['kl_a']:.2f} | {rows[1]['kl_a']:.2f} |" in page
+    history = {"step": [5, 10], "val_bound": [-9.0, -6.0], "val_kl_a": [1.0, 5.5]}
+    training, test = figures.plot_recall(rows[:2], history, 256).axes
+    assert [line.get_ydata()[-1] for line in training.lines] == pytest.approx([6.0, 5.5, math.log(256)])
+    assert [line.get_ydata()[-1] for line in test.lines] == pytest.approx(
+        [rows[1]["nll"], rows[1]["kl_a"], math.log(8)]
+    )
     with np.load(tmp(folders) / "scaling.npz") as arrays:
         one, eight = (arrays[f"vma/{c}/{c}/sampled/20/12/0"] for c in (1, 8))
     above = (eight - one - math.log(8)).reshape(3, 4).mean(1)
