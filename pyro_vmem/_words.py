@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-__all__ = ["split_words", "to_words", "underscored", "with_changes"]
+__all__ = ["quoted", "split_words", "to_words", "underscored", "with_changes"]
 
 Change = tuple[list[str], Any]
 
@@ -89,6 +90,17 @@ def to_words(name: str, value: Any) -> list[str]:
     head = [f"--{name}", value["class_path"]] if "class_path" in value else []
     arguments = (value.get("init_args") or {}).items()
     return [*head, *(word for key, given in arguments for word in to_words(f"{name}.{key}", given))]
+
+
+def quoted(values: dict[str, Any]) -> str:
+    """Options as a shell takes them, each with a space before; those without a value are left out.
+
+    Example:
+        >>> quoted({"steps": 10, "minutes": None, "data_root": "my data"})
+        " --steps 10 --data_root 'my data'"
+    """
+    given = ((name, value) for name, value in values.items() if value is not None)
+    return "".join(f" {shlex.quote(word)}" for name, value in given for word in to_words(name, value))
 
 
 def underscored(word: str) -> str:

@@ -21,14 +21,15 @@ from pyro_vmem._extras import require
 from pyro_vmem._files import write_atomically
 from pyro_vmem._json import write_json
 from pyro_vmem._version import __version__
-from pyro_vmem._words import to_words
+from pyro_vmem._words import quoted
 from pyro_vmem.build import build, load
-from pyro_vmem.data import EpisodeSampler, FewShotDataset
+from pyro_vmem.data import EpisodeSampler, FewShotDataset, LibraryEpisodes
 from pyro_vmem.data.omniglot import LATTICES
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.gather import check, gather
 from pyro_vmem.history import FitResult, read_result
 from pyro_vmem.infer import Objective
+from pyro_vmem.keys import index_memory
 from pyro_vmem.loggers import Loggers
 from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
@@ -45,6 +46,7 @@ __all__ = ["Evaluation", "Experiment", "read_result"]
 
 # A part as plain data: the name of its class, or that with arguments.
 PartSpec = dict[str, Any] | str | None
+Source = EpisodeSampler | LibraryEpisodes
 PARTS = (
     *("address_prior", "latent_prior", "likelihood", "address_guide", "latent_guide"),
     *("template_encoder", "x_encoder", "templates"),
@@ -84,6 +86,9 @@ class Experiment:
         k_shot: Slots a class.
         n_query: Targets a class.
         rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
+        library: Whether one memory of `k_shot` drawings of every class serves all of training, with as many targets a
+            step as otherwise; see :class:`pyro_vmem.data.LibraryEpisodes`. An `IndexedGuide` looks in its index.
+        refresh_slots: How many keys of that index are computed anew after each step; see :func:`pyro_vmem.fit`.
         latent_dim: The length of z.
         width: The channels of the convolutions at half resolution.
         decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
@@ -118,6 +123,8 @@ class Experiment:
     k_shot: int = 4
     n_query: int = 4
     rotate: bool = True
+    library: bool = False
+    refresh_slots: int = 256
     latent_dim: int = 32
     width: int = 32
     decoder: Literal["warp", "conv"] = "warp"
@@ -152,8 +159,6 @@ class Experiment:
         """What tells this experiment from others, in one line."""
         return f"{self.data}, {self.objective}, seed {self.seed}"
 
-    # Data
-
     def datasets(self) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
         """Classes to train on, to validate on and to test on, whole alphabets apart where there are alphabets.
 
@@ -177,13 +182,15 @@ class Experiment:
         train, validation = rest.split(by=by, test=0.15, seed=self.seed)
         return train, validation, test
 
-    # Training
-
-    def begin(self, device: torch.device | str = "cpu") -> tuple[VMA, EpisodeSampler, EpisodeSampler]:
+    def begin(self, device: torch.device | str = "cpu") -> tuple[VMA, Source, EpisodeSampler]:
         """A new model, on the CPU, and the episodes that it is trained and validated on, made on a device."""
         train, validation, _ = self.datasets()
         sizes, ways = (self.n_way, self.k_shot, self.n_query), min(20, validation.num_classes)
-        episodes = EpisodeSampler(train, *sizes, seed=self.seed, rotate=self.rotate, device=device)
+        episodes: Source
+        if self.library:
+            episodes = LibraryEpisodes(train, self.k_shot, self.n_way * self.n_query, self.seed, rotate=self.rotate)
+        else:
+            episodes = EpisodeSampler(train, *sizes, seed=self.seed, rotate=self.rotate, device=device)
         held_out = EpisodeSampler(validation, ways, self.k_shot, n_query=2, seed=self.seed + 1, device=device)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
@@ -192,6 +199,8 @@ class Experiment:
             vma = VMA.for_images(train.image_shape, self.latent_dim, **network, ink=ink)  # type: ignore[arg-type]
             vma = vma if self.pretrained is None else from_pretrained(self.pretrained)
             vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
+        if isinstance(episodes, LibraryEpisodes):
+            index_memory(vma, episodes.memory)
         return vma, episodes, held_out
 
     def train(
@@ -231,6 +240,7 @@ class Experiment:
                 backward=self.backward,
                 lr=self.lr,
                 compile=self.compile,
+                refresh_slots=self.refresh_slots,
                 validation=held_out,
                 out=folder,
                 resume=resume,
@@ -274,8 +284,6 @@ class Experiment:
             raise ValueError(
                 f"run: {str(path)!r} does not hold the settings of a run ({error}). Correct it, or train again."
             ) from error
-
-    # Evaluation
 
     def test_episodes(self, how: Evaluation, device: torch.device | str = "cpu") -> EpisodeSampler:
         """Episodes of classes that were neither trained nor validated on, made on a device."""
@@ -388,11 +396,6 @@ class Experiment:
         always = {"data": self.data, "data_root": self.data_root, **made, "seed": self.seed}
         evaluation = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}
         if changed.keys() <= {"steps", *always} and self.data in ("glyphs", "omniglot"):
-            return f"pyro-vmem demo{_options(always | evaluation)}"
-        train = f"pyro-vmem train --out {shlex.quote(str(folder))}{_options(always | changed)}"
-        return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{_options(evaluation)}"
-
-
-def _options(values: dict[str, Any]) -> str:
-    given = ((name, value) for name, value in values.items() if value is not None)
-    return "".join(f" {shlex.quote(word)}" for name, value in given for word in to_words(name, value))
+            return f"pyro-vmem demo{quoted(always | evaluation)}"
+        train = f"pyro-vmem train --out {shlex.quote(str(folder))}{quoted(always | changed)}"
+        return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{quoted(evaluation)}"

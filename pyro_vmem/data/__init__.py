@@ -3,6 +3,7 @@
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode, EpisodeSampler, batches, merge_episodes
 from pyro_vmem.data.glyphs import glyphs
+from pyro_vmem.data.library import LibraryEpisodes
 from pyro_vmem.data.loading import load_ahead
 from pyro_vmem.data.mixed import MixedEpisodes
 from pyro_vmem.data.omniglot import omniglot
@@ -17,6 +18,7 @@ __all__ = [
     "Episode",
     "EpisodeSampler",
     "FewShotDataset",
+    "LibraryEpisodes",
     "MixedEpisodes",
     "Protocol",
     "ProtocolEpisodes",

@@ -1,0 +1,90 @@
+"""Episodes that all look in one large memory."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from pyro_vmem.data.dataset import FewShotDataset
+from pyro_vmem.data.episodes import Episode
+from pyro_vmem.packed import PackedMemory
+
+__all__ = ["LibraryEpisodes"]
+
+
+class LibraryEpisodes(Dataset[Episode]):
+    r"""Episodes that share a memory of some drawings of every class; targets are the other drawings, of any class.
+
+    The memory is packed, and may be large: an :class:`~pyro_vmem.IndexedGuide` looks in the index that
+    :func:`~pyro_vmem.index_memory` makes of it, and :func:`~pyro_vmem.fit` keeps the keys fresh.
+
+    Arguments:
+        dataset: The classes; images in 0..255 or in [0, 1].
+        k_shot: The number of slots of each class.
+        num_targets: The number :math:`B` of targets in an episode; where there are fewer drawings left, all of these.
+        seed: Seeds which drawings are in memory, and the episodes.
+        rotate: Whether to add the classes turned by 90, 180 and 270 degrees, as :class:`EpisodeSampler` does.
+
+    Raises:
+        ValueError: If a number is out of range, a class has no drawing left for targets, or images are not square and
+            shall be turned.
+
+    Attributes:
+        memory: The memory, with labels.
+
+    Example:
+        >>> library = LibraryEpisodes(FewShotDataset(torch.rand(60, 1, 4, 4), torch.arange(60) % 6), k_shot=4)
+        >>> library.memory
+        PackedMemory(24 slots of (1, 4, 4), shared, 6 classes, 8 bits a value)
+        >>> library[3]
+        Episode(24 slots, 36 targets of shape (1, 4, 4), 6 classes)
+    """
+
+    def __init__(
+        self, dataset: FewShotDataset, k_shot: int = 1, num_targets: int = 64, seed: int = 0, *, rotate: bool = False
+    ) -> None:
+        for name, value, least in (("k_shot", k_shot, 1), ("num_targets", num_targets, 1), ("seed", seed, 0)):
+            if value < least:
+                raise ValueError(f"{name}: got {value}, expected at least {least}.")
+        smallest = int(dataset.class_sizes.min())
+        if k_shot >= smallest:
+            raise ValueError(
+                f"k_shot: got {k_shot}, expected less than {smallest}, the drawings of the smallest class."
+            )
+        shape = dataset.image_shape
+        if rotate and (len(shape) != 3 or shape[1] != shape[2]):
+            raise ValueError(f"rotate: got images of shape {shape}, expected square images (C, H, H).")
+        turns = range(4) if rotate else range(1)
+        self.images = torch.cat([torch.rot90(dataset.images, t, (-2, -1)) if t else dataset.images for t in turns])
+        self.classes = torch.cat([dataset.classes + t * dataset.num_classes for t in turns])
+        self.seed = seed
+        chosen = self._chosen(k_shot)
+        self.rest = (~chosen).nonzero().squeeze(-1)
+        self.num_targets = min(num_targets, len(self.rest))
+        slots = chosen.nonzero().squeeze(-1)
+        ink = 255 if dataset.images.dtype == torch.uint8 else 1
+        binary = bool(((dataset.images == 0) | (dataset.images == ink)).all())
+        batches = (FewShotDataset.to_float(self.images[some]) for some in slots.split(4096))
+        self.memory = PackedMemory.pack(batches, 1 if binary else 8, self.classes[slots])
+
+    def _chosen(self, k_shot: int) -> Tensor:
+        """Which drawings are in memory: of each class the first by random keys."""
+        keys = np.random.default_rng(np.random.SeedSequence(self.seed)).random(len(self.classes))
+        order = torch.from_numpy(np.lexsort((keys, self.classes.numpy())))
+        sizes = torch.bincount(self.classes)
+        place = torch.empty_like(order)
+        place[order] = torch.arange(len(order)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        return place < k_shot
+
+    def __repr__(self) -> str:
+        return f"LibraryEpisodes({self.memory!r}, {self.num_targets} targets, seed={self.seed})"
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return the episode of an index, which depends on the arguments and the index only."""
+        if index < 0:
+            raise IndexError(f"index: got {index}, expected at least 0.")
+        generator = np.random.default_rng(np.random.SeedSequence((self.seed, index)))
+        drawn = self.rest[torch.from_numpy(generator.choice(len(self.rest), self.num_targets, replace=False))]
+        return Episode(self.memory, FewShotDataset.to_float(self.images[drawn]), self.classes[drawn])
