@@ -124,7 +124,7 @@ def test_imports_point_up_the_ladder(path: Path) -> None:
 def test_data_knows_nothing_of_models() -> None:
     for path in FILES:
         if unit_of(path) == "data":
-            assert units_imported(path) <= {"data", "memory", "_version", "_extras", "_files"}, path
+            assert units_imported(path) <= {"data", "memory", "packed", "_version", "_extras", "_files"}, path
             assert not any(name.split(".")[0] == "pyro" for name in imports(path)), path
 
 
