@@ -186,9 +186,8 @@ class Experiment:
         """A new model, on the CPU, and the episodes that it is trained and validated on, made on a device."""
         train, validation, _ = self.datasets()
         sizes, ways = (self.n_way, self.k_shot, self.n_query), min(20, validation.num_classes)
-        episodes: Source
         if self.library:
-            episodes = LibraryEpisodes(train, self.k_shot, self.n_way * self.n_query, self.seed, rotate=self.rotate)
+            episodes: Source = LibraryEpisodes(train, self.k_shot, self.n_way * self.n_query, self.seed, self.rotate)
         else:
             episodes = EpisodeSampler(train, *sizes, seed=self.seed, rotate=self.rotate, device=device)
         held_out = EpisodeSampler(validation, ways, self.k_shot, n_query=2, seed=self.seed + 1, device=device)

@@ -43,7 +43,7 @@ class LibraryEpisodes(Dataset[Episode]):
     """
 
     def __init__(
-        self, dataset: FewShotDataset, k_shot: int = 1, num_targets: int = 64, seed: int = 0, *, rotate: bool = False
+        self, dataset: FewShotDataset, k_shot: int = 1, num_targets: int = 64, seed: int = 0, rotate: bool = False
     ) -> None:
         for name, value, least in (("k_shot", k_shot, 1), ("num_targets", num_targets, 1), ("seed", seed, 0)):
             if value < least:
