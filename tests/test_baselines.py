@@ -102,7 +102,7 @@ def exact_bound(model: pv.VMA, memory: pv.Memory, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("cls", BASELINES)
-@pytest.mark.parametrize("method", ["sampled", "exact-address", "top-k"])
+@pytest.mark.parametrize("method", ["sampled", "exact-address", "top-k", "refined"])
 def test_evidence_is_that_of_quadrature(
     cls: type[pv.VMA], method: pv.diagnostics.evidence.Method, float64: None
 ) -> None:

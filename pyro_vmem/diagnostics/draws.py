@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vmem.diagnostics.slots import chunks
+from pyro_vmem.diagnostics.slots import chunks, draws_at
 from pyro_vmem.memory import EncodedMemory
 from pyro_vmem.vma import VMA
 
@@ -88,18 +88,9 @@ def _draw(
     q_a, p_a = vma.address_guide(memory, target), vma.address_prior(memory)
     addresses = q_a.sample(torch.Size([num_samples]))
     parts = []
-    for a in addresses.split(max(1, max_decodes // len(x))):
-        template = memory.read(a)
-        q_z = vma.latent_guide(target, template)
-        z = q_z.sample()
-        p_x = vma.likelihood(z, template)
-        part = {
-            "a": a,
-            "z": z,
-            "kl_z": q_z.log_prob(z) - vma.latent_prior(template).log_prob(z),
-            "log_likelihood": p_x.log_prob(x),
-        }
-        parts.append(part | ({"predicted": p_x.sample()} if predict else {}))
+    for drawn in draws_at(vma, memory, target, addresses, max_decodes):
+        part = {"a": drawn.a, "z": drawn.z, "kl_z": drawn.kl_z, "log_likelihood": drawn.p_x.log_prob(x)}
+        parts.append(part | ({"predicted": drawn.p_x.sample()} if predict else {}))
     fields = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
     return fields | {
         "q_logits": q_a.logits.unsqueeze(0),

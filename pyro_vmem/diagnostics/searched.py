@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vmem.addressing import MixedCategorical, TruncatedCategorical
 from pyro_vmem.diagnostics.bounds import top_k_bounds
-from pyro_vmem.diagnostics.slots import at_addresses, chunks
+from pyro_vmem.diagnostics.slots import at_addresses, chunks, draws_at
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.vma import VMA
@@ -21,12 +21,12 @@ __all__ = ["check_searched", "describe_searched", "searched_weights"]
 
 
 def check_searched(memory: Memory, method: str) -> None:
-    """Raises a `ValueError` for a method that would decode every slot."""
-    if method == "exact-address":
+    """Raises a `ValueError` for a method that would look at every slot."""
+    if method not in ("sampled", "top-k"):
         raise ValueError(
-            f"method: 'exact-address' decodes each of {memory.num_slots:,} slots for every target, and this memory has "
-            "an index so that nothing looks at all. Use method='top-k', which sums the k most probable slots and "
-            "samples the rest."
+            f"method: {method!r} looks at each of {memory.num_slots:,} slots for every target, and this memory has an "
+            "index so that nothing looks at all. Use method='top-k', which sums the k most probable slots and samples "
+            "the rest."
         )
 
 
@@ -126,13 +126,8 @@ def _of_guide(vma: VMA, memory: EncodedMemory, x: Tensor, num_samples: int, max_
     q, p = _parts(vma, memory, target)
     gain, candidates = kl_divergence(q, p), _most_probable(q, q.kept_values.shape[-1])
     a = q.sample(torch.Size([num_samples]))
-    parts = []
-    for some in a.split(max(1, max_decodes // len(x))):
-        template = memory.read(some)
-        q_z = vma.latent_guide(target, template)
-        z = q_z.sample()
-        kl_z = q_z.log_prob(z) - vma.latent_prior(template).log_prob(z)
-        parts.append(torch.stack([vma.likelihood(z, template).log_prob(x), kl_z]))
+    drawn = draws_at(vma, memory, target, a, max_decodes)
+    parts = [torch.stack([each.p_x.log_prob(x), each.kl_z]) for each in drawn]
     log_likelihood, kl_z = torch.cat(parts, 1)
     log_weights = log_likelihood - kl_z + p.log_prob(a) - q.log_prob(a)
     sampled = StratifiedWeights.unstratified(log_weights)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+from pyro.distributions import Distribution
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -78,8 +80,33 @@ def at_slots(vma: VMA, memory: EncodedMemory, x: Tensor, slots: Tensor, num_samp
 
 def at_addresses(vma: VMA, memory: EncodedMemory, x: Tensor, target: Template, a: Tensor, max_decodes: int) -> Tensor:
     r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of one draw of z at each address `(K, B)`; in nats."""
-    rows = a.split(max(1, max_decodes // len(x)))
-    return torch.cat([_latent_log_weights(vma, x, target, memory.read(some), 1, 1).squeeze(0) for some in rows])
+    return torch.cat([drawn.p_x.log_prob(x) - drawn.kl_z for drawn in draws_at(vma, memory, target, a, max_decodes)])
+
+
+class Drawn(NamedTuple):
+    r"""One draw of z by the guide at each of some addresses `(n, B)`.
+
+    Attributes:
+        a: The addresses.
+        z: The latents, with shape `(n, B, D)`.
+        kl_z: :math:`\log q(z | x, m_a) - \log p(z | m_a)`, with shape `(n, B)`; in nats.
+        p_x: The likelihood there, with batch shape `(n, B)`.
+    """
+
+    a: Tensor
+    z: Tensor
+    kl_z: Tensor
+    p_x: Distribution
+
+
+def draws_at(vma: VMA, memory: EncodedMemory, target: Template, a: Tensor, max_decodes: int) -> Iterator[Drawn]:
+    """One draw of z at each address `(K, B)`, of which at most `max_decodes` are decoded together."""
+    for some in a.split(max(1, max_decodes // a.shape[-1])):
+        template = memory.read(some)
+        q_z = vma.latent_guide(target, template)
+        z = q_z.sample()
+        kl_z = q_z.log_prob(z) - vma.latent_prior(template).log_prob(z)
+        yield Drawn(some, z, kl_z, vma.likelihood(z, template))
 
 
 def _latent_log_weights(

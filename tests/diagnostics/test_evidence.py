@@ -7,6 +7,7 @@ from pathlib import Path
 import pyro.distributions as dist
 import pytest
 import torch
+from torch.distributions import kl_divergence
 
 import pyro_vmem as pv
 from pyro_vmem.addressing import over_slots
@@ -21,11 +22,13 @@ from pyro_vmem.diagnostics import (
     slot_log_evidence,
 )
 from pyro_vmem.diagnostics.evidence import _shares_of
+from pyro_vmem.diagnostics.path import gaussians_on_path
 from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")
 
 METHODS = ["exact-address", "sampled", "top-k"]
+ALL = [*METHODS, "refined"]
 
 
 class Off(pv.LatentGuide):
@@ -85,7 +88,7 @@ def test_with_the_exact_guide_one_sample_is_enough(method, max_decodes, per_data
     torch.testing.assert_close(slots, reference.slot_log_evidence(memory, x).detach())
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 @pytest.mark.parametrize("decodes", [6, 24])
 def test_with_any_guide_the_estimate_of_the_density_is_unbiased(method, decodes):
     """exp of the estimate is unbiased: over many targets that are the same, its mean is p(x | M)."""
@@ -97,7 +100,7 @@ def test_with_any_guide_the_estimate_of_the_density_is_unbiased(method, decodes)
         assert_unbiased(estimates.unsqueeze(-1), exact, resolution=0.1)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_standard_error_is_the_spread_of_repeated_estimates(method):
     reference, vma, memory, x = case(False, scale=1.5)
     copies = 1200
@@ -110,6 +113,83 @@ def test_standard_error_is_the_spread_of_repeated_estimates(method):
         # 95 % within two standard errors, up to 5 of the share's own, 0.006, and the bias of a logarithm
         gap = evidence.log_evidence - reference.log_evidence(memory, target[None]).detach()
         assert float((gap.abs() < 1.96 * evidence.standard_error).double().mean()) == pytest.approx(0.95, abs=0.035)
+
+
+def test_where_the_latent_guide_is_off_refining_takes_far_fewer_decodes():
+    reference, _, memory, x = case(True, slots=3)
+    vma = reference.vma(latent_guide=Off(reference, shift=3.0))
+    repeated = x.repeat(200, 1)
+    exact = reference.log_evidence(memory, repeated).detach()
+    cases = {("refined", 48), ("sampled", 960)}
+    error = {
+        m: float((exact - log_evidence(vma, memory, repeated, n, m, max_decodes=50_000)).square().mean().sqrt())
+        for m, n in cases
+    }
+    assert error["refined"] < 0.5 * error["sampled"]
+
+
+def test_refined_slots_need_no_luck_where_the_latent_guide_is_exact():
+    """All four slots are refined, and the mixture is of three times the same Gaussian."""
+    reference, vma, memory, x = case(True, slots=4)
+    found = estimate(vma, memory, x, 200, "refined", seed=0)
+    torch.testing.assert_close(found.log_evidence, reference.log_evidence(memory, x).detach())
+    torch.testing.assert_close(found.standard_error, torch.zeros(5), rtol=0, atol=1e-6)
+
+
+def test_a_path_ends_in_the_posterior_of_a_gaussian_model():
+    reference, _, memory, x = case(True)
+    vma = reference.vma(latent_guide=Off(reference, shift=1.5, scale=2.0))
+    template = vma.encode(memory).read(torch.tensor([[0] * 5, [3] * 5]))
+    target = vma.encode_x(x)
+    exact = reference.latent_posterior(x, template.raw)
+    halfway, last = gaussians_on_path(vma, x, target, template)
+    torch.testing.assert_close(last.mean, exact.mean.detach(), rtol=0, atol=1e-3)
+    guide = vma.latent_guide(target, template)
+    guide = dist.MultivariateNormal(guide.mean, scale_tril=guide.stddev.diag_embed())
+    exact = dist.MultivariateNormal(exact.mean, exact.covariance_matrix.expand(2, 5, 2, 2))
+    by_guide, by_halfway, by_last = (kl_divergence(exact, other) for other in (guide, halfway, last))
+    assert (by_last < 0.5 * by_guide).all()
+    assert (by_halfway < by_guide).all()
+
+
+@pytest.mark.parametrize("num_samples", [1, 50, 200])
+def test_refining_counts_a_gradient_as_three_decodes(num_samples):
+    _, vma, memory, x = case(False, slots=20)
+    made = []
+    vma.likelihood.register_forward_hook(
+        lambda module, inputs, output: made.append(output.batch_shape.numel() * (3 if inputs[0].requires_grad else 1))
+    )
+    evidence = estimate(vma, memory, x, num_samples, "refined", max_decodes=60)
+    assert sum(made) == evidence.decodes == max(num_samples, 48) * 5
+
+
+def test_refining_reaches_slots_that_the_guide_excludes():
+    reference, rough, memory, x = case(False, slots=12)  # more than are tried
+    vma = reference.vma(address_guide=pv.TruncatedGuide(rough.address_guide, k=1))
+    repeated = x[:1].repeat(10_000, 1)
+    ratio = (
+        log_evidence(vma, memory, repeated, 48, "refined", max_decodes=50_000)
+        - reference.log_evidence(memory, repeated).detach()
+    ).exp()
+    assert_unbiased(ratio.view(40, -1).mean(1), torch.ones(()), resolution=0.05)
+
+
+def test_refining_takes_any_guide_of_the_latent():
+    """One that does not know its moments: those of draws are begun from."""
+    reference, _, memory, x = case(True)
+
+    class Unknown(Off):
+        def forward(self, x, template):
+            q_z = super().forward(x, template)
+            return dist.TransformedDistribution(q_z, [torch.distributions.AffineTransform(0.0, 1.0, event_dim=1)])
+
+    vma = reference.vma(latent_guide=Unknown(reference, shift=1.0))
+    repeated = x[:1].repeat(4000, 1)
+    ratio = (
+        log_evidence(vma, memory, repeated, 48, "refined", max_decodes=50_000)
+        - reference.log_evidence(memory, repeated).detach()
+    ).exp()
+    assert_unbiased(ratio.view(40, -1).mean(1), torch.ones(()), resolution=0.05)
 
 
 def mean_gaps(reference, vma, memory, x, decodes, copies=400, **kwargs):
@@ -217,6 +297,19 @@ def test_masked_slots_have_no_part(method, k):
     torch.testing.assert_close(log_evidence(vma, each, x, 12, method, k=k), torch.cat(rows).detach())
 
 
+def test_masked_slots_have_no_part_in_refining():
+    reference, vma, memory, x = case(True)
+    mask = torch.arange(6) < torch.tensor([[4], [6], [2], [3], [1]])
+    rows = [reference.log_evidence(pv.Memory(memory.templates[row]), x[i, None]) for i, row in enumerate(mask)]
+    each = pv.Memory(memory.templates.expand(5, -1, -1), mask=mask)
+    found = estimate(vma, each, x, 400, "refined", seed=0)
+    gap = (found.log_evidence - torch.cat(rows).detach()).abs()
+    assert (gap <= 4 * found.standard_error + 1e-9).all()
+    assert found.standard_error.max() < 0.05  # a fifth of the least that one more slot could add
+    # Four or fewer slots are all refined, and the guide is exact there.
+    torch.testing.assert_close(gap[[0, 2, 3, 4]], torch.zeros(4), rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(("num_samples", "max_decodes"), [(1, 4096), (50, 13), (50, 120), (50, 4096)])
 def test_decodes_are_counted_and_bounded(method, num_samples, max_decodes):
@@ -231,7 +324,7 @@ def test_decodes_are_counted_and_bounded(method, num_samples, max_decodes):
     assert evidence.num_samples == num_samples
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_nothing_is_changed_and_a_seed_repeats_it(method):
     _, vma, memory, x = case(False)
     before, state = {name: p.clone() for name, p in vma.named_parameters()}, torch.get_rng_state()
@@ -245,7 +338,7 @@ def test_nothing_is_changed_and_a_seed_repeats_it(method):
     assert not torch.equal(torch.get_rng_state(), state)  # without a seed, the global state is drawn from
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_half_precision_of_networks_leaves_densities_in_full(method):
     torch.set_default_dtype(torch.float32)  # the fixture puts back what was before
     vma = pv.VMA.for_images((1, 8, 8), latent_dim=4, width=4)
@@ -301,7 +394,7 @@ def test_too_few_samples_for_a_k_hat_are_warned_of():
     assert not (evidence.khat > 0.7).any()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ALL)
 def test_an_estimate_that_is_not_finite_is_never_silent(method):
     _, vma, memory, x = case(True)
     vma.likelihood = Box(vma.likelihood.network)
@@ -358,7 +451,7 @@ def test_summary_by_hand():
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
-        ({"method": "exact"}, "method: expected 'exact-address', 'sampled' or 'top-k', got 'exact'"),
+        ({"method": "exact"}, "method: expected one of 'exact-address', 'sampled', 'top-k', 'refined', got 'exact'"),
         ({"num_samples": 0, "method": "sampled"}, "num_samples: expected at least 1, got 0"),
         ({"max_decodes": 0}, "max_decodes: expected at least 1, got 0"),
         ({"k": 0, "method": "top-k"}, "k: expected at least 1, got 0"),

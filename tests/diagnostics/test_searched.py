@@ -185,8 +185,9 @@ def test_nothing_reads_all_slots(monkeypatch: pytest.MonkeyPatch, float64: None)
 
 def test_a_sum_over_all_slots_is_refused(float64: None) -> None:
     reference, vma, packed, _, x = setting()
-    with pytest.raises(ValueError, match=r"'exact-address' decodes each of 300 slots .* Use method='top-k'"):
-        estimate_evidence(vma, packed, x)
+    for method in ("exact-address", "refined"):
+        with pytest.raises(ValueError, match=rf"'{method}' looks at each of 300 slots .* Use method='top-k'"):
+            estimate_evidence(vma, packed, x, method=method)
     dense = vma.replace(address_guide=Keyed(reference))
     with pytest.raises(ValueError, match=r"does not say which slots it found\. With an index, use IndexedGuide"):
         estimate_evidence(dense, packed, x, 20, "top-k")
