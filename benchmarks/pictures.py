@@ -65,14 +65,15 @@ def one_shot(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
 def learned_slots(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
     """Every learned template, by the digit that is looked up there most, and what is drawn from it."""
     held_out = recipe.datasets()[2]
-    images, digits = held_out.images[:IMAGES], held_out.classes[:IMAGES]
+    some = torch.randperm(len(held_out))[:IMAGES]
+    images, digits = held_out.images[some], held_out.classes[some]
     memory = vma.encode(pv.Memory(torch.zeros(1, *vma.event_shape)))
     targets = map(vma.encode_x, held_out.to_float(images).split(256))
     found = [vma.address_guide(memory, x).probs.argmax(-1) for x in targets]
     counts = torch.zeros(memory.num_slots, int(digits.max()) + 1).index_put_(
         (torch.cat(found), digits), torch.tensor(1.0), accumulate=True
     )
-    order = torch.stack([counts.argmax(-1), -counts.amax(-1)]).T.tolist()
+    order = torch.stack([counts.sum(-1) == 0, counts.argmax(-1), -counts.amax(-1)]).T.tolist()  # unused ones last
     slots = sorted(range(memory.num_slots), key=order.__getitem__)
     rows = -(-memory.num_slots // 4)
     columns = [slots[first : first + rows] for first in range(0, len(slots), rows)]
