@@ -1,7 +1,7 @@
 """The same model on a GPU: the losses and gradients of the CPU, and the time of a step in float32 and in bfloat16.
 
-Latents are drawn once, on the CPU, and used on both, so that losses can be compared; steps are those of `fit`. Without
-a GPU it says so, and its exit code is 2.
+Latents are drawn once, on the CPU, and used on both, so that losses can be compared; steps are those of `fit`, whose
+episodes are made on the GPU. Without a GPU it says so, and its exit code is 2.
 
     python -m benchmarks.gpu
     python -m benchmarks.gpu --batch 256 --json
@@ -48,7 +48,8 @@ def latents_of(vma: pv.VMA, episode: Episode) -> dict[str, Tensor]:
 
 
 def step_seconds(device: torch.device, episodes: EpisodeSampler, width: int, steps: int, precision: Any) -> float:
-    """The median time of a step of `fit`, the loading of its episode included."""
+    """The median time of a step of `fit`, the making of its episode there included."""
+    episodes = EpisodeSampler(episodes.dataset, episodes.n_way, episodes.k_shot, episodes.n_query, device=device)
     vma = pv.VMA.for_images(episodes.dataset.image_shape, width=width)
     settings: dict[str, Any] = {"validate_every": 1, "precision": precision, "progress": False}
     rows = pv.fit(vma, episodes, steps=steps + 3, device=device, **settings).history[2:]
