@@ -33,7 +33,7 @@ class StepProfile:
 
     Attributes:
         seconds: The time of each part, which add up to that of the step: encoding the memory and the targets; priors
-            and guides of addresses, and of latents; reading templates; the decoder; the density of the observation;
+            and guides of addresses, and of latents; reading features; the decoder; the density of the observation;
             the gradient of all of it; clipping and Adam; and what is left, Pyro with its draws and their densities.
         flops: Floating-point operations of each part, a multiply-add counted as two; those of convolutions and matrix
             products, which are nearly all.
