@@ -33,7 +33,7 @@ def ours_first(key: tuple[str, int]) -> tuple[int, int]:
 
 def plot_few_shot(rows: list[Row], protocol: str, published: list[Published]) -> Figure:
     """NLL against the items in memory, a line for each model and number of classes; published ones dashed."""
-    drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
+    drawn = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = drawn.subplots()
     method = rows[0]["method"]
     for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in rows}, key=ours_first):
@@ -50,7 +50,7 @@ def plot_few_shot(rows: list[Row], protocol: str, published: list[Published]) ->
 
 def plot_scaling(rows: list[Row], name: str) -> Figure:
     """NLL against the number of classes, beside the ideal line."""
-    drawn = Figure(figsize=(6.4, 4.2), layout="constrained")
+    drawn = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = drawn.subplots()
     method = rows[0]["method"]
     lines = sorted({(r["model"], r["shots"] // r["n_classes"]) for r in rows}, key=ours_first)
@@ -134,6 +134,6 @@ def _errorbar(axes: Any, cells: list[Row], by: str, label: str) -> None:
 
 def _finished(drawn: Figure, axes: Any) -> Figure:
     axes.set_ylabel("NLL (nats an image)")
-    axes.legend(fontsize=7, frameon=False)
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # covers no line
     axes.spines[["top", "right"]].set_visible(False)
     return drawn
