@@ -93,7 +93,7 @@ def fit(
 
     Where the memory of the episodes has an index that the guide looks in, its keys are refreshed: some slots after each
     step, in turn, and all at the end. Rows of the history tell how old they had become: `key_overlap`, `key_missed` and
-    `key_drift`, see :class:`pyro_vmem.keys.Staleness`. They are not in checkpoints: a resumed run begins with fresh keys.
+    `key_drift`, see :class:`pyro_vmem.keys.Staleness`. A resumed run begins with fresh keys.
 
     Arguments:
         vma: The model and its guide; trained in place, and at the end it holds the weights that `select` names.
