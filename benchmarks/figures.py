@@ -108,13 +108,14 @@ def plot_breakdown(rows: list[Row]) -> Figure:
     drawn = Figure(figsize=(9, 3.2), layout="constrained")
     panels = drawn.subplots(1, 3)
     method = rows[0]["method"]
-    for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in rows}, key=ours_first):
+    lines = sorted({(row["model"], row["n_classes"]) for row in rows}, key=ours_first)
+    for model, n_classes in lines:
         cells = [r for r in rows if (r["model"], r["n_classes"], r["method"]) == (model, n_classes, method)]
         cells.sort(key=lambda row: row["shots"])
         each = [row["shots"] // n_classes for row in cells]
         for axes, key in zip(panels, ("kl_a", "kl_z", "nll"), strict=True):
             (line,) = axes.plot(each, [row[key] for row in cells], "o-", ms=4, label=f"{NAMES[model]}, C = {n_classes}")
-        most = "log |M|, the most there can be"
+        most = "log |M|, the most there can be" if (model, n_classes) == lines[-1] else None
         panels[0].plot(each, np.log([row["shots"] for row in cells]), ":", color=line.get_color(), label=most)
     for axes, label in zip(panels, ("KL(a) (nats)", "KL(z) (nats)", "NLL (nats an image)"), strict=True):
         axes.set_ylabel(label)

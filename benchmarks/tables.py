@@ -201,7 +201,8 @@ def breakdown(rows: list[Row]) -> str:
 
 def learned(rows: list[Row]) -> str:
     """NLL and the terms of the bound with a memory that is learned."""
-    lines = ["NLL, and the terms of the bound with 8 samples, in nats.", "", *_head(["slots", "NLL", *TERMS])]
+    lines = ["The memory that an episode brings is not read. NLL, and the terms of the bound with 8 samples, in nats."]
+    lines += ["", *_head(["slots", "NLL", *TERMS])]
     lines += [_line([r["n_classes"], _value(r), *(f"{r[key]:.2f}" for key in TERMS.values())]) for r in rows]
     return "\n".join(lines)
 
