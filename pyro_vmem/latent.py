@@ -17,6 +17,7 @@ from pyro_vmem.precision import full_precision, no_autocast
 __all__ = [
     "FullCovarianceGuide",
     "FullCovariancePrior",
+    "FullPrecisionNormal",
     "GaussianGuide",
     "LatentGuide",
     "LatentPrior",
