@@ -16,6 +16,7 @@ SMALL = {
     "evidence": [
         *("--slots", "[3]", "--decodes", "12", "--targets", "4"),
         *("--letter_slots", "3", "--letter_targets", "2", "--letter_steps", "0", "--repeats", "1"),
+        *("--trained_targets", "0"),
     ],
     "estimators": ["--repeats", "3", "--slots", "[4, 8]", "--image_steps", "0", "--race_seconds", "0.01"],
     "faults": ["--kills", "4", "--kills_of_two", "1", "--full_disks", "1", "--corruptions", "20", "--soak_steps", "20"],
