@@ -22,7 +22,7 @@ DRAWN = 256  # latents whose moments are taken, of a guide that does not know it
 SLACK = 0.5  # nats that a step may lose
 
 
-def gaussians_on_path(vma: VMA, x: Tensor, target: Template, template: Template) -> list[FullPrecisionNormal]:
+def gaussians_on_path(vma: VMA, x: Tensor, target: Template, template: Template) -> list[MultivariateNormal]:
     r"""Gaussians near :math:`p(z | x, m_a) \propto p(z | m_a) p(x | z, m_a)`, by a quasi-Newton method.
 
     From the mean of the guide, BFGS climbs the logarithm of that product. The inverse Hessian that it builds up begins
@@ -58,7 +58,8 @@ def gaussians_on_path(vma: VMA, x: Tensor, target: Template, template: Template)
     u = torch.zeros_like(mean, dtype=torch.double)
     identity = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
     inverse_hessian = identity.expand(*u.shape, u.shape[-1])
-    (value, gradient), kept = climbed(u), []
+    value, gradient = climbed(u)
+    kept: list[MultivariateNormal] = []
     for step in range(1, KEPT[-1]):
         move = (inverse_hessian @ gradient.unsqueeze(-1)).squeeze(-1)
         longest = LONGEST / 2 if step <= LITTLE_KNOWN else LONGEST

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical
+from torch.distributions import Categorical, MultivariateNormal
 
 from pyro_vmem.diagnostics.path import DECODES, at_mean, gaussians_on_path
 from pyro_vmem.diagnostics.strata import StratifiedWeights
@@ -40,7 +40,7 @@ class Proposal(NamedTuple):
     """
 
     slots: Tensor
-    gaussians: list[FullPrecisionNormal]
+    gaussians: list[MultivariateNormal]
     log_others: Tensor
     counts: Tensor
 
@@ -94,7 +94,7 @@ def refined_weights(
 
 def _draw(
     q_z: torch.distributions.Distribution,
-    gaussians: list[FullPrecisionNormal],
+    gaussians: list[MultivariateNormal],
     log_shares: Tensor,
     refined: Tensor,
     component: Tensor,
