@@ -19,9 +19,9 @@ __all__ = ["LEAST", "refined_weights"]
 
 MOST_SLOTS = 4  # the slots that are refined; they are half of the decodes at most
 LEAST = 48  # the fewest decodes that are of use
-# Slots that are tried first are a tenth of the decodes, or as many as twice the square root of how many there are, if
+# Slots that are tried first are a tenth of the decodes, or a little more than the square root of how many there are, if
 # that is more; and a third of the decodes at most.
-TENTH, THIRD, ROOTS = 10, 3, 2
+TENTH, THIRD, ROOTS = 10, 3, 1.25
 # What latents at a refined slot are drawn from, and the share of each: the guide, the Gaussian from halfway, the last.
 SHARES = (0.25, 0.25, 0.5)
 LEAST_EACH = 4  # draws at a refined slot: one of each component
