@@ -35,7 +35,7 @@ A VMA of Omniglot characters; load it with `pyro_vmem.VMA.from_pretrained("{name
 Trained on {train} characters of {alphabets} alphabets of Omniglot (Lake, Salakhutdinov, Tenenbaum, 2015), whole classes
 also turned by 90, 180 and 270 degrees and mirrored; validated on {validation} characters of other alphabets; {test}
 characters of the evaluation alphabets were neither trained nor validated on. Images are {shape}, binary, ink is 1, made
-as protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).
+as protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).{warped}
 
 ## Figures
 
@@ -49,11 +49,14 @@ Rounding the weights to half precision changed the bound on validation episodes 
   ways of scaling an image are outside of what it was trained on; NLL on them says little.
 - Each pixel is drawn given those before it: a draw takes as many steps as there are pixels. Much of a low NLL is owed
   to that; models whose pixels are independent given the latent do not have it.
-- It was last trained with at most {slots} slots in memory{absent}.{guide}
-"""
+- It was last trained with at most {slots} slots in memory{absent}.
+{guide}"""
 ABSENT = ", always with the target's class among them"
-GUIDE = """ What was trained then was q(a | x, M) alone: the
-  likelihoods above were measured with the guide that the model was first trained with."""
+WARPED = """ Those that it was last trained on were also
+under random affine maps, of whole classes and of each image (`pyro_vmem.data.WarpedEpisodes`)."""
+GUIDE = """- What was trained last was q(a | x, M) alone: the likelihoods above were measured with the guide that the model was
+  first trained with.
+"""
 
 
 def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/weights") -> dict[str, Any]:
@@ -93,6 +96,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         slots=max(kind.n_way * kind.k_shot for kind in kinds),
         absent="" if any(kind.n_absent for kind in kinds) else ABSENT,
         guide=GUIDE if recipe.training.only else "",
+        warped=WARPED if recipe.training.warp else "",
     )
     with write_atomically(Path(out, f"{name}.md")) as aside:
         aside.write_text(text, encoding="utf-8")
