@@ -54,8 +54,8 @@ Rounding the weights to half precision changed the bound on validation episodes 
 ABSENT = ", always with the target's class among them"
 WARPED = """ Those that it was last trained on were also
 under random affine maps, of whole classes and of each image (`pyro_vmem.data.WarpedEpisodes`)."""
-GUIDE = """- What was trained last was q(a | x, M) alone: the likelihoods above were measured with the guide that the model
-  was first trained with.
+GUIDE = """- What was trained last was q(a | x, M) alone: the likelihoods above were measured with the guide that
+  the model was first trained with.
 """
 
 
