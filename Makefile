@@ -16,13 +16,16 @@ OLDEST := .venv-oldest$(if $(BUT),-$(BUT))
 OLDEST_TESTS := tests/test_memory.py tests/test_checkpoint.py tests/data/test_sources.py tests/infer/test_vimco.py \
 	tests/reliability/test_interruptions.py
 
+# Tests are shared out among so many processes, of one thread each: more threads than cores wait for each other.
+PROCESSES ?= 2
+
 .PHONY: demo test test-arviz1 test-oldest test-notebooks audit check lint types docs linkcheck notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyro-vmem demo $(ARGS)
 
 test: $(VENV)/.test
-	$(BIN)/python -m pytest --cov --cov-report=term $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --cov --cov-report=term $(ARGS)
 
 test-notebooks: $(VENV)/.test
 	PYRO_VMEM_NOTEBOOKS=all $(BIN)/python -m pytest tests/test_notebooks.py
