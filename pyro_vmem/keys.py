@@ -193,7 +193,8 @@ def staleness(
     scores = (fresh[by_cached.slots] * queries.unsqueeze(-2)).sum(-1).masked_fill(by_cached.slots < 0, -torch.inf)
     return Staleness(
         overlap=recall(by_cached, by_fresh),
-        missed=-torch.expm1(scores.logsumexp(-1) - by_fresh.scores.logsumexp(-1)),
+        # no less than nothing, which rounding would make it where both find the same
+        missed=-torch.expm1(scores.logsumexp(-1) - by_fresh.scores.logsumexp(-1)).clamp(max=0),
         drift=_drift(fresh, cached.to(fresh)),
         num_slots=len(slots),
     )

@@ -470,7 +470,7 @@ refused(
         "no samples": (lambda _: log_evidence(VECTORS, MEMORY, X, 0), r"num_samples: expected at least 1, got 0"),
         "no such method": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, "x"),
-            r"method: expected 'exact-address', .* 'x'",
+            r"method: expected one of 'exact-address', .* 'x'",
         ),  # type: ignore[arg-type]
         "top none": (lambda _: log_evidence(VECTORS, MEMORY, X, 9, "top-k", k=0), r"k: expected at least 1, got 0"),
         "no decodes": (
