@@ -191,10 +191,11 @@ def staleness(
     queries = keyed(vma.address_guide).queries(vma.encode_x(x).features)
     by_fresh, by_cached = ExactIndex(fresh).search(queries, k), ExactIndex(cached.to(fresh)).search(queries, k)
     scores = (fresh[by_cached.slots] * queries.unsqueeze(-2)).sum(-1).masked_fill(by_cached.slots < 0, -torch.inf)
+    # No more is found than there is, though rounding might say so where both find the same.
+    log_found = (scores.logsumexp(-1) - by_fresh.scores.logsumexp(-1)).clamp(max=0)
     return Staleness(
         overlap=recall(by_cached, by_fresh),
-        # no less than nothing, which rounding would make it where both find the same
-        missed=-torch.expm1(scores.logsumexp(-1) - by_fresh.scores.logsumexp(-1)).clamp(max=0),
+        missed=1 - log_found.exp(),
         drift=_drift(fresh, cached.to(fresh)),
         num_slots=len(slots),
     )
