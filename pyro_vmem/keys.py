@@ -192,10 +192,10 @@ def staleness(
     by_fresh, by_cached = ExactIndex(fresh).search(queries, k), ExactIndex(cached.to(fresh)).search(queries, k)
     scores = (fresh[by_cached.slots] * queries.unsqueeze(-2)).sum(-1).masked_fill(by_cached.slots < 0, -torch.inf)
     # No more is found than there is, though rounding might say so where both find the same.
-    log_found = (scores.logsumexp(-1) - by_fresh.scores.logsumexp(-1)).clamp(max=0)
+    log_missing = (by_fresh.scores.logsumexp(-1) - scores.logsumexp(-1)).clamp(min=0)
     return Staleness(
         overlap=recall(by_cached, by_fresh),
-        missed=1 - log_found.exp(),
+        missed=1 - (-log_missing).exp(),
         drift=_drift(fresh, cached.to(fresh)),
         num_slots=len(slots),
     )
@@ -267,7 +267,7 @@ class FreshKeys:
         >>> fresh = FreshKeys(vma, slots_a_step=100)
         >>> fresh.meet(memory)  # before a step
         >>> fresh.step(memory)  # after it
-        >>> fresh.row(memory, x)
+        >>> {name: round(value, 3) for name, value in fresh.row(memory, x).items()}
         {'key_overlap': 1.0, 'key_missed': 0.0, 'key_drift': 0.0}
     """
 
