@@ -188,6 +188,9 @@ class Results:
     def of_run(self, model: str, vma: pv.VMA, fitted: dict[str, Any]) -> None:
         """Notes the run that a model comes from, and forgets figures of other weights."""
         name = fingerprint(vma.state_dict())
+        known = self.content["runs"].get(model)
+        if known is not None and known["weights"] == name and not fitted:
+            return  # the run is gone, and was noted when it was there
         history = fitted.get("history", [])
         thinned = history[:: -max(1, len(history) // 100)][::-1]  # the last is among them
         self.content["runs"][model] = {

@@ -92,6 +92,11 @@ def test_pieces_add_up_and_cells_are_evaluated_once(folders, tmp_path):
     rows = reproduce.main("smoke", **folders)["rows"]
     assert rows[0] == first[0]
     assert len(rows) == len(result["rows"]) == 8
+    # what is known of the run stays where only its weights are left
+    known = json.loads((tmp(folders) / "smoke.json").read_text())["runs"]["vma"]
+    again = reproduce.main("smoke", train=False, evaluate=True, classes=[1], out=folders["out"], runs="none")
+    assert again["runs"]["vma"] == known
+    assert known["steps"] == 6
     assert {(r["n_classes"], r["shots"], r["method"]) for r in rows} == set(recipes.read("smoke").evaluation.cells())
     assert result["recipe"]["evaluation"]["num_targets"] == 12
 
