@@ -42,7 +42,7 @@ METHODS = {
 TERMS = {"KL(a)": "kl_a", "KL(z)": "kl_z", "reconstruction": "reconstruction"}
 CAUSAL = (
     "Each pixel is also given those before it; the published models have pixels that are independent given latent and "
-    "template, and most of the distance to them is owed to that."
+    "template, and the distance to them is owed to that."
 )
 INTRO = """# Results
 
