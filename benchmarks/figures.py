@@ -35,7 +35,7 @@ def plot_few_shot(rows: list[Row], protocol: str, published: list[Published]) ->
     """NLL against the items in memory, a line for each model and number of classes; published ones dashed."""
     drawn = Figure(figsize=(6.4, 4.8), layout="constrained")
     axes = drawn.subplots()
-    method = rows[0]["method"]
+    method = max(rows, key=lambda row: row["num_targets"])["method"]
     for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in rows}, key=ours_first):
         cells = [r for r in rows if (r["model"], r["n_classes"], r["method"]) == (model, n_classes, method)]
         _errorbar(axes, cells, "shots", f"{NAMES[model]}, C = {n_classes}")
@@ -105,7 +105,7 @@ def plot_recall(rows: list[Row], history: dict[str, list[float]], slots: int) ->
 
 def plot_breakdown(rows: list[Row]) -> Figure:
     """KL(a), KL(z) and NLL against the examples a class, a line for each model and number of classes."""
-    drawn = Figure(figsize=(9, 3.2), layout="constrained")
+    drawn = Figure(figsize=(9, 3.6), layout="constrained")
     panels = drawn.subplots(1, 3)
     method = rows[0]["method"]
     lines = sorted({(row["model"], row["n_classes"]) for row in rows}, key=ours_first)
@@ -123,7 +123,8 @@ def plot_breakdown(rows: list[Row]) -> Figure:
         axes.set_xticks(sorted({row["shots"] // row["n_classes"] for row in rows}))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylim(bottom=0)
-    panels[0].legend(fontsize=7, frameon=False)
+    # below, where it covers no line
+    drawn.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     return drawn
 
 
