@@ -2,6 +2,7 @@
 
 python -m benchmarks.pretrained lookup omniglot28
 python -m benchmarks.pretrained zholus omniglot26
+python -m benchmarks.pretrained vma-45-5 omniglot26-maxpool
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyro_vmem as pv
 from benchmarks import command
 from benchmarks.recipes import Kind, read
 from benchmarks.reproduce import trained
-from benchmarks.tables import best, classification, facts, few_shot
+from benchmarks.tables import CLASSIFIED, best, classification, facts, few_shot, scaling
 from pyro_vmem._files import write_atomically
 from pyro_vmem.checkpoint import save_checkpoint
 from pyro_vmem.precision import autocast
@@ -72,12 +73,13 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     # of a model whose guide alone was trained further, the figures of before count too
     tables = [recipe.start, table] if recipe.training.only and recipe.start else [table]
     kinds = [Kind(recipe.training.n_way, recipe.training.k_shot), *recipe.training.more]
+    protocol = read(tables[0]).protocol
     datasets = recipe.datasets()
     _, held_out = recipe.training_episodes(datasets)
     vma = trained(Path("no/such/run"), Path(results, "checkpoints", f"{table}-vma"), recipe.networks.views)
     weights = Path(out, f"{name}.safetensors")
     halves = {n: t.half() if t.is_floating_point() else t for n, t in vma.state_dict().items()}
-    save_checkpoint(weights, halves, {"spec": vma.spec()})
+    save_checkpoint(weights, halves, {"spec": vma.spec(), "protocol": protocol})
     with autocast(torch.device("cpu"), "auto"):
         bounds = [pv.validate(model, held_out)["bound"] for model in (vma, pv.load(weights))]
     measured = [Path(results, f"{name}.json") for name in tables]
@@ -90,8 +92,8 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         validation=validation.num_classes,
         test=test.num_classes,
         shape=" x ".join(str(n) for n in vma.event_shape[1:]),
-        protocol=read(tables[0]).protocol,
-        figures="\n\n".join(figures(json.loads(path.read_text())) for path in measured if path.exists()),
+        protocol=protocol,
+        figures="\n\n".join(figures(path) for path in measured if path.exists()),
         rounding=bounds[1] - bounds[0],
         slots=max(kind.n_way * kind.k_shot for kind in kinds),
         absent="" if any(kind.n_absent for kind in kinds) else ABSENT,
@@ -103,11 +105,14 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     return {"weights": str(weights), "megabytes": weights.stat().st_size / 1e6, "rounding": bounds[1] - bounds[0]}
 
 
-def figures(result: dict[str, Any]) -> str:
-    """What was measured of a table's model, and how."""
+def figures(path: Path) -> str:
+    """What was measured of a table's model, and how, by the file of its results."""
+    result = json.loads(path.read_text())
     rows = [row for row in best(result["rows"]) if row["model"] == "vma"]
-    if result["recipe"]["evaluation"]["per_class"]:
+    if path.stem in CLASSIFIED:
         tables = [classification(rows)]
+    elif result["recipe"]["evaluation"]["per_class"]:
+        tables = [scaling(path.stem, rows, path.with_suffix(".npz"))]
     else:
         methods = dict.fromkeys(row["method"] for row in rows)
         tables = [few_shot(result["recipe"]["protocol"], rows, method, []) for method in methods]

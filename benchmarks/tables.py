@@ -44,6 +44,7 @@ CAUSAL = (
     "Each pixel is also given those before it; the published models have pixels that are independent given latent and "
     "template, and the distance to them is owed to that."
 )
+CLASSIFIED = ("classification", "lookup")  # tables whose figure is the share of targets whose class is found
 INTRO = """# Results
 
 NLL in nats an image, lower is better, on characters that were neither trained nor validated on; mean ± one standard
@@ -92,7 +93,7 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     protocol = result["recipe"]["protocol"]
     published = LIKELIHOODS if result["recipe"]["images"] == "protocol" else []
     text = [f"## {result['recipe']['title']}", facts(result, rows)]
-    if name in ("classification", "lookup"):
+    if name in CLASSIFIED:
         return "\n\n".join([*text, classification(rows), *pictures(name, figures, page)]) + "\n"
     if result["recipe"]["networks"].get("learned_slots"):
         return "\n\n".join([*text, learned(rows), f"The paper: {CURVES[name]}", *pictures(name, figures, page)]) + "\n"

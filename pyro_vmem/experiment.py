@@ -24,7 +24,6 @@ from pyro_vmem._version import __version__
 from pyro_vmem._words import quoted
 from pyro_vmem.build import build, load
 from pyro_vmem.data import EpisodeSampler, FewShotDataset, LibraryEpisodes
-from pyro_vmem.data.omniglot import LATTICES
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.gather import check, gather
 from pyro_vmem.history import FitResult, read_result
@@ -33,7 +32,7 @@ from pyro_vmem.keys import index_memory
 from pyro_vmem.loggers import Loggers
 from pyro_vmem.plots import lookups
 from pyro_vmem.precision import autocast
-from pyro_vmem.pretrained import from_pretrained, unpack
+from pyro_vmem.pretrained import from_pretrained, protocol_of, unpack
 from pyro_vmem.ranks import Ranks, own_device
 from pyro_vmem.report import Report, write_report
 from pyro_vmem.results import problems, verdict
@@ -165,14 +164,13 @@ class Experiment:
         Raises:
             ValueError: If the place of the images is needed and not given.
         """
-        side = 28 if self.pretrained is None else from_pretrained(self.pretrained).event_shape[-1]
+        resize: Any = "index28" if self.pretrained is None else data.protocol(protocol_of(self.pretrained)).resize
         if self.data == "omniglot":
-            resize: Any = {size: name for name, (size, _) in LATTICES.items()}[side]
             background = data.omniglot(self.data_root, subset="background", resize=resize)
             train, validation = background.split(by="alphabet", test=0.15, seed=self.seed)
             return train, validation, data.omniglot(self.data_root, subset="evaluation", resize=resize)
         if self.data == "glyphs":
-            whole = data.glyphs(side, seed=self.seed)
+            whole = data.glyphs(int(resize[-2:]), seed=self.seed)
         elif self.data_root is None:
             raise ValueError(f"data_root: data={self.data!r} needs the place of the images, got None.")
         else:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from pyro_vmem.build import load
-from pyro_vmem.checkpoint import save_checkpoint
+from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.history import write_history
 from pyro_vmem.run import holds_run
 from pyro_vmem.vma import VMA
 
-__all__ = ["from_pretrained", "model_card", "pretrained_names", "unpack"]
+__all__ = ["from_pretrained", "model_card", "pretrained_names", "protocol_of", "unpack"]
 
 _WEIGHTS = Path(__file__).parent / "weights"
 
@@ -20,7 +20,7 @@ def pretrained_names() -> list[str]:
 
     Example:
         >>> pretrained_names()
-        ['omniglot26', 'omniglot28']
+        ['omniglot26', 'omniglot26-maxpool', 'omniglot28']
     """
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 
@@ -63,6 +63,23 @@ def model_card(name: str) -> str:
         '# omniglot28'
     """
     return _path(name, ".md").read_text(encoding="utf-8")
+
+
+def protocol_of(name: str) -> str:
+    """The protocol whose images a model was trained on; see :func:`pyro_vmem.data.protocol`.
+
+    Arguments:
+        name: One of :func:`pretrained_names`.
+
+    Raises:
+        ValueError: If there is no such model.
+
+    Example:
+        >>> protocol_of("omniglot26")
+        'zholus'
+    """
+    protocol: str = load_checkpoint(_path(name, ".safetensors"))[1]["protocol"]
+    return protocol
 
 
 def unpack(name: str, folder: str | Path) -> None:

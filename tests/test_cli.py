@@ -176,7 +176,7 @@ def test_the_reports_command_gives_the_same_numbers_again(toy, capsys):
 
 def test_a_pretrained_demo_trains_nothing_and_says_so(toy, capsys, monkeypatch):
     vma = pv.VMA.for_images((1, 8, 8), latent_dim=4, num_features=16, width=4)
-    save_checkpoint(toy / "weights" / "small.safetensors", vma.state_dict(), {"spec": vma.spec()})
+    save_checkpoint(toy / "weights" / "small.safetensors", vma.state_dict(), {"spec": vma.spec(), "protocol": "gmn"})
     monkeypatch.setattr(pretrained, "_WEIGHTS", toy / "weights")
     assert cli.main(["demo", "--pretrained", "small", "--json", *SMALL]) == 0
     assert strictly(capsys.readouterr().out)["steps"] == 0

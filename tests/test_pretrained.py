@@ -18,7 +18,7 @@ def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pv.VMA:
     torch.manual_seed(0)
     vma = pv.VMA.for_images((1, 8, 8), latent_dim=4, num_features=16, width=4)
     halves = {name: tensor.half() for name, tensor in vma.state_dict().items()}
-    save_checkpoint(tmp_path / "weights" / "small.safetensors", halves, {"spec": vma.spec()})
+    save_checkpoint(tmp_path / "weights" / "small.safetensors", halves, {"spec": vma.spec(), "protocol": "gmn"})
     (tmp_path / "weights" / "small.md").write_text("# small\n")
     monkeypatch.setattr(pretrained, "_WEIGHTS", tmp_path / "weights")
     return vma
