@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import pyro_vmem as pv
+from benchmarks.load import over_and_over
+
 ROOT = Path(__file__).parent.parent
 
 # A benchmark and the options that make it small; a new one is one line here.
@@ -66,3 +69,11 @@ def test_without_a_gpu_its_benchmark_says_so():
     done = subprocess.run([sys.executable, "-m", "benchmarks.gpu"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2
     assert done.stderr == "device: no GPU is here that torch can use. Run this benchmark where there is one.\n"
+
+
+def test_a_source_with_an_end_is_loaded_over_and_over():
+    dataset = pv.data.FewShotDataset(torch.rand(40, 3), torch.arange(40) % 8)
+    episodes = pv.data.EpisodeSampler(dataset, n_way=4, k_shot=1, n_query=1, num_episodes=2)
+    found = [episode.x for episode, _ in zip(over_and_over(episodes), range(5), strict=False)]
+    assert all(torch.equal(x, episodes[index % 2].x) for index, x in enumerate(found))
+    assert len(found) == 5
