@@ -34,8 +34,8 @@ A VMA of Omniglot characters; load it with `pyro_vmem.VMA.from_pretrained("{name
 ## Data
 
 Trained on {train} characters of {alphabets} alphabets of Omniglot (Lake, Salakhutdinov, Tenenbaum, 2015), whole classes
-also turned by 90, 180 and 270 degrees and mirrored; validated on {validation} characters of other alphabets; {test}
-characters of the evaluation alphabets were neither trained nor validated on. Images are {shape}, binary, ink is 1, made
+also turned by 90, 180 and 270 degrees and mirrored; validated on {validation} characters of other alphabets{seen};
+{test} characters of the evaluation alphabets were neither trained nor validated on. Images are {shape}, binary, ink is 1, made
 as protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).{warped}
 
 ## Figures
@@ -52,6 +52,7 @@ Rounding the weights to half precision changed the bound on validation episodes 
   to that; models whose pixels are independent given the latent do not have it.
 - It was last trained with at most {slots} slots in memory{absent}.
 {guide}"""
+SEEN = " ({} of which the weights that it began with were trained on)"
 ABSENT = ", always with the target's class among them"
 WARPED = """ Those that it was last trained on were also
 under random affine maps, of whole classes and of each image (`pyro_vmem.data.WarpedEpisodes`)."""
@@ -84,6 +85,8 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         bounds = [pv.validate(model, held_out)["bound"] for model in (vma, pv.load(weights))]
     measured = [Path(results, f"{name}.json") for name in tables]
     train, validation, test = datasets
+    begun = set(read(recipe.start).datasets()[0].class_names) if recipe.start else set()
+    seen = len(begun.intersection(validation.class_names))
     text = CARD.format(
         name=name,
         model=vma,
@@ -91,6 +94,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         alphabets=len(train.alphabet_names),
         validation=validation.num_classes,
         test=test.num_classes,
+        seen=SEEN.format(seen) if seen else "",
         shape=" x ".join(str(n) for n in vma.event_shape[1:]),
         protocol=protocol,
         figures="\n\n".join(figures(path) for path in measured if path.exists()),
