@@ -35,8 +35,8 @@ A VMA of Omniglot characters; load it with `pyro_vmem.VMA.from_pretrained("{name
 
 Trained on {train} characters of {alphabets} alphabets of Omniglot (Lake, Salakhutdinov, Tenenbaum, 2015), whole classes
 also turned by 90, 180 and 270 degrees and mirrored; validated on {validation} characters of other alphabets{seen};
-{test} characters of the evaluation alphabets were neither trained nor validated on. Images are {shape}, binary, ink is 1, made
-as protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).{warped}
+{test} characters of the evaluation alphabets were neither trained nor validated on. Images are {shape}, binary, ink
+is 1, made as protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).{warped}
 
 ## Figures
 
