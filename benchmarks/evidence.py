@@ -5,8 +5,7 @@ to the truth, its root mean square, and what the estimate says of itself (standa
 and how many decodes each method needs for the error that sampling addresses has with all of them.
 On letters, after a short training: decodes a second, and targets a second at the standard error that sampling with all
 decodes has. Where estimates are unreliable, standard errors are too small, and the higher evidence is the better one.
-On characters of Omniglot, if they are here, by models that were trained for long: the error of refined latents by how
-many decodes, beside that of sampling with all; the truth is a long run. `refined` counts a gradient as three decodes.
+`refined` counts a gradient as three decodes. `benchmarks.refined` is about models that were trained for long.
 
     python -m benchmarks.evidence
     python -m benchmarks.evidence --json --slots [16,1024]
@@ -14,11 +13,8 @@ many decodes, beside that of sampling with all; the truth is a long run. `refine
 
 from __future__ import annotations
 
-import math
-import os
 import sys
 import time
-from pathlib import Path
 from typing import Any, cast, get_args
 
 import pyro
@@ -31,17 +27,12 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from benchmarks.reproduce import trained
 from pyro_vmem.addressing import over_slots
 from pyro_vmem.diagnostics.evidence import Evidence, Method, estimate_evidence
 from pyro_vmem.memory import EncodedMemory, Template
 
 # The exact posteriors at a power (addresses), and moved by standard deviations (latents).
 GUIDES = {"address uniform": (0.0, 0.0), "address too sure": (3.0, 0.0), "latent off": (1.0, 1.0)}
-
-# Trained models: the table of results whose checkpoint it is, or the name of one in the package; slots in memory.
-TRAINED = (("gmn-distinct", 20), ("gmn-distinct", 64), ("gmn-distinct", 256), ("omniglot28", 64))
-COUNTS = (48, 100, 200, 400)  # decodes of refined latents there
 
 
 class Tempered(pv.AddressGuide):
@@ -180,50 +171,6 @@ def on_letters(
     return rows
 
 
-def against_long_run(name: str, slots: int, decodes: int, targets: int, repeats: int) -> list[dict[str, Any]]:
-    """A row for sampling with all decodes, and one for refined latents with each of `COUNTS`.
-
-    The truth is the mean density of two runs of 2,000 decodes by refined latents, with other seeds. One example each of
-    `slots` unseen characters is in memory.
-    """
-    if name in pv.pretrained_names():
-        vma = pv.VMA.from_pretrained(name)
-    else:
-        stem = Path(__file__).parent.parent / "results" / "checkpoints" / f"{name}-vma"
-        vma = trained(stem, stem)
-    test = pv.data.protocol("gmn-distinct").datasets()[2]
-    episode = pv.data.EpisodeSampler(test, n_way=slots, k_shot=1, n_query=1, seed=0)[0]
-    memory, x = episode.memory, episode.x[:targets]
-
-    def runs(count: int, method: Method, seeds: range) -> tuple[Tensor, Tensor]:
-        found = [estimate_evidence(vma, memory, x, count, method, seed=s, precision="auto", warn=False) for s in seeds]
-        return torch.stack([f.log_evidence for f in found]), torch.stack([f.standard_error for f in found])
-
-    long = runs(2000, "refined", range(1000, 1002))[0]
-    truth = long.logsumexp(0) - math.log(len(long))
-    rows: list[dict[str, Any]] = []
-    settings: list[tuple[Method, int]] = [("sampled", decodes), *(("refined", count) for count in COUNTS)]
-    for method, count in settings:
-        found, error = runs(count, method, range(repeats))
-        gap = truth - found
-        row = {"case": f"{name}, |M| = {slots}", "method": method, "decodes": count}
-        rows.append(
-            row
-            | {
-                "gap": float(gap.mean()),
-                "rmse": float(gap.square().mean().sqrt()),
-                "median_error": float(gap.abs().median()),
-                "standard_error": float(error.square().nanmean().sqrt()),
-                "covered": float((gap.abs() < 1.96 * error).double().mean()),
-                "times_fewer_decodes": decodes / count,
-            }
-        )
-    for row in rows[1:]:
-        row["as_good_as_sampling"] = row["rmse"] <= rows[0]["rmse"]
-        row["as_good_by_standard_error"] = row["standard_error"] <= rows[0]["standard_error"]
-    return rows
-
-
 def main(
     slots: list[int] | None = None,
     decodes: int = 1024,
@@ -232,7 +179,6 @@ def main(
     letter_targets: int = 8,
     letter_steps: int = 300,
     repeats: int = 2,
-    trained_targets: int = 8,
 ) -> dict[str, Any]:
     """Measures all of it.
 
@@ -244,7 +190,6 @@ def main(
         letter_targets: Letters whose evidence is estimated.
         letter_steps: Training steps of the model on letters.
         repeats: Timed runs a method on letters, and runs of each estimate whose errors are compared.
-        trained_targets: Targets of the models that were trained for long; 0 leaves them out.
     """
     rows: list[dict[str, Any]] = []
     equal: list[dict[str, Any]] = []
@@ -255,17 +200,12 @@ def main(
             equal += at_equal_error(count, guide, decodes, targets, repeats)
         vma, memory, x = letters(letter_steps, letter_slots)
         rows += on_letters(vma, memory, x[:letter_targets], decodes, repeats, letter_steps > 0)
-        long: list[dict[str, Any]] = []
-        cases_of_trained = TRAINED if trained_targets and "PYRO_VMEM_DATA" in os.environ else ()
-        for name, count in tqdm(cases_of_trained, desc="trained", file=sys.stderr):
-            long += against_long_run(name, count, decodes, trained_targets, repeats + 1)
     return {
         "decodes": decodes,
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "rows": rows,
         "at_equal_error": equal,
-        "trained": long,
     }
 
 
@@ -296,11 +236,7 @@ def show(result: dict[str, Any]) -> None:
             f"{row[name]:.4g}" if row[name] else "-" for name in ("decodes_at_equal_error", "times_fewer_decodes")
         ]
         fewer.add_row(row["case"], row["guide"], row["method"], f"{row['rmse_sampled']:.3f}", *counts)
-    by_count = Table("case", "method", "decodes", "RMSE, nats", "standard error", "covered", title="Trained models")
-    for row in result["trained"]:
-        cells = [f"{row['rmse']:.2f}", f"{row['standard_error']:.2f}", f"{row['covered']:.0%}"]
-        by_count.add_row(row["case"], row["method"], str(row["decodes"]), *cells)
-    for each in (table, fewer, speed, *([by_count] if result["trained"] else [])):
+    for each in (table, fewer, speed):
         Console().print(each)
 
 

@@ -61,12 +61,13 @@ class Networks:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of training episodes: see `pyro_vmem.data.EpisodeSampler`."""
+    """A kind of training episodes: see `pyro_vmem.data.EpisodeSampler`; `warp` as of `Training`."""
 
     n_way: int = 16
     k_shot: int = 4
     n_query: int = 4
     n_absent: int = 0
+    warp: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,13 @@ class Training:
         more: Further kinds of episodes, taken in turn with these.
         rotate: Whether classes turned by 90, 180 and 270 degrees are further classes.
         flip: Whether mirrored classes are.
-        warp: Whether training images are under random affine maps, of classes and of images.
+        warp: Whether training images are under random affine maps, of classes and of images; those of `more`, where
+            they say so.
         objective: See `pyro_vmem.fit`; "wake" trains the address guide by the wake phase of `RWS_ELBO`, half of the
             particles drawn from its eight most probable slots.
         only: The part that is trained, all others frozen; all parts by default.
         num_particles: Particles of the objective.
+        backward: Of how many of them the model's gradient is taken; None for all.
         lr: The highest learning rate.
         kl_start: The weight of KL(z) to start from.
         kl_warmup: The part of the run over which it rises to one.
@@ -105,6 +108,7 @@ class Training:
     objective: str = "vimco"
     only: str | None = None
     num_particles: int = 4
+    backward: int | None = None
     lr: float = 2e-3
     kl_start: float = 0.1
     kl_warmup: float = 0.5
@@ -184,22 +188,30 @@ class Recipe:
             return _some(whole, ~held_out), _some(whole, held_out), data.mnist(train=False)
         return data.protocol(self.protocol).datasets()
 
-    def training_episodes(self, datasets: Datasets) -> tuple[Dataset[Episode], Dataset[Episode]]:
-        """Episodes to train on and to validate on."""
+    def training_episodes(
+        self, datasets: Datasets, device: torch.device | str | None = None
+    ) -> tuple[Dataset[Episode], Dataset[Episode]]:
+        """Episodes to train on, made on a device, and to validate on."""
         train, validation, _ = datasets
         t = self.training
-        resize: Any = None
-        if t.warp and self.images == "protocol":  # warped as they were drawn, made small then
-            resize = data.protocol(self.protocol).resize
-            train = data.protocol(self.protocol).datasets(full=True)[0]
         if self.protocol == "recall":
             sizes = (t.n_way * t.k_shot, t.n_query)
             return data.RecallSampler(train, *sizes, seed=t.seed), data.RecallSampler(validation, *sizes, t.seed + 1)
-        kinds = [Kind(t.n_way, t.k_shot, t.n_query), *t.more]
+        kinds = [Kind(t.n_way, t.k_shot, t.n_query, warp=t.warp), *t.more]
+        full: FewShotDataset = train
+        resize: Any = None
+        if any(kind.warp for kind in kinds) and self.images == "protocol":  # warped as drawn, made small then
+            full, resize = data.protocol(self.protocol).datasets(full=True)[0], data.protocol(self.protocol).resize
+
+        def sampler(kind: Kind, seed: int) -> Dataset[Episode]:
+            sizes = (kind.n_way, kind.k_shot, kind.n_query, seed)
+            how: dict[str, Any] = {"rotate": t.rotate, "flip": t.flip, "n_absent": kind.n_absent, "device": device}
+            plain = data.EpisodeSampler(full if kind.warp else train, *sizes, **how)
+            return data.WarpedEpisodes(plain, resize=resize, seed=seed) if kind.warp else plain
+
         if not t.more:
-            held_out = data.EpisodeSampler(validation, *t.held_out, seed=t.seed + 1)
-            return _sampler(train, kinds[0], t.seed, t, resize), held_out
-        mixed = [_sampler(train, kind, t.seed + 100 * number, t, resize) for number, kind in enumerate(kinds)]
+            return sampler(kinds[0], t.seed), data.EpisodeSampler(validation, *t.held_out, seed=t.seed + 1)
+        mixed = [sampler(kind, t.seed + 100 * number) for number, kind in enumerate(kinds)]
         # What is to be good at all kinds is chosen by all kinds.
         held_out_kinds = [
             data.EpisodeSampler(validation, k.n_way, k.k_shot, k.n_query, seed=t.seed + 1 + number, n_absent=k.n_absent)
@@ -307,12 +319,6 @@ def _yaml(path: Path) -> dict[str, Any]:
 
     found: dict[str, Any] = yaml.safe_load(path.read_text())
     return found
-
-
-def _sampler(dataset: FewShotDataset, kind: Kind, seed: int, t: Training, resize: Any) -> Dataset[Episode]:
-    sizes = (kind.n_way, kind.k_shot, kind.n_query)
-    plain = data.EpisodeSampler(dataset, *sizes, seed=seed, rotate=t.rotate, flip=t.flip, n_absent=kind.n_absent)
-    return data.WarpedEpisodes(plain, resize=resize, seed=seed) if t.warp else plain
 
 
 def _side(recipe: Recipe) -> int:

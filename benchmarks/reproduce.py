@@ -41,7 +41,7 @@ from pyro_vmem.speed import keep_freed_memory
 from pyro_vmem.templates import NO_CLASS
 
 BATCH = 32  # targets that are read and encoded together; each batch has a seed of its own for its samples
-MAX_DECODES = 250  # at once: what fits into a processor's cache; thousands take twice the time
+MAX_DECODES = {"cpu": 250, "cuda": 20_000}  # at once: on a CPU what fits into its cache, thousands take twice the time
 BREAKDOWN = ("kl_a", "kl_z", "reconstruction")  # of the bound, of which the guide is a part
 BREAKDOWN_PARTICLES = 8
 HISTORY = ("step", "seconds", "bound", "kl_a", "kl_z", "val_bound", "val_kl_a", "val_kl_z", "val_hit_rate")
@@ -62,6 +62,8 @@ def main(
     targets: int | None = None,
     out: str = "results",
     runs: str = "runs",
+    device: str | None = None,
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Goes on with a table.
 
@@ -80,6 +82,8 @@ def main(
         targets: In place of its number of targets.
         out: The folder of results.
         runs: The folder of runs, and of their exact checkpoints.
+        device: Where to train and evaluate, such as "cuda"; by default on the CPU.
+        workers: How many processes make the training episodes, on the CPU; by default they are made where it trains.
     """
     begin, recipe = time.perf_counter(), read(table)
     how = {"n_classes": classes, "shots": shots, "methods": methods, "num_samples": samples, "num_targets": targets}
@@ -103,11 +107,11 @@ def main(
                 begun = pv.load(
                     weights(Path(start or f"{runs}/{recipe.start}/{name}"), checkpoints / f"{recipe.start}-{name}")
                 )
-            result = fit(recipe, datasets, name, folder, left(), begun)
+            result = fit(recipe, datasets, name, folder, left(), begun, device, workers)
             over = result.steps >= recipe.training.steps
             pack(folder, stem, over)
         if evaluate or (evaluate is None and over):
-            vma = trained(folder, stem, recipe.networks.views)
+            vma = trained(folder, stem, recipe.networks.views).to(device)
             evaluated = name if run is None else model_name(vma)
             results.of_run(evaluated, vma, progress(folder) if folder.exists() else {})
             for cell in recipe.evaluation.cells():
@@ -118,10 +122,17 @@ def main(
 
 
 def fit(
-    recipe: Recipe, datasets: Any, model: str, folder: Path, minutes: float | None, begun: pv.VMA | None = None
+    recipe: Recipe,
+    datasets: Any,
+    model: str,
+    folder: Path,
+    minutes: float | None,
+    begun: pv.VMA | None = None,
+    device: str | None = None,
+    workers: int = 0,
 ) -> pv.FitResult:
     """A piece of the training of a recipe: of a new model, or of one that was begun."""
-    training, (episodes, held_out) = recipe.training, recipe.training_episodes(datasets)
+    training, (episodes, held_out) = recipe.training, recipe.training_episodes(datasets, None if workers else device)
     first = episodes[0]
     return pv.fit(
         recipe.model(model, float(first.x.mean()), begun, first.memory.templates),
@@ -130,6 +141,7 @@ def fit(
         training.steps,
         piece_minutes=minutes,
         num_particles=training.num_particles,
+        backward=training.backward,
         lr=training.lr,
         kl_start=training.kl_start,
         kl_warmup=training.kl_warmup,
@@ -139,6 +151,8 @@ def fit(
         out=folder,
         resume=True,
         seed=training.seed,
+        device=device,
+        workers=workers,
         progress=sys.stderr.isatty(),
     )
 
@@ -199,7 +213,7 @@ class Results:
             "steps": fitted.get("steps"),
             "seconds": fitted.get("seconds"),
             "commit": commit(),
-            "machine": machine(),
+            "machine": machine(next(vma.parameters()).device),
             "history": {n: [_short(row.get(n, math.nan)) for row in thinned] for n in HISTORY},
         }
         rows = self.content["rows"]
@@ -257,7 +271,8 @@ def evaluate_cell(
     means: list[Tensor] = []
     hits: list[Tensor] = []
     parts: list[tuple[float, ...]] = []
-    for number, episode in enumerate(data.batches(episodes, BATCH)):
+    device = next(vma.parameters()).device
+    for number, episode in enumerate(e.to(device) for e in data.batches(episodes, BATCH)):
         with torch.no_grad(), autocast(episode.x.device, "auto"):
             memory = vma.encode(episode.memory)
             guide = vma.address_guide(memory, vma.encode_x(episode.x))
@@ -270,7 +285,7 @@ def evaluate_cell(
             method,
             seed=how.seed * 1_000_003 + number,
             precision="auto",
-            max_decodes=MAX_DECODES,
+            max_decodes=MAX_DECODES[device.type],
             warn=False,
         )
         seed = how.seed * 1_000_003 + number
@@ -280,8 +295,8 @@ def evaluate_cell(
         shared = not episode.memory.per_datapoint
         means.append(found.nll.mean(0, keepdim=True) if shared else found.nll)
         hits.append(columns[-1][-1].float().mean(0, keepdim=True))
-    nll, error, khat, copy, present, hit = (torch.cat(column).double() for column in zip(*columns, strict=True))
-    by_episode = torch.cat(means).double()
+    nll, error, khat, copy, present, hit = (torch.cat(column).double().cpu() for column in zip(*columns, strict=True))
+    by_episode = torch.cat(means).double().cpu()
     size, *totals = (torch.tensor(column) for column in zip(*parts, strict=True))
     of_bound = {n: _short(float((t * size).sum() / size.sum())) for n, t in zip(BREAKDOWN, totals, strict=True)}
     seconds = time.perf_counter() - begin
@@ -296,7 +311,7 @@ def evaluate_cell(
         "nll_in_memory": _short(float(nll[present > 0].mean())),
         "nll_absent": _short(float(nll[present == 0].mean())),
         "hit_rate": _short(float(hit[present > 0].mean())),
-        "hit_rate_se": _short(_error(torch.cat(hits).double() if shared else hit[present > 0])),
+        "hit_rate_se": _short(_error(torch.cat(hits).double().cpu() if shared else hit[present > 0])),
         **of_bound,
         "seconds": round(seconds, 1),
         "decodes_per_second": round(found.decodes / len(episode.x) * len(nll) / seconds),
@@ -311,7 +326,7 @@ def posterior(vma: pv.VMA, memory: pv.EncodedMemory, x: Tensor, num_samples: int
     with torch.no_grad(), autocast(x.device, "auto"), torch.random.fork_rng():
         torch.manual_seed(seed)
         each = max(1, num_samples // memory.num_slots)
-        evidence = slot_log_evidence(vma, memory, x, each, max_decodes=MAX_DECODES)
+        evidence = slot_log_evidence(vma, memory, x, each, max_decodes=MAX_DECODES[x.device.type])
         return (evidence + vma.address_prior(memory).logits).softmax(-1)
 
 
@@ -346,7 +361,7 @@ def _lookup(episode: data.Episode, memory: pv.Memory, probs: Tensor) -> tuple[Te
     return copy, (labels == episode.labels[:, None]).any(-1), hit
 
 
-def machine() -> dict[str, Any]:
+def machine(device: str | torch.device | None = None) -> dict[str, Any]:
     """What figures of time depend on."""
     name = platform.processor() or platform.machine()
     file = Path("/proc/cpuinfo")
@@ -355,7 +370,8 @@ def machine() -> dict[str, Any]:
             (line.split(":")[1].strip() for line in file.read_text().splitlines() if line.startswith("model name")),
             name,
         )
-    return {"cpu": name, "threads": torch.get_num_threads(), "torch": torch.__version__}
+    gpu = {"gpu": torch.cuda.get_device_name(device)} if torch.device(device or "cpu").type == "cuda" else {}
+    return {"cpu": name, **gpu, "threads": torch.get_num_threads(), "torch": torch.__version__}
 
 
 def commit() -> str:
