@@ -5,7 +5,7 @@ to the truth, its root mean square, and what the estimate says of itself (standa
 and how many decodes each method needs for the error that sampling addresses has with all of them.
 On letters, after a short training: decodes a second, and targets a second at the standard error that sampling with all
 decodes has. Where estimates are unreliable, standard errors are too small, and the higher evidence is the better one.
-`refined` counts a gradient as three decodes. `benchmarks.refined` is about models that were trained for long.
+`refined` counts a gradient as two decodes. `benchmarks.refined` is about models that were trained for long.
 
     python -m benchmarks.evidence
     python -m benchmarks.evidence --json --slots [16,1024]

@@ -70,7 +70,9 @@ def main(device: str = "cuda", batch: int = 64, width: int = 32, steps: int = 30
         sys.stderr.write("device: no GPU is here that torch can use. Run this benchmark where there is one.\n")
         raise SystemExit(2)
     where = own_device(device)
-    episodes = EpisodeSampler(pv.data.glyphs(), n_way=max(16, batch // 16), k_shot=4, n_query=min(16, batch // 16), seed=seed)
+    episodes = EpisodeSampler(
+        pv.data.glyphs(), n_way=max(16, batch // 16), k_shot=4, n_query=min(16, batch // 16), seed=seed
+    )
     torch.manual_seed(seed)
     vma = pv.VMA.for_images(episodes.dataset.image_shape, width=width)
     latents = latents_of(vma, episodes[0])

@@ -1,9 +1,10 @@
 """What refined latents save of the evidence's decodes, on characters of Omniglot, by models that were trained for long.
 
 The standard error of an estimate is how far it is spread when it is made again: here it is made many times, by sampling
-addresses with all decodes and by refining latents with fewer, of which a gradient counts as three. Beside it, the root
-mean square of the distance to a long run, which has what every logarithm of a mean is too low as well, and what
-estimates say of themselves. Ratios are to sampling with all decodes, with an interval over targets, by the bootstrap.
+addresses with all decodes and by refining latents with fewer, of which a gradient counts as two. Beside it, the root
+mean square of the distance to a long run, which has what every logarithm of a mean is too low as well, what estimates
+say of themselves, and the time of a target. Ratios are to sampling with all decodes, with an interval over targets, by
+the bootstrap.
 
     python -m benchmarks.refined
     python -m benchmarks.refined --device cuda --targets 64 --repeats 16 --json
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -54,18 +56,20 @@ def on_targets(
     episode = pv.data.EpisodeSampler(test, n_way=slots, k_shot=1, n_query=-(-targets // slots), seed=0)[0].to(device)
     memory, x = episode.memory, episode.x[:targets]
 
-    def runs(count: int, method: Method, seeds: range) -> tuple[Tensor, Tensor]:
+    def runs(count: int, method: Method, seeds: range) -> tuple[Tensor, Tensor, float]:
         how: dict[str, Any] = {"precision": "auto", "max_decodes": MAX_DECODES[x.device.type], "warn": False}
+        begin = time.perf_counter()
         found = [estimate_evidence(vma, memory, x, count, method, seed=s, **how) for s in seeds]
+        seconds = time.perf_counter() - begin
         parts = [torch.stack([getattr(f, part) for f in found]) for part in ("log_evidence", "standard_error")]
-        return parts[0].double().cpu(), parts[1].double().cpu()
+        return parts[0].double().cpu(), parts[1].double().cpu(), seconds
 
     truth = runs(2000, "refined", range(1000, 1000 + long))[0].logsumexp(0) - math.log(long)
     rows: list[dict[str, Any]] = []
     sampled: dict[str, Tensor] = {}
     settings: list[tuple[Method, int]] = [("sampled", decodes), *(("refined", count) for count in COUNTS)]
     for method, count in settings:
-        found, stated = runs(count, method, range(repeats))
+        found, stated, seconds = runs(count, method, range(repeats))
         errors = {
             "standard_error": found.var(0),
             "rmse": (found - truth).square().mean(0),
@@ -79,6 +83,7 @@ def on_targets(
             row[f"{kind}_ratio"], row[f"{kind}_ratio_interval"] = ratio(squares, sampled[kind])
         row["median_error"] = float((found - truth).abs().median())
         row["covered"] = float(((found - truth).abs() < 1.96 * stated).double().mean())
+        row["targets_per_second"] = repeats * targets / seconds
         rows.append(row)
     return rows
 
@@ -92,7 +97,12 @@ def ratio(squares: Tensor, of: Tensor) -> tuple[float, list[float]]:
 
 
 def main(
-    decodes: int = 1024, targets: int = 8, repeats: int = 4, long: int = 2, device: str = "cpu", cases: int | None = None
+    decodes: int = 1024,
+    targets: int = 8,
+    repeats: int = 4,
+    long: int = 2,
+    device: str = "cpu",
+    cases: int | None = None,
 ) -> dict[str, Any]:
     """Measures all of it.
 
@@ -114,12 +124,19 @@ def main(
 def show(result: dict[str, Any]) -> None:
     """One table."""
     title = f"{result['targets']} targets, each estimate made {result['repeats']} times; errors in nats"
-    headings = ("standard error", "RMSE", "stated", "covered", "RMSE over sampling's")
+    headings = ("standard error", "over sampling's", "RMSE", "stated", "covered", "targets/s")
     table = Table("case", "method", "decodes", *headings, title=title)
     for row in result["rows"]:
-        errors = [f"{row[name]:.2f}" for name in ("standard_error", "rmse", "stated_standard_error")]
-        low, high = row["rmse_ratio_interval"]
-        cells = [*errors, f"{row['covered']:.0%}", f"{row['rmse_ratio']:.2f} ({low:.2f} to {high:.2f})"]
+        low, high = row["standard_error_ratio_interval"]
+        over = f"{row['standard_error_ratio']:.2f} ({low:.2f} to {high:.2f})"
+        errors = [f"{row[name]:.2f}" for name in ("rmse", "stated_standard_error")]
+        cells = [
+            f"{row['standard_error']:.2f}",
+            over,
+            *errors,
+            f"{row['covered']:.0%}",
+            f"{row['targets_per_second']:.3g}",
+        ]
         table.add_row(row["case"], row["method"], str(row["decodes"]), *cells)
     Console().print(table)
 

@@ -121,8 +121,8 @@ def estimate_evidence(
       `"exact-address"`.
 
     - `"refined"` is for a guide of the latent that is off. It tries the slots that the address guide finds most
-      probable, at the mean of z, and at the best of them (one for each 48 decodes, four at most) climbs from there
-      towards the mode by eight gradients, each counted as three decodes. Latents are drawn from a mixture of the guide
+      probable, at the mean of z, and at the best of them (one for each 32 decodes, four at most) climbs from there
+      towards the mode by eight gradients, each counted as two decodes. Latents are drawn from a mixture of the guide
       and the Gaussians found on the way; all other slots are sampled together.
 
     With a memory that has an index, `"top-k"` sums the slots that an :class:`~pyro_vmem.IndexedGuide` found, at most

@@ -13,7 +13,7 @@ from pyro_vmem.vma import VMA
 __all__ = ["DECODES", "at_mean", "gaussians_on_path"]
 
 KEPT = (4, 8)  # the gradients after which a Gaussian is kept: the earlier is the wider
-DECODES = 3 * KEPT[-1]  # a gradient takes a decode, and about two more to go back through it
+DECODES = 2 * KEPT[-1]  # a gradient takes a decode, and as much to go back through it to z: weights need none
 LONGEST = 4.0  # standard deviations of the guide that a step may go; half as many while curvature is little known
 LITTLE_KNOWN = 3  # steps
 NARROWEST, WIDEST = 1e-4, 4.0  # variances of a Gaussian, over those of the guide

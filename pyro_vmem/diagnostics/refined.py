@@ -61,7 +61,7 @@ def refined_weights(
         vma: The model and its guide.
         memory: The memory of these targets.
         x: The targets, with shape `(B, *event)`.
-        num_samples: Decodes a target, at least :data:`LEAST`; a gradient is three.
+        num_samples: Decodes a target, at least :data:`LEAST`; a gradient is two.
         max_decodes: How many decodes to hold in memory at once.
 
     Returns:

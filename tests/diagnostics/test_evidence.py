@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from torch.distributions import kl_divergence
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_vmem as pv
 from pyro_vmem.addressing import over_slots
@@ -153,14 +154,38 @@ def test_a_path_ends_in_the_posterior_of_a_gaussian_model():
 
 
 @pytest.mark.parametrize("num_samples", [1, 50, 200])
-def test_refining_counts_a_gradient_as_three_decodes(num_samples):
+def test_refining_counts_a_gradient_as_two_decodes(num_samples):
     _, vma, memory, x = case(False, slots=20)
     made = []
     vma.likelihood.register_forward_hook(
-        lambda module, inputs, output: made.append(output.batch_shape.numel() * (3 if inputs[0].requires_grad else 1))
+        lambda module, inputs, output: made.append(output.batch_shape.numel() * (2 if inputs[0].requires_grad else 1))
     )
     evidence = estimate(vma, memory, x, num_samples, "refined", max_decodes=60)
     assert sum(made) == evidence.decodes == max(num_samples, 48) * 5
+
+
+def test_a_gradient_on_the_path_takes_two_decodes_as_it_is_of_the_latent_alone():
+    vma = pv.VMA.for_images((1, 8, 8), latent_dim=3, num_features=8, width=2)
+    x = torch.rand(4, 1, 8, 8).round()
+    target, template = vma.encode_x(x), vma.encode(pv.Memory(x)).read(torch.arange(4))
+
+    class Convolutions(TorchDispatchMode):
+        """How many there are forward, and which gradients are asked of those backward: input, weight and bias."""
+
+        def __init__(self):
+            super().__init__()
+            self.forward, self.backward = 0, []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.forward += func is torch.ops.aten.convolution.default
+            if func is torch.ops.aten.convolution_backward.default:
+                self.backward.append(tuple(args[-1]))
+            return func(*args, **(kwargs or {}))
+
+    with Convolutions() as found:
+        gaussians_on_path(vma, x, target, template)
+    assert 0 < len(found.backward) <= found.forward
+    assert set(found.backward) == {(True, False, False)}
 
 
 def test_refining_reaches_slots_that_the_guide_excludes():
