@@ -4,7 +4,7 @@ Latents are drawn once, on the CPU, and used on both, so that losses can be comp
 episodes are made on the GPU. Without a GPU it says so, and its exit code is 2.
 
     python -m benchmarks.gpu
-    python -m benchmarks.gpu --batch 256 --json
+    python -m benchmarks.gpu --batch [256] --json
 """
 
 from __future__ import annotations
@@ -56,12 +56,15 @@ def step_seconds(device: torch.device, episodes: EpisodeSampler, width: int, ste
     return statistics.median(b["seconds"] - a["seconds"] for a, b in itertools.pairwise(rows))
 
 
-def main(device: str = "cuda", batch: int = 64, width: int = 32, steps: int = 30, seed: int = 0) -> dict[str, Any]:
+def main(
+    device: str = "cuda", batch: list[int] | None = None, width: int = 32, steps: int = 30, seed: int = 0
+) -> dict[str, Any]:
     """Compares and times.
 
     Args:
         device: The GPU.
-        batch: Targets a step, a multiple of 16, with a memory of 64 slots, or of a quarter as many if that is more.
+        batch: Numbers of targets a step, multiples of 16, with a memory of 64 slots, or of a quarter as many if that is
+            more; by default 64 and 1,024.
         width: The channels of the convolutions at half resolution.
         steps: Timed steps in each precision.
         seed: Seeds weights, episodes and samples.
@@ -70,9 +73,13 @@ def main(device: str = "cuda", batch: int = 64, width: int = 32, steps: int = 30
         sys.stderr.write("device: no GPU is here that torch can use. Run this benchmark where there is one.\n")
         raise SystemExit(2)
     where = own_device(device)
-    episodes = EpisodeSampler(
-        pv.data.glyphs(), n_way=max(16, batch // 16), k_shot=4, n_query=min(16, batch // 16), seed=seed
-    )
+    return {"torch": torch.__version__, "rows": [of_size(where, n, width, steps, seed) for n in batch or [64, 1024]]}
+
+
+def of_size(where: torch.device, batch: int, width: int, steps: int, seed: int) -> dict[str, Any]:
+    """The row of one number of targets."""
+    sizes = {"n_way": max(16, batch // 16), "k_shot": 4, "n_query": min(16, batch // 16)}
+    episodes = EpisodeSampler(pv.data.glyphs(), **sizes, seed=seed)
     torch.manual_seed(seed)
     vma = pv.VMA.for_images(episodes.dataset.image_shape, width=width)
     latents = latents_of(vma, episodes[0])
@@ -80,6 +87,7 @@ def main(device: str = "cuda", batch: int = 64, width: int = 32, steps: int = 30
     there, moved = loss_and_gradient(vma.to(where), episodes[0], latents)
     torch.testing.assert_close(there, bound, rtol=1e-3, atol=0.1)
     row: dict[str, Any] = {
+        "targets": len(episodes[0].x),
         "gpu": torch.cuda.get_device_name(where) if where.type == "cuda" else "none, a rehearsal on the CPU",
         "largest_difference_of_bound": float((bound - there).abs().max()),
         "relative_difference_of_gradient": float((gradient - moved).norm() / gradient.norm()),
@@ -87,14 +95,15 @@ def main(device: str = "cuda", batch: int = 64, width: int = 32, steps: int = 30
     for precision in ("float32", "bfloat16"):
         row[f"ms_a_step_{precision}"] = 1000 * step_seconds(where, episodes, width, steps, precision)
     row["speedup_bfloat16"] = row["ms_a_step_float32"] / row["ms_a_step_bfloat16"]
-    return {"torch": torch.__version__, "targets": len(episodes[0].x), "rows": [row]}
+    return row
 
 
 def show(result: dict[str, Any]) -> None:
-    """The numbers by name."""
-    table = Table("", "", title=f"{result['targets']} targets a step")
-    for name, value in result["rows"][0].items():
-        table.add_row(name.replace("_", " "), f"{value:.3g}" if isinstance(value, float) else str(value))
+    """A column for each number of targets."""
+    table = Table("", *("" for _ in result["rows"]))
+    for name in result["rows"][0]:
+        values = [row[name] for row in result["rows"]]
+        table.add_row(name.replace("_", " "), *(f"{v:.3g}" if isinstance(v, float) else str(v) for v in values))
     Console().print(table)
 
 

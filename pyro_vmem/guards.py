@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import pyro
 import torch
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 
 from pyro_vmem.memory import Memory
 
-__all__ = ["check_address", "check_memory", "check_range", "check_targets", "check_weights", "register"]
+__all__ = ["check_address", "check_memory", "check_range", "check_targets", "check_weights", "no_store", "register"]
 
 
 def check_memory(memory: Memory, event_shape: Sequence[int], dtype: torch.dtype | None) -> None:
@@ -120,12 +122,30 @@ def check_range(name: str, value: float, low: float, high: float, kind: type = f
         raise ValueError(f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}.")
 
 
+_STORED: ContextVar[bool] = ContextVar("stored", default=True)
+
+
+@contextmanager
+def no_store() -> Iterator[None]:
+    """Within it, :func:`register` does nothing: whoever runs the programs has their parameters from elsewhere.
+
+    To look each of them up in Pyro's store takes two milliseconds a step, whatever its size.
+    """
+    token = _STORED.set(False)
+    try:
+        yield
+    finally:
+        _STORED.reset(token)
+
+
 def register(name: str, module: nn.Module) -> None:
     """`pyro.module(name, module)`, refusing to train parameters that are not this module's own.
 
     Raises:
         RuntimeError: If the parameter store holds other parameters under that name, or would hold a copy.
     """
+    if not _STORED.get():
+        return
     store = pyro.get_param_store()
     for short, parameter in module.named_parameters():
         if not parameter.requires_grad:

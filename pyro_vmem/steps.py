@@ -13,6 +13,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vmem.data import Episode
+from pyro_vmem.guards import no_store
 from pyro_vmem.history import summarise
 from pyro_vmem.infer import (
     Objective,
@@ -153,9 +154,7 @@ class Steps:
         memory = self.vma.encode(episode.memory, reads=self.decodes * len(episode.x))
         try:
             if isinstance(self.elbo, ParticleELBO):
-                # The optimizer has the parameters: no particle needs to look them up in Pyro's store.
-                model, guide = (poutine.block(fn, hide_types=["param"]) for fn in (model, guide))
-                with self.ranks.choice(size):
+                with no_store(), self.ranks.choice(size):  # the optimizer has the parameters
                     terms = self.elbo.terms(model, guide, memory, episode.x)
                 loss = terms.loss.item()
                 if not math.isfinite(loss):

@@ -27,7 +27,7 @@ SMALL = {
     "scaling": ["--slots", "[50, 1100]", "--width", "4", "--batch", "4", "--repeats", "1", "--hnsw_slots", "0"],
     "ranks": ["--steps", "2", "--repeats", "1", "--ways", "2", "--queries", "1", "--width", "2"],
     "load": ["--seconds", "0.01", "--repeats", "1", "--width", "2"],
-    "gpu": ["--device", "cpu", "--batch", "16", "--width", "2", "--steps", "1"],
+    "gpu": ["--device", "cpu", "--batch", "[16]", "--width", "2", "--steps", "1"],
     "backward": ["--repeats", "2", "--steps", "1", "--width", "2"],
     "step": ["--targets", "2", "--slots", "3", "--size", "9", "--width", "4", "--repeats", "2"],
     "precision": ["--pairs", "2", "--steps", "1", "--width", "2", "--episodes", "1"],
