@@ -66,6 +66,17 @@ def test_global_state_is_left_alone():
     assert list(pyro.get_param_store().keys()) == []
 
 
+def test_steps_look_no_parameter_up_in_pyros_store(monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(pyro, "param", lambda name, value: (looked_up.append(name), value)[1])
+    counts = []
+    for steps in (1, 4):
+        looked_up.clear()
+        pv.fit(small_vma(), sampler(), steps=steps, progress=False)
+        counts.append(len(looked_up))
+    assert counts[0] == counts[1] > 0  # the check before the first step looks at each
+
+
 def test_two_models_side_by_side_share_nothing():
     """Trained in turn under the same name, each ends where it would have ended alone."""
     alone = small_vma(seed=1)
