@@ -174,7 +174,7 @@ def on_letters(
 def main(
     slots: list[int] | None = None,
     decodes: int = 1024,
-    targets: int = 200,
+    targets: int = 120,
     letter_slots: int = 32,
     letter_targets: int = 8,
     letter_steps: int = 300,
