@@ -121,9 +121,9 @@ def estimate_evidence(
       `"exact-address"`.
 
     - `"refined"` is for a guide of the latent that is off. It tries the slots that the address guide finds most
-      probable, at the mean of z, and at the best of them (one for each 32 decodes, four at most) climbs from there
-      towards the mode by eight gradients, each counted as two decodes. Latents are drawn from a mixture of the guide
-      and the Gaussians found on the way; all other slots are sampled together.
+      probable, at the mean of z, climbs from there towards the mode by two gradients at the best of them, and at the
+      best of these (one for each 48 decodes, four at most) by eight. A gradient is counted as two decodes. Latents are
+      drawn from a mixture of the guide and the Gaussians found on the way; all other slots are sampled together.
 
     With a memory that has an index, `"top-k"` sums the slots that an :class:`~pyro_vmem.IndexedGuide` found, at most
     those it keeps, and samples the others from the prior; `"exact-address"` and `"refined"` are refused.

@@ -1,6 +1,9 @@
-"""Gaussians of the latent along a climb to its posterior's mode: proposals where the guide of the latent is off."""
+"""Climbs to the mode of the latent's posterior and Gaussians on the way: proposals where the latent's guide is off."""
 
 from __future__ import annotations
+
+import math
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -10,10 +13,9 @@ from pyro_vmem.latent import FullPrecisionNormal
 from pyro_vmem.memory import Template
 from pyro_vmem.vma import VMA
 
-__all__ = ["DECODES", "at_mean", "gaussians_on_path"]
+__all__ = ["DECODES", "Climb", "at_mean"]
 
-KEPT = (4, 8)  # the gradients after which a Gaussian is kept: the earlier is the wider
-DECODES = 2 * KEPT[-1]  # a gradient takes a decode, and as much to go back through it to z: weights need none
+DECODES = 2  # of a gradient: one decode, and as much to go back through it to z, as no weight needs a gradient
 LONGEST = 4.0  # standard deviations of the guide that a step may go; half as many while curvature is little known
 LITTLE_KNOWN = 3  # steps
 NARROWEST, WIDEST = 1e-4, 4.0  # variances of a Gaussian, over those of the guide
@@ -22,12 +24,11 @@ DRAWN = 256  # latents whose moments are taken, of a guide that does not know it
 SLACK = 0.5  # nats that a step may lose
 
 
-def gaussians_on_path(vma: VMA, x: Tensor, target: Template, template: Template) -> list[MultivariateNormal]:
-    r"""Gaussians near :math:`p(z | x, m_a) \propto p(z | m_a) p(x | z, m_a)`, by a quasi-Newton method.
+class Climb:
+    r"""A climb of :math:`\log p(z | m_a) p(x | z, m_a)` from the mean of the guide, by a quasi-Newton method.
 
-    From the mean of the guide, BFGS climbs the logarithm of that product. The inverse Hessian that it builds up begins
-    with the guide's covariance, and is that of a Gaussian around the point it has come to. Its last points are near the
-    mode, where a Gaussian can be too narrow; so one from halfway is returned too.
+    The inverse Hessian that BFGS builds up begins with the guide's covariance, and is that of a Gaussian around the
+    point it has come to. Near the mode it can be too narrow; one from halfway is wider.
 
     References:
         | Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari, 2022)
@@ -37,43 +38,69 @@ def gaussians_on_path(vma: VMA, x: Tensor, target: Template, template: Template)
         vma: The model and its guide.
         x: The targets, with shape `(B, *event)`.
         target: The same, encoded.
-        template: A template for each, with leading shape `(*, B)`.
+        template: A template for each, with leading shape `(R, B)`.
 
-    Returns:
-        Two Gaussians of z, with batch shape `(*, B)`; it takes :data:`DECODES` decodes each target and template.
+    Attributes:
+        gradients: How many were taken; each takes :data:`DECODES` decodes for each target and template.
     """
-    mean, factor = _moments(vma.latent_guide(target, template))
-    prior = vma.latent_prior(template)
 
-    def climbed(u: Tensor) -> tuple[Tensor, Tensor]:
-        """The log density and its gradient; u is z in units of the guide's spread."""
+    def __init__(self, vma: VMA, x: Tensor, target: Template, template: Template) -> None:
+        self._vma, self._x, self._template = vma, x, template
+        self._mean, self._factor = _moments(vma.latent_guide(target, template))
+        # In double precision: the inverse Hessian is to stay positive definite.
+        self._u = torch.zeros_like(self._mean, dtype=torch.double)  # z in units of the guide's spread
+        identity = torch.eye(self._u.shape[-1], dtype=torch.double, device=x.device)
+        self._inverse_hessian = identity.expand(*self._u.shape, self._u.shape[-1])
+        self._value, self._gradient = self._at(self._u)
+        self.gradients = 1
+
+    @property
+    def log_evidence(self) -> Tensor:
+        r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` in nats, `(R, B)`; q as at its own mean."""
+        log_volume = self._factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return self._value.to(log_volume.dtype) + log_volume + 0.5 * math.log(2 * math.pi) * self._mean.shape[-1]
+
+    @property
+    def gaussian(self) -> MultivariateNormal:
+        """The Gaussian around the point that it has come to, with batch shape `(R, B)`."""
+        root = (self._factor.double() @ _root(self._inverse_hessian)).to(self._mean.dtype)
+        return FullPrecisionNormal(self._z(self._u.to(self._mean.dtype)), scale_tril=root)
+
+    def go_on(self, gradients: int) -> Self:
+        """Goes on until so many gradients were taken in all."""
+        for step in range(self.gradients, gradients):
+            move = (self._inverse_hessian @ self._gradient.unsqueeze(-1)).squeeze(-1)
+            longest = LONGEST / 2 if step <= LITTLE_KNOWN else LONGEST
+            there = self._u + (move * (longest / move.norm(dim=-1, keepdim=True)).clamp(max=1.0)).nan_to_num(0.0)
+            value, gradient = self._at(there)
+            self._inverse_hessian = _updated(self._inverse_hessian, there - self._u, self._gradient - gradient)
+            better = value > self._value - SLACK
+            self._value = torch.where(better, value, self._value)
+            self._u = torch.where(better.unsqueeze(-1), there, self._u)
+            self._gradient = torch.where(better.unsqueeze(-1), gradient, self._gradient)
+        self.gradients = max(gradients, self.gradients)
+        return self
+
+    def keep(self, rows: Tensor, template: Template) -> Self:
+        """Goes on with some templates of each target only: rows `(r, B)` of those there were."""
+        at = rows, torch.arange(rows.shape[1], device=rows.device)
+        for name in ("_mean", "_factor", "_u", "_inverse_hessian", "_value", "_gradient"):
+            setattr(self, name, getattr(self, name)[at])
+        self._template = template
+        return self
+
+    def _z(self, u: Tensor) -> Tensor:
+        return self._mean + (self._factor * u.unsqueeze(-2)).sum(-1)  # no matrix product: autocast would round it
+
+    def _at(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The log density and its gradient."""
         with torch.enable_grad():
-            u = u.to(mean.dtype).requires_grad_()
-            z = mean + (factor * u.unsqueeze(-2)).sum(-1)  # no matrix product: autocast would round it
-            log_joint = prior.log_prob(z) + vma.likelihood(z, template).log_prob(x)
+            u = u.to(self._mean.dtype).requires_grad_()
+            z = self._z(u)
+            log_prior = self._vma.latent_prior(self._template).log_prob(z)
+            log_joint = log_prior + self._vma.likelihood(z, self._template).log_prob(self._x)
             (gradient,) = torch.autograd.grad(log_joint.sum(), u)
         return log_joint.detach().double(), gradient.double()
-
-    # In double precision: the inverse Hessian is to stay positive definite.
-    u = torch.zeros_like(mean, dtype=torch.double)
-    identity = torch.eye(u.shape[-1], dtype=u.dtype, device=u.device)
-    inverse_hessian = identity.expand(*u.shape, u.shape[-1])
-    value, gradient = climbed(u)
-    kept: list[MultivariateNormal] = []
-    for step in range(1, KEPT[-1]):
-        move = (inverse_hessian @ gradient.unsqueeze(-1)).squeeze(-1)
-        longest = LONGEST / 2 if step <= LITTLE_KNOWN else LONGEST
-        there = u + (move * (longest / move.norm(dim=-1, keepdim=True)).clamp(max=1.0)).nan_to_num(0.0)
-        value_there, gradient_there = climbed(there)
-        inverse_hessian = _updated(inverse_hessian, there - u, gradient - gradient_there)
-        better = value_there > value - SLACK
-        value = torch.where(better, value_there, value)
-        u = torch.where(better.unsqueeze(-1), there, u)
-        gradient = torch.where(better.unsqueeze(-1), gradient_there, gradient)
-        if step + 1 in KEPT:
-            here = mean + (factor * u.to(mean.dtype).unsqueeze(-2)).sum(-1)
-            kept.append(FullPrecisionNormal(here, scale_tril=(factor.double() @ _root(inverse_hessian)).to(mean.dtype)))
-    return kept
 
 
 def at_mean(vma: VMA, x: Tensor, target: Template, template: Template) -> Tensor:

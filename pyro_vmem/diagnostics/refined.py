@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MultivariateNormal
 
-from pyro_vmem.diagnostics.path import DECODES, at_mean, gaussians_on_path
+from pyro_vmem.diagnostics.path import DECODES, Climb, at_mean
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.latent import FullPrecisionNormal
 from pyro_vmem.memory import EncodedMemory, Template
@@ -17,7 +17,9 @@ from pyro_vmem.vma import VMA
 
 __all__ = ["LEAST", "refined_weights"]
 
-MOST_SLOTS = 4  # the slots that are refined; they are half of the decodes at most
+EACH, MOST_SLOTS = 48, 4  # a slot is refined for so many decodes, and no more than so many slots
+BEGUN, FIRST = 3, 2  # for each of them so many are begun, and take so many gradients: the mean of z tells too little
+KEPT = (4, 8)  # the gradients after which a Gaussian is kept: the earlier is the wider
 LEAST = 48  # the fewest decodes that are of use
 # Slots that are tried first are a tenth of the decodes, or a little more than the square root of how many there are, if
 # that is more; and a third of the decodes at most.
@@ -114,23 +116,34 @@ def _draw(
 
 
 def _proposal(vma: VMA, memory: EncodedMemory, x: Tensor, target: Template, num_samples: int) -> Proposal:
-    """Tries the slots that the guide finds most probable, refines the best of these, and divides the draws."""
+    """Tries the slots that the guide finds most probable, climbs at the best of these, and divides the draws.
+
+    The climb begins at several slots for each one that it goes on with: what a slot is worth shows after a step.
+    """
     guide, log_p = vma.address_guide(memory, target).probs, vma.address_prior(memory).logits
     log_p = log_p.expand_as(guide)
     num_slots = guide.shape[-1]
     most = max(num_samples // TENTH, round(ROOTS * math.sqrt(num_slots)))
     tried = guide.topk(min(num_slots, num_samples // THIRD, most), dim=-1).indices
-    pilot = log_p.gather(-1, tried) + at_mean(vma, x, target, memory.read(tried.mT)).mT
+    worth = log_p.gather(-1, tried) + at_mean(vma, x, target, memory.read(tried.mT)).mT
+    refined = min(tried.shape[-1], MOST_SLOTS, num_samples // EACH)
+    begun = worth.topk(min(tried.shape[-1], BEGUN * refined), dim=-1).indices
+    slots = tried.gather(-1, begun).mT
+    climb = Climb(vma, x, target, memory.read(slots)).go_on(FIRST)
+    climbed = log_p.gather(-1, slots.mT) + climb.log_evidence.mT
+    worth = worth.scatter(-1, begun, climbed)
+    best = climbed.topk(refined, dim=-1).indices.mT
+    slots = slots.gather(0, best)
+    climb.keep(best, memory.read(slots))
+    gaussians = [climb.go_on(gradients).gaussian for gradients in KEPT]
     mass = guide.gather(-1, tried)
-    guess = (pilot / 2).softmax(-1).nan_to_num(0.0) * mass.sum(-1, keepdim=True)
+    guess = (worth / 2).softmax(-1).nan_to_num(0.0) * mass.sum(-1, keepdim=True)
     share = guide.scatter(-1, tried, GUIDE_SHARE * mass + (1 - GUIDE_SHARE) * guess)
-    refined = min(tried.shape[-1], MOST_SLOTS, num_samples // (2 * DECODES))
-    slots = tried.gather(-1, pilot.topk(refined, dim=-1).indices)
-    gaussians = gaussians_on_path(vma, x, target, memory.read(slots.mT))
-    elsewhere = ((1 - PRIOR_SHARE) * share + PRIOR_SHARE * log_p.exp()).scatter(-1, slots, 0.0)
-    mass = torch.cat([share.gather(-1, slots), elsewhere.sum(-1, keepdim=True)], -1)
-    num_draws = num_samples - tried.shape[-1] - DECODES * refined
-    return Proposal(slots.mT.contiguous(), gaussians, elsewhere.log(), _counts(num_draws, mass))
+    elsewhere = ((1 - PRIOR_SHARE) * share + PRIOR_SHARE * log_p.exp()).scatter(-1, slots.mT, 0.0)
+    mass = torch.cat([share.gather(-1, slots.mT), elsewhere.sum(-1, keepdim=True)], -1)
+    gradients = FIRST * begun.shape[-1] + (KEPT[-1] - FIRST) * refined
+    num_draws = num_samples - tried.shape[-1] - DECODES * gradients
+    return Proposal(slots.contiguous(), gaussians, elsewhere.log(), _counts(num_draws, mass))
 
 
 def _counts(num_draws: int, mass: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from pyro_vmem.diagnostics import (
     slot_log_evidence,
 )
 from pyro_vmem.diagnostics.evidence import _shares_of
-from pyro_vmem.diagnostics.path import gaussians_on_path
+from pyro_vmem.diagnostics.path import Climb
 from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -143,7 +143,8 @@ def test_a_path_ends_in_the_posterior_of_a_gaussian_model():
     template = vma.encode(memory).read(torch.tensor([[0] * 5, [3] * 5]))
     target = vma.encode_x(x)
     exact = reference.latent_posterior(x, template.raw)
-    halfway, last = gaussians_on_path(vma, x, target, template)
+    climb = Climb(vma, x, target, template)
+    halfway, last = climb.go_on(4).gaussian, climb.go_on(8).gaussian
     torch.testing.assert_close(last.mean, exact.mean.detach(), rtol=0, atol=1e-3)
     guide = vma.latent_guide(target, template)
     guide = dist.MultivariateNormal(guide.mean, scale_tril=guide.stddev.diag_embed())
@@ -151,6 +152,32 @@ def test_a_path_ends_in_the_posterior_of_a_gaussian_model():
     by_guide, by_halfway, by_last = (kl_divergence(exact, other) for other in (guide, halfway, last))
     assert (by_last < 0.5 * by_guide).all()
     assert (by_halfway < by_guide).all()
+
+
+def test_going_on_with_some_slots_is_a_climb_of_those():
+    reference, _, memory, x = case(True)
+    vma = reference.vma(latent_guide=Off(reference, shift=1.5, scale=2.0))
+    encoded, target = vma.encode(memory), vma.encode_x(x)
+    slots, rows = torch.tensor([[0] * 5, [1] * 5, [3] * 5]), torch.tensor([[2, 0, 1, 2, 0], [0, 1, 2, 1, 2]])
+    kept = slots.gather(0, rows)
+    climb = Climb(vma, x, target, encoded.read(slots)).go_on(3).keep(rows, encoded.read(kept)).go_on(6)
+    alone = Climb(vma, x, target, encoded.read(kept)).go_on(6)
+    torch.testing.assert_close(climb.gaussian.mean, alone.gaussian.mean)
+    torch.testing.assert_close(climb.gaussian.scale_tril, alone.gaussian.scale_tril)
+    torch.testing.assert_close(climb.log_evidence, alone.log_evidence)
+
+
+def test_the_evidence_by_a_climb_is_that_of_the_slot_where_the_guides_spread_is_exact():
+    reference, _, memory, x = case(True)
+    vma = reference.vma(latent_guide=Off(reference, shift=1.5))
+    slots = torch.arange(3)[:, None].expand(3, 5)
+    found = Climb(vma, x, vma.encode_x(x), vma.encode(memory).read(slots)).go_on(12).log_evidence
+    exact = reference.latent_posterior(x, memory.templates[slots])
+    # Laplace's approximation is exact, but for the volume of a diagonal guide
+    volume = vma.latent_guide(vma.encode_x(x), vma.encode(memory).read(slots)).stddev.log().sum(-1)
+    volume = volume - exact.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    truth = torch.stack([reference.log_evidence(pv.Memory(memory.templates[[a]]), x) for a in range(3)])
+    torch.testing.assert_close(found, (truth + volume).detach(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("num_samples", [1, 50, 200])
@@ -183,7 +210,7 @@ def test_a_gradient_on_the_path_takes_two_decodes_as_it_is_of_the_latent_alone()
             return func(*args, **(kwargs or {}))
 
     with Convolutions() as found:
-        gaussians_on_path(vma, x, target, template)
+        Climb(vma, x, target, template).go_on(4)
     assert 0 < len(found.backward) <= found.forward
     assert set(found.backward) == {(True, False, False)}
 
