@@ -3,6 +3,7 @@
 python -m benchmarks.pretrained lookup omniglot28
 python -m benchmarks.pretrained zholus omniglot26
 python -m benchmarks.pretrained vma-45-5 omniglot26-maxpool
+python -m benchmarks.pretrained gmn-distinct-shots omniglot28-independent
 """
 
 from __future__ import annotations
@@ -48,14 +49,17 @@ Rounding the weights to half precision changed the bound on validation episodes 
 
 - It knows pen strokes on a blank ground, one pixel to three wide, as the protocol samples them. Other fonts, sizes or
   ways of scaling an image are outside of what it was trained on; NLL on them says little.
+{pixels}- It was last trained with at most {slots} slots in memory{absent}.
+{guide}"""
+CAUSAL = """\
 - Each pixel is drawn given those before it: a draw takes as many steps as there are pixels. Much of a low NLL is owed
   to that; models whose pixels are independent given the latent do not have it.
-- It was last trained with at most {slots} slots in memory{absent}.
-{guide}"""
+"""
 SEEN = " ({} of which the weights that it began with were trained on)"
 ABSENT = ", always with the target's class among them"
-WARPED = """ Those that it was last trained on were also
-under random affine maps, of whole classes and of each image (`pyro_vmem.data.WarpedEpisodes`)."""
+WARPED = """ In {:.0%} of the episodes
+that it was last trained on they were under random affine maps, of whole classes and of each image
+(`pyro_vmem.data.WarpedEpisodes`)."""
 GUIDE = """- What was trained last was q(a | x, M) alone: the likelihoods above were measured with the guide that
   the model was first trained with.
 """
@@ -74,6 +78,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     # of a model whose guide alone was trained further, the figures of before count too
     tables = [recipe.start, table] if recipe.training.only and recipe.start else [table]
     kinds = [Kind(recipe.training.n_way, recipe.training.k_shot), *recipe.training.more]
+    warps = [recipe.training.warp, *(kind.warp for kind in recipe.training.more)]  # of each kind of episodes
     protocol = read(tables[0]).protocol
     datasets = recipe.datasets()
     _, held_out = recipe.training_episodes(datasets)
@@ -102,7 +107,8 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         slots=max(kind.n_way * kind.k_shot for kind in kinds),
         absent="" if any(kind.n_absent for kind in kinds) else ABSENT,
         guide=GUIDE if recipe.training.only else "",
-        warped=WARPED if recipe.training.warp else "",
+        pixels=CAUSAL if recipe.networks.pixels == "causal" else "",
+        warped=WARPED.format(sum(warps) / len(warps)) if any(warps) else "",
     )
     with write_atomically(Path(out, f"{name}.md")) as aside:
         aside.write_text(text, encoding="utf-8")

@@ -33,7 +33,7 @@ from pyro_vmem._files import write_atomically
 
 Result = dict[str, Any]
 
-FEW_SHOT = ("gmn-distinct-causal", "zholus", "gmn-distinct", "gmn")
+FEW_SHOT = ("gmn-distinct-causal", "zholus", "gmn-distinct-shots", "gmn-distinct-long", "gmn")
 METHODS = {
     "sampled": "addresses and latents sampled from the guide",
     "exact-address": "addresses summed exactly, latents sampled",
