@@ -99,8 +99,8 @@ def main(
     for name in recipe.models if model is None and run is None else [model or "vma"]:
         folder = Path(run or f"{runs}/{recipe.run or table}/{name}")
         stem = checkpoints / f"{recipe.run or table}-{name}"
-        over = run is not None or progress(folder)["steps"] >= recipe.training.steps
-        if train and run is None and recipe.run is None and not over:
+        over = bool(run or recipe.run) or progress(folder)["steps"] >= recipe.training.steps
+        if train and not over:
             unpack(stem, folder) if not (folder / "last.safetensors").exists() else None
             begun = None
             if start is not None or recipe.start is not None:

@@ -191,6 +191,14 @@ def test_a_trained_model_is_trained_further_on_other_kinds_of_episodes(folders, 
         assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_table_of_another_tables_model_is_evaluated_without_being_asked(folders, monkeypatch):
+    smoke = recipes.read("smoke")
+    other = dataclasses.replace(smoke, run="smoke", training=dataclasses.replace(smoke.training, steps=10**6))
+    monkeypatch.setattr(reproduce, "read", {"smoke": smoke, "other": other}.get)
+    reproduce.main("smoke", evaluate=False, **folders)
+    assert len(reproduce.main("other", classes=[1], shots=[1], methods=["sampled"], **folders)["rows"]) == 1
+
+
 def test_figures_of_other_weights_are_forgotten(folders, tmp_path):
     cell = {"classes": [1], "shots": [1], "methods": ["sampled"]}
     reproduce.main("smoke", **cell, **folders)
