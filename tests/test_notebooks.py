@@ -87,6 +87,7 @@ def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
     done = tmp_path / "done.ipynb"
     environment = {key: value for key, value in os.environ.items() if key != "PYRO_VMEM_DATA"}  # what every user has
     environment |= {"PYRO_VMEM_SMOKE": "1", "PYTHONPATH": str(ROOT), "IPYTHONDIR": str(tmp_path), "MPLBACKEND": "agg"}
+    environment["PYTHONWARNINGS"] = "ignore::FutureWarning:arviz"  # on the first import of a day it tells of its plans
     command = [sys.executable, "-c", RUN, str(FOLDER / f"{name}.ipynb"), str(done), str(SECONDS), str(tmp_path)]
     ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr[-4000:]
