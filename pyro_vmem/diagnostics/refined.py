@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MultivariateNormal
 
-from pyro_vmem.diagnostics.path import DECODES, Climb, at_mean
+from pyro_vmem.diagnostics.climb import DECODES, Climb, at_mean
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.latent import FullPrecisionNormal
 from pyro_vmem.memory import EncodedMemory, Template

@@ -22,8 +22,8 @@ from pyro_vmem.diagnostics import (
     log_evidence,
     slot_log_evidence,
 )
+from pyro_vmem.diagnostics.climb import Climb
 from pyro_vmem.diagnostics.evidence import _shares_of
-from pyro_vmem.diagnostics.path import Climb
 from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")
