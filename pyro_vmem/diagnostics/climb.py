@@ -45,7 +45,7 @@ class Climb:
     """
 
     def __init__(self, vma: VMA, x: Tensor, target: Template, template: Template) -> None:
-        self._vma, self._x, self._template = vma, x, template
+        self._vma, self._x, self._template, self._prior = vma, x, template, vma.latent_prior(template)
         self._mean, self._factor = _moments(vma.latent_guide(target, template))
         # In double precision: the inverse Hessian is to stay positive definite.
         self._u = torch.zeros_like(self._mean, dtype=torch.double)  # z in units of the guide's spread
@@ -86,7 +86,7 @@ class Climb:
         at = rows, torch.arange(rows.shape[1], device=rows.device)
         for name in ("_mean", "_factor", "_u", "_inverse_hessian", "_value", "_gradient"):
             setattr(self, name, getattr(self, name)[at])
-        self._template = template
+        self._template, self._prior = template, self._vma.latent_prior(template)
         return self
 
     def _z(self, u: Tensor) -> Tensor:
@@ -97,8 +97,7 @@ class Climb:
         with torch.enable_grad():
             u = u.to(self._mean.dtype).requires_grad_()
             z = self._z(u)
-            log_prior = self._vma.latent_prior(self._template).log_prob(z)
-            log_joint = log_prior + self._vma.likelihood(z, self._template).log_prob(self._x)
+            log_joint = self._prior.log_prob(z) + self._vma.likelihood(z, self._template).log_prob(self._x)
             (gradient,) = torch.autograd.grad(log_joint.sum(), u)
         return log_joint.detach().double(), gradient.double()
 
