@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonargparse
 
-from pyro_vmem.speed import keep_freed_memory
+from pyro_vmem.app.speed import keep_freed_memory
 
 
 def command(

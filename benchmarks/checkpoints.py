@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
+from pyro_vmem.train import load_checkpoint, save_checkpoint
 
 __all__ = ["fingerprint", "pack", "progress", "unpack"]
 

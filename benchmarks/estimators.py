@@ -37,14 +37,7 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from pyro_vmem.infer import (
-    IWAE_ELBO,
-    RWS_ELBO,
-    VIMCO_ELBO,
-    ParticleELBO,
-    RaoBlackwell_ELBO,
-    Reinforce_ELBO,
-)
+from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, ParticleELBO, RaoBlackwell_ELBO, Reinforce_ELBO
 from pyro_vmem.infer.terms import log_mean_exp
 
 DECODES = 4

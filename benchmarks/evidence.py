@@ -27,9 +27,9 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from pyro_vmem.addressing import over_slots
 from pyro_vmem.diagnostics.evidence import Evidence, Method, estimate_evidence
 from pyro_vmem.memory import EncodedMemory, Template
+from pyro_vmem.parts import over_slots
 
 # The exact posteriors at a power (addresses), and moved by standard deviations (latents).
 GUIDES = {"address uniform": (0.0, 0.0), "address too sure": (3.0, 0.0), "latent off": (1.0, 1.0)}

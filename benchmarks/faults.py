@@ -48,10 +48,11 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from pyro_vmem import _files
-from pyro_vmem._files import versions_of
-from pyro_vmem.checkpoint import load_checkpoint, load_newest
+from pyro_vmem._utils import files as _files
+from pyro_vmem._utils.files import versions_of
 from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset
+from pyro_vmem.train import load_checkpoint
+from pyro_vmem.train.checkpoint import load_newest
 
 STEPS = 24
 

@@ -25,7 +25,7 @@ from torch import Tensor
 import pyro_vmem as pv
 from benchmarks import command
 from pyro_vmem.data import Episode, EpisodeSampler
-from pyro_vmem.ranks import own_device
+from pyro_vmem.train.distributed import own_device
 
 
 def loss_and_gradient(vma: pv.VMA, episode: Episode, latents: dict[str, Tensor]) -> tuple[Tensor, Tensor]:

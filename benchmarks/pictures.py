@@ -19,7 +19,7 @@ from benchmarks import command
 from benchmarks.recipes import Recipe, read
 from benchmarks.reproduce import trained
 from pyro_vmem import plots
-from pyro_vmem._files import write_atomically
+from pyro_vmem._utils.files import write_atomically
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.plots._style import GREEN, ORANGE
 

@@ -22,9 +22,9 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from pyro_vmem.precision import autocast
-from pyro_vmem.speed import clock
-from pyro_vmem.steps import Steps
+from pyro_vmem._utils.precision import autocast
+from pyro_vmem.app.speed import clock
+from pyro_vmem.train.step import Steps
 
 
 class Way(NamedTuple):

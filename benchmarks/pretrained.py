@@ -20,9 +20,9 @@ from benchmarks import command
 from benchmarks.recipes import Kind, read
 from benchmarks.reproduce import trained
 from benchmarks.tables import CLASSIFIED, best, classification, facts, few_shot, scaling
-from pyro_vmem._files import write_atomically
-from pyro_vmem.checkpoint import save_checkpoint
-from pyro_vmem.precision import autocast
+from pyro_vmem._utils.files import write_atomically
+from pyro_vmem._utils.precision import autocast
+from pyro_vmem.train import save_checkpoint
 
 CARD = """# {name}
 

@@ -13,9 +13,9 @@ from torch.utils.data import Dataset
 
 import pyro_vmem as pv
 from pyro_vmem import data
-from pyro_vmem.baselines import NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE
 from pyro_vmem.data import Episode, FewShotDataset
-from pyro_vmem.nn import MLPDecoder, MLPEncoder
+from pyro_vmem.model import NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE
+from pyro_vmem.parts import MLPDecoder, MLPEncoder
 
 __all__ = ["MODELS", "Evaluation", "Kind", "Networks", "Recipe", "Training", "model_name", "read", "tables"]
 

@@ -37,7 +37,7 @@ RESAMPLED = 2000  # sets of targets for an interval
 
 def model(name: str) -> pv.VMA:
     """A model of the package or of a table of results."""
-    if name in pv.pretrained_names():
+    if name in pv.config.pretrained_names():
         return pv.VMA.from_pretrained(name)
     stem = Path(__file__).parent.parent / "results" / "checkpoints" / f"{name}-vma"
     return trained(stem, stem)

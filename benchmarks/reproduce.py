@@ -32,13 +32,13 @@ from benchmarks import command
 from benchmarks.checkpoints import fingerprint, pack, progress, unpack
 from benchmarks.recipes import ModelName, Recipe, Training, model_name, read
 from pyro_vmem import data
-from pyro_vmem._files import write_atomically
+from pyro_vmem._utils.files import write_atomically
+from pyro_vmem._utils.precision import autocast
+from pyro_vmem.app.speed import keep_freed_memory
 from pyro_vmem.data._files import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
-from pyro_vmem.history import summarise
-from pyro_vmem.precision import autocast
-from pyro_vmem.speed import keep_freed_memory
-from pyro_vmem.templates import NO_CLASS
+from pyro_vmem.parts.learned_templates import NO_CLASS
+from pyro_vmem.train.history import summarise
 
 BATCH = 32  # targets that are read and encoded together; each batch has a seed of its own for its samples
 MAX_DECODES = {"cpu": 250, "cuda": 20_000}  # at once: on a CPU what fits into its cache, thousands take twice the time

@@ -35,8 +35,8 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from pyro_vmem.index import Hits, recall
-from pyro_vmem.precision import autocast
+from pyro_vmem._utils.precision import autocast
+from pyro_vmem.memory import Hits, recall
 
 SHAPE, KEPT, FOUND, BASE = (1, 28, 28), 8, 32, 1000
 CALL = "import json, sys; from benchmarks.scaling import of_size; print(json.dumps(of_size(*json.loads(sys.argv[1]))))"
@@ -109,7 +109,7 @@ def of_size(path: str, slots: int, width: int, batch: int, repeats: int, kinds: 
     guide = pv.SimilarityGuide(64)
     indexed = model(width, pv.IndexedGuide(guide, k=KEPT), "indexed")
     thousand = first(whole, BASE)
-    pv.index_memory(indexed, thousand)
+    pv.model.index_memory(indexed, thousand)
     few = batch * KEPT
     base = Steps(indexed, thousand, x, few)
     rows: list[dict[str, Any]] = []
@@ -126,10 +126,10 @@ def of_size(path: str, slots: int, width: int, batch: int, repeats: int, kinds: 
         start = time.process_time()
         if exact is None:
             with autocast(x.device, "auto"):
-                exact = pv.index_memory(indexed, memory)
+                exact = pv.model.index_memory(indexed, memory)
             made = {"keys_seconds": time.process_time() - start}
         else:
-            memory.index = pv.FaissIndex(exact.keys, kind)  # type: ignore[arg-type]
+            memory.index = pv.memory.FaissIndex(exact.keys, kind)  # type: ignore[arg-type]
             made = {"build_seconds": time.process_time() - start}
         assert memory.index is not None
         made |= looked_up(indexed, memory.index, exact, x)
@@ -147,10 +147,10 @@ def of_size(path: str, slots: int, width: int, batch: int, repeats: int, kinds: 
 
 
 @torch.no_grad()
-def looked_up(vma: pv.VMA, index: pv.AddressIndex, exact: pv.AddressIndex, x: Tensor) -> dict[str, float]:
+def looked_up(vma: pv.VMA, index: pv.memory.AddressIndex, exact: pv.memory.AddressIndex, x: Tensor) -> dict[str, float]:
     """How long a search takes, and what of the exact search it finds."""
     guide = vma.address_guide.inner
-    assert isinstance(guide, pv.KeyedGuide)
+    assert isinstance(guide, pv.parts.KeyedGuide)
     queries = guide.queries(vma.encode_x(x).features)
     start = time.process_time()
     found: Hits = index.search(queries, FOUND)

@@ -30,13 +30,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pyro_vmem as pv
 from benchmarks import command
+from pyro_vmem._utils.precision import autocast
+from pyro_vmem.app.speed import clock, keep_freed_memory, matmul_rate
 from pyro_vmem.infer.terms import log_mean_exp
 from pyro_vmem.infer.vimco import leave_one_out
 from pyro_vmem.memory import Template
-from pyro_vmem.nn.layers import Doubling
-from pyro_vmem.precision import autocast
-from pyro_vmem.speed import clock, keep_freed_memory, matmul_rate
-from pyro_vmem.steps import Steps
+from pyro_vmem.parts.layers import Doubling
+from pyro_vmem.train.step import Steps
 
 PARTICLES = 4
 ALL, FEW = "shared memory", f"shared memory, backward through 1 of {PARTICLES}"
@@ -105,8 +105,8 @@ def channels_apart(vma: pv.VMA) -> Iterator[None]:
     handles = [module.register_forward_pre_hook(apart) for module in convolutions]
     with contextlib.ExitStack() as stack:
         for module in ("encoders", "decoders"):
-            stack.enter_context(patch(f"pyro_vmem.nn.{module}.in_patches", patches))
-            stack.enter_context(patch(f"pyro_vmem.nn.{module}.as_images", as_images))
+            stack.enter_context(patch(f"pyro_vmem.parts.{module}.in_patches", patches))
+            stack.enter_context(patch(f"pyro_vmem.parts.{module}.as_images", as_images))
         stack.enter_context(patch.object(Doubling, "forward", doubling))
         yield
     for handle in handles:

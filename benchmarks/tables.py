@@ -29,7 +29,7 @@ from benchmarks.figures import (
 from benchmarks.published import ACCURACY, CURVES, LIKELIHOODS, Published
 from benchmarks.recipes import read
 from benchmarks.reproduce import array_name, figure
-from pyro_vmem._files import write_atomically
+from pyro_vmem._utils.files import write_atomically
 
 Result = dict[str, Any]
 

@@ -16,16 +16,16 @@ import pyro_vmem
 MODULES = {
     "pyro_vmem": "pyro_vmem: the model, its parts, training",
     "pyro_vmem.data": "pyro_vmem.data",
-    "pyro_vmem.nn": "pyro_vmem.nn",
+    "pyro_vmem.parts": "pyro_vmem.parts",
     "pyro_vmem.infer": "pyro_vmem.infer",
     "pyro_vmem.diagnostics": "pyro_vmem.diagnostics",
     "pyro_vmem.plots": "pyro_vmem.plots",
     "pyro_vmem.baselines": "pyro_vmem.baselines",
-    "pyro_vmem.experiment": "pyro_vmem.experiment",
-    "pyro_vmem.report": "pyro_vmem.report",
-    "pyro_vmem.checkpoint": "pyro_vmem.checkpoint",
+    "pyro_vmem.app.experiment": "pyro_vmem.app.experiment",
+    "pyro_vmem.app.report": "pyro_vmem.app.report",
+    "pyro_vmem.train.checkpoint": "pyro_vmem.train.checkpoint",
     "pyro_vmem.testing": "pyro_vmem.testing",
-    "pyro_vmem.loggers": "pyro_vmem.loggers",
+    "pyro_vmem.train.loggers": "pyro_vmem.train.loggers",
 }
 OTHERS = "others"
 

@@ -1,60 +1,50 @@
 """Variational memory addressing in Pyro: generative models that look things up in a memory."""
 
-from pyro_vmem import baselines, data, diagnostics, index, infer, nn
-from pyro_vmem._version import __version__
-from pyro_vmem.addressing import (
+from pyro_vmem import config, data, diagnostics, distributions, infer, memory, model, parts, plots, train
+from pyro_vmem._utils.version import __version__
+from pyro_vmem.config import build, load
+from pyro_vmem.memory import EncodedMemory, Memory, PackedMemory, Template
+from pyro_vmem.model import VMA, LinearGaussianMemory, baselines
+from pyro_vmem.parts import (
     AddressGuide,
     AddressPrior,
+    BernoulliDecoder,
+    CategoricalDecoder,
+    CausalBernoulliDecoder,
     ClassBalancedPrior,
     ContentPrior,
     DefensiveGuide,
+    DiscretisedLogisticDecoder,
     EncoderGuide,
+    ExtraTemplates,
+    FlowGuide,
+    FlowPrior,
+    FullCovarianceGuide,
+    FullCovariancePrior,
+    GaussianDecoder,
+    GaussianGuide,
     IndexedGuide,
-    KeyedGuide,
+    LatentGuide,
+    LatentPrior,
     LearnedPrior,
+    LearnedTemplates,
+    Likelihood,
     PairwiseGuide,
+    Part,
     SimilarityGuide,
+    StandardPrior,
     TemperedPrior,
+    TemplatePrior,
+    Templates,
     TruncatedGuide,
     UniformPrior,
     over_slots,
 )
-from pyro_vmem.build import build, load
-from pyro_vmem.flows import FlowGuide, FlowPrior
-from pyro_vmem.index import AddressIndex, ExactIndex, FaissIndex
-from pyro_vmem.keys import KeyRefresher, add_templates, index_memory, staleness
-from pyro_vmem.latent import (
-    FullCovarianceGuide,
-    FullCovariancePrior,
-    GaussianGuide,
-    LatentGuide,
-    LatentPrior,
-    StandardPrior,
-    TemplatePrior,
-)
-from pyro_vmem.likelihood import (
-    BernoulliDecoder,
-    CategoricalDecoder,
-    CausalBernoulliDecoder,
-    DiscretisedLogisticDecoder,
-    GaussianDecoder,
-    Likelihood,
-)
-from pyro_vmem.memory import EncodedMemory, Memory, Template
-from pyro_vmem.packed import LazyMemory, PackedMemory
-from pyro_vmem.part import Part
-from pyro_vmem.pretrained import from_pretrained, model_card, pretrained_names
-from pyro_vmem.reference import LinearGaussianMemory
-from pyro_vmem.sharded import ShardedIndex, ShardedMemory
-from pyro_vmem.templates import ExtraTemplates, LearnedTemplates, Templates
-from pyro_vmem.training import FitResult, fit
-from pyro_vmem.validation import validate
-from pyro_vmem.vma import VMA
+from pyro_vmem.train import FitResult, fit, validate
 
 __all__ = [
     "VMA",
     "AddressGuide",
-    "AddressIndex",
     "AddressPrior",
     "BernoulliDecoder",
     "CategoricalDecoder",
@@ -65,9 +55,7 @@ __all__ = [
     "DiscretisedLogisticDecoder",
     "EncodedMemory",
     "EncoderGuide",
-    "ExactIndex",
     "ExtraTemplates",
-    "FaissIndex",
     "FitResult",
     "FlowGuide",
     "FlowPrior",
@@ -76,11 +64,8 @@ __all__ = [
     "GaussianDecoder",
     "GaussianGuide",
     "IndexedGuide",
-    "KeyRefresher",
-    "KeyedGuide",
     "LatentGuide",
     "LatentPrior",
-    "LazyMemory",
     "LearnedPrior",
     "LearnedTemplates",
     "Likelihood",
@@ -89,8 +74,6 @@ __all__ = [
     "PackedMemory",
     "PairwiseGuide",
     "Part",
-    "ShardedIndex",
-    "ShardedMemory",
     "SimilarityGuide",
     "StandardPrior",
     "TemperedPrior",
@@ -100,21 +83,20 @@ __all__ = [
     "TruncatedGuide",
     "UniformPrior",
     "__version__",
-    "add_templates",
     "baselines",
     "build",
+    "config",
     "data",
     "diagnostics",
+    "distributions",
     "fit",
-    "from_pretrained",
-    "index",
-    "index_memory",
     "infer",
     "load",
-    "model_card",
-    "nn",
+    "memory",
+    "model",
     "over_slots",
-    "pretrained_names",
-    "staleness",
+    "parts",
+    "plots",
+    "train",
     "validate",
 ]

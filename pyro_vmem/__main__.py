@@ -2,7 +2,7 @@
 
 import sys
 
-from pyro_vmem.cli import main
+from pyro_vmem.app.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

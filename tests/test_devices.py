@@ -14,10 +14,9 @@ from pretend import DEVICE, Pretend, There
 from small_run import blobs, rows, sampler, small_vma, weights
 
 import pyro_vmem as pv
-from pyro_vmem import cli
+from pyro_vmem.app import Evaluation, Experiment, cli
+from pyro_vmem.app.speed import Speed, measure_speed
 from pyro_vmem.data.loading import _in_a_thread
-from pyro_vmem.experiment import Evaluation, Experiment
-from pyro_vmem.speed import Speed, measure_speed
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
 
@@ -117,8 +116,8 @@ def test_training_on_episodes_made_there(monkeypatch: pytest.MonkeyPatch) -> Non
 def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = blobs(classes=40)
     data.save_npz(tmp_path / "blobs.npz")
-    monkeypatch.setattr("pyro_vmem.experiment.autocast", NoAutocast)
-    monkeypatch.setattr("pyro_vmem.experiment.measure_speed", lambda *_: Speed(*[1.0] * len(fields(Speed))))
+    monkeypatch.setattr("pyro_vmem.app.experiment.autocast", NoAutocast)
+    monkeypatch.setattr("pyro_vmem.app.experiment.measure_speed", lambda *_: Speed(*[1.0] * len(fields(Speed))))
     experiment = Experiment("npz", str(tmp_path / "blobs.npz"), 4, 1, 1, latent_dim=4, width=4, steps=1)
     how = Evaluation(ways=4, queries=1, episodes=1, samples=1)
     experiment.train(tmp_path / "cpu", progress=False, device="cpu")

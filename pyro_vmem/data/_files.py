@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_vmem._files import write_atomically
+from pyro_vmem._utils.files import write_atomically
 
 __all__ = ["cache_folder", "data_root", "save_npz"]
 

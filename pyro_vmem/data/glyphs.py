@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vmem._extras import require
+from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 
 __all__ = ["glyphs"]

@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
-from pyro_vmem.packed import PackedMemory
+from pyro_vmem.memory import PackedMemory
 
 __all__ = ["LibraryEpisodes"]
 
@@ -18,7 +18,7 @@ class LibraryEpisodes(Dataset[Episode]):
     r"""Episodes that share a memory of some drawings of every class; targets are the other drawings, of any class.
 
     The memory is packed, and may be large: an :class:`~pyro_vmem.IndexedGuide` looks in the index that
-    :func:`~pyro_vmem.index_memory` makes of it, and :func:`~pyro_vmem.fit` keeps the keys fresh.
+    :func:`~pyro_vmem.model.index_memory` makes of it, and :func:`~pyro_vmem.fit` keeps the keys fresh.
 
     Arguments:
         dataset: The classes; images in 0..255 or in [0, 1].

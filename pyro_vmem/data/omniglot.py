@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pyro_vmem._extras import require
+from pyro_vmem._utils.extras import require
 from pyro_vmem.data._files import cache_folder, data_root, save_npz
 from pyro_vmem.data.dataset import FewShotDataset
 

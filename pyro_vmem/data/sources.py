@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pyro_vmem._extras import require
+from pyro_vmem._utils.extras import require
 from pyro_vmem.data._files import data_root
 from pyro_vmem.data.dataset import FewShotDataset
 

@@ -15,12 +15,7 @@ from pyro_vmem.diagnostics.diagnose import diagnose
 from pyro_vmem.diagnostics.evidence import Evidence, estimate_evidence, log_evidence
 from pyro_vmem.diagnostics.export import to_arviz, to_datatree
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
-from pyro_vmem.diagnostics.information import (
-    InformationSummary,
-    address_entropy,
-    information_gain,
-    information_summary,
-)
+from pyro_vmem.diagnostics.information import InformationSummary, address_entropy, information_gain, information_summary
 from pyro_vmem.diagnostics.slots import slot_log_evidence
 from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, standard_error
 

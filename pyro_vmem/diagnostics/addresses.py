@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyro_vmem.addressing import UNUSED_LOGIT
 from pyro_vmem.diagnostics.information import information_gain
+from pyro_vmem.distributions import UNUSED_LOGIT
 
 __all__ = ["Agreement", "Reliability", "agreement", "calibration_error", "hit_rate", "top_k_hit_rate"]
 

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmem.diagnostics.sites import as_rows, data_dims, sample_sites
 from pyro_vmem.memory import Memory
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
 
 __all__ = ["Calibration", "sbc"]
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import MultivariateNormal
 
-from pyro_vmem.latent import FullPrecisionNormal
 from pyro_vmem.memory import Template
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
+from pyro_vmem.parts.latents import FullPrecisionNormal
 
 __all__ = ["DECODES", "Climb", "at_mean"]
 

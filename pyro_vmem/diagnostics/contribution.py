@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from pyro_vmem.diagnostics.slots import check_numbers, slot_log_evidence
-from pyro_vmem.guards import check_weights
 from pyro_vmem.infer import IWAE_ELBO
 from pyro_vmem.memory import EncodedMemory, Memory
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
+from pyro_vmem.model.checks import check_weights
 
 __all__ = ["Contribution", "contribution", "slot_contribution"]
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from pyro_vmem._extras import require
-from pyro_vmem._version import __version__
+from pyro_vmem._utils.extras import require
+from pyro_vmem._utils.version import __version__
 from pyro_vmem.diagnostics.draws import GuideDraws, draw_from_guide
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.programs import diagnose_program
@@ -18,9 +18,9 @@ from pyro_vmem.diagnostics.searched import describe_searched
 from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, slots_in_use, top_class, warn_if_not_finite
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.diagnostics.weights import standard_error
-from pyro_vmem.guards import check_weights
 from pyro_vmem.memory import EncodedMemory, Memory
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
+from pyro_vmem.model.checks import check_weights
 
 if TYPE_CHECKING:
     import xarray

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyro_vmem.diagnostics.slots import chunks, draws_at
 from pyro_vmem.memory import EncodedMemory
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
 
 __all__ = ["GuideDraws", "draw_from_guide"]
 

@@ -12,13 +12,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.precision import autocast
 from pyro_vmem.diagnostics.refined import LEAST, refined_weights
 from pyro_vmem.diagnostics.searched import check_searched, searched_weights
 from pyro_vmem.diagnostics.slots import at_addresses, at_slots, check_numbers, chunks, slots_in_use, warn_if_not_finite
 from pyro_vmem.diagnostics.strata import StratifiedWeights
 from pyro_vmem.memory import EncodedMemory, Memory
-from pyro_vmem.precision import autocast
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
 
 __all__ = ["Evidence", "Method", "estimate_evidence", "log_evidence"]
 

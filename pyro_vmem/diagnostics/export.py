@@ -10,13 +10,13 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vmem._extras import require
-from pyro_vmem._version import __version__
+from pyro_vmem._utils.extras import require
+from pyro_vmem._utils.version import __version__
 from pyro_vmem.diagnostics.diagnose import describe
 from pyro_vmem.diagnostics.draws import GuideDraws, draw_from_guide
 from pyro_vmem.diagnostics.slots import check_numbers
 from pyro_vmem.memory import EncodedMemory, Memory
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
 
 if TYPE_CHECKING:
     import xarray

@@ -17,9 +17,9 @@ from pyro_vmem.diagnostics.evidence import ERROR_LIMIT, KHAT_LIMIT
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
 from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, warn_if_not_finite
 from pyro_vmem.diagnostics.strata import StratifiedWeights
-from pyro_vmem.guards import check_weights
 from pyro_vmem.memory import EncodedMemory, Memory
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
+from pyro_vmem.model.checks import check_weights
 
 __all__ = ["FewShotEvaluation", "evaluate"]
 

@@ -11,9 +11,9 @@ from torch.distributions import Categorical, MultivariateNormal
 
 from pyro_vmem.diagnostics.climb import DECODES, Climb, at_mean
 from pyro_vmem.diagnostics.strata import StratifiedWeights
-from pyro_vmem.latent import FullPrecisionNormal
 from pyro_vmem.memory import EncodedMemory, Template
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
+from pyro_vmem.parts.latents import FullPrecisionNormal
 
 __all__ = ["LEAST", "refined_weights"]
 

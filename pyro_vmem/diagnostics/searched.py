@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vmem.addressing import MixedCategorical, TruncatedCategorical
 from pyro_vmem.diagnostics.bounds import top_k_bounds
 from pyro_vmem.diagnostics.slots import at_addresses, chunks, draws_at
 from pyro_vmem.diagnostics.strata import StratifiedWeights
+from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Memory, Template
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
 
 __all__ = ["check_searched", "describe_searched", "searched_weights"]
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vmem.memory import EncodedMemory, Memory, Template
-from pyro_vmem.vma import VMA
+from pyro_vmem.model import VMA
 
 __all__ = ["slot_log_evidence"]
 

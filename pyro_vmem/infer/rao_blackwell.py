@@ -10,7 +10,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vmem.addressing import top_and_rest
+from pyro_vmem.distributions import top_and_rest
 from pyro_vmem.infer.base import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 

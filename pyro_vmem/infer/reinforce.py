@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from pyro_vmem.guards import register
+from pyro_vmem._utils.param_store import register
 from pyro_vmem.infer.base import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 

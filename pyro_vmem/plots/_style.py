@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vmem._extras import require
+from pyro_vmem._utils.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,9 +12,8 @@ import torch
 from small_run import blobs
 
 import pyro_vmem as pv
-from pyro_vmem import cli
+from pyro_vmem.app import Experiment, cli
 from pyro_vmem.data import FewShotDataset, LibraryEpisodes
-from pyro_vmem.experiment import Experiment
 
 
 @pytest.mark.parametrize("rotate", [False, True])

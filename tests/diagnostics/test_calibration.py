@@ -7,10 +7,9 @@ import scipy.stats
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.addressing import AddressGuide, over_slots
 from pyro_vmem.diagnostics import sbc
 from pyro_vmem.diagnostics.calibration import Calibration
-from pyro_vmem.latent import LatentGuide
+from pyro_vmem.parts import AddressGuide, LatentGuide, over_slots
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.addressing import AddressGuide, over_slots
 from pyro_vmem.diagnostics import address_entropy, diagnose, information_gain
-from pyro_vmem.latent import LatentGuide
+from pyro_vmem.parts import AddressGuide, LatentGuide, over_slots
 
 xarray = pytest.importorskip("xarray")
 pytestmark = pytest.mark.usefixtures("float64")

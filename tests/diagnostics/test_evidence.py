@@ -11,7 +11,6 @@ from torch.distributions import kl_divergence
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import pyro_vmem as pv
-from pyro_vmem.addressing import over_slots
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import (
     Evidence,
@@ -24,6 +23,7 @@ from pyro_vmem.diagnostics import (
 )
 from pyro_vmem.diagnostics.climb import Climb
 from pyro_vmem.diagnostics.evidence import _shares_of
+from pyro_vmem.parts import over_slots
 from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -9,7 +9,7 @@ import torch
 
 import pyro_vmem as pv
 from pyro_vmem.diagnostics import diagnose, effective_sample_size, to_arviz, to_datatree
-from pyro_vmem.latent import LatentGuide
+from pyro_vmem.parts import LatentGuide
 from pyro_vmem.testing import assert_unbiased
 
 xarray = pytest.importorskip("xarray")

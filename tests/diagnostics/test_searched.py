@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 import pyro_vmem as pv
-import pyro_vmem.packed
+import pyro_vmem.memory.packed
 from pyro_vmem.diagnostics import diagnose, estimate_evidence, information_gain, top_k_bounds
 from pyro_vmem.testing import assert_unbiased
 
 S, B, K, DIM = 300, 6, 8, 3
 
 
-class Keyed(pv.KeyedGuide):
+class Keyed(pv.parts.KeyedGuide):
     """The exact address posterior of the reference model under a uniform prior, as an inner product."""
 
     def __init__(self, reference: pv.LinearGaussianMemory, sharpness: float = 1.0) -> None:
@@ -49,7 +49,7 @@ def setting(
     vma = reference.vma(address_guide=guide if share is None else pv.DefensiveGuide(guide, share))
     labels = torch.arange(S) % 5
     packed = pv.PackedMemory.pack(torch.rand(S, DIM), 8, labels)
-    pv.index_memory(vma, packed)
+    pv.model.index_memory(vma, packed)
     plain = pv.Memory(packed.templates, labels)
     return reference, vma, packed, plain, reference.vma().generate(plain, B)
 
@@ -174,7 +174,7 @@ def test_a_slot_that_the_guide_missed_is_noticed(float64: None) -> None:
 def test_nothing_reads_all_slots(monkeypatch: pytest.MonkeyPatch, float64: None) -> None:
     pytest.importorskip("xarray")
     _, vma, packed, _, x = setting()
-    monkeypatch.setattr(pyro_vmem.packed, "MOST_AT_ONCE", 0)
+    monkeypatch.setattr(pyro_vmem.memory, "MOST_AT_ONCE", 0)
     read: list[int] = []
     reading = pv.PackedMemory.read
     monkeypatch.setattr(pv.PackedMemory, "read", lambda self, a: (read.append(a.numel()), reading(self, a))[1])

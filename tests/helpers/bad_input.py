@@ -26,12 +26,13 @@ from pyro.infer import RenyiELBO, ReweightedWakeSleep, Trace_ELBO, TraceEnum_ELB
 from small_run import blobs, sampler, small_vma
 
 import pyro_vmem as pv
-from pyro_vmem import cli
-from pyro_vmem.checkpoint import load_checkpoint, load_newest, save_checkpoint
+from pyro_vmem.app import cli
 from pyro_vmem.data import EpisodeSampler, FewShotDataset, RecallSampler, from_folder, from_npz, merge_episodes, mnist
 from pyro_vmem.data import omniglot as read_omniglot
 from pyro_vmem.diagnostics import diagnose, effective_sample_size, evaluate, information_gain, log_evidence
-from pyro_vmem.steps import Steps
+from pyro_vmem.train import load_checkpoint, save_checkpoint
+from pyro_vmem.train.checkpoint import load_newest
+from pyro_vmem.train.step import Steps
 
 NAN, INF = float("nan"), float("inf")
 

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from pyro_vmem.report import Addresses, Completion, Generation, Lookup, Reliability, Report
+from pyro_vmem.app.report import Addresses, Completion, Generation, Lookup, Reliability, Report
 
 METRICS = {
     **{"nll": 98.31, "nll_se": 0.42, "nll_wrong_memory": 115.53, "nll_wrong_memory_se": 0.61},

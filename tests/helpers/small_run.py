@@ -3,8 +3,8 @@
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.checkpoint import load_checkpoint
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
+from pyro_vmem.train import load_checkpoint
 
 
 def blobs(classes=16, drawings=6, seed=0):

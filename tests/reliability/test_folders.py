@@ -18,10 +18,11 @@ import torch
 from small_run import equal, sampler, small_vma, weights
 
 import pyro_vmem as pv
-from pyro_vmem import _lock, cli
-from pyro_vmem._lock import alone_in
-from pyro_vmem.checkpoint import load_checkpoint
-from pyro_vmem.experiment import Experiment, read_result
+from pyro_vmem._utils import lock as _lock
+from pyro_vmem._utils.lock import alone_in
+from pyro_vmem.app import Experiment, cli
+from pyro_vmem.app.experiment import read_result
+from pyro_vmem.train import load_checkpoint
 
 QUIET: dict[str, Any] = {"progress": False, "validate_every": 1}
 

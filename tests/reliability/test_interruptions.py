@@ -16,11 +16,11 @@ import torch
 from small_run import equal, rows, same_state, sampler, small_vma, weights
 
 import pyro_vmem as pv
-from pyro_vmem import run as run_module
-from pyro_vmem import training
-from pyro_vmem._signals import uninterrupted
-from pyro_vmem.checkpoint import load_checkpoint
+from pyro_vmem._utils.signals import uninterrupted
 from pyro_vmem.data import Episode
+from pyro_vmem.train import fit as training
+from pyro_vmem.train import load_checkpoint
+from pyro_vmem.train import state as run_module
 
 SETTINGS: dict[str, Any] = {"steps": 6, "validation": sampler(seed=1), "validate_every": 2, "progress": False}
 

@@ -16,9 +16,9 @@ from small_run import blobs, equal, same_state, sampler, small_vma, weights
 from torch import Tensor
 
 import pyro_vmem as pv
-from pyro_vmem import steps as steps_module
+from pyro_vmem._utils.precision import autocast
 from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset
-from pyro_vmem.precision import autocast
+from pyro_vmem.train import step as steps_module
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
 

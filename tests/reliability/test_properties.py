@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import pyro_vmem as pv
-from pyro_vmem.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.data import PROTOCOLS, EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import information_gain, log_evidence
+from pyro_vmem.train import load_checkpoint, save_checkpoint
 
 # The same examples in every run, and no folder of those that failed before.
 FIXED = settings(

@@ -1,0 +1,3 @@
+"""Small tools that know nothing of models."""
+
+__all__: list[str] = []

@@ -1,0 +1,18 @@
+"""Checks of arguments."""
+
+from __future__ import annotations
+
+__all__ = ["check_range"]
+
+
+def check_range(name: str, value: float, low: float, high: float, kind: type = float) -> None:
+    """Raises a `ValueError` if an argument is not a number in a range; with `kind=int`, not a whole one.
+
+    Example:
+        >>> check_range("steps", 0, 1, 100, int)
+        Traceback (most recent call last):
+        ValueError: steps: expected a whole number in [1, 100], got 0.
+    """
+    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high:
+        raise ValueError(f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}.")

@@ -1,0 +1,393 @@
+"""The command line: pyro-vmem demo | train | evaluate | report | sample | info | profile."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import importlib
+import inspect
+import json as json_module
+import os
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from pyro_vmem._utils.extras import require
+from pyro_vmem._utils.files import free_name, write_atomically
+from pyro_vmem._utils.plain_json import as_plain
+from pyro_vmem.app.experiment import PARTS, Evaluation, Experiment, read_result
+from pyro_vmem.app.info import about
+from pyro_vmem.app.profile_step import profile_step
+from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
+from pyro_vmem.app.speed import keep_freed_memory
+from pyro_vmem.config import load
+from pyro_vmem.config.spec import choices
+from pyro_vmem.config.words import split_words, underscored, with_changes
+from pyro_vmem.config.yaml_text import read_yaml, write_yaml
+from pyro_vmem.model import VMA
+from pyro_vmem.train.distributed import Ranks, own_device
+from pyro_vmem.train.loggers import LoggerName
+
+__all__ = ["demo", "evaluate", "info", "main", "profile", "report", "sample", "train"]
+
+
+def demo(
+    data: Literal["glyphs", "omniglot"] = "glyphs",
+    data_root: str | None = None,
+    minutes: float = 3.0,
+    steps: int | None = None,
+    out: str | None = None,
+    seed: int = 0,
+    pretrained: str | None = None,
+    how: Evaluation = Evaluation(),
+) -> dict[str, Any]:
+    """Trains on characters for a few minutes and shows what the memory does for unseen ones.
+
+    Examples:
+        pyro-vmem demo
+        pyro-vmem demo --pretrained omniglot28
+        pyro-vmem demo --data omniglot --data-root ~/data/omniglot --json
+
+    Args:
+        data: The images: letters of the fonts that matplotlib ships, or Omniglot.
+        data_root: Where Omniglot is: the folder with images_background and images_evaluation, or their zip files.
+        minutes: How long to train; evaluation comes on top.
+        steps: Train this many steps instead, for the same numbers on any machine of the kind.
+        out: A new folder for report, metrics and checkpoints. By default runs/demo, or the next number that is free.
+        seed: Seeds everything.
+        pretrained: Show this model of the package, and train nothing.
+        how: How to evaluate.
+    """
+    start = time.perf_counter()
+    for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
+        require(module, extra)
+    ranks = Ranks.join(own_device())
+    folder = ranks.first(lambda: free_name(Path("runs/demo"))) if out is None else Path(out)
+    budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
+    experiment = Experiment(data=data, data_root=data_root, seed=seed, pretrained=pretrained, **budget)
+    result = experiment.train(folder) if pretrained is None else ranks.first(lambda: experiment.adopt(folder))
+    metrics = ranks.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
+    if _talks():
+        _show(metrics)
+    _say(
+        f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}\nModel: {folder / 'best.safetensors'}"
+    )
+    return dict(metrics)
+
+
+def train(
+    experiment: Experiment,
+    out: str | None = None,
+    resume: bool = False,
+    device: str = "auto",
+    workers: int = 0,
+    logger: LoggerName | None = None,
+) -> dict[str, Any]:
+    """Trains a model into a folder.
+
+    A part of the model is named by its class, and its arguments follow it; a file says the same in YAML. A part, or an
+    argument, that is not given is one that fits. `--import MODULE` makes classes of your own known.
+    `pyro-vmem info NAME` tells the arguments of a part.
+
+    Examples:
+        pyro-vmem train --out runs/glyphs --steps 5000
+        pyro-vmem train --out runs/glyphs --resume --logger tensorboard
+        pyro-vmem train --address_guide TruncatedGuide --address_guide.k 16 --objective enumerate
+        pyro-vmem train --config run.yaml --address_guide.inner PairwiseGuide --print_config
+        torchrun --nproc-per-node 2 -m pyro_vmem train --out runs/glyphs
+
+    Args:
+        experiment: What to train, on what, and how.
+        out: A new folder for checkpoints and history, or that of a run to resume. By default runs/train, or the next
+            number that is free.
+        resume: Go on with the run that the folder holds, with its own settings.
+        device: Where to train: cpu, cuda, cuda:1 ... By default a GPU if there is one.
+        workers: Processes that load episodes; by default the trainer loads them itself.
+        logger: Where the history goes beside history.csv.
+
+    Raises:
+        ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
+    """
+    if resume:
+        if out is None:
+            raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
+        experiment = Experiment.read(out)
+    ranks = Ranks.join(own_device(device))
+    out = ranks.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
+    result = experiment.train(out, resume=resume, device=device, workers=workers, logger=logger)
+    _say(f"{result!r} in {out}")
+    done = {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
+    return done | {"interrupted": result.interrupted}
+
+
+def evaluate(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> dict[str, Any]:
+    """Evaluates the model of a run on its test classes.
+
+    Examples:
+        pyro-vmem evaluate runs/glyphs
+        pyro-vmem evaluate runs/glyphs --ways 100 --episodes 50 --json
+
+    Args:
+        run: The folder that train or demo wrote.
+        how: How to evaluate.
+        device: Where to evaluate: cpu, cuda, cuda:1 ... By default a GPU if there is one.
+    """
+    metrics = Experiment.read(run).evaluate(run, how, device=device)
+    _show(metrics)
+    return metrics
+
+
+def report(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> dict[str, Any]:
+    """Evaluates the model of a run and writes its report.html again, with all figures and pictures.
+
+    Examples:
+        pyro-vmem report runs/glyphs
+        pyro-vmem report runs/glyphs --ways 100 --episodes 50
+
+    Args:
+        run: The folder that train or demo wrote.
+        how: How to evaluate.
+        device: Where to evaluate, as of evaluate.
+    """
+    require("matplotlib", "plots")
+    experiment, result = Experiment.read(run), read_result(run)
+    metrics = experiment.report(run, how, result, device=device)
+    _show(metrics)
+    _say(f"\nReport: {Path(run) / 'report.html'}\nMetrics: {Path(run) / 'metrics.json'}")
+    return metrics
+
+
+def sample(
+    run: str,
+    out: str | None = None,
+    rows: int = 8,
+    columns: int = 8,
+    seed: int = 0,
+    mean: bool = True,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Draws new examples of unseen characters, one row a template, into a PNG file.
+
+    Examples:
+        pyro-vmem sample runs/glyphs --out samples.png
+
+    Args:
+        run: The folder that train or demo wrote.
+        out: The PNG file; by default samples.png in the folder.
+        rows: How many templates.
+        columns: How many draws of each.
+        seed: Seeds the templates and the draws.
+        mean: Draw the mean picture of each latent; if false, binary pixels, each drawn by itself.
+        device: Where to draw, as of evaluate.
+    """
+    figure_module = require("matplotlib.figure", "plots")
+    from pyro_vmem.plots import one_shot_generations
+
+    vma = load(run).to(where := own_device(device))
+    memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed), where)[0].memory
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
+    path = Path(out) if out is not None else Path(run) / "samples.png"
+    figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
+    with write_atomically(path) as aside:
+        one_shot_generations(figure, memory.templates.cpu(), samples.cpu())
+        figure.savefig(aside, format=path.suffix[1:] or "png", dpi=200)
+    _say(f"Samples: {path}")
+    return {"out": str(path), "rows": rows, "columns": columns}
+
+
+def info(what: str | None = None) -> dict[str, Any]:
+    """Tells what is here: versions, devices, data sets, extras; or what a run, a model file or a part is.
+
+    Examples:
+        pyro-vmem info
+        pyro-vmem info runs/demo
+        pyro-vmem info TruncatedGuide
+
+    Args:
+        what: The folder of a run, a .safetensors file, or the name of a class of parts.
+    """
+    facts = about(what)
+    for name, value in facts.items():
+        if isinstance(value, dict):
+            value = [f"{key:<{max(map(len, value))}}  {entry}" for key, entry in value.items()] or ["none"]
+        lines = [str(line) for line in value] if isinstance(value, list) else [str(value)]
+        sys.stdout.write(f"{name}: {lines[0]}\n" if len(lines) == 1 else "\n    ".join([f"{name}:", *lines]) + "\n")
+    return facts
+
+
+def profile(run: str | None = None, steps: int = 5) -> dict[str, Any]:
+    """Shows where the time of a training step goes, and how near it is to what the machine can do.
+
+    Examples:
+        pyro-vmem profile
+        pyro-vmem profile runs/glyphs --json
+
+    Args:
+        run: The folder that train or demo wrote; without it, a new model on glyphs.
+        steps: How many steps are timed, after two that are not. The fastest counts.
+    """
+    experiment = Experiment() if run is None else Experiment.read(run)
+    vma, episodes, _ = experiment.begin()
+    vma = vma if run is None else load(run)
+    found = profile_step(
+        vma, episodes[0], experiment.objective, experiment.num_particles, steps, backward=experiment.backward
+    )
+    table = require("rich.table", "cli").Table("part", "ms", "share", "GFLOP", show_edge=False)
+    for row in found.table():
+        table.add_row(*row)
+    require("rich.console", "cli").Console().print(table, "", found.sentence(), sep="\n", highlight=False)
+    return found.summary()
+
+
+COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample, info, profile)
+GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Runs a command; returns 0, 1 if it failed, 2 after an error of use (a `ValueError`), 130 after Ctrl-C.
+
+    Arguments:
+        args: The words after `pyro-vmem`; those of the process by default.
+
+    Raises:
+        SystemExit: With code 2, after the usage, if the words are none of a command's; with 0 after `--help`.
+
+    Example:
+        >>> main(["evaluate", "no/such/run"])
+        2
+    """
+    # `--data-root` is as good as `--data_root`
+    words = [underscored(word) for word in (sys.argv[1:] if args is None else args)]
+    name = "pyro-vmem"
+    try:
+        words, changes = split_words(_imported(words), PARTS, read_yaml)
+        config = _parser().parse_args(words)
+        name = f"pyro-vmem {config.command}"
+        settings = config[config.command].as_dict()
+        for part, changed in changes.items():
+            if part not in settings:
+                raise ValueError(f"{part}: this command has no such option; `pyro-vmem train` has.")
+            settings[part] = with_changes(settings[part], changed)
+        as_json, _, shown = settings.pop("json"), settings.pop("config", None), settings.pop("print_config", False)
+        if shown:
+            sys.stdout.write(write_yaml(settings))
+            return 0
+        command = next(fn for fn in COMMANDS if fn.__name__ == config.command)
+        for group, cls in GROUPS.items():
+            if group in command.__annotations__:
+                settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
+        keep_freed_memory()
+        # What is meant for a reader gives way to the one object.
+        with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
+            result = command(**settings)
+    except KeyboardInterrupt:
+        _say("Interrupted; what was written before is kept.")
+        return 130
+    except (ValueError, FileNotFoundError, ImportError) as error:
+        sys.stderr.write(f"{name}: {error}\n")  # which may be of this process alone
+        return 2
+    except (OSError, FloatingPointError) as error:  # a full disk, a process that died, a training that diverged
+        sys.stderr.write(f"{name}: {error}\n")
+        return 1
+    if as_json and _talks():
+        sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
+    return 130 if result.get("interrupted") else 0  # what follows in a script is not to begin
+
+
+def _parser() -> Any:
+    """One subcommand a function; the fields of Experiment and Evaluation are options of their own."""
+    jsonargparse = require("jsonargparse", extra="cli")
+    parser = jsonargparse.ArgumentParser(
+        prog="pyro-vmem",
+        description="Variational memory addressing in Pyro.",
+        formatter_class=_formatter(jsonargparse),
+        allow_abbrev=False,
+    )
+    commands = parser.add_subcommands(dest="command")
+    for command in COMMANDS:
+        summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
+        sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
+        annotations = command.__annotations__
+        skip = {"resume", "what", *GROUPS} & set(annotations)
+        if command.__name__ == "profile":
+            skip |= {"run"}
+        sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
+        if command.__name__ == "profile":
+            sub.add_argument("run", nargs="?", help="The folder of a run; without it, a new model on glyphs.")
+        if "resume" in annotations:
+            sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
+        if "what" in annotations:
+            sub.add_argument("what", nargs="?", help="A run's folder, a .safetensors file, or the name of a part.")
+        for group in GROUPS:
+            if group in annotations:
+                sub.add_class_arguments(GROUPS[group])
+        if "experiment" in annotations:
+            for action in sub._actions:
+                if action.dest in PARTS:
+                    action.help = f"{action.help} One of {', '.join(choices(VMA, action.dest))}."
+            sub.add_argument("--config", action="config", help="A YAML file of options; words after it come first.")
+            sub.add_argument(
+                "--print_config", action="store_true", help="Print all options as such a file, and do nothing else."
+            )
+        sub.add_argument(
+            "--json", action="store_true", help="Print the result as one JSON object, and all else to stderr."
+        )
+        commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
+    return parser
+
+
+def _imported(words: list[str]) -> list[str]:
+    """The words without `--import MODULE`, which is done; only the command line may ask for it, no file."""
+    others: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        option, equals, module = word.partition("=")
+        if option != "--import":
+            others.append(word)
+            continue
+        module = module if equals else next(rest, "")
+        here = str(Path.cwd())
+        sys.path.insert(0, here)
+        try:
+            importlib.import_module(module)
+        except (ModuleNotFoundError, ValueError) as error:
+            raise ValueError(
+                f"import: {error}. Give the name of a module, as in `import {module or 'NAME'}`."
+            ) from error
+        finally:
+            sys.path.remove(here)
+    return others
+
+
+def _show(metrics: dict[str, Any]) -> None:
+    """The metrics in a sentence and as a table on the terminal."""
+    table_module, console_module = require("rich.table", extra="cli"), require("rich.console", extra="cli")
+    table = table_module.Table("", "per picture", "", show_edge=False, show_lines=True)
+    table.columns[1].justify, table.columns[1].no_wrap, table.columns[2].style = "right", True, "dim"
+    for row in result_rows(metrics):
+        table.add_row(*row)
+    console = console_module.Console()
+    console.print(verdict(metrics), "", table, "", speed_sentence(metrics), sep="\n", highlight=False)
+
+
+def _say(text: str) -> None:
+    if _talks():
+        sys.stderr.write(text + "\n")
+
+
+def _talks() -> bool:
+    """Of the processes that torchrun has started, one speaks for all."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _formatter(jsonargparse: Any) -> Any:
+    """Help that keeps the line breaks of the examples."""
+    bases = (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter)
+    return type("Formatter", bases, {})

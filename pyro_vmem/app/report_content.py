@@ -1,0 +1,114 @@
+"""What is measured and shown of one episode, beside the figures of all: contributions, calibration, pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pyro_vmem.app.report import Addresses, Completion, Generation, Lookup, Reliability
+from pyro_vmem.data import EpisodeSampler
+from pyro_vmem.diagnostics import Calibration, Contribution, FewShotEvaluation, contribution, estimate_evidence, sbc
+from pyro_vmem.memory import Memory
+from pyro_vmem.model import VMA
+
+__all__ = ["check", "gather"]
+
+_TARGETS = 40  # of which contributions and weights are measured; more would double the time of the evaluation
+_DRAWS = 200  # of the guide, from which a k-hat can be told
+_COMPLETIONS = 5
+_SIMULATIONS = 300
+
+
+@torch.no_grad()
+def check(vma: VMA, episodes: EpisodeSampler, num_samples: int = 10, seed: int = 0) -> tuple[Contribution, Calibration]:
+    """What the memory contributes to some targets of the first episode, and the calibration of the guide on it.
+
+    Arguments:
+        vma: The model and its guide.
+        episodes: The episodes; the first counts.
+        num_samples: Samples of z a slot, from which evidence is estimated.
+        seed: Seeds what is drawn; global random state and weights stay as they are.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=4, k_shot=1, n_query=1)
+        >>> contributed, calibration = check(pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4), sampler, 1)
+        >>> sorted(contributed.worth), sorted(calibration.verdicts())
+        (['blank', 'shuffled', 'wrong'], ['a', 'z'])
+    """
+    device = next(vma.parameters()).device
+    episode, wrong = episodes[0].to(device), episodes.distractors(0).to(device)
+    memory = vma.encode(episode.memory)
+    found = contribution(vma, memory, episode.x[:_TARGETS], wrong=wrong, num_samples=num_samples, seed=seed)
+    return found, sbc(vma, memory, num_simulations=_SIMULATIONS, seed=seed)
+
+
+@torch.no_grad()
+def gather(
+    vma: VMA,
+    episodes: EpisodeSampler,
+    evaluation: FewShotEvaluation,
+    found: Contribution,
+    seed: int = 0,
+    rows: int = 8,
+) -> dict[str, Any]:
+    """The pictures and curves of a :class:`~pyro_vmem.app.report.Report`; random state and weights stay as they are.
+
+    Arguments:
+        vma: The model and its guide.
+        episodes: What it was evaluated on; the first episode is shown. Images.
+        evaluation: What was measured on them.
+        found: What :func:`check` found of the first episode.
+        seed: Seeds what is drawn.
+        rows: How many targets and templates to show.
+
+    Returns:
+        Fields of the report by name, on the CPU.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=4, k_shot=1, n_query=1)
+        >>> vma = pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4)
+        >>> evaluation = pv.diagnostics.evaluate(vma, sampler, 1, 1, progress=False)
+        >>> fields = gather(vma, sampler, evaluation, check(vma, sampler, 1)[0])
+        >>> list(fields["evidence"]), fields["khat"].shape
+        (['right', 'wrong', 'shuffled', 'blank'], torch.Size([4]))
+    """
+    device = next(vma.parameters()).device
+    episode = episodes[0].to(device)
+    memory, x = vma.encode(episode.memory), episode.x
+    assert memory.labels is not None
+    measured = slice(min(_TARGETS, len(x)))
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        chosen = torch.arange(0, measured.stop, max(1, measured.stop // rows))[:rows]
+        slots = range(min(rows, memory.num_slots))
+        samples = torch.stack([vma.generate(memory, 8, address=slot, mean=True) for slot in slots])
+        completion = _complete(vma, memory, x[chosen.to(device)])
+    weights = estimate_evidence(vma, memory, x[measured], _DRAWS, "sampled", seed=seed, max_decodes=1024, warn=False)
+    guide, exact = vma.address_guide(memory, vma.encode_x(x)).probs.cpu(), found.log_joint.softmax(-1).cpu()
+    x, labels, templates, classes = x.cpu(), episode.labels.cpu(), memory.templates.cpu(), memory.labels.cpu()
+    evidence = {"right": found.log_evidence} | {name: found.log_evidence - gain for name, gain in found.worth.items()}
+    curve = evaluation.reliability
+    return {
+        "information_gain": evaluation.information_gain.flatten(),
+        "information_gain_exact": evaluation.information_gain_exact.flatten(),
+        "num_slots": memory.num_slots,
+        "num_classes": episodes.n_way,
+        "lookup": Lookup(x[chosen], labels[chosen], templates, classes, guide[chosen], exact[chosen]),
+        "addresses": Addresses(guide[measured], exact, classes, labels[measured]),
+        "generation": Generation(templates[: len(slots)], samples.cpu()),
+        "completion": completion,
+        "evidence": {name: values.cpu() for name, values in evidence.items()},
+        "reliability": Reliability(curve.confidence, curve.accuracy, curve.count),
+        "khat": weights.khat.cpu(),
+    }
+
+
+def _complete(vma: VMA, memory: Memory, x: torch.Tensor) -> Completion:
+    """The lower halves of targets, filled in."""
+    height = x.shape[-2]
+    mask = (torch.arange(height, device=x.device) < (height + 1) // 2).unsqueeze(-1)
+    filled = vma.complete(memory, x.repeat_interleave(_COMPLETIONS, 0), mask, num_particles=32, mean=True)
+    return Completion(x.cpu(), mask.cpu(), filled.reshape(len(x), _COMPLETIONS, *x.shape[1:]).cpu())

@@ -1,0 +1,12 @@
+"""Specs, YAML files and names of trained models to objects."""
+
+from pyro_vmem.config.build import build, load
+from pyro_vmem.config.pretrained import from_pretrained, model_card, pretrained_names
+
+__all__ = [
+    "build",
+    "from_pretrained",
+    "load",
+    "model_card",
+    "pretrained_names",
+]

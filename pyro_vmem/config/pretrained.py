@@ -1,0 +1,108 @@
+"""Trained models that come with the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pyro_vmem.config.build import load
+from pyro_vmem.model import VMA
+from pyro_vmem.train import load_checkpoint, save_checkpoint
+from pyro_vmem.train.history import write_history
+from pyro_vmem.train.state import holds_run
+
+__all__ = ["from_pretrained", "model_card", "pretrained_names", "protocol_of", "unpack"]
+
+_WEIGHTS = Path(__file__).parent.parent / "weights"
+
+
+def pretrained_names() -> list[str]:
+    """The names of the models that there are.
+
+    Example:
+        >>> pretrained_names()
+        ['omniglot26', 'omniglot26-maxpool', 'omniglot28', 'omniglot28-independent']
+    """
+    return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
+
+
+def from_pretrained(name: str) -> VMA:
+    """A trained model, also as `VMA.from_pretrained`; nothing is downloaded.
+
+    Weights are stored in half precision and are float32 once loaded. :func:`model_card` says what a model was trained
+    on, how well it does, and what it is not good for.
+
+    Arguments:
+        name: One of :func:`pretrained_names`.
+
+    Returns:
+        The model, in evaluation mode.
+
+    Raises:
+        ValueError: If there is no such model.
+
+    Example:
+        >>> import torch, pyro_vmem as pv
+        >>> vma = pv.VMA.from_pretrained("omniglot28")
+        >>> vma.generate(pv.Memory(torch.zeros(3, 1, 28, 28)), 2).shape
+        torch.Size([2, 1, 28, 28])
+    """
+    return load(_path(name, ".safetensors"))
+
+
+def model_card(name: str) -> str:
+    """What a model was trained on, how well it does and what its limits are, in Markdown.
+
+    Arguments:
+        name: One of :func:`pretrained_names`.
+
+    Raises:
+        ValueError: If there is no such model.
+
+    Example:
+        >>> model_card("omniglot28").splitlines()[0]
+        '# omniglot28'
+    """
+    return _path(name, ".md").read_text(encoding="utf-8")
+
+
+def protocol_of(name: str) -> str:
+    """The protocol whose images a model was trained on; see :func:`pyro_vmem.data.protocol`.
+
+    Arguments:
+        name: One of :func:`pretrained_names`.
+
+    Raises:
+        ValueError: If there is no such model.
+
+    Example:
+        >>> protocol_of("omniglot26")
+        'zholus'
+    """
+    protocol: str = load_checkpoint(_path(name, ".safetensors"))[1]["protocol"]
+    return protocol
+
+
+def unpack(name: str, folder: str | Path) -> None:
+    """Makes a folder like that of a run, with a model of the package as its best, and no history.
+
+    Arguments:
+        name: One of :func:`pretrained_names`.
+        folder: A new folder.
+
+    Raises:
+        ValueError: If there is no such model, or the folder holds a run.
+    """
+    vma, folder = from_pretrained(name), Path(folder)
+    if holds_run(folder):
+        raise ValueError(f"out: {str(folder)!r} already holds a run. Give another folder.")
+    save_checkpoint(folder / "best.safetensors", vma.state_dict(), {"spec": vma.spec()})
+    write_history(folder / "history.csv", [])
+
+
+def _path(name: str, suffix: str) -> Path:
+    if name not in pretrained_names():
+        raise ValueError(f"name: expected one of {', '.join(map(repr, pretrained_names()))}, got {name!r}.")
+    return _WEIGHTS / f"{name}{suffix}"
+
+
+VMA.from_pretrained = from_pretrained

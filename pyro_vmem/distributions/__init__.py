@@ -1,0 +1,21 @@
+"""Distributions that Pyro does not have."""
+
+from pyro_vmem.distributions.autoregressive import CausalBernoulli
+from pyro_vmem.distributions.causal_network import CausalNetwork
+from pyro_vmem.distributions.discretised import CategoricalLevels, DiscretisedLogistic
+from pyro_vmem.distributions.masking import UNUSED_LOGIT, excluding
+from pyro_vmem.distributions.sparse_categorical import MixedCategorical, TruncatedCategorical, sparse_probs
+from pyro_vmem.distributions.top_and_rest import top_and_rest
+
+__all__ = [
+    "UNUSED_LOGIT",
+    "CategoricalLevels",
+    "CausalBernoulli",
+    "CausalNetwork",
+    "DiscretisedLogistic",
+    "MixedCategorical",
+    "TruncatedCategorical",
+    "excluding",
+    "sparse_probs",
+    "top_and_rest",
+]

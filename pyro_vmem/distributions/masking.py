@@ -1,0 +1,19 @@
+"""Logits of values that a categorical must never take."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["UNUSED_LOGIT", "excluding"]
+
+# The logit of a slot that is not in use. Its probability is exactly zero in every floating-point type, while its
+# log-probability stays finite: with -inf, enumeration would compute 0 * (inf - inf).
+UNUSED_LOGIT = -1e4
+
+
+def excluding(logits: Tensor, excluded: Tensor) -> Tensor:
+    """Logits `(*, S)` with some values made impossible, however large the others are."""
+    # The best value that stays is moved to zero, so that UNUSED_LOGIT is far below it.
+    best = logits.detach().masked_fill(excluded, -torch.inf).amax(-1, keepdim=True)
+    return (logits - best).masked_fill(excluded, UNUSED_LOGIT)

@@ -1,0 +1,368 @@
+"""Search for the slots whose keys resemble a query: exactly, or approximately by faiss."""
+
+from __future__ import annotations
+
+import abc
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from pyro_vmem._utils.extras import require
+
+__all__ = ["AddressIndex", "ExactIndex", "FaissIndex", "Hits", "merge_hits", "recall"]
+
+Kind = Literal["flat", "ivf", "hnsw"]
+
+BLOCK = 1 << 22  # scores held at once, 16 MB
+FOLDED_SHARE = 0.05  # the share of new keys from which on they are moved into the faiss index
+FOLDED_LEAST = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class Hits:
+    r"""The slots that a search found for each query, best first.
+
+    Attributes:
+        scores: The inner products of query and key, with shape `(*, k)`; `-inf` where nothing was found.
+        slots: The slots, integers `(*, k)`; -1 where nothing was found.
+
+    Example:
+        >>> Hits(torch.tensor([[2.0, 1.0]]), torch.tensor([[7, 3]])).slots.tolist()
+        [[7, 3]]
+    """
+
+    scores: Tensor
+    slots: Tensor
+
+
+def merge_hits(found: Sequence[Hits], k: int) -> Hits:
+    """The best `k` of several searches with the same queries, each in slots of its own.
+
+    Arguments:
+        found: What each search found, with shapes `(*, k_i)`.
+        k: How many to keep.
+
+    Returns:
+        Scores and slots, `(*, k)`, or fewer if all searches together found fewer.
+
+    Example:
+        >>> left = Hits(torch.tensor([3.0, 1.0]), torch.tensor([0, 1]))
+        >>> right = Hits(torch.tensor([2.0, 0.5]), torch.tensor([5, 6]))
+        >>> merge_hits([left, right], 2).slots
+        tensor([0, 5])
+    """
+    scores, slots = torch.cat([h.scores for h in found], -1), torch.cat([h.slots for h in found], -1)
+    best = scores.topk(min(k, scores.shape[-1]), dim=-1)
+    return Hits(best.values, slots.gather(-1, best.indices))
+
+
+def recall(found: Hits, exact: Hits) -> Tensor:
+    """The share of the exact hits that a search found.
+
+    Arguments:
+        found: What it found, with shapes `(*, k)`.
+        exact: What :class:`ExactIndex` found for the same queries, with shapes `(*, k')`.
+
+    Returns:
+        Shares in [0, 1], with shape `(*)`.
+
+    Example:
+        >>> found, exact = (Hits(torch.zeros(3), torch.tensor(slots)) for slots in ([4, 2, 9], [2, 4, 5]))
+        >>> recall(found, exact)
+        tensor(0.6667)
+    """
+    wanted = exact.slots >= 0
+    there = (exact.slots.unsqueeze(-1) == found.slots.unsqueeze(-2)).any(-1) & wanted
+    return there.sum(-1) / wanted.sum(-1)
+
+
+class AddressIndex(abc.ABC):
+    r"""Keys of the slots of a memory, in which the :math:`k` of the largest inner product with a query are found.
+
+    The keys are copies: :meth:`update` replaces them when what they were computed with has moved. Nothing here has a
+    gradient: what was found is to be scored again. Slots keep their numbers: those added are
+    numbered on, those removed are never found again.
+
+    Arguments:
+        keys: One key a slot, with shape `(S, E)`.
+
+    Raises:
+        ValueError: If the keys are not a matrix of finite numbers.
+    """
+
+    def __init__(self, keys: Tensor) -> None:
+        self.keys = self._checked(keys, None).clone()
+        self.present = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+
+    def _checked(self, keys: Tensor, dim: int | None) -> Tensor:
+        expected = f"(n, {'E' if dim is None else dim})"
+        if keys.dim() != 2 or not keys.is_floating_point() or (dim is not None and keys.shape[1] != dim):
+            raise ValueError(f"keys: expected floating-point numbers {expected}, got {keys.dtype} {tuple(keys.shape)}.")
+        if not bool(torch.isfinite(keys).all()):
+            raise ValueError("keys: found NaN or infinite values. Check the weights of the encoder and of the guide.")
+        return keys.detach()
+
+    @property
+    def num_slots(self) -> int:
+        """Slots that have a number, removed ones included."""
+        return len(self.keys)
+
+    @property
+    def dim(self) -> int:
+        """The length :math:`E` of a key."""
+        return self.keys.shape[1]
+
+    def __len__(self) -> int:
+        """Slots that can be found."""
+        return int(self.present.sum())
+
+    @property
+    def slots(self) -> Tensor:
+        """The slots that can be found, integers `(n,)`."""
+        return self.present.nonzero().squeeze(-1)
+
+    def keys_of(self, slots: Tensor) -> Tensor:
+        """The keys `(n, E)` of slots, integers `(n,)`; an `IndexError` if one is not a slot."""
+        return self.keys[self._in_range(slots)]
+
+    @torch.no_grad()
+    def search(self, queries: Tensor, k: int) -> Hits:
+        r"""The slots of the :math:`k` largest :math:`\langle q, key_s \rangle`.
+
+        Arguments:
+            queries: The queries :math:`q`, with shape `(*, E)`.
+            k: How many slots, at least 1.
+
+        Returns:
+            Scores and slots `(*, k)`, best first; of an index with fewer slots, or where an approximate search found
+            fewer, the last have score `-inf` and slot -1.
+
+        Raises:
+            ValueError: If `k` is less than 1, or queries are not as long as keys.
+        """
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, got {k}.")
+        if queries.shape[-1] != self.dim:
+            raise ValueError(f"queries: expected shape (*, {self.dim}) as keys have, got {tuple(queries.shape)}.")
+        flat = queries.detach().reshape(-1, self.dim).to(self.keys.device, self.keys.dtype)
+        found = self._search(flat, k)
+        scores = flat.new_full((len(flat), k), -math.inf)
+        slots = torch.full((len(flat), k), -1, device=flat.device)
+        scores[:, : found.scores.shape[1]], slots[:, : found.slots.shape[1]] = found.scores, found.slots
+        slots.masked_fill_(scores == -math.inf, -1)
+        shape = (*queries.shape[:-1], k)
+        return Hits(scores.reshape(shape).to(queries), slots.reshape(shape).to(queries.device))
+
+    @abc.abstractmethod
+    def _search(self, queries: Tensor, k: int) -> Hits:
+        """As above for queries `(N, E)` of the keys' dtype and device; fewer columns where fewer slots are present."""
+
+    def add(self, keys: Tensor) -> Tensor:
+        """Adds slots; returns their numbers, `(n,)`, which follow those there are.
+
+        Arguments:
+            keys: Their keys, with shape `(n, E)`.
+
+        Raises:
+            ValueError: If the keys do not fit.
+        """
+        new = self._checked(keys, self.dim).to(self.keys)
+        slots = torch.arange(self.num_slots, self.num_slots + len(new), device=self.keys.device)
+        self.keys = torch.cat([self.keys, new])
+        self.present = torch.cat([self.present, self.present.new_ones(len(new))])
+        self._changed(slots)
+        return slots
+
+    def remove(self, slots: Tensor) -> None:
+        """Removes slots: they are not found any more. Their numbers are not given again.
+
+        Arguments:
+            slots: Their numbers, integers `(n,)`.
+
+        Raises:
+            IndexError: If one is not a slot.
+        """
+        self.present[self._in_range(slots)] = False
+        self._changed(slots)
+
+    def update(self, slots: Tensor, keys: Tensor) -> None:
+        """Replaces the keys of slots, after what they were computed with has changed.
+
+        Arguments:
+            slots: The slots, integers `(n,)`.
+            keys: Their new keys, with shape `(n, E)`.
+
+        Raises:
+            ValueError: If the keys do not fit.
+            IndexError: If one is not a slot.
+        """
+        self.keys[self._in_range(slots)] = self._checked(keys, self.dim).to(self.keys)
+        self._changed(slots)
+
+    def _in_range(self, slots: Tensor) -> Tensor:
+        if bool(((slots < 0) | (slots >= self.num_slots)).any()):
+            raise IndexError(f"slots: expected 0..{self.num_slots - 1}, got {slots.min()}..{slots.max()}.")
+        return slots.to(self.keys.device)
+
+    def _changed(self, slots: Tensor) -> None:  # noqa: B027  # an index that looks at the keys has nothing to do
+        """Called with slots whose keys, or whose presence, have changed."""
+
+    def rebuild(self, keys: Tensor | None = None) -> None:
+        """Builds whatever the search needs anew; after most keys were updated, it finds more.
+
+        Arguments:
+            keys: New keys of all slots, with shape `(S, E)`. Default: those there are.
+
+        Raises:
+            ValueError: If the keys do not fit.
+        """
+        if keys is not None:
+            if len(keys) != len(self.keys):
+                raise ValueError(f"keys: expected {len(self.keys)}, one a slot, got {len(keys)}.")
+            self.keys.copy_(self._checked(keys, self.dim))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} of {self.num_slots} slots, keys of {self.dim})"
+
+
+class ExactIndex(AddressIndex):
+    """Exact search: every key, some at a time.
+
+    Arguments:
+        keys: One key a slot, with shape `(S, E)`; the search runs on their device, in their dtype.
+
+    Raises:
+        ValueError: If the keys are not a matrix of finite numbers.
+
+    Example:
+        >>> index = ExactIndex(torch.eye(4))
+        >>> index.search(torch.tensor([0.1, 0.0, 0.9, 0.5]), 2).slots
+        tensor([2, 3])
+        >>> index.remove(torch.tensor([2]))
+        >>> index.add(torch.tensor([[0.0, 0.0, 5.0, 0.0]])), index.search(torch.tensor([0.1, 0.0, 0.9, 0.5]), 2).slots
+        (tensor([4]), tensor([4, 3]))
+    """
+
+    def _search(self, queries: Tensor, k: int) -> Hits:
+        return _exact(queries, self.keys, self.present, k)
+
+
+def _exact(queries: Tensor, keys: Tensor, present: Tensor, k: int) -> Hits:
+    """The best of all keys; only the best of a block of them are kept."""
+    best: list[Hits] = []
+    size = max(k, BLOCK // max(1, len(queries)))
+    for start in range(0, len(keys), size):
+        with torch.autocast(keys.device.type, enabled=False):
+            scores = queries @ keys[start : start + size].mT
+        scores.masked_fill_(~present[start : start + size], -math.inf)
+        top = scores.topk(min(k, scores.shape[1]), dim=-1)
+        best = [merge_hits([*best, Hits(top.values, top.indices + start)], k)]
+    return best[0]
+
+
+class FaissIndex(AddressIndex):
+    """Search by faiss on the processor: a small part of the keys is looked at.
+
+    Keys that were added or updated since are searched exactly beside it, until they are 5 % of all and are moved in.
+
+    References:
+        | The Faiss library (Douze et al., 2024) https://arxiv.org/abs/2401.08281
+        | Efficient and robust approximate nearest neighbor search using Hierarchical Navigable Small World graphs
+        | (Malkov, Yashunin, 2018) https://arxiv.org/abs/1603.09320
+
+    Arguments:
+        keys: One key a slot, with shape `(S, E)`.
+        kind: `"ivf"` groups the keys around centres and searches the groups nearest to the query; `"hnsw"` walks a
+            graph of near keys, which takes longer to build, and least time a query; `"flat"` looks at all.
+        effort: How many groups (`"ivf"`) or nodes of the graph (`"hnsw"`) a search looks at: more find more. Default:
+            two square roots of the groups, 128 nodes.
+
+    Raises:
+        ValueError: If there is no such kind, or the keys are not a matrix of finite numbers.
+        ImportError: If faiss is not installed.
+
+    Example:
+        >>> index = FaissIndex(torch.eye(64), kind="flat")
+        >>> index.search(torch.eye(64)[5], 1).slots
+        tensor([5])
+    """
+
+    def __init__(self, keys: Tensor, kind: Kind = "ivf", effort: int | None = None) -> None:
+        if kind not in get_args(Kind):
+            raise ValueError(f"kind: expected one of {get_args(Kind)}, got {kind!r}.")
+        if effort is not None and effort < 1:
+            raise ValueError(f"effort: expected at least 1, got {effort}.")
+        self._faiss: Any = require("faiss", "faiss")
+        super().__init__(keys.float().cpu())
+        self.kind = kind
+        self.effort = effort
+        self.rebuild()
+
+    def rebuild(self, keys: Tensor | None = None) -> None:
+        super().rebuild(keys)
+        faiss, table = self._faiss, self.keys.numpy()
+        if self.kind == "flat":
+            self._index = faiss.IndexFlatIP(self.dim)
+        elif self.kind == "hnsw":
+            self._index = faiss.IndexHNSWFlat(self.dim, 32, faiss.METRIC_INNER_PRODUCT)
+        else:
+            # faiss asks for 39 keys a group at least to learn the centres from.
+            groups = max(1, min(math.isqrt(len(table)), len(table) // 39))
+            self._centres = faiss.IndexFlatIP(self.dim)
+            self._index = faiss.IndexIVFFlat(self._centres, self.dim, groups, faiss.METRIC_INNER_PRODUCT)
+            self._index.cp.max_points_per_centroid = 64
+            self._index.train(table)
+        self._index.add(table)
+        # Of which slots the faiss index knows the key they have now, and which are searched beside it.
+        self._known = self.present.clone()
+        self._beside = torch.zeros_like(self.present)
+
+    def _changed(self, slots: Tensor) -> None:
+        more = self.num_slots - len(self._known)
+        self._known = torch.cat([self._known, self._known.new_zeros(more)])
+        self._beside = torch.cat([self._beside, self._beside.new_zeros(more)])
+        self._known[slots] = False
+        self._beside[slots] = self.present[slots]
+        if int(self._beside.sum()) > max(FOLDED_LEAST, FOLDED_SHARE * self.num_slots):
+            self._fold()
+
+    def _fold(self) -> None:
+        """Moves the keys from beside the index into it."""
+        if self.kind != "ivf":
+            self.rebuild()
+            return
+        # The centres stay: learning them takes longer than all the rest.
+        slots = self._beside.nonzero().squeeze(-1)
+        self._index.remove_ids(self._faiss.IDSelectorBatch((~self._known).nonzero().squeeze(-1).numpy()))
+        self._index.add_with_ids(self.keys[slots].numpy(), slots.numpy())
+        self._known[slots] = True
+        self._beside[slots] = False
+
+    def _search(self, queries: Tensor, k: int) -> Hits:
+        scores, slots = self._index.search(queries.numpy(), k, params=self._parameters())
+        found, beside = Hits(torch.from_numpy(scores), torch.from_numpy(slots)), self._beside.nonzero().squeeze(-1)
+        found = Hits(found.scores.masked_fill(found.slots < 0, -math.inf), found.slots)
+        if len(beside) == 0:
+            return found
+        exact = _exact(queries, self.keys[beside], self.present[beside], k)
+        return merge_hits([found, Hits(exact.scores, beside[exact.slots])], k)
+
+    def _parameters(self) -> Any:
+        faiss, settings = self._faiss, {}
+        if not bool(self._known.all()):
+            packed = torch.nn.functional.pad(self._known, (0, -len(self._known) % 8)).reshape(-1, 8)
+            weights = 2 ** torch.arange(8, dtype=torch.uint8)
+            settings["sel"] = faiss.IDSelectorBitmap((packed * weights).sum(-1).to(torch.uint8).numpy())
+        if self.kind == "flat":
+            return faiss.SearchParameters(**settings)
+        if self.kind == "hnsw":
+            return faiss.SearchParametersHNSW(efSearch=self.effort or 128, **settings)
+        effort = min(self.effort or math.ceil(2 * math.sqrt(self._index.nlist)), self._index.nlist)
+        return faiss.SearchParametersIVF(nprobe=effort, **settings)
+
+    def __repr__(self) -> str:
+        return f"{super().__repr__()[:-1]}, {self.kind})"

@@ -1,0 +1,357 @@
+"""What a memory with addresses is compared with: no memory, one that is read softly, and statistics of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vmem._utils.precision import full_precision, no_autocast
+from pyro_vmem.memory import EncodedMemory, Memory, Template
+from pyro_vmem.model.vma import VMA
+from pyro_vmem.parts import (
+    AddressGuide,
+    Decoder,
+    Encoder,
+    LatentGuide,
+    LatentPrior,
+    Likelihood,
+    SimilarityGuide,
+    StandardPrior,
+    UniformPrior,
+    over_slots,
+)
+
+__all__ = [
+    "NoMemoryVAE",
+    "SetStatisticsVAE",
+    "SoftAttentionDecoder",
+    "SoftAttentionGuide",
+    "SoftAttentionVAE",
+    "UniformGuide",
+]
+
+
+class UniformGuide(AddressGuide):
+    r"""The guide that looks nowhere: :math:`q(a | M, x) = 1/S`. With a uniform prior, addresses cost and tell nothing.
+
+    Example:
+        >>> memory = Memory(torch.rand(4, 8))
+        >>> UniformGuide()(EncodedMemory(memory, Template(memory.templates, torch.rand(4, 16))),
+        ...     Template(torch.rand(3, 8), torch.rand(3, 16))).probs.shape
+        torch.Size([3, 4])
+    """
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        return over_slots(memory.templates.new_zeros(*x.leading_shape, memory.num_slots), memory)
+
+
+class _Baseline(VMA):
+    """A model with the networks of a VMA, in which addresses are idle: uniform in model and guide, and not read."""
+
+    def __init__(
+        self,
+        latent_prior: LatentPrior,
+        likelihood: Likelihood,
+        latent_guide: LatentGuide,
+        template_encoder: Encoder | None = None,
+        x_encoder: Encoder | None = None,
+        name: str = "vma",
+    ) -> None:
+        super().__init__(
+            UniformPrior(), latent_prior, likelihood, UniformGuide(), latent_guide, template_encoder, x_encoder, name
+        )
+
+    @classmethod
+    def like(cls, vma: VMA) -> Self:
+        """The baseline that has the networks of a VMA: the same sizes, the same budget, the same weights to start from.
+
+        Arguments:
+            vma: A model, as yet untrained; its networks become the baseline's.
+        """
+        return cls(StandardPrior(vma.latent_dim), vma.likelihood, vma.latent_guide, vma.template_encoder, vma.x_encoder)
+
+    @classmethod
+    def for_images(cls, *args: Any, **kwargs: Any) -> Self:
+        """As :meth:`VMA.for_images`."""
+        return cls.like(VMA.for_images(*args, **kwargs))
+
+    @classmethod
+    def for_vectors(cls, *args: Any, **kwargs: Any) -> Self:
+        """As :meth:`VMA.for_vectors`."""
+        return cls.like(VMA.for_vectors(*args, **kwargs))
+
+
+class NoMemoryVAE(_Baseline):
+    r"""A variational autoencoder: a VMA whose memory is ignored.
+
+    Generative process::
+
+        z ~ N(0, I)
+        x ~ p(x | z, t)      # t: one learned template in place of whatever is in memory
+
+    Networks are those of the VMA that it is compared with. The site `"a"` is there and idle, so that all that works on
+    a VMA works on this; its evidence does not depend on the memory, and :math:`KL(a)` is zero.
+
+    Arguments:
+        latent_prior: :math:`p(z)`; it sees the one template.
+        likelihood: :math:`p(x | z, t)`.
+        latent_guide: :math:`q(z | x)`; it sees the one template too.
+        template_encoder: Makes the features of the template.
+        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
+        name: The prefix of this model's parameters in Pyro's parameter store.
+
+    Example:
+        >>> vae = NoMemoryVAE.for_images((1, 12, 10), latent_dim=4)
+        >>> vae.generate(Memory(torch.rand(3, 1, 12, 10)), 2).shape
+        torch.Size([2, 1, 12, 10])
+    """
+
+    def __init__(
+        self,
+        latent_prior: LatentPrior,
+        likelihood: Likelihood,
+        latent_guide: LatentGuide,
+        template_encoder: Encoder | None = None,
+        x_encoder: Encoder | None = None,
+        name: str = "vma",
+    ) -> None:
+        super().__init__(latent_prior, likelihood, latent_guide, template_encoder, x_encoder, name)
+        self.template = nn.Parameter(torch.zeros(self.event_shape))
+
+    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
+        if isinstance(memory, EncodedMemory):
+            return memory
+        return _SameEverywhere(memory, _expanded(self.template_encoder(self.template), memory.batch_shape))
+
+
+class SetStatisticsVAE(_Baseline):
+    r"""A memory that is summarised: statistics of all of it, in which no order and no address is left.
+
+    Generative process::
+
+        s = rho( mean_a phi(h(m_a)) )    # pooled features; and the mean template, for a decoder that warps one
+        z ~ p(z | s)
+        x ~ p(x | z, s)
+
+    The guide is :math:`q(z | x, s)`. Of a memory of one class the statistics say what its members have in common; of
+    many classes they keep what a vector can hold. Nothing is sampled between memory and z, where the neural
+    statistician has a latent for the context. Networks are those of the VMA that it is compared with, beside
+    :math:`\phi` and :math:`\rho`. The site `"a"` is there and idle, so that all that works on a VMA works on this, and
+    :math:`KL(a)` is zero.
+
+    References:
+        | Towards a Neural Statistician (Edwards, Storkey, 2017), section 3, whose statistic network this is
+        | https://arxiv.org/abs/1606.02185
+        | Deep Sets (Zaheer et al., 2017) https://arxiv.org/abs/1703.06114
+
+    Arguments:
+        latent_prior: :math:`p(z | s)`; it sees the statistics in place of a template.
+        likelihood: :math:`p(x | z, s)`, likewise.
+        latent_guide: :math:`q(z | x, s)`, likewise.
+        template_encoder: Makes the features of templates.
+        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
+        name: The prefix of this model's parameters in Pyro's parameter store.
+
+    Example:
+        >>> model = SetStatisticsVAE.for_images((1, 12, 10), latent_dim=4)
+        >>> model.generate(Memory(torch.rand(3, 1, 12, 10)), 2).shape
+        torch.Size([2, 1, 12, 10])
+    """
+
+    def __init__(
+        self,
+        latent_prior: LatentPrior,
+        likelihood: Likelihood,
+        latent_guide: LatentGuide,
+        template_encoder: Encoder | None = None,
+        x_encoder: Encoder | None = None,
+        name: str = "vma",
+    ) -> None:
+        super().__init__(latent_prior, likelihood, latent_guide, template_encoder, x_encoder, name)
+        num_features = self.template_encoder.num_features
+        self.phi = nn.Sequential(nn.Linear(num_features, num_features), nn.ReLU())
+        self.rho = nn.Linear(num_features, num_features)
+
+    @classmethod
+    def like(cls, vma: VMA) -> Self:
+        return cls(vma.latent_prior, vma.likelihood, vma.latent_guide, vma.template_encoder, vma.x_encoder)
+
+    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
+        if isinstance(memory, EncodedMemory):
+            return memory
+        each: Template = self.template_encoder(memory.templates)
+        return _SameEverywhere(
+            memory,
+            Template(
+                _mean(memory, memory.templates),
+                self.rho(_mean(memory, self.phi(each.features))),
+                tuple(_mean(memory, m) for m in each.maps),
+            ),
+        )
+
+
+class SoftAttentionVAE(_Baseline):
+    r"""A memory that is read softly: a mixture of templates, whose weights the latent decides.
+
+    Generative process::
+
+        z ~ N(0, I)
+        w = softmax_a <h(m_a), g(z)> / ||h(m_a)||
+        x ~ p(x | z, sum_a w_a m_a)      # and so for the features of templates
+
+    The guide is :math:`q(z | x, M)`; it reads the memory in the same way, with weights from the target. What says where
+    to look is part of z, and paid for in :math:`KL(z)`. Networks are those of the VMA that it is compared with, beside
+    the two that give the weights. The site `"a"` is there and idle, so that all that works on a VMA works on this, and
+    :math:`KL(a)` is zero. The comparison is the paper's.
+
+    References:
+        | Variational Memory Addressing in Generative Models (Bornschein, Mnih, Zoran, Rezende, 2017)
+        | https://arxiv.org/abs/1709.07116
+
+    Arguments:
+        latent_prior: :math:`p(z)`; it cannot see the memory.
+        likelihood: :math:`p(x | z, M)`; :meth:`like` makes one that reads softly of any likelihood.
+        latent_guide: :math:`q(z | x, M)`, likewise.
+        template_encoder: Makes the features of templates.
+        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
+        name: The prefix of this model's parameters in Pyro's parameter store.
+
+    Example:
+        >>> model = SoftAttentionVAE.for_images((1, 12, 10), latent_dim=4)
+        >>> model.generate(Memory(torch.rand(3, 1, 12, 10)), 2).shape
+        torch.Size([2, 1, 12, 10])
+    """
+
+    @classmethod
+    def like(cls, vma: VMA) -> Self:
+        num_features = vma.template_encoder.num_features
+        network = SoftAttentionDecoder(vma.likelihood.network, num_features)
+        return cls(
+            StandardPrior(vma.latent_dim),
+            type(vma.likelihood)(**(vma.likelihood.arguments() | {"network": network})),
+            SoftAttentionGuide(vma.latent_guide, num_features),
+            vma.template_encoder,
+            vma.x_encoder,
+        )
+
+    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
+        if isinstance(memory, EncodedMemory):
+            return memory
+        return _ReadAsAWhole(memory, self.template_encoder(memory.templates))
+
+
+class _SameEverywhere(EncodedMemory):
+    """A memory in which every slot reads the same; `encoded` is that one template, with leading shape `batch_shape`."""
+
+    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as EncodedMemory's
+        return _expanded(self.encoded, _leading(a, self))
+
+    def _map(self, fn: Any) -> EncodedMemory:
+        mapped = super()._map(fn)
+        return _SameEverywhere(mapped, mapped.encoded)
+
+
+@dataclass(frozen=True, eq=False)
+class _Whole(Template):
+    """All of a memory, as what is read at any address; what it looks like depends on the weights of its slots."""
+
+    memory: EncodedMemory = field(kw_only=True)
+
+    def mixture(self, weights: Tensor) -> Template:
+        """The mixture of templates with weights `(*, S)`."""
+        encoded, shared = self.memory.encoded, not self.memory.per_datapoint
+
+        def mix(values: Tensor) -> Tensor:
+            event = values.shape[1:] if shared else values.shape[2:]
+            rows = values.reshape(*values.shape[: values.dim() - len(event)], -1)
+            w = weights.to(values.dtype)
+            mixed = w @ rows if shared else torch.einsum("...bs,bse->...be", w, rows)
+            return mixed.reshape(*mixed.shape[:-1], *event)
+
+        with no_autocast(weights):
+            raw = mix(self.memory.templates)
+        return Template(raw, mix(encoded.features), tuple(mix(m) for m in encoded.maps))
+
+
+class _ReadAsAWhole(EncodedMemory):
+    """A memory of which every address reads all."""
+
+    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as EncodedMemory's
+        leading, raw, features = _leading(a, self), self.templates, self.features
+        # Nothing can be seen of it without weights.
+        return _Whole(
+            raw.new_zeros(()).expand(*leading, *self.event_shape),
+            features.new_zeros(()).expand(*leading, features.shape[-1]),
+            memory=self,
+        )
+
+    def _map(self, fn: Any) -> EncodedMemory:
+        mapped = super()._map(fn)
+        return _ReadAsAWhole(mapped, mapped.encoded)
+
+
+class SoftAttentionDecoder(Decoder):
+    """A decoder that is given a mixture of the templates, with weights from the latent."""
+
+    def __init__(self, inner: Decoder, num_features: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.num_features = num_features
+        self.event_shape, self.latent_dim = inner.event_shape, inner.latent_dim
+        self.query = nn.Sequential(nn.Linear(self.latent_dim, num_features), nn.ReLU())
+        self.attention = SimilarityGuide(num_features, normalise="memory", temperature=1.0, tied=False)
+
+    def forward(self, z: Tensor, template: Template) -> Tensor:
+        assert isinstance(template, _Whole)
+        weights = self.attention(template.memory, Template(z, self.query(z))).probs
+        decoded: Tensor = self.inner(z, template.mixture(weights))
+        return decoded
+
+    def shift_output(self, value: float) -> None:
+        self.inner.shift_output(value)
+
+
+class SoftAttentionGuide(LatentGuide):
+    """A guide of the latent that is given a mixture of the templates, with weights from the target."""
+
+    def __init__(self, inner: LatentGuide, num_features: int) -> None:
+        super().__init__()
+        self.inner = inner
+        self.num_features = num_features
+        self.latent_dim = inner.latent_dim
+        self.attention = SimilarityGuide(num_features)
+
+    def forward(self, x: Template, template: Template) -> dist.Distribution:
+        assert isinstance(template, _Whole)
+        q = self.inner(x, template.mixture(self.attention(template.memory, x).probs))
+        return q.expand(torch.broadcast_shapes(q.batch_shape, template.leading_shape))
+
+
+def _expanded(template: Template, leading: torch.Size) -> Template:
+    """A template with more leading dims; no copy."""
+    dims = len(template.leading_shape)
+    return Template(
+        template.raw.expand(*leading, *template.raw.shape[dims:]),
+        template.features.expand(*leading, *template.features.shape[dims:]),
+        tuple(m.expand(*leading, *m.shape[dims:]) for m in template.maps),
+    )
+
+
+def _mean(memory: Memory, values: Tensor) -> Tensor:
+    """The mean of `values`, `(S, ...)` or `(B, S, ...)`, over the slots in use."""
+    dim = len(memory.batch_shape)
+    exact = full_precision(values)
+    if memory.mask is None:
+        return exact.mean(dim).to(values.dtype)
+    shares = memory.mask.to(exact.dtype) / memory.slots_in_use.unsqueeze(-1)
+    shares = shares.reshape(*shares.shape, *[1] * (exact.dim() - shares.dim()))
+    return (shares * exact).sum(dim).to(values.dtype)
+
+
+def _leading(a: Tensor, memory: Memory) -> torch.Size:
+    """The leading dims of what is read at the addresses `a`."""
+    return torch.broadcast_shapes(a.shape, memory.batch_shape)

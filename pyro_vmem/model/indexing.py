@@ -1,0 +1,326 @@
+"""The keys of a memory's slots: computed, kept fresh while a model is trained, and how old they have become."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, PackedMemory, recall
+from pyro_vmem.model.vma import VMA
+from pyro_vmem.parts import AddressGuide, IndexedGuide, KeyedGuide
+
+__all__ = ["FreshKeys", "KeyRefresher", "Staleness", "add_templates", "index_memory", "slot_keys", "staleness"]
+
+
+def keyed(guide: AddressGuide) -> KeyedGuide:
+    """The guide whose keys are searched, inside of others such as :class:`IndexedGuide`.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    inner: object = guide
+    while not isinstance(inner, KeyedGuide):
+        if not isinstance(inner, AddressGuide):
+            raise ValueError(
+                f"vma: its address guide, {guide!r}, has no keys to search. Use IndexedGuide(SimilarityGuide(...))."
+            )
+        inner = getattr(inner, "inner", None)
+    return inner
+
+
+@torch.no_grad()
+def slot_keys(
+    vma: VMA, memory: PackedMemory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
+) -> Tensor:
+    """The keys of slots as the model has them now: their templates are read and encoded, some at a time.
+
+    Arguments:
+        vma: The model.
+        memory: The memory.
+        slots: Which slots, integers `(n,)`; by default all.
+        batch_size: How many templates are encoded at once.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The keys, with shape `(n, E)`.
+
+    Raises:
+        ValueError: If the guide has no keys, or the memory does not fit the model.
+    """
+    vma.check(memory, None)
+    guide = keyed(vma.address_guide)
+    slots = torch.arange(memory.num_slots, device=memory.device) if slots is None else slots
+    batches = tqdm(slots.split(batch_size), desc="keys", unit="batch", disable=not progress)
+    return torch.cat([guide.keys(vma.template_encoder(memory.read(some)).features) for some in batches])
+
+
+def index_memory(
+    vma: VMA,
+    memory: PackedMemory,
+    kind: Literal["exact", "flat", "ivf", "hnsw"] = "exact",
+    *,
+    effort: int | None = None,
+    batch_size: int = 1024,
+    progress: bool = False,
+) -> AddressIndex:
+    """Makes the index of a memory from the keys of its slots, and attaches it: `memory.index`.
+
+    Arguments:
+        vma: The model, whose address guide is an :class:`IndexedGuide`.
+        memory: The memory.
+        kind: `"exact"`, or one of :class:`FaissIndex`: `"ivf"` for a memory that is trained with, `"hnsw"` for one that
+            stays as it is.
+        effort: As of :class:`FaissIndex`.
+        batch_size: How many templates are encoded at once.
+        progress: Whether to show a progress bar.
+
+    Returns:
+        The index.
+
+    Raises:
+        ValueError: If there is no such kind, the guide has no keys, or the memory does not fit the model.
+        ImportError: If the kind is one of faiss and that is not installed.
+
+    Example:
+        >>> from pyro_vmem import IndexedGuide, SimilarityGuide
+        >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
+        >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
+        >>> index_memory(vma, memory)
+        ExactIndex(5000 of 5000 slots, keys of 64)
+        >>> with torch.no_grad():
+        ...     vma.address_guide(vma.encode(memory), vma.encode_x(torch.rand(3, 8))).kept_values.shape
+        torch.Size([3, 4])
+    """
+    keys = slot_keys(vma, memory, batch_size=batch_size, progress=progress)
+    index = ExactIndex(keys) if kind == "exact" else FaissIndex(keys, kind, effort)
+    if memory.mask is not None:
+        index.remove((~memory.mask).nonzero().squeeze(-1))
+    memory.index = index
+    return index
+
+
+def add_templates(vma: VMA, memory: PackedMemory, templates: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Adds templates to a memory and their keys to its index, without retraining: the next lookup finds them.
+
+    Arguments:
+        vma: The model.
+        memory: The memory, which is changed. To take slots away: `memory.remove(slots)`.
+        templates: The templates, with shape `(n, *event)`.
+        labels: Their classes, integers `(n,)`, if the memory has labels.
+
+    Returns:
+        Their slots, integers `(n,)`.
+
+    Raises:
+        ValueError: If they do not fit the memory.
+
+    Example:
+        >>> from pyro_vmem import IndexedGuide, SimilarityGuide
+        >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
+        >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
+        >>> index = index_memory(vma, memory)
+        >>> add_templates(vma, memory, torch.ones(2, 8)), len(index)
+        (tensor([5000, 5001]), 5002)
+    """
+    # What is packed is what is read later, so that is what the keys are of.
+    packed = PackedMemory.pack(templates, memory.bits).to(memory.device, memory.dtype)
+    assert isinstance(packed, PackedMemory)
+    return memory.add(templates, labels, None if memory.index is None else slot_keys(vma, packed))
+
+
+@dataclass(frozen=True, eq=False)
+class Staleness:
+    r"""How old the keys of an index are, as :func:`staleness` found it.
+
+    Attributes:
+        overlap: The share of the k most probable slots by fresh keys that are so by the cached ones, `(B,)`.
+        missed: The share of the probability of the k most probable slots, by fresh keys, that those by the cached ones
+            do not have, `(B,)`.
+        drift: How far keys have moved, as a share of their length; root mean squares.
+        num_slots: How many slots were looked at.
+    """
+
+    overlap: Tensor
+    missed: Tensor
+    drift: float
+    num_slots: int
+
+
+@torch.no_grad()
+def staleness(
+    vma: VMA, memory: PackedMemory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: int = 0
+) -> Staleness:
+    """Measures how much the cached keys of a memory's index would have fresh ones find other slots.
+
+    The search is exact by both, so that what an approximate index misses is not counted; that is
+    :func:`pyro_vmem.memory.index.recall`.
+
+    Arguments:
+        vma: The model as it is now.
+        memory: The memory, with an index.
+        x: Targets to look up, with shape `(B, *event)`.
+        k: How many slots are looked up.
+        sample: How many slots, drawn at random, are encoded again and looked among; None for all.
+        seed: Seeds which.
+
+    Raises:
+        ValueError: If the memory has no index, `k` is less than 1, or memory or x do not fit the model.
+
+    Example:
+        >>> from pyro_vmem import IndexedGuide, SimilarityGuide
+        >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
+        >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
+        >>> index = index_memory(vma, memory)
+        >>> staleness(vma, memory, torch.rand(3, 8)).overlap
+        tensor([1., 1., 1.])
+    """
+    index = _index_of(memory)
+    vma.check(memory, x)
+    slots = index.slots
+    if sample is not None and sample < len(slots):
+        slots = slots[
+            torch.randperm(len(slots), generator=torch.Generator().manual_seed(seed))[:sample].to(slots.device)
+        ]
+    fresh, cached = slot_keys(vma, memory, slots.to(memory.device)), index.keys_of(slots)
+    queries = keyed(vma.address_guide).queries(vma.encode_x(x).features)
+    by_fresh, by_cached = ExactIndex(fresh).search(queries, k), ExactIndex(cached.to(fresh)).search(queries, k)
+    scores = (fresh[by_cached.slots] * queries.unsqueeze(-2)).sum(-1).masked_fill(by_cached.slots < 0, -torch.inf)
+    # No more is found than there is, though rounding might say so where both find the same.
+    log_missing = (by_fresh.scores.logsumexp(-1) - scores.logsumexp(-1)).clamp(min=0)
+    return Staleness(
+        overlap=recall(by_cached, by_fresh),
+        missed=1 - (-log_missing).exp(),
+        drift=_drift(fresh, cached.to(fresh)),
+        num_slots=len(slots),
+    )
+
+
+class KeyRefresher:
+    """Keeps the keys of a memory's index fresh in a training loop of your own: each step some slots, in turn.
+
+    No key is older than `num_slots / slots_a_step` steps. :func:`pyro_vmem.fit` does it by itself.
+
+    Arguments:
+        vma: The model that is trained.
+        memory: The memory, with an index.
+        slots_a_step: How many slots are encoded again each step.
+
+    Raises:
+        ValueError: If the memory has no index, or `slots_a_step` is less than 1.
+
+    Example:
+        >>> from pyro_vmem import IndexedGuide, SimilarityGuide
+        >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
+        >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
+        >>> index = index_memory(vma, memory)
+        >>> refresher = KeyRefresher(vma, memory, slots_a_step=100)
+        >>> refresher.step()  # after svi.step(...): how far those keys had moved
+        0.0
+    """
+
+    def __init__(self, vma: VMA, memory: PackedMemory, slots_a_step: int = 256) -> None:
+        if slots_a_step < 1:
+            raise ValueError(f"slots_a_step: expected at least 1, got {slots_a_step}.")
+        _index_of(memory)
+        self.vma, self.memory, self.slots_a_step = vma, memory, slots_a_step
+        self.next_slot = 0
+
+    def step(self) -> float:
+        """Refreshes the next slots; returns how far their keys had moved, as :attr:`Staleness.drift`."""
+        index = _index_of(self.memory)
+        count = min(self.slots_a_step, index.num_slots)
+        slots = (torch.arange(count, device=self.memory.device) + self.next_slot) % index.num_slots
+        self.next_slot = int(slots[-1] + 1) % index.num_slots
+        fresh = slot_keys(self.vma, self.memory, slots)
+        drift = _drift(fresh, index.keys_of(slots).to(fresh))
+        index.update(slots, fresh)
+        return drift
+
+    def refresh(self, *, batch_size: int = 1024, progress: bool = False) -> float:
+        """Refreshes all slots at once and builds the index anew; returns as :meth:`step` does."""
+        index = _index_of(self.memory)
+        fresh = slot_keys(self.vma, self.memory, batch_size=batch_size, progress=progress)
+        drift = _drift(fresh, index.keys_of(torch.arange(index.num_slots, device=fresh.device)).to(fresh))
+        index.rebuild(fresh)
+        return drift
+
+
+class FreshKeys:
+    """The indexes that a training run meets: their keys refreshed some each step, and how old they are.
+
+    Arguments:
+        vma: The model that is trained.
+        slots_a_step: As of :class:`KeyRefresher`; 0 refreshes none.
+        resumed: Whether the keys may be of other weights than the run's: then each index is refreshed when it is met.
+
+    Example:
+        >>> from pyro_vmem import IndexedGuide, SimilarityGuide
+        >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
+        >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
+        >>> index, x = index_memory(vma, memory), torch.rand(3, 8)
+        >>> fresh = FreshKeys(vma, slots_a_step=100)
+        >>> fresh.meet(memory)  # before a step
+        >>> fresh.step(memory)  # after it
+        >>> {name: round(value, 3) for name, value in fresh.row(memory, x).items()}
+        {'key_overlap': 1.0, 'key_missed': 0.0, 'key_drift': 0.0}
+    """
+
+    def __init__(self, vma: VMA, slots_a_step: int, resumed: bool = False) -> None:
+        self.vma, self.slots_a_step, self.resumed = vma, slots_a_step, resumed
+        guide: object = vma.address_guide
+        while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
+            guide = getattr(guide, "inner", None)
+        self.k = guide.k if isinstance(guide, IndexedGuide) else 0
+        self._met: dict[AddressIndex, KeyRefresher] = {}
+
+    def wants(self, memory: Memory) -> bool:
+        """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
+        indexed = isinstance(memory, PackedMemory) and memory.index is not None
+        return self.slots_a_step > 0 and self.k > 0 and indexed
+
+    def meet(self, memory: Memory) -> None:
+        """Takes note of a memory before a step on it; the first time in a resumed run, all its keys are refreshed."""
+        if not self.wants(memory):
+            return
+        assert isinstance(memory, PackedMemory)
+        assert memory.index is not None
+        new = memory.index not in self._met
+        if new:
+            self._met[memory.index] = KeyRefresher(self.vma, memory, self.slots_a_step)
+        self._met[memory.index].memory = memory  # which may have been moved, or have grown
+        if new and self.resumed:
+            self._met[memory.index].refresh()
+
+    def step(self, memory: Memory) -> None:
+        """Refreshes the next slots of a memory that was met."""
+        if self.wants(memory):
+            assert memory.index is not None
+            self._met[memory.index].step()
+
+    def row(self, memory: Memory, x: Tensor) -> dict[str, float]:
+        """How old the keys of a memory are for targets `(B, *event)`: means of :class:`Staleness`; or nothing."""
+        if not self.wants(memory):
+            return {}
+        assert isinstance(memory, PackedMemory)
+        found = staleness(self.vma, memory, x, self.k)
+        means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}
+        return means | {"key_drift": found.drift}
+
+    def refresh(self, progress: bool = False) -> None:
+        """Refreshes all keys of all memories that were met."""
+        for refresher in self._met.values():
+            refresher.refresh(progress=progress)
+
+
+def _index_of(memory: PackedMemory) -> AddressIndex:
+    if memory.index is None:
+        raise ValueError("memory: it has no index. Make one with index_memory(vma, memory).")
+    return memory.index
+
+
+def _drift(fresh: Tensor, cached: Tensor) -> float:
+    return float((fresh - cached).norm() / fresh.norm())

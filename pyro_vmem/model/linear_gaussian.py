@@ -1,0 +1,211 @@
+"""The oracle: a linear-Gaussian memory model whose evidence and posteriors are known exactly."""
+
+from __future__ import annotations
+
+import math
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor, nn
+
+from pyro_vmem.memory import EncodedMemory, Memory, Template
+from pyro_vmem.model.vma import VMA
+from pyro_vmem.parts import (
+    AddressGuide,
+    AddressPrior,
+    Decoder,
+    LatentGuide,
+    LatentPrior,
+    Likelihood,
+    UniformPrior,
+    over_slots,
+)
+
+__all__ = ["LinearGaussianMemory"]
+
+
+class LinearGaussianMemory(nn.Module):
+    r"""A memory model that is linear and Gaussian given the address, so that everything about it is known.
+
+    Generative process::
+
+        a ~ p(a | M)                              # any address prior
+        z ~ N(C m_a + d, diag(tau^2))
+        x ~ N(W z + V m_a + b, s^2 I)
+
+    Hence :math:`p(x | m_a) = N(x;\, W (C m_a + d) + V m_a + b,\; W \mathrm{diag}(\tau^2) W^\top + s^2 I)`, and the
+    evidence :math:`p(x | M)` and the posteriors of a and z follow in closed form. Tests, notebooks and users check
+    estimators against it. The idea is that of `sbi`'s linear-Gaussian simulator.
+
+    Arguments:
+        dim: The length :math:`X` of an observation, and of a template.
+        latent_dim: The length :math:`D` of the latent.
+        noise: The scale :math:`s > 0` of the likelihood.
+        address_prior: :math:`p(a | M)`; uniform by default.
+        generator: Draws the matrices; with the same state it gives the same model.
+
+    Raises:
+        ValueError: If `noise` is not positive.
+
+    Example:
+        >>> model = LinearGaussianMemory(dim=3, latent_dim=2, generator=torch.Generator().manual_seed(0))
+        >>> memory, x = Memory(torch.randn(5, 3)), torch.randn(4, 3)
+        >>> model.log_evidence(memory, x).shape, model.address_posterior(memory, x).probs.shape
+        (torch.Size([4]), torch.Size([4, 5]))
+        >>> model.vma(exact=True).generate(memory, 2).shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self,
+        dim: int = 3,
+        latent_dim: int = 2,
+        noise: float = 0.5,
+        address_prior: AddressPrior | None = None,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        super().__init__()
+        if not noise > 0:
+            raise ValueError(f"noise: expected a positive number, got {noise}.")
+
+        def matrix(rows: int, columns: int) -> nn.Parameter:
+            return nn.Parameter(torch.randn(rows, columns, generator=generator) / math.sqrt(columns))
+
+        self.dim, self.latent_dim = dim, latent_dim
+        self.to_latent = matrix(latent_dim, dim)  # C
+        self.latent_offset = nn.Parameter(torch.randn(latent_dim, generator=generator))  # d
+        self.latent_log_scale = nn.Parameter(0.3 * torch.randn(latent_dim, generator=generator))  # log tau
+        self.loading = matrix(dim, latent_dim)  # W
+        self.skip = matrix(dim, dim)  # V
+        self.offset = nn.Parameter(torch.randn(dim, generator=generator))  # b
+        self.log_noise = nn.Parameter(torch.tensor(noise).log())  # log s
+        self.address_prior = address_prior or UniformPrior()
+
+    # Closed forms
+
+    def slot_log_evidence(self, memory: Memory, x: Tensor) -> Tensor:
+        r""":math:`\log p(x | m_a)` of each target from each slot, in nats.
+
+        Arguments:
+            memory: The memory, with templates `(S, X)` or `(B, S, X)`.
+            x: The targets, with shape `(B, X)`.
+
+        Returns:
+            Nats, with shape `(B, S)`.
+        """
+        mean = self.latent_mean(memory.templates) @ self.loading.mT + memory.templates @ self.skip.mT + self.offset
+        scaled = self.loading * self.latent_log_scale.exp()
+        identity = torch.eye(self.dim, dtype=x.dtype, device=x.device)
+        covariance = scaled @ scaled.mT + (2 * self.log_noise).exp() * identity
+        # one batch dim for targets, one for slots
+        log_prob: Tensor = dist.MultivariateNormal(mean, covariance).log_prob(x.unsqueeze(-2))
+        return log_prob
+
+    def log_evidence(self, memory: Memory, x: Tensor) -> Tensor:
+        r""":math:`\log p(x | M) = \log \sum_a p(a | M)\, p(x | m_a)`, in nats `(B,)`; arguments as above."""
+        return self._log_joint(memory, x).logsumexp(-1)
+
+    def address_posterior(self, memory: Memory, x: Tensor) -> dist.Categorical:
+        r""":math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`, with batch shape `(B,)`; arguments as above."""
+        return over_slots(self._log_joint(memory, x), memory)
+
+    def latent_posterior(self, x: Tensor, template: Tensor) -> dist.MultivariateNormal:
+        r""":math:`p(z | x, m_a)`, a Gaussian with precision :math:`\mathrm{diag}(\tau^{-2}) + W^\top W / s^2`.
+
+        Arguments:
+            x: The targets, with shape `(*, X)`.
+            template: The templates :math:`m_a`, with shape `(*, X)`; leading dims broadcast.
+        """
+        prior_precision = torch.diag_embed((-2 * self.latent_log_scale).exp())
+        noise_precision = (-2 * self.log_noise).exp()
+        precision = prior_precision + noise_precision * self.loading.mT @ self.loading
+        residual = x - template @ self.skip.mT - self.offset
+        information = self.latent_mean(template) @ prior_precision + noise_precision * residual @ self.loading
+        mean = torch.linalg.solve(precision, information.unsqueeze(-1)).squeeze(-1)
+        return dist.MultivariateNormal(mean, precision_matrix=precision)
+
+    def latent_mean(self, template: Tensor) -> Tensor:
+        r"""The mean :math:`C m_a + d` of :math:`p(z | m_a)`: `(*, X)` to `(*, D)`."""
+        return template @ self.to_latent.mT + self.latent_offset
+
+    def _log_joint(self, memory: Memory, x: Tensor) -> Tensor:
+        encoded = EncodedMemory(memory, Template(memory.templates, memory.templates))
+        return self.address_prior(encoded).logits + self.slot_log_evidence(memory, x)
+
+    # The same model as a VMA
+
+    def vma(
+        self,
+        exact: bool = True,
+        address_guide: AddressGuide | None = None,
+        latent_guide: LatentGuide | None = None,
+        name: str = "vma",
+    ) -> VMA:
+        """This model as a VMA: it shares its parameters with the closed forms.
+
+        Arguments:
+            exact: Whether the guide is the exact posterior. If not, give both guides.
+            address_guide: A guide of the address, in place of the exact posterior.
+            latent_guide: A guide of the latent, in place of the exact posterior.
+            name: The prefix of its parameters in Pyro's parameter store.
+
+        Raises:
+            ValueError: If `exact` is false and a guide is missing.
+        """
+        if not exact and (address_guide is None or latent_guide is None):
+            raise ValueError("exact: False needs both address_guide and latent_guide; give them, or exact=True.")
+        return VMA(
+            self.address_prior,
+            _LinearPrior(self),
+            _LinearLikelihood(_LinearDecoder(self)),
+            address_guide or _ExactAddressGuide(self),
+            latent_guide or _ExactLatentGuide(self),
+            name=name,
+        )
+
+
+class _LinearPrior(LatentPrior):
+    def __init__(self, reference: LinearGaussianMemory) -> None:
+        super().__init__()
+        self.reference, self.latent_dim = reference, reference.latent_dim
+
+    def forward(self, template: Template) -> dist.Distribution:
+        scale = self.reference.latent_log_scale.exp()
+        return dist.Normal(self.reference.latent_mean(template.raw), scale).to_event(1)
+
+
+class _LinearDecoder(Decoder):
+    def __init__(self, reference: LinearGaussianMemory) -> None:
+        super().__init__()
+        self.reference, self.latent_dim, self.event_shape = reference, reference.latent_dim, (reference.dim,)
+
+    def forward(self, z: Tensor, template: Template) -> Tensor:
+        r = self.reference
+        return z @ r.loading.mT + template.raw @ r.skip.mT + r.offset
+
+    def shift_output(self, value: float) -> None:
+        raise NotImplementedError("the reference model's parameters are given")
+
+
+class _LinearLikelihood(Likelihood):
+    def forward(self, z: Tensor, template: Template) -> dist.Distribution:
+        assert isinstance(self.network, _LinearDecoder)
+        return dist.Normal(self.network(z, template), self.network.reference.log_noise.exp()).to_event(1)
+
+
+class _ExactAddressGuide(AddressGuide):
+    def __init__(self, reference: LinearGaussianMemory) -> None:
+        super().__init__()
+        self.reference = reference
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        return self.reference.address_posterior(memory, x.raw)
+
+
+class _ExactLatentGuide(LatentGuide):
+    def __init__(self, reference: LinearGaussianMemory) -> None:
+        super().__init__()
+        self.reference, self.latent_dim = reference, reference.latent_dim
+
+    def forward(self, x: Template, template: Template) -> dist.Distribution:
+        return self.reference.latent_posterior(x.raw, template.raw)

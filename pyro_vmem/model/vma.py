@@ -1,0 +1,418 @@
+"""Variational memory addressing: the five parts as a Pyro model and guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyro_vmem._utils.param_store import register
+from pyro_vmem.distributions import sparse_probs
+from pyro_vmem.memory import EncodedMemory, LazyMemory, Memory, Template
+from pyro_vmem.model.checks import check_address, check_memory, check_targets
+from pyro_vmem.parts import (
+    AddressGuide,
+    AddressPrior,
+    BernoulliDecoder,
+    CausalBernoulliDecoder,
+    ConvDecoder,
+    ConvEncoder,
+    Encoder,
+    FlatEncoder,
+    GaussianDecoder,
+    GaussianGuide,
+    LatentGuide,
+    LatentPrior,
+    Likelihood,
+    MLPDecoder,
+    MLPEncoder,
+    Part,
+    SimilarityGuide,
+    TemplatePrior,
+    Templates,
+    UniformPrior,
+    WarpDecoder,
+)
+
+__all__ = ["VMA"]
+
+
+class VMA(Part):
+    r"""Variational memory addressing: a generative model with an external memory.
+
+    Generative process::
+
+        a ~ p(a | M)         # address: which slot
+        z ~ p(z | m_a)       # latent: how the template is varied
+        x ~ p(x | z, m_a)    # observation
+
+    Guide::
+
+        a ~ q(a | M, x)      # the target guides the lookup
+        z ~ q(z | x, m_a)
+
+    :meth:`model` and :meth:`guide` are ordinary Pyro programs with sites `"a"`, `"z"`, `"x"` in a plate `"data"`; the
+    VMA itself is an ordinary `torch.nn.Module`. Observations have shape `(B, *event)`.
+
+    References:
+        | Variational Memory Addressing in Generative Models (Bornschein, Mnih, Zoran, Rezende, 2017)
+        | https://arxiv.org/abs/1709.07116
+
+    Arguments:
+        address_prior: :math:`p(a | M)`.
+        latent_prior: :math:`p(z | m_a)`.
+        likelihood: :math:`p(x | z, m_a)`.
+        address_guide: :math:`q(a | M, x)`.
+        latent_guide: :math:`q(z | x, m_a)`.
+        template_encoder: Makes the features of templates that the parts read. Default: the flattened template.
+        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
+        name: The prefix of this model's parameters in Pyro's parameter store.
+        templates: What becomes of each memory before it is read, such as slots that are learned. Default: nothing.
+
+    Raises:
+        ValueError: If the parts do not fit together.
+
+    Example:
+        >>> from pyro.infer import SVI
+        >>> from pyro.optim import Adam
+        >>> from pyro_vmem.infer import VIMCO_ELBO
+        >>> vma = VMA.for_vectors(dim=5)
+        >>> svi = SVI(vma.model, vma.guide, Adam({"lr": 1e-3}), loss=VIMCO_ELBO(num_particles=4))
+        >>> loss = svi.step(Memory(torch.randn(10, 5)), torch.randn(3, 5))
+        >>> vma.generate(Memory(torch.randn(10, 5)), 2).shape
+        torch.Size([2, 5])
+    """
+
+    from_pretrained: ClassVar[Callable[[str], VMA]]  # of pretrained.py, which has to stand above what builds models
+
+    def __init__(
+        self,
+        address_prior: AddressPrior,
+        latent_prior: LatentPrior,
+        likelihood: Likelihood,
+        address_guide: AddressGuide,
+        latent_guide: LatentGuide,
+        template_encoder: Encoder | None = None,
+        x_encoder: Encoder | None = None,
+        name: str = "vma",
+        templates: Templates | None = None,
+    ) -> None:
+        super().__init__()
+        self.address_prior = address_prior
+        self.latent_prior = latent_prior
+        self.likelihood = likelihood
+        self.address_guide = address_guide
+        self.latent_guide = latent_guide
+        self.template_encoder = template_encoder or FlatEncoder(likelihood.event_shape)
+        self.x_encoder = x_encoder
+        self.name = name
+        self.templates = templates
+        for role in ("template_encoder", "x_encoder", "templates"):
+            part = getattr(self, role)
+            if part is not None and tuple(part.event_shape) != tuple(self.event_shape):
+                raise ValueError(
+                    f"{role}: it is for observations of shape {tuple(part.event_shape)}, the likelihood makes "
+                    f"{tuple(self.event_shape)}. Give both the same."
+                )
+        if latent_prior.latent_dim != latent_guide.latent_dim:
+            raise ValueError(
+                f"latent_guide: its latent_dim is {latent_guide.latent_dim}, the latent_prior's is "
+                f"{latent_prior.latent_dim}. Give both the same."
+            )
+
+    @classmethod
+    def for_images(
+        cls,
+        image_shape: Sequence[int] = (1, 28, 28),
+        latent_dim: int = 32,
+        num_features: int = 128,
+        width: int = 32,
+        decoder: Literal["warp", "conv"] = "warp",
+        pixels: Literal["independent", "causal"] = "independent",
+        ink: float = 0.1,
+        **parts: Any,
+    ) -> VMA:
+        """A convolutional VMA for binary images, of parts that work together; raises a `ValueError` if they do not.
+
+        Arguments:
+            image_shape: `(channels, height, width)`; any size.
+            latent_dim: The length `D` of the latent.
+            num_features: The length `F` of the features of templates and targets.
+            width: The channels of the convolutions at half resolution.
+            decoder: `"warp"`, or `"conv"` for a decoder that sees features of the template only.
+            pixels: `"independent"`, or `"causal"`: each also given those before it. A better density, a slower draw.
+            ink: The share of ink in the images, from which the decoder starts, in (0, 1).
+            parts: Any argument of :class:`VMA`, in place of the default part.
+
+        Example:
+            >>> VMA.for_images((1, 12, 10), latent_dim=4).generate(Memory(torch.rand(3, 1, 12, 10)), 2).shape
+            torch.Size([2, 1, 12, 10])
+        """
+        decoders = {"warp": WarpDecoder, "conv": ConvDecoder}
+        likelihoods = {"independent": (BernoulliDecoder, 0), "causal": (CausalBernoulliDecoder, 8)}
+        for name, value, choices in (("decoder", decoder, decoders), ("pixels", pixels, likelihoods)):
+            if value not in choices:
+                raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
+        likelihood, more = likelihoods[pixels]
+        sizes = (latent_dim, num_features, (width, 2 * width), width, image_shape[0] + more)
+        defaults: dict[str, Any] = {
+            "address_prior": UniformPrior(),
+            "latent_prior": TemplatePrior(latent_dim, num_features),
+            "likelihood": likelihood(decoders[decoder](image_shape, *sizes), ink),
+            "address_guide": SimilarityGuide(num_features),
+            "latent_guide": GaussianGuide(latent_dim, num_features),
+            "template_encoder": ConvEncoder(image_shape, num_features, width),
+        }
+        return cls(**(defaults | parts))
+
+    @classmethod
+    def for_vectors(
+        cls, dim: int, latent_dim: int = 8, num_features: int = 64, hidden: tuple[int, ...] = (64,), **parts: Any
+    ) -> VMA:
+        """A VMA of multilayer perceptrons for real vectors, of parts that work together.
+
+        Arguments:
+            dim: The length of one observation.
+            latent_dim: The length `D` of the latent.
+            num_features: The length `F` of the features of templates and targets.
+            hidden: The widths of the hidden layers of every network.
+            parts: Any argument of :class:`VMA`, in place of the default part.
+
+        Example:
+            >>> VMA.for_vectors(5).classify(Memory(torch.rand(3, 5), labels=torch.arange(3)), torch.rand(7, 5)).shape
+            torch.Size([7, 3])
+        """
+        defaults: dict[str, Any] = {
+            "address_prior": UniformPrior(),
+            "latent_prior": TemplatePrior(latent_dim, num_features, hidden),
+            "likelihood": GaussianDecoder(MLPDecoder((dim,), latent_dim, num_features, hidden)),
+            "address_guide": SimilarityGuide(num_features),
+            "latent_guide": GaussianGuide(latent_dim, num_features, hidden),
+            "template_encoder": MLPEncoder((dim,), num_features, hidden),
+        }
+        return cls(**(defaults | parts))
+
+    def replace(self, **parts: Any) -> Self:
+        """A model with other parts in place of some of this one's; all else is shared, weights included.
+
+        Training either trains what they share; `copy.deepcopy(vma).replace(...)` shares nothing. The name in Pyro's
+        parameter store is the same unless another `name` is given: with the same name, call `pyro.clear_param_store()`
+        before the new model is trained in an `SVI` loop.
+
+        Arguments:
+            parts: Any argument of this class.
+
+        Raises:
+            ValueError: If there is no such argument, or the parts do not fit together.
+
+        Example:
+            >>> from pyro_vmem import PairwiseGuide
+            >>> vma = VMA.for_vectors(5)
+            >>> other = vma.replace(address_guide=PairwiseGuide(64), name="pairwise")
+            >>> other.address_guide, other.likelihood is vma.likelihood
+            (PairwiseGuide(num_features=64), True)
+        """
+        return self._with(parts)
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """The shape of one observation, and of one template."""
+        return self.likelihood.event_shape
+
+    @property
+    def latent_dim(self) -> int:
+        """The length :math:`D` of :math:`z`."""
+        return self.latent_prior.latent_dim
+
+    # The two Pyro programs
+
+    def model(self, memory: Memory, x: Tensor | None = None) -> Tensor:
+        r"""The generative process :math:`p(a | M)\, p(z | m_a)\, p(x | z, m_a)`.
+
+        Arguments:
+            memory: The memory :math:`M`.
+            x: The targets, with shape `(B, *event)`. Without them, observations are generated: one for each memory,
+                or one if the memory is shared.
+
+        Returns:
+            The observations, with shape `(*, B, *event)`.
+
+        Raises:
+            ValueError: If memory or x do not have this model's shape, dtype or range of values.
+            RuntimeError: If the parameter store holds other parameters under this model's name.
+        """
+        memory, batch_size = self._enter(memory, x)
+        with pyro.plate("data", batch_size, dim=-1):
+            a = pyro.sample("a", self.address_prior(memory))
+            template = memory.read(a)
+            z = pyro.sample("z", self.latent_prior(template))
+            observed: Tensor = pyro.sample("x", self.likelihood(z, template), obs=x)
+        return observed
+
+    def guide(self, memory: Memory, x: Tensor | None = None) -> None:
+        r"""The guide :math:`q(a | M, x)\, q(z | x, m_a)`; arguments, shapes and errors as of :meth:`model`.
+
+        Without targets there is nothing to condition on, and the guide is the prior.
+        """
+        memory, batch_size = self._enter(memory, x)
+        target = None if x is None else self.encode_x(x)
+        with pyro.plate("data", batch_size, dim=-1):
+            q_a = self.address_prior(memory) if target is None else self.address_guide(memory, target)
+            template = memory.read(pyro.sample("a", q_a))
+            q_z = self.latent_prior(template) if target is None else self.latent_guide(target, template)
+            pyro.sample("z", q_z)
+
+    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
+        """The memory that is read, with the features of its templates; an encoded memory is returned as it is.
+
+        `svi.step(vma.encode(memory), x)` encodes once for guide and model; gradients flow through it. Where `reads`,
+        the most templates that will be read, are fewer than the slots, each is encoded as it is read.
+        """
+        if isinstance(memory, EncodedMemory):
+            return memory
+        if self.templates is not None:
+            memory = self.templates(memory)
+        if reads is not None and reads < memory.num_slots and not memory.per_datapoint:
+            return LazyMemory(memory, self.template_encoder)
+        return memory.encoded_by(self.template_encoder)
+
+    def encode_x(self, x: Tensor) -> Template:
+        """Targets `(*, *event)` with their features."""
+        return (self.x_encoder or self.template_encoder)(x)
+
+    # What a user asks of a trained model
+
+    @torch.no_grad()
+    def generate(self, memory: Memory, n: int = 1, address: int | None = None, mean: bool = False) -> Tensor:
+        r"""Draws :math:`x \sim p(x | M)`, or :math:`x \sim p(x | m_a)` at a given address.
+
+        Arguments:
+            memory: The memory :math:`M`, shared or per datapoint.
+            n: How many draws.
+            address: The slot to read. By default each draw samples its own from the address prior.
+            mean: Whether to return the mean of :math:`p(x | z, m_a)` instead of a draw from it: grey, less noisy.
+
+        Returns:
+            The draws, with shape `(n, *event)`, or `(n, B, *event)` for one memory per datapoint.
+
+        Raises:
+            ValueError: If `n` is less than 1, `address` is not a slot in use, or the memory does not fit.
+        """
+        if n < 1:
+            raise ValueError(f"n: expected at least 1, got {n}.")
+        self.check(memory, None)
+        encoded = self.encode(memory, reads=n)
+        if address is None:
+            a = self.address_prior(encoded).sample(torch.Size([n]))
+        else:
+            check_address(address, encoded)
+            a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
+        template = encoded.read(a)
+        p_x = self.likelihood(self.latent_prior(template).sample(), template)
+        return p_x.mean if mean else p_x.sample()
+
+    @torch.no_grad()
+    def complete(
+        self, memory: Memory, x: Tensor, mask: Tensor, num_particles: int = 64, rounds: int = 4, mean: bool = False
+    ) -> Tensor:
+        r"""Fills in the part of each target that was not observed, by sampling importance resampling.
+
+        Each round draws particles from the guide given the target as filled in so far, weights them by the observed
+        part alone, :math:`p(x_{obs}, a, z | M) / q(a, z | x, M)`, picks one, and fills in from its likelihood.
+
+        Arguments:
+            memory: The memory :math:`M`.
+            x: The targets, with shape `(B, *event)`; what is not observed is ignored.
+            mask: True where a value is observed; broadcasts with `x`.
+            num_particles: How many particles a round draws.
+            rounds: How many rounds.
+            mean: Whether to fill in the likelihood's mean in the last round instead of a draw.
+
+        Returns:
+            The targets with the rest filled in, with shape `(B, *event)`; observed values are unchanged.
+
+        Raises:
+            ValueError: If `mask` is not boolean or does not broadcast, a number is below 1, or memory or x do not fit.
+        """
+        for name, n in (("num_particles", num_particles), ("rounds", rounds)):
+            if n < 1:
+                raise ValueError(f"{name}: expected at least 1, got {n}.")
+        if mask.dtype != torch.bool:
+            raise ValueError(f"mask: expected dtype torch.bool, True where observed, got {mask.dtype}.")
+        try:
+            mask = mask.expand_as(x)
+        except RuntimeError as error:
+            raise ValueError(f"mask: {tuple(mask.shape)} does not broadcast with x {tuple(x.shape)}.") from error
+        self.check(memory, blank := torch.where(mask, x, torch.zeros_like(x)))
+        encoded = self.encode(memory)
+        filled = torch.where(mask, x, encoded.templates.mean(-len(self.event_shape) - 1).expand_as(x))
+        for round_ in range(rounds):
+            target = self.encode_x(filled)
+            q_a = self.address_guide(encoded, target)
+            a = q_a.sample(torch.Size([num_particles]))
+            template = encoded.read(a)
+            q_z = self.latent_guide(target, template)
+            z = q_z.sample()
+            p_x = self.likelihood(z, template)
+            drawn, log_observed = self.likelihood.fill(p_x, blank, mask, mean and round_ == rounds - 1)
+            log_prior = self.address_prior(encoded).log_prob(a) + self.latent_prior(template).log_prob(z)
+            log_weight = log_observed + log_prior - q_a.log_prob(a) - q_z.log_prob(z)
+            chosen = torch.distributions.Categorical(logits=log_weight.mT).sample()
+            filled = torch.where(mask, x, drawn[chosen, torch.arange(len(x), device=x.device)])
+        return filled
+
+    @torch.no_grad()
+    def classify(self, memory: Memory, x: Tensor) -> Tensor:
+        r"""The probability of each class in memory: :math:`\sum_{a: c_a = c} q(a | M, x)`.
+
+        Arguments:
+            memory: The memory :math:`M`, with labels.
+            x: The targets, with shape `(B, *event)`.
+
+        Returns:
+            Probabilities, with shape `(B, C)`; the columns are `memory.labels.unique()`, in that order. Learned slots
+            are a class of their own, -1, and then the first column.
+
+        Raises:
+            ValueError: If the memory has no labels, or memory or x do not fit.
+        """
+        if memory.labels is None:
+            raise ValueError("memory: classify needs labels, got none. Make it with Memory(templates, labels).")
+        self.check(memory, x)
+        encoded = self.encode(memory)
+        return encoded.by_class(*sparse_probs(self.address_guide(encoded, self.encode_x(x))))
+
+    def _enter(self, memory: Memory, x: Tensor | None) -> tuple[EncodedMemory, int]:
+        """Registers the parameters with Pyro, checks the input, encodes the memory and counts the datapoints."""
+        register(self.name, self)
+        self.check(memory, x)
+        return self.encode(memory), len(x) if x is not None else memory.batch_shape.numel()
+
+    def check(self, memory: Memory, x: Tensor | None) -> None:
+        """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
+        check_memory(memory, self.event_shape, next((p.dtype for p in self.parameters()), None))
+        if x is not None:
+            check_targets(x, memory)
+            self.likelihood.check(x)
+
+    def __repr__(self) -> str:
+        def size(module: torch.nn.Module | None) -> str:
+            return f"{0 if module is None else sum(p.numel() for p in module.parameters()):,}"
+
+        roles = {
+            "p(a | M)": self.address_prior,
+            "p(z | m_a)": self.latent_prior,
+            "p(x | z,m_a)": self.likelihood,
+            "q(a | M,x)": self.address_guide,
+            "q(z | x,m_a)": self.latent_guide,
+            "features of m": self.template_encoder,
+            "features of x": self.x_encoder,
+        } | ({} if self.templates is None else {"slots of M": self.templates})
+        rows = [(role, repr(part) if part is not None else "as those of m", size(part)) for role, part in roles.items()]
+        width = max(len(text) for _, text, _ in rows)
+        lines = [f"  {role:<13} {text:<{width}}  {count:>9}" for role, text, count in rows]
+        head = f"{self.name!r}: x {tuple(self.event_shape)}, z ({self.latent_dim},), {size(self)} parameters"
+        return "\n".join([f"{type(self).__name__}({head}", *lines, ")"])

@@ -1,0 +1,165 @@
+"""Address priors p(a | M)."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import nn
+
+from pyro_vmem._utils.precision import full_precision, no_autocast
+from pyro_vmem.memory import EncodedMemory, Memory
+from pyro_vmem.parts.addressing import AddressPrior, over_slots, unit
+from pyro_vmem.parts.layers import mlp
+
+__all__ = ["ClassBalancedPrior", "ContentPrior", "LearnedPrior", "TemperedPrior", "UniformPrior"]
+
+
+class UniformPrior(AddressPrior):
+    r"""Every slot in use is equally likely: :math:`p(a | M) = 1/S`.
+
+    Example:
+        >>> UniformPrior()(Memory(torch.rand(4, 8))).probs
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+
+    def forward(self, memory: Memory) -> dist.Categorical:
+        return over_slots(
+            torch.zeros(*memory.batch_shape, memory.num_slots, dtype=memory.dtype, device=memory.device), memory
+        )
+
+
+class LearnedPrior(AddressPrior):
+    r"""A prior that looks at the templates: :math:`p(a = s | M) \propto \exp(\langle e_s, q_0 \rangle / \|e_s\|)`.
+
+    :math:`e_s` are the features of slot :math:`s`, :math:`q_0` is a learned query. It starts as the uniform prior.
+
+    References:
+        | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), section 3.1
+        | https://arxiv.org/abs/1709.07116
+
+    Arguments:
+        num_features: The length :math:`F` of a feature vector.
+
+    Example:
+        >>> from pyro_vmem import EncodedMemory, Template
+        >>> memory = Memory(torch.rand(4, 8))
+        >>> LearnedPrior(16)(EncodedMemory(memory, Template(memory.templates, torch.rand(4, 16)))).logits.shape
+        torch.Size([4])
+    """
+
+    def __init__(self, num_features: int = 128) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(num_features))
+
+    def forward(self, memory: EncodedMemory) -> dist.Categorical:
+        directions = unit(memory.features)
+        with no_autocast(directions):
+            return over_slots(directions @ self.query.to(directions.dtype), memory)
+
+
+class ContentPrior(AddressPrior):
+    r"""A prior that scores each template by a network: :math:`p(a = s | M) \propto \exp(w^\top f(e_s))`.
+
+    :math:`e_s` are the features of slot :math:`s`, :math:`f` is a multilayer perceptron; normalised within the memory.
+    Unlike :class:`LearnedPrior` it can prefer several kinds of template at once. It starts near the uniform prior.
+
+    References:
+        | Attention-based Deep Multiple Instance Learning (Ilse, Tomczak, Welling, 2018), equation 8
+        | https://arxiv.org/abs/1802.04712
+
+    Arguments:
+        num_features: The length :math:`F` of a feature vector.
+        hidden: The width of the hidden layer.
+
+    Example:
+        >>> from pyro_vmem import EncodedMemory, Template
+        >>> memory = Memory(torch.rand(4, 8))
+        >>> ContentPrior(16)(EncodedMemory(memory, Template(memory.templates, torch.rand(4, 16)))).logits.shape
+        torch.Size([4])
+    """
+
+    def __init__(self, num_features: int = 128, hidden: int = 64) -> None:
+        super().__init__()
+        # Without a bias at the end: the same for all slots, it says nothing.
+        self.network = nn.Sequential(mlp(num_features, hidden), nn.Tanh())
+        self.score = nn.Linear(hidden, 1, bias=False)
+        with torch.no_grad():
+            self.score.weight.mul_(0.1)
+
+    def forward(self, memory: EncodedMemory) -> dist.Categorical:
+        hidden = full_precision(self.network(memory.features))
+        with no_autocast(hidden):
+            return over_slots(self.score(hidden).squeeze(-1), memory)
+
+
+class ClassBalancedPrior(AddressPrior):
+    r"""Every class in memory is equally likely: :math:`p(a | M) = 1 / (C\, n_{c_a})`.
+
+    :math:`n_c` is the number of slots in use whose label is :math:`c`, :math:`C` the number of classes that have any.
+    A class with many templates weighs no more than one with few: what is generated from a memory of unequal classes is
+    of each alike.
+
+    References:
+        | Decoupling Representation and Classifier for Long-Tailed Recognition (Kang et al., 2020), equation 1, q = 0
+        | https://arxiv.org/abs/1910.09217
+
+    Example:
+        >>> memory = Memory(torch.rand(4, 8), labels=torch.tensor([0, 0, 0, 7]))
+        >>> ClassBalancedPrior()(memory).probs
+        tensor([0.1667, 0.1667, 0.1667, 0.5000])
+    """
+
+    def forward(self, memory: Memory) -> dist.Categorical:
+        r"""
+        Arguments:
+            memory: The memory :math:`M`, with labels.
+
+        Returns:
+            A categorical over :math:`S` slots, with batch shape `()` for a shared memory, else `(B,)`.
+
+        Raises:
+            ValueError: If the memory has no labels.
+        """
+        if memory.labels is None:
+            raise ValueError(
+                "memory: ClassBalancedPrior needs labels, got none. Make it with Memory(templates, labels)."
+            )
+        classes, index = memory.labels.unique(return_inverse=True)
+        in_use = torch.ones_like(index) if memory.mask is None else memory.mask.to(index.dtype)
+        counts = index.new_zeros(*memory.batch_shape, len(classes)).scatter_add(-1, index, in_use)
+        return over_slots(-counts.gather(-1, index).to(memory.dtype).log(), memory)
+
+
+class TemperedPrior(AddressPrior):
+    r"""Another prior, sharpened or flattened: :math:`p_\tau(a | M) \propto p(a | M)^{1/\tau}`.
+
+    For a trained model, `vma.replace(address_prior=TemperedPrior(vma.address_prior, 0.5))` generates from the slots
+    that the prior finds typical; :math:`\tau \to \infty` is the uniform prior. The temperature is not learned: a prior
+    with weights has one of its own in them, their scale.
+
+    References:
+        | On Calibration of Modern Neural Networks (Guo, Pleiss, Sun, Weinberger, 2017), section 4.2
+        | https://arxiv.org/abs/1706.04599
+
+    Arguments:
+        inner: The prior that is tempered.
+        temperature: The temperature :math:`\tau > 0`; below 1 sharpens.
+
+    Raises:
+        ValueError: If `temperature` is not positive.
+
+    Example:
+        >>> memory = Memory(torch.rand(4, 8), labels=torch.tensor([0, 0, 0, 7]))
+        >>> TemperedPrior(ClassBalancedPrior(), 0.5)(memory).probs
+        tensor([0.0833, 0.0833, 0.0833, 0.7500])
+    """
+
+    def __init__(self, inner: AddressPrior, temperature: float = 1.0) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
+        self.inner = inner
+        self.temperature = temperature
+
+    def forward(self, memory: EncodedMemory) -> dist.Categorical:
+        return over_slots(self.inner(memory).logits / self.temperature, memory)

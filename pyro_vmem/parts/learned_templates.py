@@ -1,0 +1,124 @@
+"""Memories with parameters: templates that are learned, in place of the given ones or beside them."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyro_vmem.memory import Memory
+from pyro_vmem.parts.part import Part
+
+__all__ = ["ExtraTemplates", "LearnedTemplates", "Templates"]
+
+NO_CLASS = -1
+
+
+class Templates(Part):
+    """What a model holds in memory: `VMA(..., templates=...)` applies it to each memory that it is given.
+
+    Arguments:
+        num_slots: The number of learned slots.
+        event_shape: The shape of one template.
+
+    Raises:
+        ValueError: If `num_slots` is less than 1.
+
+    Attributes:
+        values: The learned templates, a parameter with shape `(num_slots, *event_shape)`. They start between 0 and 1;
+            to start from data: `values.data.copy_(x[:num_slots])`.
+    """
+
+    def __init__(self, num_slots: int, event_shape: Sequence[int]) -> None:
+        super().__init__()
+        if num_slots < 1:
+            raise ValueError(f"num_slots: expected at least 1, got {num_slots}.")
+        self.event_shape = tuple(event_shape)
+        self.values = nn.Parameter(torch.rand(num_slots, *self.event_shape))
+
+    @abc.abstractmethod
+    def forward(self, memory: Memory) -> Memory:
+        """
+        Arguments:
+            memory: The memory that the model was given.
+
+        Returns:
+            The memory that it reads. Where the given one has labels, learned slots have the label -1.
+        """
+
+    def _labels(self, memory: Memory, leading: Sequence[int] = ()) -> Tensor | None:
+        """The labels of the learned slots, if the given ones have any."""
+        if memory.labels is None:
+            return None
+        return memory.labels.new_full((*leading, len(self.values)), NO_CLASS)
+
+
+class LearnedTemplates(Templates):
+    r"""A memory that is learned: :math:`M = (m_1, \ldots, m_S)` are parameters, and what is given is not read.
+
+    The model is then a mixture of :math:`S` components, each around a template of its own, and is trained like any
+    other. With :class:`UniformPrior` it has the prior of a VampPrior autoencoder, whose latent is the pair of address
+    and :math:`z`.
+
+    References:
+        | VAE with a VampPrior (Tomczak, Welling, 2018), section 2, on learned pseudo-inputs
+        | https://arxiv.org/abs/1705.07120
+
+    Arguments:
+        num_slots: The number :math:`S` of slots.
+        event_shape: The shape of one template.
+
+    Raises:
+        ValueError: If `num_slots` is less than 1.
+
+    Example:
+        >>> from pyro_vmem import VMA
+        >>> vma = VMA.for_vectors(5, templates=LearnedTemplates(16, (5,)))
+        >>> vma.encode(Memory(torch.zeros(1, 5)))
+        EncodedMemory(16 slots of (5,), shared)
+    """
+
+    def forward(self, memory: Memory) -> Memory:
+        return Memory(self.values, self._labels(memory), per_datapoint=False)
+
+
+class ExtraTemplates(Templates):
+    r"""Learned slots after the given ones: what no given template explains has somewhere to go.
+
+    The given slots keep their addresses. A target of a class that is not in memory is explained by a learned slot at
+    no cost to the others: "none of these".
+
+    References:
+        | Variational Memory Addressing in Generative Models (Bornschein et al., 2017) https://arxiv.org/abs/1709.07116
+        | Slots that stand for "none of these" are from its public implementation, which has two.
+
+    Arguments:
+        num_slots: The number of learned slots.
+        event_shape: The shape of one template.
+
+    Raises:
+        ValueError: If `num_slots` is less than 1.
+
+    Example:
+        >>> from pyro_vmem import VMA
+        >>> vma = VMA.for_vectors(5, templates=ExtraTemplates(2, (5,)))
+        >>> memory = Memory(torch.rand(3, 5), labels=torch.tensor([0, 1, 1]))
+        >>> vma.encode(memory).labels
+        tensor([ 0,  1,  1, -1, -1])
+        >>> vma.classify(memory, torch.rand(7, 5)).shape  # "none of these", 0 and 1
+        torch.Size([7, 3])
+    """
+
+    def forward(self, memory: Memory) -> Memory:
+        leading = memory.batch_shape
+        values = self.values.expand(*leading, *self.values.shape)
+        templates = torch.cat([memory.templates, values.to(memory.templates.dtype)], dim=len(leading))
+        labels, mask = self._labels(memory, leading), memory.mask
+        if labels is not None:
+            assert memory.labels is not None
+            labels = torch.cat([memory.labels, labels], dim=-1)
+        if mask is not None:
+            mask = torch.cat([mask, mask.new_ones(*leading, len(self.values))], dim=-1)
+        return Memory(templates, labels, mask, per_datapoint=memory.per_datapoint)

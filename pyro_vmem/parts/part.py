@@ -1,0 +1,117 @@
+"""What all swappable parts have in common: they remember how they were built."""
+
+from __future__ import annotations
+
+import abc
+import difflib
+import inspect
+import sys
+from typing import Any, Self
+
+from torch import nn
+
+__all__ = ["Part", "public_path"]
+
+
+class Part(nn.Module, abc.ABC):
+    """A module that remembers the arguments it was built with.
+
+    From them it prints itself, and gives a spec (plain data) from which :func:`pyro_vmem.build` makes it again.
+
+    Example:
+        >>> from pyro_vmem import StandardPrior
+        >>> StandardPrior(latent_dim=8)
+        StandardPrior(latent_dim=8)
+        >>> StandardPrior()
+        StandardPrior()
+        >>> StandardPrior(latent_dim=8).spec()
+        {'class_path': 'pyro_vmem.StandardPrior', 'init_args': {'latent_dim': 8}}
+    """
+
+    _arguments: dict[str, Any]
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Part:
+        part = super().__new__(cls)
+        try:
+            signature = inspect.signature(cls.__init__)
+            bound = signature.bind(part, *args, **kwargs)
+            bound.apply_defaults()
+            arguments = {name: bound.arguments[name] for name in list(bound.arguments)[1:]}
+            for parameter in signature.parameters.values():
+                if parameter.kind is parameter.VAR_KEYWORD:  # each by its own name
+                    arguments |= arguments.pop(parameter.name)
+            part.__dict__["_arguments"] = arguments
+        except TypeError:  # wrong arguments, which __init__ reports better; or a copy, which restores __dict__
+            part.__dict__["_arguments"] = {}
+        return part
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments that this part was built with, defaults included; a part among them is the one in place now."""
+        in_place = {name: getattr(self, name, value) for name, value in self._arguments.items()}
+        return {
+            name: in_place[name] if isinstance(value, Part) or isinstance(in_place[name], Part) else value
+            for name, value in self._arguments.items()
+        }
+
+    def spec(self) -> dict[str, Any]:
+        """This part as plain data: `{"class_path": ..., "init_args": {...}}`, without its weights."""
+        cls = type(self)
+        init_args = {name: _plain(value) for name, value in self.arguments().items()}
+        return {"class_path": public_path(cls), "init_args": init_args}
+
+    def _with(self, changes: dict[str, Any]) -> Self:
+        """The same class with some other arguments; whatever else this one holds is shared."""
+        arguments = self.arguments()
+        for name in changes:
+            if name not in arguments:
+                close = difflib.get_close_matches(name, arguments, 1)
+                hint = f" Did you mean {close[0]!r}?" if close else ""
+                raise ValueError(
+                    f"{name}: {type(self).__name__} has no such argument.{hint} It has {', '.join(arguments)}."
+                )
+        other = type(self)(**(arguments | changes))
+        for held in ("_modules", "_parameters", "_buffers"):  # those that are no argument too
+            kept = {name: value for name, value in getattr(self, held).items() if name not in changes}
+            getattr(other, held).update(kept)
+        other.training = self.training
+        return other
+
+    def __repr__(self) -> str:
+        """The class and those arguments that are not the defaults."""
+        parameters = inspect.signature(type(self).__init__).parameters
+        # A list from a spec is shown as the tuple that it stands for.
+        values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments().items()}
+        given = {name: p.default for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
+        shown = [f"{name}={v!r}" for name, v in values.items() if name not in given or v != given[name]]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def public_path(cls: type) -> str:
+    """The shortest import path of a class: that of the outermost package that has it under its name.
+
+    A spec names classes by this path, so a file can be moved without making stored models unreadable.
+
+    Example:
+        >>> from pyro_vmem import StandardPrior
+        >>> public_path(StandardPrior), StandardPrior.__module__
+        ('pyro_vmem.StandardPrior', 'pyro_vmem.parts.latents')
+    """
+    packages = cls.__module__.split(".")
+    for depth in range(1, len(packages)):
+        module = sys.modules.get(".".join(packages[:depth]))
+        if vars(module or object).get(cls.__qualname__) is cls:
+            return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Part):
+        return value.spec()
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, dict):
+        return {name: _plain(v) for name, v in value.items()}
+    return value

@@ -1,0 +1,113 @@
+"""The most probable addresses of a guide, for sums instead of samples."""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from pyro_vmem.distributions import TruncatedCategorical
+from pyro_vmem.memory import EncodedMemory, LazyMemory, Template
+from pyro_vmem.parts.address_guides import KeyedGuide
+from pyro_vmem.parts.addressing import AddressGuide
+
+__all__ = ["IndexedGuide", "TruncatedGuide"]
+
+
+class TruncatedGuide(AddressGuide):
+    r"""The :math:`k` most probable addresses of another guide, renormalised: :math:`q_k(a) \propto q(a)` on the top k.
+
+    With `pyro.infer.TraceEnum_ELBO` and `config_enumerate(vma.guide, "parallel", expand=True)` it costs k decodes a
+    target instead of one a slot, and its gradient is exact: the bound is that of the truncated posterior. Under a
+    uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`. Where templates are encoded as they are read, as :func:`fit`
+    does when slots are more than reads, those of a :class:`KeyedGuide` are chosen without gradient, and only these are
+    encoded with it.
+
+    Arguments:
+        inner: The guide whose addresses are truncated.
+        k: How many addresses are kept, at least 1; of a smaller memory, all.
+
+    Raises:
+        ValueError: If `k` is less than 1.
+
+    Example:
+        >>> from pyro_vmem import EncodedMemory, Memory, SimilarityGuide, Template
+        >>> memory = Memory(torch.rand(20, 8))
+        >>> encoded = EncodedMemory(memory, Template(memory.templates, torch.rand(20, 16)))
+        >>> q = TruncatedGuide(SimilarityGuide(16), k=3)(encoded, Template(torch.rand(5, 8), torch.rand(5, 16)))
+        >>> q.enumerate_support().shape, int((q.probs > 0).sum())
+        (torch.Size([3, 5]), 15)
+    """
+
+    def __init__(self, inner: AddressGuide, k: int = 8) -> None:
+        super().__init__()
+        _check_k(k)
+        self.inner = inner
+        self.k = k
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        if isinstance(memory, LazyMemory) and isinstance(self.inner, KeyedGuide):
+            return _scored_again(self.inner, memory, x, _best_of_all(self.inner, memory, x, self.k))
+        top = self.inner(memory, x).logits.topk(min(self.k, memory.num_slots), dim=-1)
+        return TruncatedCategorical(top.values, top.indices, memory.num_slots)
+
+
+class IndexedGuide(AddressGuide):
+    r"""A :class:`TruncatedGuide` that looks for its addresses in the index of a memory: for millions of slots.
+
+    A target costs one search and :math:`k` templates that are read, encoded and scored again. The gradient flows
+    through those :math:`k` scores, and is that of the truncated guide over the same addresses; the keys of the index
+    have none, and may be somewhat old. A memory that is encoded as a whole needs no index: there, this is a truncated
+    guide. Mixed with a prior, in a :class:`DefensiveGuide`, every slot has a probability.
+
+    References:
+        | REALM: Retrieval-Augmented Language Model Pre-Training (Guu et al., 2020), section 3.3, on scoring again what
+        | an index of older keys found | https://arxiv.org/abs/2002.08909
+
+    Arguments:
+        inner: The guide whose keys are in the index.
+        k: How many addresses are kept, at least 1; of a smaller memory, all.
+
+    Raises:
+        ValueError: If `k` is less than 1; when called, if a memory that is encoded as it is read has no index.
+
+    Example:
+        >>> from pyro_vmem import EncodedMemory, Memory, SimilarityGuide, Template
+        >>> memory = Memory(torch.rand(20, 8))
+        >>> encoded = EncodedMemory(memory, Template(memory.templates, torch.rand(20, 16)))
+        >>> q = IndexedGuide(SimilarityGuide(16), k=3)(encoded, Template(torch.rand(5, 8), torch.rand(5, 16)))
+        >>> q.enumerate_support().shape, q.kept_values.shape
+        (torch.Size([3, 5]), torch.Size([5, 3]))
+    """
+
+    def __init__(self, inner: KeyedGuide, k: int = 8) -> None:
+        super().__init__()
+        _check_k(k)
+        self.inner = inner
+        self.k = k
+
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        if memory.index is None:
+            slots = _best_of_all(self.inner, memory, x, self.k)
+        else:
+            with torch.no_grad():
+                queries = self.inner.queries(x.features)
+            slots = memory.index.search(queries, min(self.k, len(memory.index))).slots
+        return _scored_again(self.inner, memory, x, slots)
+
+
+@torch.no_grad()
+def _best_of_all(inner: KeyedGuide, memory: EncodedMemory, x: Template, k: int) -> Tensor:
+    """The most probable slots, `(*, k)`."""
+    return inner(memory, x).logits.topk(min(k, memory.num_slots), dim=-1).indices
+
+
+def _scored_again(inner: KeyedGuide, memory: EncodedMemory, x: Template, slots: Tensor) -> TruncatedCategorical:
+    """The truncated guide on slots `(*, k)`, whose templates are read and encoded with gradient."""
+    scores = inner.scores(memory.read(slots.movedim(-1, 0)), x)
+    return TruncatedCategorical(scores.movedim(0, -1), slots, memory.num_slots)
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ValueError(f"k: expected at least 1, got {k}.")

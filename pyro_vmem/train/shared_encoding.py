@@ -1,0 +1,57 @@
+"""What was encoded once, gone backward through any number of times."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from pyro_vmem.memory import EncodedMemory, LazyMemory, Template
+
+__all__ = ["encoded_once"]
+
+
+@contextmanager
+def encoded_once(memory: EncodedMemory) -> Iterator[EncodedMemory]:
+    r"""A memory whose encoder is gone backward through once, however often what reads it is.
+
+    Pyro's own objectives may go backward once a particle, and free what they went through. Here gradients stop at what
+    was encoded, add up there, and go on to the encoder when the block ends: the same gradient, for any objective.
+
+    Arguments:
+        memory: What `VMA.encode` returned.
+
+    Example:
+        >>> from pyro_vmem import Memory, VMA
+        >>> vma, a = VMA.for_vectors(5), torch.tensor([0, 2])
+        >>> with encoded_once(vma.encode(Memory(torch.randn(3, 5)))) as memory:
+        ...     for _ in range(2):
+        ...         memory.read(a).features.tanh().sum().backward()
+        >>> all(p.grad is not None for p in vma.template_encoder.parameters())
+        True
+    """
+    ends: list[tuple[Tensor, Tensor]] = []
+
+    def cut(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        ends.append((tensor, tensor.detach().requires_grad_()))
+        return ends[-1][1]
+
+    def cut_all(encoded: Template) -> Template:
+        return Template(cut(encoded.raw), cut(encoded.features), tuple(cut(m) for m in encoded.maps))
+
+    if isinstance(memory, LazyMemory):
+        encoder = memory.encoder
+        yield LazyMemory(memory.memory, lambda raw: cut_all(encoder(raw)))
+    else:
+        shared = copy.copy(memory)
+        shared.templates, shared.encoded = cut(memory.templates), cut_all(memory.encoded)
+        yield shared
+    reached = [(tensor, end.grad) for tensor, end in ends if end.grad is not None]
+    if reached:
+        tensors, gradients = zip(*reached, strict=True)
+        torch.autograd.backward(tensors, gradients)

@@ -1,0 +1,85 @@
+"""Validation: how good a model is on episodes that it is not trained on, without a trace."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import torch
+from torch.utils.data import Dataset
+
+from pyro_vmem._utils.checks import check_range
+from pyro_vmem.data import Episode
+from pyro_vmem.infer import VIMCO_ELBO
+from pyro_vmem.model import VMA
+from pyro_vmem.train.history import Meter, summarise
+
+__all__ = ["first_episode", "validate"]
+
+
+@torch.no_grad()
+def validate(
+    vma: VMA, episodes: Dataset[Episode], num_episodes: int = 8, num_particles: int = 8, seed: int = 0
+) -> dict[str, float]:
+    """The multi-sample bound and its terms on the first episodes of a sampler, in nats per datapoint.
+
+    Parameters and global random state stay as they are; the same call gives the same numbers.
+
+    Arguments:
+        vma: The model and its guide.
+        episodes: Where the episodes come from.
+        num_episodes: How many episodes; all, if there are fewer.
+        num_particles: The particles of the bound.
+        seed: Seeds the samples of latents.
+
+    Returns:
+        `bound`, `reconstruction`, `kl_a`, `kl_z` and `hit_rate` (of the guide's most probable slot's class).
+
+    Raises:
+        ValueError: If there are no episodes, or their memories have no labels.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=5, k_shot=1, n_query=1)
+        >>> sorted(validate(pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4), sampler, num_episodes=1))
+        ['bound', 'hit_rate', 'kl_a', 'kl_z', 'reconstruction']
+    """
+    elbo = VIMCO_ELBO(num_particles=num_particles, max_plate_nesting=1)
+    check_range("num_episodes", num_episodes, 1, math.inf, int)
+    first_episode(episodes, "episodes", 1)
+    if hasattr(type(episodes), "__len__"):
+        num_episodes = min(num_episodes, len(episodes))  # type: ignore[arg-type]
+    meter = Meter(smoothing=0.0)
+    hits = []
+    with torch.random.fork_rng(), pyro.get_param_store().scope():
+        torch.manual_seed(seed)
+        for index in range(num_episodes):
+            episode = episodes[index].to(next(vma.parameters()).device)
+            memory = vma.encode(episode.memory)
+            if memory.labels is None:
+                raise ValueError("episodes: validation needs the class of each slot. Make memories with labels.")
+            meter.add(summarise(elbo.terms(vma.model, vma.guide, memory, episode.x)))
+            chosen = memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
+            hits.append((chosen == episode.labels).float().mean())
+    return meter.row() | {"hit_rate": float(torch.stack(hits).mean())}
+
+
+def first_episode(episodes: Dataset[Episode], name: str, least: int) -> Episode:
+    """The first episode; raises a `ValueError` if there are not enough of them, or they are no episodes."""
+    known = getattr(type(episodes), "__len__", None)
+    count = least if known is None else len(episodes)  # type: ignore[arg-type]
+    if count < least:
+        raise ValueError(f"{name}: got {count}, but {least} are needed. Give more, or train for fewer steps.")
+    try:
+        first = episodes[0]
+    except (TypeError, IndexError, KeyError) as error:
+        raise ValueError(
+            f"{name}: expected a map from 0, 1, ... to episodes, got {type(episodes).__name__} ({error}). "
+            "Use pyro_vmem.data.EpisodeSampler."
+        ) from error
+    if not isinstance(first, Episode):
+        raise ValueError(
+            f"{name}: expected each to be a pyro_vmem.data.Episode, got {type(first).__name__}. "
+            "Use pyro_vmem.data.EpisodeSampler, or Episode(memory, x, labels)."
+        )
+    return first

@@ -1,0 +1,495 @@
+"""Specs: a model as plain data, and back; what does not fit is refused, and nothing is run."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import re
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import pyro.distributions as dist
+import pytest
+import torch
+
+import pyro_vmem as pv
+from pyro_vmem import VMA, AddressGuide, AddressPrior, Memory, Part, over_slots
+from pyro_vmem.train import save_checkpoint
+
+yaml = pytest.importorskip("yaml")
+
+
+class FirstSlots(AddressPrior):
+    """A user's own prior: the first slots are more likely."""
+
+    def __init__(self, rate: float = 0.5, shape: tuple[int, ...] = ()) -> None:
+        super().__init__()
+        self.rate, self.shape = rate, shape
+
+    def forward(self, memory: Memory) -> dist.Categorical:
+        return over_slots(-self.rate * torch.arange(memory.num_slots).expand(*memory.batch_shape, -1), memory)
+
+
+def vectors(**parts: Any) -> VMA:
+    return VMA.for_vectors(4, latent_dim=2, num_features=6, hidden=(8,), **parts)
+
+
+def images(**parts: Any) -> VMA:
+    return VMA.for_images((1, 6, 5), latent_dim=2, num_features=6, width=4, **parts)
+
+
+MODELS = {
+    "vectors": vectors,
+    "images": images,
+    "images-conv": lambda: images(decoder="conv"),
+    "two encoders": lambda: vectors(x_encoder=pv.parts.MLPEncoder((4,), 6, ())),
+    "other parts": lambda: vectors(
+        address_prior=pv.LearnedPrior(6),
+        latent_prior=pv.StandardPrior(2),
+        address_guide=pv.SimilarityGuide(6, 3, "dot", 2.0, tied=True),
+        likelihood=pv.GaussianDecoder(pv.parts.MLPDecoder((4,), 2, 6, (3, 4)), 0.1, learn_scale=False),
+        name="other",
+    ),
+    "own part": lambda: vectors(address_prior=FirstSlots(0.25, shape=(1, 2))),
+}
+
+
+def spec_with(role: str, part: Any) -> dict[str, Any]:
+    spec = vectors().spec()
+    spec["init_args"][role] = part
+    return spec
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_round_trip(name: str) -> None:
+    vma = MODELS[name]()
+    spec = vma.spec()
+    assert json.loads(json.dumps(spec)) == spec
+    before = copy.deepcopy(spec)
+    again = pv.build(spec)
+    assert spec == before
+    assert again.spec() == spec
+    assert repr(again) == repr(vma)
+    again.load_state_dict(vma.state_dict())
+    memory, event = torch.rand(5, *vma.event_shape), torch.rand(3, *vma.event_shape).round()
+    labelled = Memory(memory, torch.arange(5))
+    assert torch.equal(again.classify(labelled, event), vma.classify(labelled, event))
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("suffix", [".json", ".yaml", ".yml"])
+@pytest.mark.parametrize("whole", [True, False])
+def test_files(name: str, suffix: str, whole: bool, tmp_path: Path) -> None:
+    vma, path = MODELS[name](), tmp_path / f"model{suffix}"
+    spec = vma.spec() if whole else vma.spec()["init_args"]
+    path.write_text(json.dumps(spec) if suffix == ".json" else yaml.safe_dump(spec))
+    assert pv.build(path).spec() == pv.build(str(path)).spec() == vma.spec()
+
+
+def test_short_names_and_defaults() -> None:
+    vma = pv.build(
+        {
+            "address_prior": "UniformPrior",
+            "latent_prior": {"class_path": "StandardPrior", "init_args": {"latent_dim": 3}},
+            "likelihood": {
+                "class_path": "GaussianDecoder",
+                "init_args": {
+                    "network": {"class_path": "MLPDecoder", "init_args": {"event_shape": [4], "latent_dim": 3}}
+                },
+            },
+            "address_guide": {"class_path": "SimilarityGuide", "init_args": {"normalise": "dot"}},
+            "latent_guide": {"class_path": "pyro_vmem.GaussianGuide", "init_args": {"latent_dim": 3, "hidden": [9]}},
+            "template_encoder": {"class_path": "MLPEncoder", "init_args": {"event_shape": [4]}},
+        }
+    )
+    assert type(vma) is VMA
+    assert isinstance(vma.address_prior, pv.UniformPrior)
+    assert vma.address_guide.normalise == "dot"
+    assert vma.latent_guide.join.first.out_features == 9
+    assert (vma.event_shape, vma.latent_dim, vma.name, vma.x_encoder) == ((4,), 3, "vma", None)
+    assert vma.generate(Memory(torch.rand(5, 4)), 2).shape == (2, 4)
+
+
+def test_a_part_of_ones_own_by_its_name_or_path() -> None:
+    path = f"{FirstSlots.__module__}.FirstSlots"
+    assert vectors(address_prior=FirstSlots()).spec()["init_args"]["address_prior"]["class_path"] == path
+    for name in ("FirstSlots", path):
+        vma = pv.build(spec_with("address_prior", {"class_path": name, "init_args": {"rate": 2.0}}))
+        assert type(vma.address_prior) is FirstSlots
+        assert vma.address_prior.rate == 2.0
+
+
+def test_a_class_that_was_defined_again_is_the_last_one() -> None:
+    first = type("Again", (FirstSlots,), {})
+    assert type(pv.build(spec_with("address_prior", "Again")).address_prior) is first
+    second = type("Again", (FirstSlots,), {})
+    assert type(pv.build(spec_with("address_prior", "Again")).address_prior) is second
+    notebook = types.ModuleType("notebook_of_test_build")
+    notebook.Again = first  # type: ignore[attr-defined]
+    first.__module__ = second.__module__ = notebook.__name__
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, notebook.__name__, notebook)
+        assert type(pv.build(spec_with("address_prior", "Again")).address_prior) is first
+
+
+def test_a_name_that_two_modules_use_is_to_be_written_in_full() -> None:
+    one, two = type("Twice", (FirstSlots,), {}), type("Twice", (FirstSlots,), {})
+    one.__module__, two.__module__ = "one", "two"
+    with pytest.raises(ValueError, match=re.escape("'Twice' names more than one AddressPrior: one.Twice, two.Twice.")):
+        pv.build(spec_with("address_prior", "Twice"))
+    assert type(pv.build(spec_with("address_prior", "two.Twice")).address_prior) is two
+
+
+def test_a_part_may_be_given_as_it_is() -> None:
+    prior = FirstSlots(3.0)
+    assert pv.build(spec_with("address_prior", prior)).address_prior is prior
+    with pytest.raises(ValueError, match=r"spec.address_prior: expected the name of an AddressPrior"):
+        pv.build(spec_with("address_prior", pv.SimilarityGuide(6)))
+
+
+class Collected(AddressPrior):
+    """Arguments of many types, to see what a spec makes of each."""
+
+    def __init__(
+        self,
+        priors: list[AddressPrior],
+        by_name: dict[str, float | None],
+        pair: tuple[int, str] = (1, "a"),
+        flag: bool = False,
+        limit: int | Literal["all"] = "all",
+        loose=None,
+        **more: float,
+    ) -> None:
+        super().__init__()
+        self.priors = torch.nn.ModuleList(priors)
+
+    def forward(self, memory: pv.EncodedMemory) -> dist.Categorical:
+        return self.priors[0](memory)
+
+
+def collected(**values: Any) -> Any:
+    arguments = {"priors": ["UniformPrior"], "by_name": {}} | values
+    return pv.build(spec_with("address_prior", {"class_path": "Collected", "init_args": arguments})).address_prior
+
+
+def test_values_of_many_types() -> None:
+    part = collected(
+        priors=["UniformPrior", {"class_path": "LearnedPrior", "init_args": {"num_features": 6}}],
+        by_name={"a": 1, "b": None},
+        pair=[2, "b"],
+        flag=True,
+        limit=3,
+        loose={"inner": [{"class_path": "StandardPrior", "init_args": {"latent_dim": 4}}, 1.5]},
+        extra=1,
+    )
+    arguments = part.arguments()
+    assert [type(prior) for prior in part.priors] == [pv.UniformPrior, pv.LearnedPrior]
+    assert arguments["by_name"] == {"a": 1.0, "b": None}
+    assert isinstance(arguments["by_name"]["a"], float)
+    assert (arguments["pair"], arguments["flag"], arguments["limit"], arguments["extra"]) == ((2, "b"), True, 3, 1.0)
+    assert type(arguments["loose"]["inner"][0]) is pv.StandardPrior
+    again = pv.build(json.loads(json.dumps(spec_with("address_prior", part.spec()))))
+    assert again.address_prior.spec() == part.spec()
+    assert repr(again.address_prior) == repr(part)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"flag": 1}, "spec.address_prior.flag: expected bool, got 1 (int)."),
+        ({"limit": True}, "spec.address_prior.limit: expected int or Literal['all'], got True (bool)."),
+        ({"limit": 1.5}, "spec.address_prior.limit: expected int or Literal['all'], got 1.5 (float)."),
+        ({"pair": [1]}, "spec.address_prior.pair: expected 2 values, got 1."),
+        ({"pair": [1, 2]}, "spec.address_prior.pair[1]: expected str, got 2 (int)."),
+        ({"by_name": {"a": "b"}}, "spec.address_prior.by_name.a: expected float, got 'b' (str)."),
+        ({"extra": "b"}, "spec.address_prior.extra: expected float, got 'b' (str)."),
+        ({"priors": "UniformPrior"}, "priors: expected list[pyro_vmem.parts."),
+        ({"priors": ["StandardPrior"]}, "spec.address_prior.priors[0]: expected the name of an AddressPrior, got"),
+        ({"loose": [{"class_path": "os.system"}]}, "spec.address_prior.loose[0]: expected the name of a Part, got"),
+    ],
+)
+def test_values_of_wrong_types(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        collected(**values)
+
+
+def test_weights_are_fresh_and_no_seed_is_set() -> None:
+    vma = vectors()
+    one, two = pv.build(vma.spec()), pv.build(vma.spec())
+    assert not torch.equal(one.address_guide.embed_memory.weight, two.address_guide.embed_memory.weight)
+
+
+def choices(base: type[Part]) -> str:
+    """The names that a message lists: those of this package, and those of other tests in this process."""
+    names, below = set(), [base]
+    while below:
+        cls = below.pop()
+        below += cls.__subclasses__()
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_"):
+            names.add(cls.__name__)
+    return f"Choices: {', '.join(sorted(names))}."
+
+
+def with_args(name: str, **arguments: Any) -> dict[str, Any]:
+    return {"class_path": name, "init_args": arguments}
+
+
+GUIDE = "expected the name of an AddressGuide"
+HOSTILE = [
+    ("address_guide", with_args("os.system", command="true"), f"{GUIDE}, got 'os.system'. ", AddressGuide),
+    (
+        "likelihood",
+        with_args("no_such_module.Payload"),
+        "expected the name of a Likelihood, got 'no_such_module.Payload'. Module 'no_such_module' is not imported, and "
+        "a spec imports none: import it first, or pass trusted_modules=['no_such_module']. ",
+        pv.Likelihood,
+    ),
+    (
+        "template_encoder",
+        with_args("pyro_vmem.UniformPrior"),
+        "expected the name of an Encoder, got 'pyro_vmem.UniformPrior', which is an AddressPrior. ",
+        pv.parts.Encoder,
+    ),
+]
+MISSPELT = [
+    (
+        "address_guide",
+        "SimilarityGuied",
+        f"{GUIDE}, got 'SimilarityGuied'. Did you mean 'SimilarityGuide'? ",
+        AddressGuide,
+    ),
+    (
+        "address_guide",
+        with_args("SimilarityGuide", temprature=1.0),
+        "SimilarityGuide has no argument 'temprature'. Did you mean 'temperature'? "
+        "Its arguments: num_features, embed_dim, normalise, temperature, tied.",
+        None,
+    ),
+    (
+        "address_guide",
+        {"class_path": "SimilarityGuide", "init_arg": {}},
+        "expected class_path and init_args, got 'init_arg'. Did you mean 'init_args'?",
+        None,
+    ),
+]
+WRONG_TYPES = [
+    ("address_guide", 5, f'{GUIDE}, or {{"class_path": ..., "init_args": {{...}}}}, got 5 (int). ', AddressGuide),
+    (
+        "address_guide.num_features",
+        with_args("SimilarityGuide", num_features="six"),
+        "expected int, got 'six' (str).",
+        None,
+    ),
+    (
+        "latent_guide.hidden",
+        with_args("GaussianGuide", hidden="wide"),
+        "expected tuple[int, ...], got 'wide' (str).",
+        None,
+    ),
+]
+
+
+@pytest.mark.parametrize(("place", "part", "message", "base"), [*HOSTILE, *MISSPELT, *WRONG_TYPES])
+def test_messages(place: str, part: Any, message: str, base: type[Part] | None) -> None:
+    with pytest.raises(ValueError, match=r"^spec\.") as caught:
+        pv.build(spec_with(place.partition(".")[0], part))
+    assert str(caught.value) == f"spec.{place}: {message}{choices(base) if base else ''}"
+
+
+@pytest.mark.parametrize(
+    ("role", "part", "message"),
+    [
+        ("address_guide", "UniformPrior", "got 'UniformPrior', which is an AddressPrior."),
+        ("address_guide", "pyro_vmem.AddressGuide", "got 'pyro_vmem.AddressGuide'."),  # abstract
+        ("address_guide", None, "spec.address_guide: expected the name"),
+        ("address_guide", ["SimilarityGuide"], "spec.address_guide: expected the name"),
+        ("address_guide", {"class_path": "SimilarityGuide", "init_args": [6]}, "spec.address_guide: expected the name"),
+        (
+            "address_guide",
+            with_args("SimilarityGuide", normalise="cosin"),
+            "spec.address_guide.normalise: expected 'memory', 'cosine' or 'dot', got 'cosin' (str). "
+            "Did you mean 'cosine'?",
+        ),
+        ("address_guide", with_args("SimilarityGuide", normalise=[]), "got [] (list)"),
+        (
+            "address_guide",
+            with_args("SimilarityGuide", temperature=-1.0),
+            "spec.address_guide.temperature: expected a positive number, got -1.0.",
+        ),
+        (
+            "latent_guide",
+            with_args("GaussianGuide", latent_dim=5),
+            "spec.latent_guide: its latent_dim is 5, the latent",
+        ),
+        ("address_prior", with_args("Mute"), "spec.address_prior: not today"),
+        (
+            "template_encoder",
+            with_args("ConvEncoder", image_shape=[28, 28]),
+            "spec.template_encoder.image_shape: expected (channels, height, width), got (28, 28).",
+        ),
+        ("template_encoder", with_args("MLPEncoder"), "spec.template_encoder: MLPEncoder needs event_shape."),
+        ("name", {"class_path": "UniformPrior"}, "spec.name: expected str, got {'class_path': 'UniformPrior'} (dict)."),
+        ("no_such_part", "UniformPrior", "spec: VMA has no argument 'no_such_part'."),
+        ("adress_prior", "UniformPrior", "Did you mean 'address_prior'?"),
+    ],
+)
+def test_what_does_not_fit_is_refused(role: str, part: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pv.build(spec_with(role, part))
+
+
+class Mute(FirstSlots):
+    def __init__(self) -> None:
+        raise ValueError("not today")
+
+
+def test_a_missing_part_is_named() -> None:
+    missing = "address_prior, latent_prior, likelihood, address_guide, latent_guide"
+    with pytest.raises(ValueError, match=rf"^spec: VMA needs {missing}\. Add what is missing\.$"):
+        pv.build({})
+
+
+@pytest.mark.parametrize("spec", [3, None, ["UniformPrior"], 2.5])
+def test_a_spec_that_is_no_mapping_is_refused(spec: Any) -> None:
+    with pytest.raises(ValueError, match=r"spec: expected a dict, or the path"):
+        pv.build(spec)
+
+
+@pytest.mark.parametrize(
+    "class_path", ["os.system", "builtins.exec", "subprocess.check_output", "os", "no.such.module"]
+)
+@pytest.mark.parametrize("role", ["", "address_prior", "likelihood", "template_encoder", "name"])
+def test_a_hostile_spec_runs_nothing(class_path: str, role: str, tmp_path: Path) -> None:
+    marker = tmp_path / "marker"
+    code = f"open({str(marker)!r}, 'w')"
+    for arguments in (
+        {"command": f"touch {marker}"},
+        {"source": code, "code": code},
+        {"args": ["touch", str(marker)]},
+        {"dict_kwargs": {"args": ["touch", str(marker)]}},
+    ):
+        part = {"class_path": class_path, "init_args": arguments}
+        with pytest.raises(ValueError, match="spec"):
+            pv.build(spec_with(role, part) if role else part)
+    assert not marker.exists()
+
+
+@pytest.fixture
+def module_of_a_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package that leaves a file behind when it is imported, with a prior in one of its modules."""
+    package, marker = tmp_path / "parts_of_a_user", tmp_path / "imported"
+    package.mkdir()
+    (package / "__init__.py").write_text(f"open({str(marker)!r}, 'w').close()")
+    (package / "priors.py").write_text("import pyro_vmem\n\nclass Theirs(pyro_vmem.UniformPrior):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield marker
+    for name in [name for name in sys.modules if name.partition(".")[0] == "parts_of_a_user"]:
+        del sys.modules[name]
+
+
+def test_a_module_is_imported_only_if_it_is_trusted(module_of_a_user: Path, tmp_path: Path) -> None:
+    spec = spec_with("address_prior", "parts_of_a_user.priors.Theirs")
+    for trusted in ([], ["parts"], ["parts_of_a_user.priors.Theirs"], ["os"]):
+        with pytest.raises(ValueError, match=r"'parts_of_a_user.priors' is not imported.*\['parts_of_a_user'\]"):
+            pv.build(spec, trusted_modules=trusted)
+        assert not module_of_a_user.exists()
+        assert "parts_of_a_user" not in sys.modules
+    vma = pv.build(spec, trusted_modules=["parts_of_a_user"])
+    assert type(vma.address_prior).__name__ == "Theirs"
+    assert module_of_a_user.exists()
+    assert type(pv.build(spec).address_prior) is type(vma.address_prior)  # now that it is imported
+    with pytest.raises(ValueError, match=r"there is no module 'parts_of_a_user.prior', which"):
+        pv.build(spec_with("address_prior", "parts_of_a_user.prior.Theirs"), ["parts_of_a_user"])
+    with pytest.raises(ValueError, match=r"trusted_modules: expected a list of names, got 'os'"):
+        pv.build(spec, trusted_modules="os")
+    save_checkpoint(tmp_path / "a", vma.state_dict(), {"spec": vma.spec()})
+    assert pv.load(tmp_path / "a", trusted_modules=["parts_of_a_user"]).spec() == vma.spec()
+
+
+def test_a_module_that_loads_itself_when_it_is_asked_is_not_asked() -> None:
+    class Lazy(types.ModuleType):
+        def __getattribute__(self, name: str) -> Any:
+            raise AssertionError("it was asked")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "lazy_of_test_build", Lazy("lazy_of_test_build"))
+        with pytest.raises(ValueError, match="expected the name of an AddressPrior"):
+            pv.build(spec_with("address_prior", "lazy_of_test_build.UniformPrior"))
+
+
+def test_a_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text("address_guide: &g {class_path: TruncatedGuide, init_args: {inner: *g}}")
+    with pytest.raises(ValueError, match=r"spec.* needs|nested too deeply"):
+        pv.build(path)
+    spec = yaml.safe_load(path.read_text())
+    with pytest.raises(ValueError, match="nested too deeply"):
+        pv.build(vectors().spec()["init_args"] | spec)
+
+
+def test_numbers_in_a_yaml_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    for text in ("1e-3", "1.0e-3", "1.e-3", ".1e-2", "0.001", "+1E-3"):
+        path.write_text(yaml.safe_dump(vectors().spec()).replace("temperature: 0.1", f"temperature: {text}"))
+        assert pv.build(path).address_guide.temperature.item() == pytest.approx(1e-3), text
+
+
+def test_a_hostile_file_runs_nothing(tmp_path: Path) -> None:
+    marker, path = tmp_path / "marker", tmp_path / "model.yaml"
+    path.write_text(f"address_prior: !!python/object/apply:os.system ['touch {marker}']")
+    with pytest.raises(ValueError, match=r"spec: .*model.yaml' is not valid .yaml"):
+        pv.build(path)
+    assert not marker.exists()
+
+
+def test_files_that_hold_no_spec(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"spec: there is no file 'no/such/file\.yaml'"):
+        pv.build("no/such/file.yaml")
+    with pytest.raises(ValueError, match="spec: there is no file"):
+        pv.build(tmp_path)
+    (tmp_path / "list.json").write_text("[1, 2]")
+    with pytest.raises(ValueError, match=r"list\.json' holds list, expected a mapping"):
+        pv.build(tmp_path / "list.json")
+    (tmp_path / "empty.yaml").write_text("")
+    with pytest.raises(ValueError, match=r"empty\.yaml' holds NoneType, expected a mapping"):
+        pv.build(tmp_path / "empty.yaml")
+    (tmp_path / "broken.json").write_text('{"address_prior": ')
+    with pytest.raises(ValueError, match=r"broken\.json' is not valid \.json"):
+        pv.build(tmp_path / "broken.json")
+
+
+OWN_GUIDE = """
+import torch, pyro_vmem as pv
+
+class NearestGuide(pv.AddressGuide):
+    def __init__(self, sharpness: float = 1.0):
+        super().__init__()
+        self.sharpness = torch.nn.Parameter(torch.tensor(sharpness))
+
+    def forward(self, memory, x):
+        distance = (x.features.unsqueeze(-2) - memory.features).square().sum(-1)
+        return pv.over_slots(-self.sharpness * distance, memory)
+
+train, test = pv.data.glyphs(size=12).split(by="alphabet", test=0.2, seed=0)
+spec = pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4).spec()["init_args"]
+vma = pv.build(spec | {"address_guide": {"class_path": "NearestGuide", "init_args": {"sharpness": 0.5}}})
+result = pv.fit(vma, pv.data.EpisodeSampler(train, n_way=4), steps=3, progress=False)
+"""
+
+
+def test_a_guide_of_ones_own_in_15_lines() -> None:
+    """What the documentation shows: written in a notebook, named in a spec, trained."""
+    pytest.importorskip("matplotlib")
+    assert len([line for line in OWN_GUIDE.splitlines() if line]) <= 15
+    notebook: dict[str, Any] = {"__name__": "__main__"}  # as IPython has it; this is not the module of that name
+    exec(OWN_GUIDE, notebook)
+    vma, result = notebook["vma"], notebook["result"]
+    assert type(vma.address_guide) is notebook["NearestGuide"]
+    assert result.steps == 3
+    assert vma.address_guide.sharpness.item() != 0.5
+    assert vma.spec()["init_args"]["address_guide"] == with_args("__main__.NearestGuide", sharpness=0.5)
+    assert pv.build(vma.spec()).spec() == vma.spec()

@@ -1,0 +1,432 @@
+"""The trainer: what moves, what does not, and that a run can be stopped and resumed."""
+
+import json
+import math
+from typing import get_args
+
+import pyro
+import pytest
+import torch
+from safetensors.torch import save_file
+from small_run import equal, rows, same_state, sampler, small_vma, weights
+
+import pyro_vmem as pv
+from pyro_vmem._utils.files import versions_of
+from pyro_vmem.train import fit as training
+from pyro_vmem.train import load_checkpoint
+from pyro_vmem.train.history import summarise
+
+
+def test_training_improves_the_bound_on_held_out_classes():
+    vma = small_vma()
+    before = pv.validate(vma, sampler(seed=1))
+    result = pv.fit(vma, sampler(), steps=150, validation=sampler(seed=1), validate_every=50, progress=False)
+    after = pv.validate(vma, sampler(seed=1))
+    assert after["bound"] > before["bound"] + 5
+    assert after["bound"] == pytest.approx(result.best_bound, abs=0.5)  # best weights; full precision here
+    assert [row["step"] for row in result.history] == [50, 100, 150]
+    assert {"bound", "reconstruction", "kl_a", "kl_z", "val_bound", "val_hit_rate", "lr"} <= set(result.history[0])
+
+
+def test_every_parameter_moves_and_validation_moves_none():
+    vma = small_vma()
+    before = weights(vma)
+    pv.validate(vma, sampler())
+    assert equal(before, weights(vma))
+    pv.fit(vma, sampler(), steps=3, progress=False)
+    still = [name for name, tensor in vma.state_dict().items() if torch.equal(before[name], tensor)]
+    assert still == []
+
+
+@pytest.mark.parametrize("objective", [*get_args(pv.infer.Objective), pyro.infer.Trace_ELBO(num_particles=2)])
+def test_every_objective_trains(objective):
+    vma = small_vma(ink=0.01)  # far from the data's share of ink, a third
+    before = pv.validate(vma, sampler())["bound"]
+    pv.fit(vma, sampler(), objective, steps=60, progress=False, precision="float32")
+    assert pv.validate(vma, sampler())["bound"] > before + 3
+
+
+def test_same_seed_same_numbers_and_another_seed_others():
+    runs = []
+    for seed in (0, 0, 1):
+        vma = small_vma()
+        pv.fit(vma, sampler(), steps=5, seed=seed, progress=False)
+        runs.append(weights(vma))
+    assert equal(runs[0], runs[1])
+    assert not equal(runs[0], runs[2])
+
+
+def test_global_state_is_left_alone():
+    torch.manual_seed(11)
+    expected = torch.rand(1)
+    vma = small_vma()
+    torch.manual_seed(11)
+    pv.fit(vma, sampler(), steps=2, validation=sampler(seed=1), validate_every=1, progress=False)
+    assert torch.equal(torch.rand(1), expected)
+    assert list(pyro.get_param_store().keys()) == []
+
+
+def test_steps_look_no_parameter_up_in_pyros_store(monkeypatch):
+    looked_up = []
+    monkeypatch.setattr(pyro, "param", lambda name, value: (looked_up.append(name), value)[1])
+    counts = []
+    for steps in (1, 4):
+        looked_up.clear()
+        pv.fit(small_vma(), sampler(), steps=steps, progress=False)
+        counts.append(len(looked_up))
+    assert counts[0] == counts[1] > 0  # the check before the first step looks at each
+
+
+def test_two_models_side_by_side_share_nothing():
+    """Trained in turn under the same name, each ends where it would have ended alone."""
+    alone = small_vma(seed=1)
+    pv.fit(alone, sampler(), steps=4, progress=False)
+    one, two = small_vma(seed=1), small_vma(seed=2)
+    pv.fit(two, sampler(seed=1), steps=3, progress=False)
+    pv.fit(one, sampler(), steps=4, progress=False)
+    pv.fit(two, sampler(seed=1), steps=3, progress=False)
+    assert equal(weights(alone), weights(one))
+
+
+@pytest.mark.parametrize("stop", [2, 3])
+def test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, stop):
+    settings = {"steps": 6, "validation": sampler(seed=1), "validate_every": 2, "progress": False}
+    whole = small_vma()
+    expected = pv.fit(whole, sampler(), out=tmp_path / "whole", **settings)
+
+    class Stops:
+        """A sampler at which somebody presses Ctrl-C."""
+
+        def __getitem__(self, index):
+            if index == stop:
+                raise KeyboardInterrupt
+            return sampler()[index]
+
+    first = pv.fit(small_vma(), Stops(), out=tmp_path / "parts", **settings)
+    assert first.interrupted
+    assert first.steps == stop
+    resumed = small_vma(seed=9)  # other weights, to be replaced
+    result = pv.fit(resumed, sampler(), out=tmp_path / "parts", resume=True, **settings)
+    assert not result.interrupted
+    assert result.steps == 6
+    assert equal(weights(whole), weights(resumed))
+    assert rows(result.history) == rows(expected.history)
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("objective", [o for o in get_args(pv.infer.Objective) if o not in ("vimco", "auto")])
+def test_every_objective_resumes_bit_for_bit(tmp_path, objective):
+    settings = {"steps": 4, "validate_every": 2, "progress": False}
+    pv.fit(small_vma(), sampler(), objective, out=tmp_path / "whole", **settings)
+    for _ in range(4):
+        result = pv.fit(
+            small_vma(), sampler(), objective, out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings
+        )
+    assert not result.interrupted
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("validate_every", [1, 2])
+def test_pieces_of_any_length_add_up_to_the_whole_run_bit_for_bit(tmp_path, validate_every):
+    settings = {"steps": 5, "validation": sampler(seed=1), "validate_every": validate_every, "progress": False}
+    whole = small_vma()
+    expected = pv.fit(whole, sampler(), out=tmp_path / "whole", **settings)
+    lengths = []
+    for piece in range(5):
+        vma = small_vma(seed=piece)  # replaced by the weights of the piece before
+        result = pv.fit(vma, sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
+        lengths.append((result.steps, result.interrupted))
+    assert lengths == [(1, True), (2, True), (3, True), (4, True), (5, False)]
+    assert equal(weights(whole), weights(vma))
+    assert rows(result.history) == rows(expected.history)
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
+    # A run that is over is not trained on.
+    assert pv.fit(vma, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 5
+    assert equal(weights(whole), weights(vma))
+
+
+def test_a_run_is_not_overwritten(tmp_path):
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    before = (tmp_path / "last.safetensors").read_bytes()
+    with pytest.raises(ValueError, match=r"out: .* already holds a run. Pass resume=True"):
+        pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    assert (tmp_path / "last.safetensors").read_bytes() == before
+
+
+def test_what_a_run_writes_can_be_loaded(tmp_path):
+    vma = small_vma()
+    pv.fit(vma, sampler(), steps=4, validation=sampler(seed=1), validate_every=2, out=tmp_path, progress=False)
+    names = ["best.safetensors", "history.csv", "last-1.safetensors", "last.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert equal(weights(vma), weights(pv.load(tmp_path)))
+    last = pv.load(tmp_path / "last.safetensors")
+    assert last.spec() == vma.spec()
+    rows = (tmp_path / "history.csv").read_text().splitlines()
+    assert rows[0].startswith("step,seconds,bound")
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_the_selected_weights_are_kept(select, tmp_path, monkeypatch):
+    """The bound gets worse after the first validation: what was best then is kept, or the last is."""
+    bounds = iter([-10.0, -20.0, -30.0])
+    vma, seen = small_vma(), []
+
+    def validate(vma, episodes):
+        seen.append(weights(vma))
+        return {"bound": next(bounds)}
+
+    monkeypatch.setattr(training, "validate", validate)
+    how = {"validation": sampler(seed=1), "validate_every": 1, "select": select, "out": tmp_path, "progress": False}
+    result = pv.fit(vma, sampler(), steps=3, **how)
+    assert result.best_bound == -10.0
+    for found in (vma, pv.load(tmp_path)):
+        assert equal(weights(found), seen[0 if select == "best" else 2])
+        assert not equal(weights(found), seen[2 if select == "best" else 0])
+
+
+def test_kl_warmup_and_learning_rate_follow_their_schedules():
+    vma = small_vma()
+    rows = pv.fit(
+        vma, sampler(), steps=8, kl_warmup=0.5, kl_start=0.2, lr=0.01, lr_warmup=2, validate_every=1, progress=False
+    ).history
+    assert [round(row["kl_weight"], 6) for row in rows] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0]
+    expected = [0.01 * min(1, (i + 1) / 2) * 0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
+    assert [row["lr"] for row in rows] == pytest.approx(expected)
+
+
+def test_the_latents_kl_is_reported_without_its_weight():
+    vma = small_vma()
+    episode = sampler()[0]
+    elbo = pv.infer.VIMCO_ELBO(4, max_plate_nesting=1)
+    torch.manual_seed(0)
+    plain = summarise(elbo.terms(vma.model, vma.guide, episode.memory, episode.x))
+    model, guide = (pv.infer.scale_sites({"z": 0.3})(fn) for fn in (vma.model, vma.guide))
+    torch.manual_seed(0)
+    weighted = summarise(elbo.terms(model, guide, episode.memory, episode.x), 0.3)
+    assert weighted["kl_z"] == pytest.approx(plain["kl_z"], rel=1e-4)
+
+
+def test_a_time_budget_ends_the_run():
+    result = pv.fit(small_vma(), sampler(), minutes=0.02, progress=False)
+    assert 1 <= result.steps < 20_000
+    assert result.history  # the last record is there whenever it ends
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"steps": 0}, "steps: expected a whole number in"),
+        ({"minutes": -1.0}, "minutes: expected a number in"),
+        ({"piece_minutes": 0.0}, "piece_minutes: expected a number in"),
+        ({"kl_warmup": 1.5}, r"kl_warmup: expected a number in \[0, 1\], got 1.5"),
+        ({"kl_start": -0.1}, r"kl_start: expected a number in \[0, 1\], got -0.1"),
+        ({"lr": 0.0}, "lr: expected a number"),
+        ({"clip_norm": 0.0}, "clip_norm: expected a number"),
+        ({"validate_every": 0}, "validate_every: expected a whole number"),
+        ({"keep": 0}, "keep: expected a whole number"),
+        ({"objective": "elbo"}, "objective: expected one of .*'vimco'.*got 'elbo'"),
+        ({"precision": "half"}, "precision: expected 'auto', 'bfloat16' or 'float32', got 'half'"),
+    ],
+)
+def test_bad_arguments_leave_the_model_alone(kwargs, match):
+    vma = small_vma()
+    before = weights(vma)
+    with pytest.raises(ValueError, match=match):
+        pv.fit(vma, sampler(), progress=False, **kwargs)
+    assert equal(before, weights(vma))
+
+
+def test_precisions_agree():
+    bounds = {}
+    for precision in ("float32", "bfloat16"):
+        vma = small_vma()
+        pv.fit(vma, sampler(), steps=100, precision=precision, progress=False)
+        bounds[precision] = pv.validate(vma, sampler(seed=1))["bound"]
+    assert bounds["bfloat16"] == pytest.approx(bounds["float32"], abs=2.0)
+
+
+def test_a_model_that_no_checkpoint_can_name_is_refused_before_training(tmp_path):
+    reference = pv.LinearGaussianMemory(dim=64)
+    with pytest.raises(ValueError, match=r"vma: a part was built from an argument that is not plain data"):
+        pv.fit(reference.vma(), sampler(), steps=1, out=tmp_path / "run", progress=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_result_repr():
+    assert repr(pv.FitResult(1200, 61.0, [], -101.25)) == "FitResult(1,200 steps in 61 s, best bound -101.25 nats)"
+    assert repr(pv.FitResult(3, 1.0, interrupted=True)) == "FitResult(3 steps in 1 s, interrupted)"
+
+
+def test_auto_says_what_it_chose(capsys):
+    result = pv.fit(small_vma(), sampler(), "auto", steps=1)
+    assert result.chosen.startswith("objective 'vimco': 6 values are too many to sum at 4 decodes")
+    assert result.chosen in capsys.readouterr().err
+    truncated = small_vma()
+    truncated = pv.VMA(
+        truncated.address_prior,
+        truncated.latent_prior,
+        truncated.likelihood,
+        pv.TruncatedGuide(truncated.address_guide, k=3),
+        truncated.latent_guide,
+        truncated.template_encoder,
+    )
+    result = pv.fit(truncated, sampler(), "auto", steps=1, progress=False)
+    assert result.chosen == "objective 'enumerate': 3 values can be summed at no more than 4 decodes"
+    assert pv.fit(small_vma(), sampler(), "vimco", steps=1, progress=False).chosen == ""
+
+
+def test_an_objective_that_would_not_train_the_guide_is_refused_before_the_first_step():
+    vma = small_vma()
+    before = {name: p.clone() for name, p in vma.named_parameters()}
+    with pytest.raises(ValueError, match=r"objective: RenyiELBO gives the guide's discrete sites \['a'\] no gradient"):
+        pv.fit(vma, sampler(), pyro.infer.RenyiELBO(alpha=0.0, num_particles=4), steps=3, progress=False)
+    assert all(torch.equal(before[name], p) for name, p in vma.named_parameters())
+
+
+def test_stock_enumeration_sums_addresses_without_being_asked():
+    """`TraceEnum_ELBO` as it is passed would sample them: the guide is marked for it."""
+    losses = [
+        pv.fit(small_vma(), sampler(), objective, steps=2, progress=False, out=None, seed=1)
+        for objective in (pyro.infer.TraceEnum_ELBO(max_plate_nesting=1), "enumerate")
+    ]
+    assert losses[0].history[-1]["bound"] == pytest.approx(losses[1].history[-1]["bound"])
+
+
+def test_a_learned_baseline_is_trained_and_resumed(tmp_path):
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def forward(self, memory, x):
+            return self.weight.expand(len(x))
+
+    def run(steps, resume):
+        net = Net()
+        elbo = pv.infer.Reinforce_ELBO(1, net, max_plate_nesting=1)
+        pv.fit(
+            small_vma(), sampler(), elbo, steps, out=tmp_path / "run", resume=resume, progress=False, piece_minutes=60
+        )
+        return net.weight
+
+    first = run(3, False).item()
+    assert first != 0.0
+    resumed = run(3, True)
+    assert resumed.item() == first
+
+
+def test_what_is_returned_of_an_interrupted_run_has_its_latest_terms(tmp_path):
+    result = pv.fit(
+        small_vma(), sampler(), steps=5, out=tmp_path, validate_every=10, piece_minutes=1e-5, progress=False
+    )
+    assert result.interrupted
+    assert [row["step"] for row in result.history] == [1]
+    assert result.history[0]["bound"] < 0
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_so_many_checkpoints_are_kept(tmp_path, keep):
+    pv.fit(small_vma(), sampler(), steps=5, validate_every=1, out=tmp_path, keep=keep, progress=False)
+    paths = versions_of(tmp_path / "last.safetensors")
+    assert [load_checkpoint(path)[1]["result"]["steps"] for path in paths] == [5, 4, 3][:keep]
+
+
+def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path):
+    settings = {"steps": 6, "validate_every": 2, "progress": False}
+    pv.fit(small_vma(), sampler(), out=tmp_path / "whole", **settings)
+    for _ in range(4):
+        pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
+    last = tmp_path / "parts" / "last.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.warns(RuntimeWarning, match=r"is not a whole safetensors file .* Going on from last-1.safetensors"):
+        result = pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, **settings)
+    assert result.steps == 6
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
+    for path in versions_of(last):
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"None of 'last.safetensors', 'last-1.safetensors' can be read"):
+        pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, **settings)
+
+
+def test_a_run_of_the_first_format_is_resumed(tmp_path):
+    """Which kept no running averages and no checksum; weights, optimizer and random state go on all the same."""
+    settings = {"steps": 4, "validate_every": 2, "progress": False}
+    whole = small_vma()
+    pv.fit(whole, sampler(), out=tmp_path / "whole", **settings)
+    for _ in range(2):
+        pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
+    last = tmp_path / "parts" / "last.safetensors"
+    tensors, data = load_checkpoint(last)
+    old = {"spec": data["spec"], "result": data["result"]}
+    for name in ("skipped", "first_skipped"):
+        del old["result"][name]
+    save_file(tensors, last, {"format": "pyro_vmem/1", "data": json.dumps(old)})
+    resumed = small_vma(seed=3)
+    assert pv.fit(resumed, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 4
+    assert equal(weights(whole), weights(resumed))
+
+
+def test_a_selection_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="select: expected 'best' or 'last', got 'first'"):
+        pv.fit(small_vma(), sampler(), steps=1, select="first")
+
+
+def test_the_best_weights_are_written_again_if_they_were_lost(tmp_path, monkeypatch):
+    bounds = iter([-10.0, -20.0, -30.0])
+    monkeypatch.setattr(training, "validate", lambda vma, episodes: {"bound": next(bounds)})
+    settings = {"validation": sampler(seed=1), "validate_every": 1, "progress": False, "out": tmp_path, "steps": 3}
+    first = small_vma()
+    pv.fit(first, sampler(), piece_minutes=1e-5, **settings)
+    (tmp_path / "best.safetensors").unlink()
+    pv.fit(small_vma(), sampler(), resume=True, **settings)
+    assert equal(weights(first), weights(pv.load(tmp_path / "best.safetensors")))
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"decoder": "conv"}, "vma: the run in .* was of another one: 'likelihood.*' has shape .* there and none here"),
+        ({"x_encoder": pv.parts.ConvEncoder((1, 8, 8), 16, 4)}, "vma: .* 'x_encoder.* has shape none there and"),
+    ],
+)
+def test_a_run_of_another_model_is_not_resumed(tmp_path, change, match):
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    other = small_vma(**change)
+    before = weights(other)
+    with pytest.raises(ValueError, match=match):
+        pv.fit(other, sampler(), steps=2, out=tmp_path, resume=True, progress=False)
+    assert equal(before, weights(other))
+
+
+def test_a_run_that_trained_other_parameters_is_not_resumed(tmp_path):
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    frozen = small_vma()
+    frozen.template_encoder.requires_grad_(False)
+    before = weights(frozen)
+    with pytest.raises(ValueError, match=r"vma: .* trained other parameters: template_encoder.*Freeze and unfreeze"):
+        pv.fit(frozen, sampler(), steps=2, out=tmp_path, resume=True, progress=False)
+    assert equal(before, weights(frozen))
+
+
+def test_another_objectives_network_is_not_resumed(tmp_path):
+    elbo = pv.infer.Reinforce_ELBO(1, "average", max_plate_nesting=1)
+    pv.fit(small_vma(), sampler(), elbo, steps=1, out=tmp_path, progress=False)
+    with pytest.raises(ValueError, match=r"objective: the run in .* another one: 'mean' has shape \(\) there and"):
+        pv.fit(small_vma(), sampler(), "vimco", steps=2, out=tmp_path, resume=True, progress=False)
+
+
+def test_a_model_alone_is_no_run(tmp_path):
+    settings = {"steps": 2, "validation": sampler(seed=1), "out": tmp_path, "progress": False}
+    pv.fit(small_vma(), sampler(), **settings)
+    (tmp_path / "best.safetensors").replace(tmp_path / "last.safetensors")
+    with pytest.raises(ValueError, match=r"out: the checkpoint in .* holds a model but no run to resume"):
+        pv.fit(small_vma(), sampler(), resume=True, **settings)
+
+
+def test_changed_settings_are_told(tmp_path):
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    changed = {"lr": 0.01, "out": tmp_path, "resume": True, "progress": False}
+    with pytest.warns(RuntimeWarning, match=r"it goes on with episodes=.*seed=1.* lr=0.01 \(was 0.003\)"):
+        pv.fit(small_vma(), sampler(seed=1), steps=2, **changed)
+    assert pv.fit(small_vma(), sampler(seed=1), steps=3, **changed).steps == 3  # no warning
