@@ -31,6 +31,7 @@ SMALL = {
     "backward": ["--repeats", "2", "--steps", "1", "--width", "2"],
     "step": ["--targets", "2", "--slots", "3", "--size", "9", "--width", "4", "--repeats", "2"],
     "precision": ["--pairs", "2", "--steps", "1", "--width", "2", "--episodes", "1"],
+    "calls": [],
     "objectives": ["--seconds", "0.1", "--episodes", "1", "--timed_steps", "1"],
 }
 
