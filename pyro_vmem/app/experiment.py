@@ -25,7 +25,6 @@ from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.report import Report, write_report
 from pyro_vmem.app.report_content import check, gather
 from pyro_vmem.app.report_text import problems, verdict
-from pyro_vmem.app.speed import measure_speed
 from pyro_vmem.config import build, from_pretrained, load
 from pyro_vmem.config.pretrained import protocol_of, unpack
 from pyro_vmem.config.words import quoted
@@ -349,11 +348,7 @@ class Experiment:
             found, calibration = check(vma, episodes, how.samples, seed=how.eval_seed)
         metrics: dict[str, Any] = {**evaluation.summary(), "data": self.data, "seed": self.seed}
         curve = evaluation.reliability
-        speed = measure_speed(vma, episodes[0].to(next(vma.parameters()).device).memory)
         metrics |= {
-            "decoder_decodes_per_second": speed.decodes_per_second,
-            "decoder_gflops": speed.flops_per_second / 1e9,
-            "matmul_gflops": speed.matmul_flops_per_second / 1e9,
             "contribution": found.summary(),
             "calibration": calibration.summary(),
             "reliability": {name: getattr(curve, name).tolist() for name in ("confidence", "accuracy", "count")},

@@ -231,28 +231,19 @@ def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def speed_sentence(metrics: Mapping[str, float]) -> str:
-    """Says how long an evaluation took, and how fast it was against what the decoder and the machine can do.
+    """Says how long an evaluation took, and how many decodes per second that is.
 
     Arguments:
-        metrics: `evaluation_seconds`, `decodes` and `decodes_per_second`; where there are `decoder_decodes_per_second`,
-            `decoder_gflops` and `matmul_gflops`, the comparison.
+        metrics: `evaluation_seconds`, `decodes` and `decodes_per_second`.
 
     Example:
         >>> print(speed_sentence({"evaluation_seconds": 25.0, "decodes": 160_000, "decodes_per_second": 6400.0}))
-        The evaluation took 25 s for 160,000 decodes, 6,400 a second.
+        The evaluation took 25 s for 160,000 decodes, 6,400 per second.
     """
-    text = (
+    return (
         f"The evaluation took {metrics['evaluation_seconds']:,.0f} s for {metrics['decodes']:,.0f} decodes, "
-        f"{metrics['decodes_per_second']:,.0f} a second"
+        f"{metrics['decodes_per_second']:,.0f} per second."
     )
-    if "decoder_decodes_per_second" in metrics:
-        alone = metrics["decoder_decodes_per_second"]
-        text += (
-            f": {_percent(metrics['decodes_per_second'] / alone)} of the {alone:,.0f} that the decoder alone reaches "
-            f"here, at {metrics['decoder_gflops']:,.0f} of the {metrics['matmul_gflops']:,.0f} GFLOP/s of a product of "
-            "large matrices"
-        )
-    return f"{text}."
 
 
 def _measured(metrics: Mapping[str, float], key: str, digits: int, scale: float = 1.0) -> str:

@@ -148,9 +148,4 @@ class TestDiagnosticRows:
 
 def test_speed_in_a_sentence() -> None:
     metrics = {"evaluation_seconds": 25.4, "decodes": 160_000, "decodes_per_second": 6400.0}
-    assert speed_sentence(metrics) == "The evaluation took 25 s for 160,000 decodes, 6,400 a second."
-    ceiling = {"decoder_decodes_per_second": 8000.0, "decoder_gflops": 150.4, "matmul_gflops": 375.0}
-    assert speed_sentence(metrics | ceiling) == (
-        "The evaluation took 25 s for 160,000 decodes, 6,400 a second: 80 % of the 8,000 that the decoder alone "
-        "reaches here, at 150 of the 375 GFLOP/s of a product of large matrices."
-    )
+    assert speed_sentence(metrics) == "The evaluation took 25 s for 160,000 decodes, 6,400 per second."
