@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem.app.speed import clock, matmul_rate
 from pyro_vmem.data import Episode
-from pyro_vmem.infer import Objective
+from pyro_vmem.infer.by_name import Objective
 from pyro_vmem.model import VMA
 from pyro_vmem.train.step import Steps
 

@@ -16,8 +16,8 @@ from pyro_vmem.infer import (
     ParticleELBO,
     RaoBlackwell_ELBO,
     Reinforce_ELBO,
-    scale_sites,
 )
+from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -356,7 +356,7 @@ def test_truncated_guide_with_stock_enumeration_is_the_sum_by_hand():
 
 def test_truncated_categorical():
     logits, support = torch.randn(4, 2), torch.tensor([[0, 1], [5, 2], [3, 4], [2, 0]])
-    q = pv.addressing.TruncatedCategorical(logits, support, 6)
+    q = pv.distributions.TruncatedCategorical(logits, support, 6)
     torch.testing.assert_close(q.probs.gather(-1, support).sum(-1), torch.ones(4))
     assert ((q.probs > 0).sum(-1) == 2).all()
     assert torch.isin(q.sample((100,))[:, 1], support[1]).all()
@@ -426,10 +426,12 @@ def test_rao_blackwell_refuses_a_site_that_is_not_categorical():
 
 
 def test_reprs():
-    assert repr(VIMCO_ELBO(4, backward=1)) == "VIMCO_ELBO(num_particles=4, baseline='arithmetic', backward=1)"
+    assert (
+        repr(VIMCO_ELBO(4, "geometric", backward=1)) == "VIMCO_ELBO(num_particles=4, baseline='geometric', backward=1)"
+    )
     assert repr(RWS_ELBO(3, backward=2)) == "RWS_ELBO(num_particles=3, backward=2)"
     assert repr(RWS_ELBO(3, pathwise=True)) == "RWS_ELBO(num_particles=3, pathwise=True)"
     assert repr(Reinforce_ELBO(1, Baseline())) == "Reinforce_ELBO(num_particles=1, baseline=Baseline)"
     assert repr(IWAE_ELBO(3)) == "IWAE_ELBO(num_particles=3)"
-    assert repr(Reinforce_ELBO(3)) == "Reinforce_ELBO(num_particles=3, baseline='leave-one-out')"
-    assert repr(RaoBlackwell_ELBO(3)) == "RaoBlackwell_ELBO(k=3, site='a')"
+    assert repr(Reinforce_ELBO(3, decay=0.5)) == "Reinforce_ELBO(num_particles=3, decay=0.5)"
+    assert repr(RaoBlackwell_ELBO(3, site="k")) == "RaoBlackwell_ELBO(k=3, site='k')"
