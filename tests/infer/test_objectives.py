@@ -387,8 +387,14 @@ def test_truncated_categorical():
         (lambda: IWAE_ELBO(1, backward=1), "backward: expected at least 1, and fewer than the 1 particles, got 1"),
         (lambda: RWS_ELBO(4, backward=0), "backward: expected at least 1, and fewer than the 4 particles, got 0"),
         (lambda: VIMCO_ELBO(4, vectorize_particles=False, backward=1), "backward: particles have to be vectorized"),
-        (lambda: Reinforce_ELBO(4, backward=1), "backward: Reinforce_ELBO does not weight its particles"),
-        (lambda: RaoBlackwell_ELBO(3, backward=1), "backward: RaoBlackwell_ELBO does not weight its particles"),
+        (lambda: VIMCO_ELBO(2.5), "num_particles: expected a whole number, got 2.5"),
+        (lambda: VIMCO_ELBO(True), "num_particles: expected a whole number, got True"),
+        (lambda: RaoBlackwell_ELBO(2.0), "k: expected a whole number, got 2.0"),
+        (lambda: IWAE_ELBO(4, backward=1.5), "backward: expected a whole number, got 1.5"),
+        (
+            lambda: ParticleELBO.__init__(Reinforce_ELBO(4), 4, 1),
+            "backward: Reinforce_ELBO does not weight its particles",
+        ),
         (lambda: RaoBlackwell_ELBO(0), "k: expected at least 1, got 0"),
     ],
 )
