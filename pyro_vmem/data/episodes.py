@@ -38,7 +38,7 @@ class Episode:
 
     memory: Memory
     x: Tensor
-    labels: Tensor
+    labels: Tensor | None = None
 
     def __repr__(self) -> str:
         return (
