@@ -356,7 +356,7 @@ def test_truncated_guide_with_stock_enumeration_is_the_sum_by_hand():
 
 def test_truncated_categorical():
     logits, support = torch.randn(4, 2), torch.tensor([[0, 1], [5, 2], [3, 4], [2, 0]])
-    q = pv.addressing.TruncatedCategorical(logits, support, 6)
+    q = pv.distributions.TruncatedCategorical(logits, support, 6)
     torch.testing.assert_close(q.probs.gather(-1, support).sum(-1), torch.ones(4))
     assert ((q.probs > 0).sum(-1) == 2).all()
     assert torch.isin(q.sample((100,))[:, 1], support[1]).all()

@@ -32,6 +32,7 @@ SMALL = {
     "step": ["--targets", "2", "--slots", "3", "--size", "9", "--width", "4", "--repeats", "2"],
     "profile_step": ["--targets", "2", "--slots", "3", "--size", "9", "--width", "4", "--steps", "1"],
     "precision": ["--pairs", "2", "--steps", "1", "--width", "2", "--episodes", "1"],
+    "calls": [],
     "objectives": ["--seconds", "0.1", "--episodes", "1", "--timed_steps", "1"],
 }
 
