@@ -23,6 +23,7 @@ from pyro_vmem.infer.particles import PARTICLE_PLATE, Layout, Particles, model_t
 
 __all__ = ["check_guide", "choose", "resampled_particles"]
 
+
 def resampled_particles(
     drawn: Trace, model: Any, num_particles: int, count: int, max_plate_nesting: int, args: Any, kwargs: Any
 ) -> Particles:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import pyro
 import torch
 from pyro.infer import ELBO
 from torch import Tensor

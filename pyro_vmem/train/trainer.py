@@ -115,8 +115,9 @@ class Trainer:
         # One kernel for all parameters: several times faster on models this small.
         fused = {"fused": True} if make in (torch.optim.Adam, torch.optim.AdamW) else {}
         self.optimizer = make(self.parameters, lr=config.lr, **fused)
-        own = isinstance(config.schedule, Schedule)
-        self.scheduler: LRScheduler | None = None if own else config.schedule(self.optimizer)  # type: ignore[call-arg]
+        self.scheduler: LRScheduler | None = None  # torch's; a `Schedule` is asked at each step
+        if not isinstance(config.schedule, Schedule):
+            self.scheduler = config.schedule(self.optimizer)
         self.autocast = autocast(self.device, config.precision)
         self.settings = {
             "objective": _named(objective),

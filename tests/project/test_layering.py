@@ -36,8 +36,7 @@ ORDER = [
     "app",
 ]
 OPTIONAL = [
-    *("matplotlib", "PIL", "torchvision", "jsonargparse", "yaml", "rich", "arviz", "xarray", "faiss", "zuko"),
-    *("tensorboard", "wandb", "mlflow"),
+    *("matplotlib", "PIL", "torchvision", "jsonargparse", "jinja2", "yaml", "rich", "arviz", "xarray", "faiss", "zuko"),
 ]
 ENDS = (ROOT / "__init__.py", ROOT / "__main__.py")  # they stand above everything
 FILES = sorted(path for path in ROOT.rglob("*.py") if path not in ENDS)
