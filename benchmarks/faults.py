@@ -102,7 +102,7 @@ def train(folder: Path, setting: dict[str, Any], keep: int = 2) -> pv.FitResult:
             STEPS,
             validation=episodes(1) if setting.get("validate") else None,
             validate_every=setting["validate_every"],
-            piece_minutes=1e-3 if setting.get("pieces") else None,
+            callbacks=[pv.train.StopAfter(1e-3)] if setting.get("pieces") else None,
             out=folder,
             resume=True,
             keep=keep,

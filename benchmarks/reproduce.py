@@ -138,7 +138,7 @@ def fit(
         episodes,
         objective(training),
         training.steps,
-        piece_minutes=minutes,
+        callbacks=[pv.train.StopAfter(minutes)],
         num_particles=training.num_particles,
         backward=training.backward,
         lr=training.lr,

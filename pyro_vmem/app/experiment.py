@@ -86,7 +86,8 @@ class Experiment:
         rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
         library: Whether one memory of `k_shot` drawings of every class serves all of training, with as many targets a
             step as otherwise; see :class:`pyro_vmem.data.LibraryEpisodes`. An `IndexedGuide` looks in its index.
-        refresh_slots: How many keys of that index are computed anew after each step; see :class:`pyro_vmem.train.RefreshKeys`.
+        refresh_slots: How many keys of that index are computed anew after each step; see
+            :class:`pyro_vmem.train.RefreshKeys`.
         latent_dim: The length of z.
         width: The channels of the convolutions at half resolution.
         decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.

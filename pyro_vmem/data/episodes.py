@@ -42,7 +42,8 @@ class Episode:
 
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(torch.unique(self.labels))} classes"
-        return f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape {tuple(self.x.shape[1:])}, {classes})"
+        shape = tuple(self.x.shape[1:])
+        return f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape {shape}, {classes})"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
         """Return the episode on a device.

@@ -73,7 +73,7 @@ def _check_labels(labels: Tensor, count: int) -> None:
     """What broadcasts with the guide's classes, or is rounded, would give a hit rate all the same."""
     if labels.shape != (count,) or labels.is_floating_point():
         raise ValueError(
-            f"episodes: expected labels of {count} targets as integers of shape ({count},), got {labels.dtype} of shape "
+            f"episodes: expected labels as integers of shape ({count},), got {labels.dtype} of shape "
             f"{tuple(labels.shape)}. Give one class per target."
         )
 

@@ -144,7 +144,7 @@ def test_every_objective(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("before", "after"), [(2, 2), (2, 1), (1, 2)])
 def test_resumed_by_as_many_or_by_others(whole: Path, tmp_path: Path, before: int, after: int) -> None:
     def work(rank: int) -> None:
-        train(tmp_path / "parts", piece_minutes=1e-5)
+        train(tmp_path / "parts", callbacks=[pv.train.StopAfter(1e-5)])
 
     for count, part in ((before, work), (after, lambda _: train(tmp_path / "parts"))):
         together(part, count)
