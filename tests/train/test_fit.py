@@ -2,6 +2,7 @@
 
 import math
 import signal
+from functools import partial
 from typing import get_args
 
 import pyro
@@ -163,7 +164,7 @@ def test_a_run_is_not_overwritten(tmp_path):
 def test_what_a_run_writes_can_be_loaded(tmp_path):
     vma = small_vma()
     pv.fit(vma, sampler(), steps=4, validation=sampler(seed=1), validate_every=2, out=tmp_path, progress=False)
-    names = ["best.safetensors", "history.csv", "last-1.safetensors", "last.safetensors"]
+    names = [".lock", "best.safetensors", "history.csv", "last-1.safetensors", "last.safetensors"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert equal(weights(vma), weights(pv.load(tmp_path)))
     last = pv.load(tmp_path / "last.safetensors")
@@ -211,7 +212,7 @@ def test_kl_warmup_and_learning_rate_follow_their_schedules():
 
 @pytest.mark.parametrize("objective", ["vimco", "rws", "iwae", "reinforce", "rao-blackwell"])
 def test_the_history_s_bound_is_a_bound_whatever_the_weight_of_the_latents_kl(objective):
-    """With frozen weights, the mean over steps at any weight is that of a run whose weight is 1; the tempered is not."""
+    """With frozen weights, the mean over steps is that of a run whose weight is 1; the tempered one is not."""
     found = {}
     for weight in (0.0, 0.3, 1.0):
         config = pv.TrainingConfig(steps=200, lr=1e-12, kl_schedule=pv.train.Constant(weight), precision="float32")
@@ -228,7 +229,7 @@ def test_the_history_s_bound_is_a_bound_whatever_the_weight_of_the_latents_kl(ob
         assert found[weight]["bound"] == pytest.approx(found[1.0]["bound"], abs=0.15)
         assert found[weight]["kl_z"] == pytest.approx(found[1.0]["kl_z"], abs=0.15)
         assert found[weight]["kl_z"] > 0.5
-        assert found[weight]["tempered_bound"] > found[1.0]["bound"] + 0.5
+        assert found[weight]["tempered_bound"] > found[1.0]["bound"] + 0.25
     assert "tempered_bound" not in found[1.0]
 
 
@@ -340,7 +341,8 @@ def test_a_learned_baseline_is_trained_and_resumed(tmp_path):
 
     first = run(3, False).item()
     assert first != 0.0
-    resumed = run(3, True)
+    with pytest.warns(RuntimeWarning, match="resume: the run is over, after 3 steps"):
+        resumed = run(3, True)
     assert resumed.item() == first
 
 
@@ -455,8 +457,135 @@ def test_a_model_alone_is_no_run(tmp_path):
 
 
 def test_changed_settings_are_told(tmp_path):
+    """By name: settings, objective, and the data, of which the first episode is compared."""
     pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
-    changed = {"lr": 0.01, "out": tmp_path, "resume": True, "progress": False}
-    with pytest.warns(RuntimeWarning, match=r"it goes on with episodes=.*seed=1.* lr=0.01 \(was 0.003\)"):
-        pv.fit(small_vma(), sampler(seed=1), steps=2, **changed)
-    assert pv.fit(small_vma(), sampler(seed=1), steps=3, **changed).steps == 3  # no warning
+    changed = {"lr": 0.01, "out": tmp_path, "resume": True, "progress": False, "precision": "float32"}
+    elbo = pv.infer.VIMCO_ELBO(6, max_plate_nesting=1)
+    match = (
+        r"objective='VIMCO_ELBO\(.*6.* steps=2 \(was 1\), lr=0.01 \(was 0.003\), precision=.* first training episode="
+    )
+    with pytest.warns(RuntimeWarning, match=match):
+        pv.fit(small_vma(), sampler(seed=1), elbo, steps=2, **changed)
+
+
+def test_a_model_of_another_kind_with_the_same_weights_is_not_resumed(tmp_path):
+    """Of the same shapes everywhere, so that only the specs tell them apart."""
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    other = small_vma()
+    other = other.replace(address_prior=pv.TemperedPrior(pv.UniformPrior(), 0.5))
+    with pytest.raises(ValueError, match="vma: the run was of another model, which differs in address_prior"):
+        pv.fit(other, sampler(), steps=1, out=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("left", ["best.safetensors", "history.csv"])
+def test_anything_of_a_run_makes_a_folder_a_run(tmp_path, left):
+    settings = {"steps": 2, "validation": sampler(1), "out": tmp_path, "progress": False}
+    pv.fit(small_vma(), sampler(), **settings)
+    for path in tmp_path.iterdir():
+        if path.name not in (left, ".lock"):
+            path.unlink()
+    before = (tmp_path / left).read_bytes()
+    with pytest.raises(ValueError, match="already holds a run"):
+        pv.fit(small_vma(), sampler(), **settings)
+    with pytest.raises(
+        ValueError, match=rf"cannot be resumed: last.safetensors is missing, and \['{left}'\] are there"
+    ):
+        pv.fit(small_vma(), sampler(), resume=True, **settings)
+    assert (tmp_path / left).read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_not_shifted_over_the_good_one(tmp_path):
+    settings = {"steps": 6, "validate_every": 2, "progress": False, "out": tmp_path}
+    pv.fit(small_vma(), sampler(), callbacks=[pv.train.StopAfter(1e-5)], **settings)
+    pv.fit(small_vma(), sampler(), callbacks=[pv.train.StopAfter(1e-5)], resume=True, **settings)
+    (tmp_path / "last.safetensors").write_bytes(b"damaged")
+    with pytest.warns(RuntimeWarning, match="Going on from last-1"):
+        pv.fit(small_vma(), sampler(), callbacks=[pv.train.StopAfter(1e-5)], resume=True, **settings)
+    assert (tmp_path / "last-damaged.safetensors").read_bytes() == b"damaged"
+    steps = [load_checkpoint(path)[1]["result"]["steps"] for path in versions_of(tmp_path / "last.safetensors")]
+    assert steps == [2, 1]
+
+
+def cosine(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+
+
+def one_cycle(optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=6)
+
+
+OPTIMIZERS = {
+    "AdamW": partial(torch.optim.AdamW, weight_decay=0.1),
+    "SGD": partial(torch.optim.SGD, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", [pv.train.WarmupCosine(2), cosine, one_cycle])
+def test_a_users_optimizer_and_scheduler_train_and_resume_bit_for_bit(tmp_path, optimizer, schedule):
+    config = pv.TrainingConfig(steps=6, lr=1e-3, optimizer=OPTIMIZERS[optimizer], schedule=schedule)
+    settings = {"config": config, "validate_every": 1, "progress": False}
+    whole = small_vma()
+    history = pv.fit(whole, sampler(), out=tmp_path / "whole", **settings).history
+    if schedule is cosine:
+        expected = [1e-3 * 0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
+        assert [row["lr"] for row in history] == pytest.approx(expected)
+    stop = [pv.train.StopAfter(1e-5)]
+    for seed in range(6):
+        parts = small_vma(seed=seed)
+        pv.fit(parts, sampler(), out=tmp_path / "parts", resume=True, callbacks=stop, **settings)
+    assert equal(weights(whole), weights(parts))
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_optimizer_takes_the_step_that_torch_s_takes():
+    """One step of plain SGD is the clipped gradient times the learning rate."""
+    config = pv.TrainingConfig(
+        steps=2, lr=0.5, optimizer=torch.optim.SGD, schedule=pv.train.Constant(), clip_norm=0.25, precision="float32"
+    )
+    vma = small_vma()
+    before = [p.detach().clone() for p in vma.parameters()]
+    pv.Trainer(vma, "vimco", config).step(sampler()[0])
+    moved = torch.stack([(a - b).square().sum() for a, b in zip(before, vma.parameters(), strict=True)]).sum().sqrt()
+    assert float(moved) == pytest.approx(0.5 * 0.25, rel=1e-4)
+
+
+def test_episodes_without_labels():
+    class Unlabelled:
+        def __getitem__(self, index):
+            episode = sampler()[index]
+            return pv.data.Episode(pv.Memory(episode.memory.templates), episode.x)
+
+    result = pv.fit(small_vma(), Unlabelled(), steps=2, validation=Unlabelled(), progress=False)
+    assert "val_bound" in result.history[-1]
+    assert "val_hit_rate" not in result.history[-1]
+
+
+@pytest.mark.parametrize("change", [lambda labels: labels.unsqueeze(-1), lambda labels: labels.float()])
+def test_labels_that_would_give_another_hit_rate_are_refused(change):
+    episode = sampler()[0]
+    wrong = [pv.data.Episode(episode.memory, episode.x, change(episode.labels))]
+    with pytest.raises(ValueError, match=r"episodes: expected labels as integers of shape \(12,\), got"):
+        pv.validate(small_vma(), wrong)
+
+
+def test_only_the_generators_of_the_model_s_device_are_copied(monkeypatch):
+    asked = []
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: (asked.append(devices), fork(devices))[1])
+    pv.fit(small_vma(), sampler(), steps=1, validation=sampler(1), progress=False)
+    assert [] in asked
+
+
+def test_a_log_gets_each_row_and_one_that_fails_ends_nothing():
+    rows = []
+
+    def broken(step, row):
+        raise ConnectionError("the service is down")
+
+    logs = [pv.train.Log(broken), pv.train.Log(lambda step, row: rows.append((step, row["bound"])))]
+    with pytest.warns(RuntimeWarning, match=r"log: broken failed \(ConnectionError: the service is down\)"):
+        history = pv.fit(small_vma(), sampler(), steps=4, validate_every=2, callbacks=logs, progress=False).history
+    assert rows == [(row["step"], row["bound"]) for row in history]
+    with pytest.raises(ValueError, match=r"callbacks: expected callbacks, got .* goes into pyro_vmem.train.Log"):
+        pv.fit(small_vma(), sampler(), steps=1, callbacks=[print], progress=False)
