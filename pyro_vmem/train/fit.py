@@ -127,6 +127,7 @@ def fit(
         check_spec(vma)
     with contextlib.ExitStack() as stack:
         stack.enter_context(set_aside(trainer.device))  # which a source of episodes may draw from
+        trainer.seed()  # so that the first episode is the same one when the run is resumed
         episode = first_episode(episodes, "episodes", 1 if config.minutes is not None else config.steps)
         trainer.settings |= {"select": select, "first training episode": _digest(episode)}
         if validation is not None:

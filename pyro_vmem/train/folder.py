@@ -50,9 +50,10 @@ def described(path: Path, write: Callable[[Path], None]) -> Iterator[None]:
                 write(path)
             yield
     finally:
-        if not kept and not holds_run(folder):
-            path.unlink(missing_ok=True)
+        if not holds_run(folder):
             (folder / LOCK).unlink(missing_ok=True)
+            if not kept:
+                path.unlink(missing_ok=True)
             if new:
                 folder.rmdir()
 

@@ -225,7 +225,7 @@ def test_a_last_checkpoint_that_cannot_be_written_is_an_error(tmp_path: Path, mo
     settings = SETTINGS | {"validation": None, "out": tmp_path / "parts"}
     vma = small_vma()
     with (
-        full_disk(monkeypatch, {3}),
+        full_disk(monkeypatch, {3, 4}),
         pytest.warns(RuntimeWarning, match="step 6 could not be written"),
         pytest.raises(OSError, match=r"out: the last checkpoint, of step 6, could not be written .* with resume=True"),
     ):

@@ -9,6 +9,7 @@ import pyro
 import pytest
 import torch
 from small_run import equal, rows, same_state, sampler, small_vma, weights
+from torch import Tensor
 
 import pyro_vmem as pv
 from pyro_vmem._utils.files import versions_of
@@ -210,27 +211,37 @@ def test_kl_warmup_and_learning_rate_follow_their_schedules():
     assert [row["lr"] for row in rows] == pytest.approx(expected)
 
 
+def frozen_terms(objective, weight, steps):
+    """The mean terms of steps with the same weights, the same noise and a constant weight of KL(z)."""
+    config = pv.TrainingConfig(steps=steps, lr=1e-12, kl_schedule=pv.train.Constant(weight), precision="float32")
+    vma = small_vma()
+    torch.manual_seed(0)
+    for parameter in vma.parameters():  # at initialisation KL(z) is nearly zero
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    trainer, episodes = pv.Trainer(vma, objective, config), sampler()
+    torch.manual_seed(1)
+    terms = [trainer.step(episodes[i % 8]) for i in range(steps)]
+    return vma, {name: sum(t[name] for t in terms) / steps for name in terms[0]}
+
+
 @pytest.mark.parametrize("objective", ["vimco", "rws", "iwae", "reinforce", "rao-blackwell"])
-def test_the_history_s_bound_is_a_bound_whatever_the_weight_of_the_latents_kl(objective):
-    """With frozen weights, the mean over steps is that of a run whose weight is 1; the tempered one is not."""
-    found = {}
-    for weight in (0.0, 0.3, 1.0):
-        config = pv.TrainingConfig(steps=200, lr=1e-12, kl_schedule=pv.train.Constant(weight), precision="float32")
-        vma = small_vma()
-        torch.manual_seed(0)
-        for parameter in vma.parameters():  # at initialisation KL(z) is nearly zero
-            parameter.data += 0.1 * torch.randn_like(parameter)
-        trainer, terms = pv.Trainer(vma, objective, config), []
-        episodes = sampler()
-        torch.manual_seed(1)
-        terms = [trainer.step(episodes[i % 5]) for i in range(200)]
-        found[weight] = {name: sum(t[name] for t in terms) / len(terms) for name in terms[0]}
+def test_bound_and_terms_do_not_depend_on_the_weight_of_the_latents_kl(objective):
+    full = frozen_terms(objective, 1.0, 8)[1]
+    assert full["kl_z"] > 0.5
+    assert "tempered_bound" not in full
     for weight in (0.0, 0.3):
-        assert found[weight]["bound"] == pytest.approx(found[1.0]["bound"], abs=0.15)
-        assert found[weight]["kl_z"] == pytest.approx(found[1.0]["kl_z"], abs=0.15)
-        assert found[weight]["kl_z"] > 0.5
-        assert found[weight]["tempered_bound"] > found[1.0]["bound"] + 0.25
-    assert "tempered_bound" not in found[1.0]
+        found = frozen_terms(objective, weight, 8)[1]
+        for name, value in full.items():
+            assert found[name] == pytest.approx(value, abs=2e-3), name
+        assert found["tempered_bound"] > found["bound"] + 0.1
+
+
+def test_the_bound_of_training_and_that_of_validation_agree_in_expectation():
+    """On the same episodes with the same weights and number of particles, at a weight far below one."""
+    vma, found = frozen_terms(pv.infer.VIMCO_ELBO(8, max_plate_nesting=1), 0.1, 160)
+    validated = sum(pv.validate(vma, sampler(), seed=seed)["bound"] for seed in range(10)) / 10
+    assert found["bound"] == pytest.approx(validated, abs=0.15)
+    assert found["tempered_bound"] > validated + 0.5
 
 
 def test_a_time_budget_ends_the_run():
@@ -461,9 +472,7 @@ def test_changed_settings_are_told(tmp_path):
     pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
     changed = {"lr": 0.01, "out": tmp_path, "resume": True, "progress": False, "precision": "float32"}
     elbo = pv.infer.VIMCO_ELBO(6, max_plate_nesting=1)
-    match = (
-        r"objective='VIMCO_ELBO\(.*6.* steps=2 \(was 1\), lr=0.01 \(was 0.003\), precision=.* first training episode="
-    )
+    match = r"objective='VIMCO_ELBO\(.*6.* steps=2 \(was 1\), lr=0.01 \(was 0.003\), precision=.* first training"
     with pytest.warns(RuntimeWarning, match=match):
         pv.fit(small_vma(), sampler(seed=1), elbo, steps=2, **changed)
 
@@ -487,9 +496,7 @@ def test_anything_of_a_run_makes_a_folder_a_run(tmp_path, left):
     before = (tmp_path / left).read_bytes()
     with pytest.raises(ValueError, match="already holds a run"):
         pv.fit(small_vma(), sampler(), **settings)
-    with pytest.raises(
-        ValueError, match=rf"cannot be resumed: last.safetensors is missing, and \['{left}'\] are there"
-    ):
+    with pytest.raises(ValueError, match=rf"resumed: last.safetensors is missing, and \['{left}'\] are there"):
         pv.fit(small_vma(), sampler(), resume=True, **settings)
     assert (tmp_path / left).read_bytes() == before
 
@@ -546,7 +553,11 @@ def test_the_optimizer_takes_the_step_that_torch_s_takes():
     vma = small_vma()
     before = [p.detach().clone() for p in vma.parameters()]
     pv.Trainer(vma, "vimco", config).step(sampler()[0])
-    moved = torch.stack([(a - b).square().sum() for a, b in zip(before, vma.parameters(), strict=True)]).sum().sqrt()
+    moved = (
+        torch.stack([(a - b).square().sum() for a, b in zip(before, map(Tensor.detach, vma.parameters()), strict=True)])
+        .sum()
+        .sqrt()
+    )
     assert float(moved) == pytest.approx(0.5 * 0.25, rel=1e-4)
 
 
