@@ -109,7 +109,11 @@ def train(
     if resume:
         if out is None:
             raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
-        experiment = Experiment.read(out)
+        asked, experiment = experiment, Experiment.read(out)
+        names = [field.name for field in dataclasses.fields(Experiment)]
+        ignored = [n for n in names if getattr(asked, n) not in (getattr(experiment, n), getattr(Experiment(), n))]
+        if ignored:
+            _say(f"resume: the run goes on with its own settings; {', '.join(ignored)} as given here have no effect.")
     processes = Processes.join(own_device(device))
     out = processes.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
     result = experiment.train(out, resume=resume, device=device, workers=workers)

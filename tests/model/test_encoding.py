@@ -65,9 +65,7 @@ def begun(vma: pv.VMA, objective: Any, episode: pv.data.Episode) -> pv.Trainer:
     return trainer
 
 
-def take(
-    vma: pv.VMA, objective: Any, episode: pv.data.Episode, num_particles: int = 4
-) -> tuple[pv.Trainer, list[Tensor]]:
+def take(vma: pv.VMA, objective: Any, episode: pv.data.Episode, num_particles: int = 4) -> tuple[Any, list[Tensor]]:
     steps = begun(vma, named_objective(objective, num_particles) if isinstance(objective, str) else objective, episode)
     return steps, gradient(vma, lambda: steps._backward(episode, 1.0))
 

@@ -111,10 +111,12 @@ def test_a_resumed_run_begins_with_fresh_keys(tmp_path: Path) -> None:
                 seen.append(float(oldest(again, library).max()))
             return library[index]
 
-    result = pv.fit(again, Watch(), resume=True, **settings)  # type: ignore[arg-type]
+    with pytest.warns(RuntimeWarning, match=r"goes on with steps=6 \(was 4\)"):
+        result = pv.fit(again, Watch(), resume=True, **settings)  # type: ignore[arg-type]
     assert (result.steps, seen) == (6, [pytest.approx(0, abs=1e-5)])
     library.index.keys.zero_()
-    pv.fit(again, library, resume=True, **settings)  # which has nothing to do
+    with pytest.warns(RuntimeWarning, match="the run is over"):
+        pv.fit(again, library, resume=True, **settings)
     assert float(oldest(again, library).max()) < 1e-5
 
 
@@ -137,7 +139,7 @@ def test_the_best_weights_have_their_keys(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_an_index_stays_in_its_process() -> None:
     vma = indexed()
-    with pytest.raises(ValueError, match=r"workers: expected 0, got 2: an index .* RefreshKeys\(0\)"):
+    with pytest.raises(ValueError, match=r"workers: expected 0, got 2: an index .*RefreshKeys\(0\)"):
         pv.fit(vma, Library(vma), workers=2, **SETTINGS)
     with pytest.raises(ValueError, match=r"slots_per_step: expected a whole number in \[0, .* got -1"):
         pv.fit(vma, Library(vma), callbacks=[pv.train.RefreshKeys(-1)], **SETTINGS)

@@ -9,7 +9,6 @@ import pyro
 import pytest
 import torch
 from small_run import equal, rows, same_state, sampler, small_vma, weights
-from torch import Tensor
 
 import pyro_vmem as pv
 from pyro_vmem._utils.files import versions_of
@@ -241,7 +240,7 @@ def test_the_bound_of_training_and_that_of_validation_agree_in_expectation():
     vma, found = frozen_terms(pv.infer.VIMCO_ELBO(8, max_plate_nesting=1), 0.1, 160)
     validated = sum(pv.validate(vma, sampler(), seed=seed)["bound"] for seed in range(10)) / 10
     assert found["bound"] == pytest.approx(validated, abs=0.15)
-    assert found["tempered_bound"] > validated + 0.5
+    assert found["tempered_bound"] > validated + 0.2
 
 
 def test_a_time_budget_ends_the_run():
