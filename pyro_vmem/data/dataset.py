@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmem.data._files import save_npz
+from pyro_vmem.data.storage import save_npz
 
 __all__ = ["FewShotDataset"]
 

@@ -30,6 +30,9 @@ class Episode:
         x: The targets, with shape :math:`(B, *)` and values as in the memory.
         labels: The class of each target, with shape :math:`(B)`, numbered as ``memory.labels``.
 
+    Raises:
+        ValueError: Memory, targets and labels do not fit one another.
+
     Example:
         >>> memory = Memory(torch.rand(3, 1, 4, 4), labels=torch.tensor([7, 7, 9]))
         >>> Episode(memory, torch.rand(2, 1, 4, 4), torch.tensor([9, 7]))
@@ -39,6 +42,26 @@ class Episode:
     memory: Memory
     x: Tensor
     labels: Tensor
+
+    def __post_init__(self) -> None:
+        # Shapes and types only: episodes are made within a training step, where a look at values would wait for a GPU.
+        for name, value, kind in (("memory", self.memory, Memory), ("x", self.x, Tensor), ("labels", self.labels, Tensor)):
+            if not isinstance(value, kind):
+                raise ValueError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}.")
+        event, batch = tuple(self.memory.event_shape), tuple(self.memory.batch_shape)
+        if self.x.ndim != len(event) + 1 or tuple(self.x.shape[1:]) != event or len(self.x) == 0:
+            raise ValueError(
+                f"x: expected shape (B, {', '.join(map(str, event))}) as the memory's templates have, got "
+                f"{tuple(self.x.shape)}. One target alone is x[None]."
+            )
+        if batch and batch != (len(self.x),):
+            raise ValueError(f"x: expected {batch[0]} targets, one for each memory, got {len(self.x)}.")
+        if self.labels.shape != (len(self.x),):
+            raise ValueError(
+                f"labels: expected shape ({len(self.x)},), the class of each target, got {tuple(self.labels.shape)}."
+            )
+        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
+            raise ValueError(f"labels: expected integers, got {self.labels.dtype}. Use `labels.long()`.")
 
     def __repr__(self) -> str:
         return (

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem.data._files import cache_folder, data_root, save_npz
 from pyro_vmem.data.dataset import FewShotDataset
+from pyro_vmem.data.image_folder import open_picture
+from pyro_vmem.data.storage import cache_folder, data_root, load_npz, printable, save_npz
 
 __all__ = ["omniglot"]
 
@@ -164,7 +165,7 @@ class _Source:
                 found.append(_Drawing(member, f"{match[1]}/{match[2]}", stamp))
         if not found:
             raise ValueError(
-                f"root: {self.path} holds no drawing, expected {self.part}/<Alphabet>/characterNN/*.png. It "
+                f"root: {printable(self.path)} holds no drawing, expected {self.part}/<Alphabet>/characterNN/*.png. It "
                 "may be an interrupted copy: remove it and fetch it again."
             )
         return sorted(found, key=lambda drawing: drawing.member)
@@ -188,7 +189,7 @@ class _Source:
             return zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, OSError) as error:
             raise ValueError(
-                f"root: {self.path} is not a readable zip archive ({error}). Remove it and fetch it again."
+                f"root: {printable(self.path)} is not a readable zip archive ({error}). Remove it and fetch it again."
             ) from error
 
     def read(self, drawings: list[_Drawing]) -> Iterator[Bits]:
@@ -196,7 +197,8 @@ class _Source:
         with contextlib.ExitStack() as stack:
             archive = None if self.path.is_dir() else stack.enter_context(self._archive())
             for drawing in drawings:
-                where = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
+                inside = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
+                where = printable(Path(inside))
                 try:
                     if archive is None:
                         handle: Any = (self.path.parent / drawing.member).open("rb")
@@ -208,7 +210,7 @@ class _Source:
                         if size > _MAX_FILE_BYTES:
                             raise ValueError(f"{size} bytes")
                         ink = _decode(file)
-                except (OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile) as error:
+                except Exception as error:  # Pillow and zipfile raise many types on damaged files
                     raise ValueError(
                         f"root: cannot read {where} ({error}), expected a PNG of a drawing. Replace the file."
                     ) from error
@@ -221,10 +223,8 @@ class _Source:
 
 
 def _decode(file: BinaryIO) -> Bits:
-    image = require("PIL.Image", "vision").open(file)
-    if max(image.size) > 10 * _SIDE:  # refuse before decoding: a small file can hold a huge image
-        raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
-    ink: Bits = np.asarray(image.convert("L")) < 128
+    with open_picture(file, ("PNG",), max_pixels=(10 * _SIDE) ** 2) as image:
+        ink: Bits = np.asarray(image.convert("L")) < 128
     return ink
 
 
@@ -244,7 +244,7 @@ def _fetch(root: Path, part: str, download: bool) -> _Source:
         if source is not None:
             return source
     raise FileNotFoundError(
-        f"root: got {root}, expected a folder with {part}/ or {part}.zip in it, in its omniglot/ or in its "
+        f"root: got {printable(root)}, expected a folder with {part}/ or {part}.zip in it, in its omniglot/ or in its "
         f"omniglot-py/. Pass download=True to fetch it, or point root (or PYRO_VMEM_DATA) at the data."
     )
 
@@ -283,11 +283,10 @@ def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
 def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
     """Return what a cache file holds, or None if it is absent or damaged."""
     try:
-        # Opened here: on a damaged archive np.load leaves what it opened itself to the garbage collector.
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            shape = tuple(int(n) for n in arrays["shape"])
-            names = [str(name) for name in arrays["names"]]
-            ink = np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).view(np.bool_)
-    except Exception:  # np.load raises many types on damaged files; each means: parse the sources again
+        arrays = load_npz(file, "cache_dir")
+        shape = tuple(int(n) for n in arrays["shape"])
+        names = [str(name) for name in arrays["names"]]
+        ink = np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).view(np.bool_)
+    except (ValueError, KeyError, TypeError, IndexError):  # damaged: parse the sources again
         return None
     return (ink, names) if len(names) == len(ink) else None

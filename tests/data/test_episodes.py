@@ -290,3 +290,26 @@ def test_kinds_of_episodes_come_in_turn() -> None:
         assert same(mixed[index], expected)
     with pytest.raises(ValueError, match=r"samplers: got none, expected at least one"):
         MixedEpisodes([])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"memory": torch.rand(3, 4)}, "memory: expected a Memory, got Tensor"),
+        ({"x": [[0.0] * 4]}, "x: expected a Tensor, got list"),
+        ({"x": torch.rand(4)}, r"x: expected shape \(B, 4\) .* got \(4,\).*x\[None\]"),
+        ({"x": torch.rand(2, 5)}, r"x: expected shape \(B, 4\) .* got \(2, 5\)"),
+        ({"x": torch.rand(0, 4), "labels": torch.zeros(0).long()}, r"got \(0, 4\)"),
+        ({"labels": torch.zeros(2, 1).long()}, r"labels: expected shape \(2,\), .* got \(2, 1\)"),
+        ({"labels": torch.zeros(2)}, "labels: expected integers, got torch.float32"),
+        (
+            {"memory": Memory(torch.rand(3, 3, 4), per_datapoint=True)},
+            "x: expected 3 targets, one for each memory, got 2",
+        ),
+    ],
+)
+def test_an_episode_refuses_what_does_not_fit(changed: dict[str, Any], message: str) -> None:
+    fields = {"memory": Memory(torch.rand(3, 4)), "x": torch.rand(2, 4), "labels": torch.zeros(2).long()}
+    Episode(**fields)
+    with pytest.raises(ValueError, match=message):
+        Episode(**fields | changed)
