@@ -30,7 +30,7 @@ from pyro_vmem.config.pretrained import protocol_of, unpack
 from pyro_vmem.config.words import quoted
 from pyro_vmem.data import EpisodeSampler, FewShotDataset, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
-from pyro_vmem.infer import Objective
+from pyro_vmem.infer.by_name import Objective
 from pyro_vmem.model import VMA, index_memory
 from pyro_vmem.plots import lookups
 from pyro_vmem.train import fit, read_result
