@@ -28,7 +28,7 @@ class Episode:
     Attributes:
         memory: The memory, with labels: shared by all targets, with templates of shape :math:`(S, *)`, or one for each.
         x: The targets, with shape :math:`(B, *)` and values as in the memory.
-        labels: The class of each target, with shape :math:`(B)`, numbered as ``memory.labels``.
+        labels: The class of each target, with shape :math:`(B)`, numbered as `memory.labels`.
 
     Raises:
         ValueError: Memory, targets and labels do not fit one another.
@@ -45,9 +45,11 @@ class Episode:
 
     def __post_init__(self) -> None:
         # Shapes and types only: episodes are made within a training step, where a look at values would wait for a GPU.
-        for name, value, kind in (("memory", self.memory, Memory), ("x", self.x, Tensor), ("labels", self.labels, Tensor)):
-            if not isinstance(value, kind):
-                raise ValueError(f"{name}: expected a {kind.__name__}, got {type(value).__name__}.")
+        if not hasattr(self.memory, "event_shape"):  # packed memories and those of a test have it too
+            raise ValueError(f"memory: expected a Memory, got {type(self.memory).__name__}.")
+        for name, value in (("x", self.x), ("labels", self.labels)):
+            if not isinstance(value, Tensor):
+                raise ValueError(f"{name}: expected a Tensor, got {type(value).__name__}.")
         event, batch = tuple(self.memory.event_shape), tuple(self.memory.batch_shape)
         if self.x.ndim != len(event) + 1 or tuple(self.x.shape[1:]) != event or len(self.x) == 0:
             raise ValueError(
@@ -70,7 +72,7 @@ class Episode:
         )
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
-        """Return the episode on a device.
+        """Returns the episode on a device.
 
         Arguments:
             device: The device.
@@ -88,40 +90,40 @@ class Episode:
         )
 
     def pin_memory(self) -> Episode:
-        """Return the episode in page-locked memory, as ``DataLoader(pin_memory=True)`` asks for."""
+        """Returns the episode in page-locked memory, as `DataLoader(pin_memory=True)` asks for."""
         return Episode(self.memory.pin_memory(), self.x.pin_memory(), self.labels.pin_memory())
 
 
 class EpisodeSampler(Dataset[Episode]):
-    r"""Draws episodes: ``n_way`` classes, ``k_shot`` memory slots and ``n_query`` targets of each.
+    r"""Draws episodes: `n_way` classes, `k_shot` memory slots and `n_query` targets of each.
 
-    With ``n_absent`` there are targets of further classes, of which nothing is in memory. A model that never met such
+    With `n_absent` there are targets of further classes, of which nothing is in memory. A model that never met such
     targets in training has no better use for a memory that does not help than to be misled by it.
 
     Classes are drawn without replacement, and so are the drawings of a class: a target is never in the
     memory. The order of the slots and of the targets is random, so that a position tells nothing about a
     class.
 
-    ``sampler[i]`` depends on nothing but the arguments and ``i``: it is the same in any process, in any
-    order. ``DataLoader(sampler, batch_size=None, num_workers=2)`` therefore gives the episodes that iterating
+    `sampler[i]` depends on nothing but the arguments and `i`: it is the same in any process, in any
+    order. `DataLoader(sampler, batch_size=None, num_workers=2)` therefore gives the episodes that iterating
     gives.
 
-    With ``rotate`` or ``flip`` each class comes in variants that are classes of their own: class :math:`c`
+    With `rotate` or `flip` each class comes in variants that are classes of their own: class :math:`c`
     under the :math:`t`-th transform has the label :math:`c + n t`, where :math:`n` is the number of classes
     of the data set. The transforms are the identity, the rotations by 90, 180 and 270 degrees
-    (counter-clockwise) if ``rotate``, and then each of these after a left-right mirroring if ``flip``.
+    (counter-clockwise) if `rotate`, and then each of these after a left-right mirroring if `flip`.
 
     Arguments:
         dataset: The classes to draw from.
         n_way: The number of classes in an episode.
-        k_shot: The number of memory slots of each class; :math:`S` = ``n_way * k_shot``.
-        n_query: The number of targets of each class; :math:`B` = ``n_way * n_query``.
+        k_shot: The number of memory slots of each class; :math:`S` = `n_way * k_shot`.
+        n_query: The number of targets of each class; :math:`B` = `n_way * n_query`.
         seed: The seed of the episodes.
         rotate: Whether to add the classes turned by 90, 180 and 270 degrees.
         flip: Whether to add the mirrored classes.
         n_absent: The number of further classes that have targets and no slots; :math:`B` = ``(n_way + n_absent) *
             n_query``.
-        num_episodes: The number of episodes. By default there is no end to them, and ``len`` is :math:`10^9`.
+        num_episodes: The number of episodes. By default there is no end to them, and `len` is :math:`10^9`.
         device: Where the images are held, and episodes are made of them: the same ones on any device. By default where
             the data set has them.
 
@@ -222,7 +224,7 @@ class EpisodeSampler(Dataset[Episode]):
         return _ENDLESS if self.num_episodes is None else self.num_episodes
 
     def __getitem__(self, index: int) -> Episode:
-        """Return the episode of an index, which depends on the arguments and the index only."""
+        """Returns the episode of an index, which depends on the arguments and the index only."""
         generator = self._generator(index, _EPISODE)
         variants = torch.randperm(self.num_classes, generator=generator)[: self.n_way + self.n_absent]
         drawings = self._draw(variants, self.k_shot + self.n_query, generator)
@@ -239,15 +241,15 @@ class EpisodeSampler(Dataset[Episode]):
         return Episode(Memory(events[:size], labels=labels[:size]), events[size:], labels[size:])
 
     def __iter__(self) -> Iterator[Episode]:
-        """Iterate over the episodes from the first, whatever :meth:`sample` has returned."""
+        """Iterates over the episodes from the first, whatever :meth:`sample` has returned."""
         for index in range(len(self)):
             yield self[index]
 
     def sample(self) -> Episode:
-        """Return the next episode: ``sampler[0]``, then ``sampler[1]`` and so on.
+        """Returns the next episode: `sampler[0]`, then `sampler[1]` and so on.
 
         Raises:
-            IndexError: All ``num_episodes`` episodes were returned.
+            IndexError: All `num_episodes` episodes were returned.
 
         Example:
             >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
@@ -260,7 +262,7 @@ class EpisodeSampler(Dataset[Episode]):
         return episode
 
     def distractors(self, index: int) -> Memory:
-        r"""Return a memory like that of episode ``index``, but of other classes.
+        r"""Returns a memory like that of episode `index`, but of other classes.
 
         The gap between the evidence of the targets under the right memory and under this one tells what the
         right memory is worth. No variant of a class of the episode is in it.
@@ -269,7 +271,7 @@ class EpisodeSampler(Dataset[Episode]):
             index: The index of the episode.
 
         Returns:
-            A memory of ``n_way`` classes with ``k_shot`` slots each; it depends on the arguments and the
+            A memory of `n_way` classes with `k_shot` slots each; it depends on the arguments and the
             index only.
 
         Raises:
@@ -306,7 +308,7 @@ class EpisodeSampler(Dataset[Episode]):
         return torch.Generator().manual_seed(int(state[0]))
 
     def _draw(self, variants: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Draw distinct images of each class, as indices into the data set, with shape (n_way, count)."""
+        """Draws distinct images of each class, as indices into the data set, with shape (n_way, count)."""
         classes = variants % self.dataset.num_classes
         sizes = self._sizes[classes]
         keys = torch.rand(len(classes), int(sizes.max()), generator=generator)
@@ -314,7 +316,7 @@ class EpisodeSampler(Dataset[Episode]):
         return self._by_class[self._starts[classes][:, None] + keys.topk(count).indices]
 
     def _load(self, drawings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather images as floats, each under the transform that its label names; return them and labels on the device.
+        """Gathers images as floats, each under the transform of its label; returns them and labels on the device.
 
         What is drawn are small numbers, on the CPU, so that they are the same everywhere.
         """
@@ -332,7 +334,7 @@ class EpisodeSampler(Dataset[Episode]):
 
 
 def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:
-    """Iterate over what can be evaluated together: episodes of one target merged, others one by one.
+    """Iterates over what can be evaluated together: episodes of one target merged, others one by one.
 
     Arguments:
         episodes: Where the episodes come from.
@@ -361,7 +363,7 @@ def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | N
 
 
 def merge_episodes(episodes: Sequence[Episode]) -> Episode:
-    """Merge episodes of one target each into one with a memory per datapoint.
+    """Merges episodes of one target each into one with a memory per datapoint.
 
     Arguments:
         episodes: Episodes with one target each and equally many slots.

@@ -33,11 +33,11 @@ def from_folder(
     ink: Literal["dark", "light"] = "dark",
     threshold: float | None = 0.5,
 ) -> FewShotDataset:
-    r"""Images from ``path/<class>/*`` or from ``path/<alphabet>/<class>/*``.
+    r"""Images from `path/<class>/*` or from `path/<alphabet>/<class>/*`.
 
     PNG, JPEG, BMP, GIF, TIFF, WebP and PNM files are read as grey, turned upright as their EXIF data say; of several
     frames the first is read; transparent parts are paper. Other files, and names that start with a dot, are passed
-    over. With alphabets, a class is named ``"alphabet/class"``.
+    over. With alphabets, a class is named `"alphabet/class"`.
 
     Arguments:
         path: The folder.
@@ -90,8 +90,8 @@ def from_folder(
             if images and image.shape != images[0].shape:
                 (height, width), (first_height, first_width) = image.shape, images[0].shape
                 raise ValueError(
-                    f"path: {printable(file)} is {height}x{width} and {printable(first)} is {first_height}x{first_width} "
-                    "(height x width), expected one size. Pass size=(H, W) to resize."
+                    f"path: {printable(file)} is {height}x{width} and {printable(first)} is "
+                    f"{first_height}x{first_width} (height x width), expected one size. Pass size=(H, W) to resize."
                 )
             images.append(image if threshold is None else (image > 255 * threshold) * np.uint8(255))
             classes.append(index)
@@ -104,7 +104,7 @@ def from_folder(
 
 
 def _class_folders(root: Path) -> list[Path]:
-    """List the folders that are classes, and refuse a layout that mixes classes and alphabets."""
+    """Lists the folders that are classes, and refuse a layout that mixes classes and alphabets."""
     if _image_files(root, root):
         raise ValueError(f"path: {printable(root)} holds images itself, expected class folders with images in them.")
     tops = _folders(root, root)
@@ -152,7 +152,7 @@ def _entries(root: Path, folder: Path) -> list[Path]:
 
 
 def _read_ink(file: Path, size: tuple[int, int] | None, ink: str) -> NDArray[np.uint8]:
-    """Read an image as ink, 0 to 255, with shape (H, W)."""
+    """Reads an image as ink, 0 to 255, with shape (H, W)."""
     pil, operations = require("PIL.Image", "vision"), require("PIL.ImageOps", "vision")
     try:
         with open_picture(file) as image:

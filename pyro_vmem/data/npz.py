@@ -20,16 +20,16 @@ Array = NDArray[Any]
 
 
 def from_npz(path: str | os.PathLike[str]) -> FewShotDataset:
-    r"""A data set from one ``.npz`` file, as ``numpy.savez`` or :meth:`FewShotDataset.save_npz` writes it.
+    r"""A data set from one `.npz` file, as `numpy.savez` or :meth:`FewShotDataset.save_npz` writes it.
 
     The file holds two arrays, and up to three more:
 
-    - ``images``: :math:`(N, H, W)`, :math:`(N, C, H, W)` or vectors :math:`(N, D)`; ``uint8`` with 255 for
-      ink, ``bool`` with True for ink, or floating point.
-    - ``classes``: :math:`(N)`, indices from 0, or names as strings, which are numbered in sorted order.
-    - ``class_names``: :math:`(n)`, strings; optional, and only with indices in ``classes``.
-    - ``alphabets``: :math:`(n)`, an index from 0 or a name for each class; optional.
-    - ``alphabet_names``: strings; optional, and only with indices in ``alphabets``.
+    - `images`: :math:`(N, H, W)`, :math:`(N, C, H, W)` or vectors :math:`(N, D)`; `uint8` with 255 for
+      ink, `bool` with True for ink, or floating point.
+    - `classes`: :math:`(N)`, indices from 0, or names as strings, which are numbered in sorted order.
+    - `class_names`: :math:`(n)`, strings; optional, and only with indices in `classes`.
+    - `alphabets`: :math:`(n)`, an index from 0 or a name for each class; optional.
+    - `alphabet_names`: strings; optional, and only with indices in `alphabets`.
 
     Arguments:
         path: The file.
@@ -75,7 +75,7 @@ def from_npz(path: str | os.PathLike[str]) -> FewShotDataset:
 
 
 def _indices(arrays: dict[str, Array], values: str, names: str) -> tuple[torch.Tensor, list[str] | None]:
-    """Return indices and names, whichever of the two the file spells out."""
+    """Returns indices and names, whichever of the two the file spells out."""
     array = arrays[values]
     if array.ndim != 1:
         raise ValueError(f"{values}: got shape {array.shape}, expected one dimension.")
@@ -90,7 +90,7 @@ def _indices(arrays: dict[str, Array], values: str, names: str) -> tuple[torch.T
 
 
 def number_names(names: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
-    """Number names in sorted order."""
+    """Numbers names in sorted order."""
     unique = sorted(set(names))
     number = {name: i for i, name in enumerate(unique)}
     return torch.tensor([number[name] for name in names]), unique

@@ -71,9 +71,9 @@ def omniglot(
 ) -> FewShotDataset:
     r"""Omniglot: handwritten characters of 50 alphabets, 20 drawings of each.
 
-    Reads the folders ``images_background/<Alphabet>/characterNN/*.png`` and ``images_evaluation/...``, or zip
-    archives of them, in ``root``, ``root/omniglot`` or ``root/omniglot-py``. Images are ``(1, H, W)`` with
-    255 for ink; classes are named ``"Alphabet/characterNN"``. What was read is kept in a small cache file, so
+    Reads the folders `images_background/<Alphabet>/characterNN/*.png` and `images_evaluation/...`, or zip
+    archives of them, in `root`, `root/omniglot` or `root/omniglot-py`. Images are `(1, H, W)` with
+    255 for ink; classes are named `"Alphabet/characterNN"`. What was read is kept in a small cache file, so
     that only the first call takes seconds.
 
     References:
@@ -81,21 +81,21 @@ def omniglot(
         | https://github.com/brendenlake/omniglot
 
     Arguments:
-        root: The folder to look in; by default the environment variable ``PYRO_VMEM_DATA``.
-        subset: ``"background"`` (964 characters of 30 alphabets), ``"evaluation"`` (659 of 20) or ``"all"``.
-        resize: How 105x105 becomes smaller. ``"index28"`` takes rows and columns
-            :math:`\lfloor 105 i / 28 \rfloor`; ``"nearest26"`` is PIL's NEAREST at 26x26; ``"maxpool26"`` is
+        root: The folder to look in; by default the environment variable `PYRO_VMEM_DATA`.
+        subset: `"background"` (964 characters of 30 alphabets), `"evaluation"` (659 of 20) or `"all"`.
+        resize: How 105x105 becomes smaller. `"index28"` takes rows and columns
+            :math:`\lfloor 105 i / 28 \rfloor`; `"nearest26"` is PIL's NEAREST at 26x26; `"maxpool26"` is
             4x4 max-pooling of the ink in the 104x104 crop; None keeps 105x105.
-        cache_dir: The folder of the cache file; by default ``$PYRO_VMEM_CACHE``, else
-            ``$XDG_CACHE_HOME/pyro_vmem``, else ``~/.cache/pyro_vmem``.
-        download: Whether to fetch what ``root`` lacks, by ``torchvision.datasets.Omniglot``.
+        cache_dir: The folder of the cache file; by default `$PYRO_VMEM_CACHE`, else
+            `$XDG_CACHE_HOME/pyro_vmem`, else `~/.cache/pyro_vmem`.
+        download: Whether to fetch what `root` lacks, by `torchvision.datasets.Omniglot`.
 
     Returns:
         The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
 
     Raises:
         ValueError: An argument is out of range, or a file is not a readable 105x105 drawing.
-        FileNotFoundError: ``root`` does not hold the data.
+        FileNotFoundError: `root` does not hold the data.
 
     Example:
         >>> import tempfile
@@ -156,7 +156,7 @@ class _Source:
     part: str
 
     def drawings(self) -> list[_Drawing]:
-        """List the drawings in the order of their names."""
+        """Lists the drawings in the order of their names."""
         layout = re.compile(rf"{self.part}/([^/\\]+)/(character\d+)/[^/\\]+\.png")
         found = []
         for member, stamp in self._files():
@@ -193,7 +193,7 @@ class _Source:
             ) from error
 
     def read(self, drawings: list[_Drawing]) -> Iterator[Bits]:
-        """Read drawings as ink, each with shape (105, 105), True for ink."""
+        """Reads drawings as ink, each with shape (105, 105), True for ink."""
         with contextlib.ExitStack() as stack:
             archive = None if self.path.is_dir() else stack.enter_context(self._archive())
             for drawing in drawings:
@@ -281,7 +281,7 @@ def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
 
 
 def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
-    """Return what a cache file holds, or None if it is absent or damaged."""
+    """Returns what a cache file holds, or None if it is absent or damaged."""
     try:
         arrays = load_npz(file, "cache_dir")
         shape = tuple(int(n) for n in arrays["shape"])

@@ -19,7 +19,7 @@ _MAX_RATIO = 100
 
 
 def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> None:
-    """Write a compressed ``.npz`` file whole or not at all.
+    """Writes a compressed `.npz` file whole or not at all.
 
     The file appears under its name only when it is complete, so that neither an interrupted run nor a
     second process can leave or see half of it.
@@ -40,7 +40,7 @@ def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> No
 
 
 def load_npz(path: Path, argument: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Read all arrays of an ``.npz`` file, which may come from anywhere: no pickles, no archive that explodes.
+    """Reads all arrays of an `.npz` file, which may come from anywhere: no pickles, no archive that explodes.
 
     Arguments:
         path: The file.
@@ -84,11 +84,11 @@ def printable(path: Path) -> str:
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    """Return the folder for parsed data: the argument, or the environment's choice, or ``~/.cache``.
+    """Returns the folder for parsed data: the argument, or the environment's choice, or `~/.cache`.
 
     Arguments:
-        cache_dir: A folder, or None for ``$PYRO_VMEM_CACHE``, else ``$XDG_CACHE_HOME/pyro_vmem``, else
-            ``~/.cache/pyro_vmem``.
+        cache_dir: A folder, or None for `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
+            `~/.cache/pyro_vmem`.
 
     Example:
         >>> cache_folder("here").name
@@ -102,7 +102,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def data_root(root: str | os.PathLike[str] | None, what: str) -> Path:
-    """Return the folder to look for a data set in: the argument, or ``$PYRO_VMEM_DATA``.
+    """Returns the folder to look for a data set in: the argument, or `$PYRO_VMEM_DATA`.
 
     Arguments:
         root: A folder, or None for the environment variable.
