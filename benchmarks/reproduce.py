@@ -34,7 +34,7 @@ from benchmarks.recipes import ModelName, Recipe, Training, model_name, read
 from pyro_vmem import data
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem._utils.precision import autocast
-from pyro_vmem.data._files import save_npz
+from pyro_vmem.data.storage import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
 from pyro_vmem.parts.learned_templates import NO_CLASS
 from pyro_vmem.train.history import summarise

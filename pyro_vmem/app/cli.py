@@ -18,8 +18,7 @@ from typing import Any, Literal
 import torch
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem._utils.files import free_name, write_atomically
-from pyro_vmem._utils.plain_json import as_plain
+from pyro_vmem._utils.files import as_plain, free_name, write_atomically
 from pyro_vmem.app.experiment import PARTS, Evaluation, Experiment, read_result
 from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
 from pyro_vmem.config import load

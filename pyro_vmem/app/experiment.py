@@ -19,8 +19,7 @@ from pyro.infer import ELBO
 
 from pyro_vmem import data
 from pyro_vmem._utils.extras import require
-from pyro_vmem._utils.files import write_atomically
-from pyro_vmem._utils.plain_json import write_json
+from pyro_vmem._utils.files import write_atomically, write_json
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.report import Report, write_report
