@@ -14,6 +14,7 @@ import pyro_vmem as pv
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import (
     Evidence,
+    RefineConfig,
     contribution,
     diagnose,
     estimate_evidence,
@@ -524,3 +525,36 @@ def test_bad_arguments(kwargs, match):
         log_evidence(vma, memory, x, **kwargs)
     with pytest.raises(ValueError, match=r"x: expected shape \(B, 3\)"):
         log_evidence(vma, memory, x[0])
+
+
+CONFIGS = [
+    RefineConfig(max_slots=1, tried_share=0.3),
+    RefineConfig(decodes_per_slot=60, gradients=(3, 5, 8), mixture=(0.4, 0.2, 0.2, 0.2)),
+    RefineConfig(start_gradients=1, gradients=(1,), mixture=(0.5, 0.5), guide_share=0.9, equal_share=0.5),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_refining_is_unbiased_however_its_decodes_are_spent(config):
+    reference, vma, memory, x = case(False, shift=0.5, scale=1.3)
+    repeated = x[:1].repeat(3000, 1)
+    exact = reference.log_evidence(memory, repeated).detach()
+    found = estimate(vma, memory, repeated, 60, "refined", refine=config, seed=0, max_decodes=50_000)
+    assert found.decodes == 60 * 3000
+    assert_unbiased((found.log_evidence - exact).exp().view(40, -1).mean(1), torch.ones(()), resolution=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"max_slots": 0}, "max_slots: expected at least 1, got 0"),
+        ({"guide_share": 1.5}, r"guide_share: expected a share between 0 and 1, got 1\.5"),
+        ({"gradients": (8, 4)}, "gradients: expected increasing numbers"),
+        ({"gradients": (1, 4)}, "gradients: expected at least start_gradients, 2"),
+        ({"mixture": (0.5, 0.5)}, "mixture: expected 3 positive shares that add up to 1"),
+        ({"decodes_per_slot": 47}, "decodes_per_slot: expected at least 48, .* got 47"),
+    ],
+)
+def test_what_cannot_be_spent_is_refused(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        RefineConfig(**kwargs)
