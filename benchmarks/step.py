@@ -32,7 +32,7 @@ import pyro_vmem as pv
 from benchmarks import command
 from benchmarks.timing import clock, matmul_rate
 from pyro_vmem._utils.precision import autocast
-from pyro_vmem.infer.terms import log_mean_exp
+from pyro_vmem.infer.elbo import log_mean_exp
 from pyro_vmem.infer.vimco import leave_one_out
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import Doubling

@@ -30,7 +30,7 @@ from pyro_vmem.config.pretrained import protocol_of, unpack
 from pyro_vmem.config.words import quoted
 from pyro_vmem.data import EpisodeSampler, FewShotDataset, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
-from pyro_vmem.infer import Objective
+from pyro_vmem.infer.by_name import Objective
 from pyro_vmem.model import VMA, index_memory
 from pyro_vmem.plots import lookups
 from pyro_vmem.train import fit, read_result
@@ -331,8 +331,7 @@ class Experiment:
         )
         write_report(folder / "report.html", report)
         figure = require("matplotlib.figure", "plots").Figure(figsize=(8, 5))
-        shown = report.lookup
-        lookups(figure, shown.targets, shown.templates, shown.probabilities, shown.labels, shown.target_labels)
+        lookups(figure, **{name: values for name, values in report.lookup.items() if name != "exact"})
         with write_atomically(folder / "lookup.png") as aside:
             figure.savefig(aside, format="png", dpi=160, bbox_inches="tight")
         metrics["seconds"] = round(seconds() if seconds is not None else time.perf_counter() - start, 1)
@@ -367,7 +366,7 @@ class Experiment:
             "none of them trained on",
             "Memory": f"{slots} slots, {episodes.n_way} classes; targets are other drawings of these",
             "Episodes": f"{metrics['num_episodes']} episodes, {metrics['num_targets']} targets, seed {episodes.seed}",
-            "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z a slot; an upper bound",
+            "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z per slot; an upper bound",
             "Guide": "on data simulated from the model, "
             + ", ".join(f"q({site}) is {row['verdict']}" for site, row in metrics["calibration"].items()),
             "Precision": "networks in bfloat16 where the processor has it, densities in float32",

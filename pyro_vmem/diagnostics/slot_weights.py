@@ -9,7 +9,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pyro.distributions import Distribution
@@ -353,7 +353,7 @@ def log_address_prior(vma: VMA, memory: EncodedMemory, num_targets: int) -> Tens
     return log_prior if memory.mask is None else log_prior.masked_fill(~memory.mask, -math.inf)
 
 
-def found_slots(q: torch.distributions.Categorical, k: int | None = None) -> Tensor:
+def found_slots(q: Any, k: int | None = None) -> Tensor:
     """The slots that a guide found in an index, or the `k` most probable of these, best first: `(B, k)`."""
     found: Tensor = q.kept_values
     log_q = q.log_prob(found.mT).mT

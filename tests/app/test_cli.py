@@ -57,7 +57,7 @@ def toy(tmp_path, monkeypatch):
 def undrawn(monkeypatch):
     """No figures, which take longer than all else and are looked at elsewhere."""
     monkeypatch.setattr(experiment, "write_report", lambda path, report: path.write_text(report.title))
-    monkeypatch.setattr(experiment, "lookups", lambda *_: None)
+    monkeypatch.setattr(experiment, "lookups", lambda *_, **__: None)
 
 
 SMALL = ["--ways", "4", "--episodes", "2", "--samples", "1"]
