@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pyro_vmem._utils.param_store import register
-from pyro_vmem.distributions import sparse_probs
-from pyro_vmem.memory import EncodedMemory, LazyMemory, Memory, Template
+from pyro_vmem.distributions import sparse_parts
+from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.checks import check_address, check_memory, check_targets
 from pyro_vmem.parts import (
     AddressGuide,
@@ -35,6 +35,7 @@ from pyro_vmem.parts import (
     Templates,
     UniformPrior,
     WarpDecoder,
+    log_odds,
 )
 
 __all__ = ["VMA"]
@@ -161,7 +162,7 @@ class VMA(Part):
         defaults: dict[str, Any] = {
             "address_prior": UniformPrior(),
             "latent_prior": TemplatePrior(latent_dim, num_features),
-            "likelihood": likelihood(decoders[decoder](image_shape, *sizes), ink),
+            "likelihood": likelihood(decoders[decoder](image_shape, *sizes, level=log_odds(ink))),
             "address_guide": SimilarityGuide(num_features),
             "latent_guide": GaussianGuide(latent_dim, num_features),
             "template_encoder": ConvEncoder(image_shape, num_features, width),
@@ -271,13 +272,15 @@ class VMA(Part):
         `svi.step(vma.encode(memory), x)` encodes once for guide and model; gradients flow through it. Where `reads`,
         the most templates that will be read, are fewer than the slots, each is encoded as it is read.
         """
-        if isinstance(memory, EncodedMemory):
-            return memory
+        return memory if isinstance(memory, EncodedMemory) else self._encode(memory, reads)
+
+    def _encode(self, memory: Memory, reads: int | None) -> EncodedMemory:
         if self.templates is not None:
             memory = self.templates(memory)
-        if reads is not None and reads < memory.num_slots and not memory.per_datapoint:
-            return LazyMemory(memory, self.template_encoder)
-        return memory.encoded_by(self.template_encoder)
+        few = reads is not None and reads < memory.num_slots and not memory.per_datapoint
+        if few or not memory.store.is_decoded:
+            return EncodedMemory(memory, self.template_encoder)
+        return EncodedMemory(memory, self.template_encoder(memory.templates))
 
     def encode_x(self, x: Tensor) -> Template:
         """Targets `(*, *event)` with their features."""
@@ -293,7 +296,8 @@ class VMA(Part):
             memory: The memory :math:`M`, shared or per datapoint.
             n: How many draws.
             address: The slot to read. By default each draw samples its own from the address prior.
-            mean: Whether to return the mean of :math:`p(x | z, m_a)` instead of a draw from it: grey, less noisy.
+            mean: Whether to return the mean of :math:`p(x | z, m_a)` instead of a draw from it: grey, less noisy. Of
+                causal pixels, the mean of each given a draw of those before it.
 
         Returns:
             The draws, with shape `(n, *event)`, or `(n, B, *event)` for one memory per datapoint.
@@ -312,7 +316,7 @@ class VMA(Part):
             a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
         template = encoded.read(a)
         p_x = self.likelihood(self.latent_prior(template).sample(), template)
-        return p_x.mean if mean else p_x.sample()
+        return self.likelihood.draw(p_x, mean)
 
     @torch.no_grad()
     def complete(
@@ -383,7 +387,8 @@ class VMA(Part):
             raise ValueError("memory: classify needs labels, got none. Make it with Memory(templates, labels).")
         self.check(memory, x)
         encoded = self.encode(memory)
-        return encoded.by_class(*sparse_probs(self.address_guide(encoded, self.encode_x(x))))
+        parts = sparse_parts(self.address_guide(encoded, self.encode_x(x)))
+        return sum((encoded.by_class(probs, slots) for probs, slots in parts[1:]), encoded.by_class(*parts[0]))
 
     def _enter(self, memory: Memory, x: Tensor | None) -> tuple[EncodedMemory, int]:
         """Registers the parameters with Pyro, checks the input, encodes the memory and counts the datapoints."""

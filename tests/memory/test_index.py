@@ -19,7 +19,6 @@ needs_faiss = pytest.mark.skipif(
 # Each of these looks at all there is, so that it finds what looking at every key finds; a new index is one line here.
 EXACT: dict[str, Callable[[Tensor], AddressIndex]] = {
     "exact": ExactIndex,
-    "flat": lambda keys: FaissIndex(keys, "flat"),
     "ivf": lambda keys: FaissIndex(keys, "ivf", effort=10_000),
     "hnsw": lambda keys: FaissIndex(keys, "hnsw", effort=10_000),
 }
@@ -57,7 +56,7 @@ def test_search_finds_what_looking_at_all_finds(make: Callable[[Tensor], Address
 def test_slots_come_and_go(
     make: Callable[[Tensor], AddressIndex], folded_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyro_vmem.memory, "FOLDED_LEAST", folded_from)
+    monkeypatch.setattr(pyro_vmem.memory.index, "FOLDED_LEAST", folded_from)
     keys, queries = keys_and_queries()
     index, present = make(keys), torch.ones(300, dtype=torch.bool)
     for turn in range(4):
@@ -89,7 +88,7 @@ def test_what_is_not_there_is_not_found(make: Callable[[Tensor], AddressIndex]) 
 def test_blocks_of_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     keys, queries = keys_and_queries()
     whole = ExactIndex(keys).search(queries, 4)
-    monkeypatch.setattr(pyro_vmem.memory, "BLOCK", 35)  # 7 keys at a time
+    monkeypatch.setattr(pyro_vmem.memory.index, "BLOCK", 35)  # 7 keys at a time
     assert_same(ExactIndex(keys).search(queries, 4), whole)
 
 
@@ -144,7 +143,7 @@ WRONG = {
     "no hits": (lambda: ExactIndex(torch.rand(3, 2)).search(torch.rand(2), 0), "k: expected at least 1"),
     "keys added of another length": (lambda: ExactIndex(torch.rand(3, 2)).add(torch.rand(1, 3)), r"keys: .*\(n, 2\)"),
     "a kind there is not": (lambda: FaissIndex(torch.rand(3, 2), "ivfpq"), "kind: expected one of"),  # type: ignore[arg-type]
-    "no effort": (lambda: FaissIndex(torch.rand(3, 2), "flat", effort=0), "effort: expected at least 1"),
+    "no effort": (lambda: FaissIndex(torch.rand(3, 2), "ivf", effort=0), "effort: expected at least 1"),
 }
 
 
