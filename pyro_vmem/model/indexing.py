@@ -1,4 +1,4 @@
-"""The keys of a memory's slots: computed, kept fresh while a model is trained, and how old they have become."""
+"""The index of a memory: its keys are computed, refreshed while the model is trained, and compared with fresh ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, Packe
 from pyro_vmem.model.vma import VMA
 from pyro_vmem.parts import AddressGuide, IndexedGuide, KeyedGuide
 
-__all__ = ["FreshKeys", "KeyRefresher", "Staleness", "add_templates", "index_memory", "slot_keys", "staleness"]
+__all__ = ["KeyRefresher", "Staleness", "add_templates", "index_memory", "slot_keys", "staleness"]
 
 
 def keyed(guide: AddressGuide) -> KeyedGuide:
@@ -34,7 +34,7 @@ def keyed(guide: AddressGuide) -> KeyedGuide:
 
 @torch.no_grad()
 def slot_keys(
-    vma: VMA, memory: PackedMemory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
+    vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
 ) -> Tensor:
     """The keys of slots as the model has them now: their templates are read and encoded, some at a time.
 
@@ -60,8 +60,8 @@ def slot_keys(
 
 def index_memory(
     vma: VMA,
-    memory: PackedMemory,
-    kind: Literal["exact", "flat", "ivf", "hnsw"] = "exact",
+    memory: Memory,
+    kind: Literal["exact", "ivf", "hnsw"] = "exact",
     *,
     effort: int | None = None,
     batch_size: int = 1024,
@@ -128,7 +128,6 @@ def add_templates(vma: VMA, memory: PackedMemory, templates: Tensor, labels: Ten
     """
     # What is packed is what is read later, so that is what the keys are of.
     packed = PackedMemory.pack(templates, memory.bits).to(memory.device, memory.dtype)
-    assert isinstance(packed, PackedMemory)
     return memory.add(templates, labels, None if memory.index is None else slot_keys(vma, packed))
 
 
@@ -152,7 +151,7 @@ class Staleness:
 
 @torch.no_grad()
 def staleness(
-    vma: VMA, memory: PackedMemory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: int = 0
+    vma: VMA, memory: Memory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: int = 0
 ) -> Staleness:
     """Measures how much the cached keys of a memory's index would have fresh ones find other slots.
 
@@ -200,123 +199,93 @@ def staleness(
 
 
 class KeyRefresher:
-    """Keeps the keys of a memory's index fresh in a training loop of your own: each step some slots, in turn.
+    """Keeps the keys of indexes fresh while a model is trained: after each step those of some slots, in turn.
 
     No key is older than `num_slots / slots_a_step` steps. :func:`pyro_vmem.fit` does it by itself.
 
     Arguments:
         vma: The model that is trained.
-        memory: The memory, with an index.
-        slots_a_step: How many slots are encoded again each step.
+        slots_a_step: How many slots are encoded again each step; 0 for none.
+        resumed: Whether keys may be of other weights than the model's: then all of an index are refreshed when it is
+            first met.
 
     Raises:
-        ValueError: If the memory has no index, or `slots_a_step` is less than 1.
+        ValueError: If `slots_a_step` is less than 0.
 
     Example:
         >>> from pyro_vmem import IndexedGuide, SimilarityGuide
         >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
         >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
         >>> index = index_memory(vma, memory)
-        >>> refresher = KeyRefresher(vma, memory, slots_a_step=100)
-        >>> refresher.step()  # after svi.step(...): how far those keys had moved
+        >>> keys = KeyRefresher(vma, slots_a_step=100)
+        >>> keys.step(memory)  # after svi.step(...): how far those keys had moved
         0.0
     """
 
-    def __init__(self, vma: VMA, memory: PackedMemory, slots_a_step: int = 256) -> None:
-        if slots_a_step < 1:
-            raise ValueError(f"slots_a_step: expected at least 1, got {slots_a_step}.")
-        _index_of(memory)
-        self.vma, self.memory, self.slots_a_step = vma, memory, slots_a_step
-        self.next_slot = 0
+    def __init__(self, vma: VMA, slots_a_step: int = 256, resumed: bool = False) -> None:
+        if slots_a_step < 0:
+            raise ValueError(f"slots_a_step: expected at least 0, got {slots_a_step}.")
+        self.vma, self.slots_a_step, self.resumed = vma, slots_a_step, resumed
+        self._met: dict[AddressIndex, _Turn] = {}
 
-    def step(self) -> float:
-        """Refreshes the next slots; returns how far their keys had moved, as :attr:`Staleness.drift`."""
-        index = _index_of(self.memory)
-        count = min(self.slots_a_step, index.num_slots)
-        slots = (torch.arange(count, device=self.memory.device) + self.next_slot) % index.num_slots
-        self.next_slot = int(slots[-1] + 1) % index.num_slots
-        fresh = slot_keys(self.vma, self.memory, slots)
+    def wants(self, memory: Memory) -> bool:
+        """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
+        return self.slots_a_step > 0 and memory.index is not None and self._k() > 0
+
+    def meet(self, memory: Memory) -> None:
+        """Takes note of a memory before the first step on it; raises a `ValueError` if it has no index."""
+        index = _index_of(memory)
+        if index not in self._met:
+            self._met[index] = _Turn(memory)
+            if self.resumed:
+                self._refresh(index, memory)
+        self._met[index].memory = memory  # which may have been moved, or have grown
+
+    def step(self, memory: Memory) -> float:
+        """Refreshes the next slots of a memory; returns how far their keys had moved, as :attr:`Staleness.drift`."""
+        self.meet(memory)
+        index = _index_of(memory)
+        turn, count = self._met[index], min(self.slots_a_step, index.num_slots)
+        slots = (torch.arange(count, device=memory.device) + turn.next_slot) % index.num_slots
+        turn.next_slot = (turn.next_slot + count) % index.num_slots
+        fresh = slot_keys(self.vma, memory, slots)
         drift = _drift(fresh, index.keys_of(slots).to(fresh))
         index.update(slots, fresh)
         return drift
 
-    def refresh(self, *, batch_size: int = 1024, progress: bool = False) -> float:
-        """Refreshes all slots at once and builds the index anew; returns as :meth:`step` does."""
-        index = _index_of(self.memory)
-        fresh = slot_keys(self.vma, self.memory, batch_size=batch_size, progress=progress)
-        drift = _drift(fresh, index.keys_of(torch.arange(index.num_slots, device=fresh.device)).to(fresh))
+    def refresh(self, progress: bool = False) -> list[float]:
+        """Refreshes all keys of all memories that were met, and builds their indexes anew; returns as :meth:`step`."""
+        return [self._refresh(index, turn.memory, progress) for index, turn in self._met.items()]
+
+    def row(self, memory: Memory, x: Tensor) -> dict[str, float]:
+        """How old the keys of a memory are for targets `(B, *event)`: means of :class:`Staleness`."""
+        found = staleness(self.vma, memory, x, self._k())
+        means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}
+        return means | {"key_drift": found.drift}
+
+    def _k(self) -> int:
+        """How many slots the guide looks for in an index; 0 if it looks in none."""
+        guide: object = self.vma.address_guide
+        while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
+            guide = getattr(guide, "inner", None)
+        return guide.k if isinstance(guide, IndexedGuide) else 0
+
+    def _refresh(self, index: AddressIndex, memory: Memory, progress: bool = False) -> float:
+        fresh = slot_keys(self.vma, memory, progress=progress)
+        drift = _drift(fresh, index.keys.to(fresh))
         index.rebuild(fresh)
         return drift
 
 
-class FreshKeys:
-    """The indexes that a training run meets: their keys refreshed some each step, and how old they are.
+@dataclass
+class _Turn:
+    """A memory whose keys are refreshed, and the slot that is next."""
 
-    Arguments:
-        vma: The model that is trained.
-        slots_a_step: As of :class:`KeyRefresher`; 0 refreshes none.
-        resumed: Whether the keys may be of other weights than the run's: then each index is refreshed when it is met.
-
-    Example:
-        >>> from pyro_vmem import IndexedGuide, SimilarityGuide
-        >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
-        >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
-        >>> index, x = index_memory(vma, memory), torch.rand(3, 8)
-        >>> fresh = FreshKeys(vma, slots_a_step=100)
-        >>> fresh.meet(memory)  # before a step
-        >>> fresh.step(memory)  # after it
-        >>> {name: round(value, 3) for name, value in fresh.row(memory, x).items()}
-        {'key_overlap': 1.0, 'key_missed': 0.0, 'key_drift': 0.0}
-    """
-
-    def __init__(self, vma: VMA, slots_a_step: int, resumed: bool = False) -> None:
-        self.vma, self.slots_a_step, self.resumed = vma, slots_a_step, resumed
-        guide: object = vma.address_guide
-        while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
-            guide = getattr(guide, "inner", None)
-        self.k = guide.k if isinstance(guide, IndexedGuide) else 0
-        self._met: dict[AddressIndex, KeyRefresher] = {}
-
-    def wants(self, memory: Memory) -> bool:
-        """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
-        indexed = isinstance(memory, PackedMemory) and memory.index is not None
-        return self.slots_a_step > 0 and self.k > 0 and indexed
-
-    def meet(self, memory: Memory) -> None:
-        """Takes note of a memory before a step on it; the first time in a resumed run, all its keys are refreshed."""
-        if not self.wants(memory):
-            return
-        assert isinstance(memory, PackedMemory)
-        assert memory.index is not None
-        new = memory.index not in self._met
-        if new:
-            self._met[memory.index] = KeyRefresher(self.vma, memory, self.slots_a_step)
-        self._met[memory.index].memory = memory  # which may have been moved, or have grown
-        if new and self.resumed:
-            self._met[memory.index].refresh()
-
-    def step(self, memory: Memory) -> None:
-        """Refreshes the next slots of a memory that was met."""
-        if self.wants(memory):
-            assert memory.index is not None
-            self._met[memory.index].step()
-
-    def row(self, memory: Memory, x: Tensor) -> dict[str, float]:
-        """How old the keys of a memory are for targets `(B, *event)`: means of :class:`Staleness`; or nothing."""
-        if not self.wants(memory):
-            return {}
-        assert isinstance(memory, PackedMemory)
-        found = staleness(self.vma, memory, x, self.k)
-        means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}
-        return means | {"key_drift": found.drift}
-
-    def refresh(self, progress: bool = False) -> None:
-        """Refreshes all keys of all memories that were met."""
-        for refresher in self._met.values():
-            refresher.refresh(progress=progress)
+    memory: Memory
+    next_slot: int = 0
 
 
-def _index_of(memory: PackedMemory) -> AddressIndex:
+def _index_of(memory: Memory) -> AddressIndex:
     if memory.index is None:
         raise ValueError("memory: it has no index. Make one with index_memory(vma, memory).")
     return memory.index

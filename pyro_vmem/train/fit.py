@@ -26,7 +26,7 @@ from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.data.loading import load_ahead, lost_worker
 from pyro_vmem.infer import Objective
 from pyro_vmem.model import VMA
-from pyro_vmem.model.indexing import FreshKeys
+from pyro_vmem.model.indexing import KeyRefresher
 from pyro_vmem.train.compiling import Compiled
 from pyro_vmem.train.distributed import Ranks, own_device
 from pyro_vmem.train.history import FitResult
@@ -193,7 +193,7 @@ def fit(
         **{"kl_start": kl_start, "clip_norm": clip_norm, "seed": seed},
         **{"refresh_slots": refresh_slots, "backward": backward},
     }
-    if workers and FreshKeys(vma, refresh_slots).wants(first.memory):
+    if workers and KeyRefresher(vma, refresh_slots).wants(first.memory):
         raise ValueError(
             f"workers: expected 0, got {workers}: an index whose keys are refreshed has to stay in this process. Load "
             "the episodes here, or pass refresh_slots=0 to train with the keys as they are."
@@ -225,9 +225,10 @@ def fit(
         ranks.begin_with(vma, run.steps.module)
         result = run.result
         result.chosen = run.steps.chosen
-        keys, episode = FreshKeys(vma, refresh_slots, resumed=result.steps > 0), first.to(device)
+        keys, episode = KeyRefresher(vma, refresh_slots, resumed=result.steps > 0), first.to(device)
         with half:
-            keys.meet(episode.memory)
+            if keys.wants(episode.memory):
+                keys.meet(episode.memory)
         run.log = stack.enter_context(logging_to(logger if talks else None, folder, settings, result.steps))
         begin = time.perf_counter()
         start = begin - result.seconds
@@ -267,13 +268,15 @@ def fit(
                 run.rates["kl_weight"] = 1.0 if part >= kl_warmup else kl_start + (1 - kl_start) * part / kl_warmup
                 episode = next(loaded)
                 with half:
-                    keys.meet(episode.memory)
+                    if keys.wants(episode.memory):
+                        keys.meet(episode.memory)
                 whole = False
                 with uninterrupted():
                     with compiled:
                         _step(run, episode, clip_norm, half)
                     with half:
-                        keys.step(episode.memory)
+                        if keys.wants(episode.memory):
+                            keys.step(episode.memory)
                     result.seconds = time.perf_counter() - start
                     whole = True
                 bar.update()
@@ -351,14 +354,14 @@ def _row(run: Run) -> dict[str, float]:
 
 
 def _record(
-    run: Run, validation: Dataset[Episode] | None, half: torch.autocast, keys: FreshKeys, episode: Episode
+    run: Run, validation: Dataset[Episode] | None, half: torch.autocast, keys: KeyRefresher, episode: Episode
 ) -> None:
     """Adds a row to the history, unless this step has one, validates, and writes what changed to the folder."""
     if run.recorded:
         return
     row = _row(run) | run.rates
     with half:
-        row |= keys.row(episode.memory, episode.x)
+        row |= keys.row(episode.memory, episode.x) if keys.wants(episode.memory) else {}
     if validation is not None:
         run.vma.eval()
         with half:

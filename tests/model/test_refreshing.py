@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import together
 from small_run import blobs, small_vma, weights
 
 import pyro_vmem as pv
 from pyro_vmem.memory import ExactIndex
 from pyro_vmem.model.indexing import slot_keys
-from pyro_vmem.train.distributed import Ranks
 
 SLOTS = 40
-SETTINGS: dict[str, Any] = {"steps": 6, "progress": False, "precision": "float32", "validate_every": 2, "lr": 0.02}
 AGES = ("key_overlap", "key_missed", "key_drift")
+SETTINGS: dict[str, Any] = {"steps": 6, "progress": False, "precision": "float32", "validate_every": 2, "lr": 0.02}
 
 
 def indexed(seed: int = 0) -> pv.VMA:
@@ -145,34 +141,3 @@ def test_an_index_is_built_anew_of_new_keys() -> None:
     assert torch.equal(index.keys, keys)
     with pytest.raises(ValueError, match="keys: expected 5, one a slot, got 4"):
         index.rebuild(keys[:4])
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
-def test_divided_between_processes(tmp_path: Path) -> None:
-    start, kinds = (
-        indexed().replace(address_guide=pv.IndexedGuide(small_vma().address_guide, k=4)),
-        ("whole", "divided"),
-    )
-
-    def train(ranks: Ranks, kind: str) -> None:
-        vma = copy.deepcopy(start)
-        library = Library(vma)
-        if kind == "divided":
-            shard = pv.PackedMemory.pack(library.memory.templates[ranks.index :: ranks.count])
-            divided = pv.train.sharded.ShardedIndex(slot_keys(vma, shard), ranks=ranks)
-            library.memory = pv.train.sharded.ShardedMemory(shard, torch.arange(SLOTS), divided, ranks)
-            library.index = divided
-        result = pv.fit(vma, library, refresh_slots=7, **SETTINGS)
-        keys = library.index.keys_of(torch.arange(SLOTS))
-        torch.testing.assert_close(keys, slot_keys(vma, library.memory), atol=1e-5, rtol=1e-4)
-        assert torch.equal(library.index.slots, torch.arange(SLOTS))
-        ages = [[row[name] for name in AGES] for row in result.history if "key_drift" in row]
-        torch.save((ages, keys), tmp_path / f"{kind}-{ranks.index}.pt")
-
-    for kind in kinds:
-        together(lambda rank, kind=kind: train(Ranks(rank, 2), kind))
-    (ages, keys), *others = [torch.load(tmp_path / f"{kind}-{rank}.pt") for kind in kinds for rank in (0, 1)]
-    assert len(ages) == 3
-    for other_ages, other_keys in others:
-        torch.testing.assert_close(torch.tensor(other_ages), torch.tensor(ages), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(other_keys, keys, rtol=1e-3, atol=1e-4)
