@@ -933,18 +933,6 @@ def test_gaussian_scale(learn_scale: bool) -> None:
     assert "log_scale" in p.state_dict()
 
 
-@pytest.mark.parametrize("network", kinds(Decoder))
-@pytest.mark.parametrize("level", [0.01, 0.1, 0.9])
-def test_bernoulli_starts_from_the_mean_of_the_data(network: str, level: float) -> None:
-    decoder = PARTS[network]()
-    z, template = inputs_of(decoder, (B,))
-    decoder.shift_output(0.0)
-    before = decoder(z, template)
-    pv.BernoulliDecoder(decoder, mean=level)
-    expected = torch.logit(torch.tensor(level)).expand(B, *EVENT)
-    torch.testing.assert_close(decoder(z, template) - before, expected, atol=1e-4, rtol=1e-4)
-
-
 def test_bernoulli_refuses_what_it_gives_no_probability_to() -> None:
     part = pv.BernoulliDecoder(mlp_decoder())
     part.check(torch.tensor([0.0, 1.0]))
@@ -961,7 +949,6 @@ def test_bernoulli_refuses_what_it_gives_no_probability_to() -> None:
         (functools.partial(pv.SimilarityGuide, temperature=float("nan")), r"temperature: .* got nan"),
         (functools.partial(pv.GaussianGuide, hidden=()), r"hidden: expected at least one hidden width"),
         (functools.partial(MLPDecoder, (4,), hidden=()), r"hidden: expected at least one hidden width"),
-        (lambda: pv.BernoulliDecoder(mlp_decoder(), mean=0.0), r"mean: expected a number between 0 and 1, got 0.0"),
         (lambda: pv.GaussianDecoder(mlp_decoder(), scale=0.0), r"scale: expected a positive number, got 0.0"),
         (lambda: pv.GaussianDecoder(mlp_decoder(), scale=-1.0), r"scale: expected a positive number, got -1.0"),
         (lambda: pv.TemperedPrior(pv.UniformPrior(), 0.0), r"temperature: expected a positive number, got 0.0"),
