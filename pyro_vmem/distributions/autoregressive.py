@@ -71,7 +71,7 @@ class CausalBernoulli(TorchDistribution):
 
         It is random; over draws, it is right on average. The mean itself has no closed form, so there is no `mean`.
         """
-        return self.probs(self.sample(sample_shape))
+        return self.probs(self.sample(torch.Size(sample_shape)))
 
     @torch.no_grad()
     def probs(self, x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.checks import check_address, check_memory, check_targets
+from pyro_vmem.model.completion import complete
 from pyro_vmem.parts import (
     AddressGuide,
     AddressPrior,
@@ -328,17 +329,20 @@ class VMA(Part):
     def complete(
         self, memory: Memory, x: Tensor, mask: Tensor, num_particles: int = 64, rounds: int = 4, mean: bool = False
     ) -> Tensor:
-        r"""Fills in the part of each target that was not observed, by sampling importance resampling.
+        r"""Fills in the part of each target that was not observed, by a draw from :math:`p(a, z, x_{mis} | x_{obs}, M)`.
 
-        Each round draws particles from the guide given the target as filled in so far, weights them by the observed
-        part alone, :math:`p(x_{obs}, a, z | M) / q(a, z | x, M)`, picks one, and fills in from its likelihood.
+        Each slot that may explain a target is given particles of its own, which start from its prior and are then
+        drawn from the guide given the target as that slot fills it in, for some rounds. They are weighted by the
+        observed part alone, so a slot is chosen at the end by how well it explains that: no slot is decided on while
+        the target is filled in by another's. Draws of targets that several slots explain show all of them.
 
         Arguments:
             memory: The memory :math:`M`.
             x: The targets, with shape `(B, *event)`; what is not observed is ignored.
             mask: True where a value is observed; broadcasts with `x`.
-            num_particles: How many particles a round draws.
-            rounds: How many rounds.
+            num_particles: How many particles a round draws per target, at least. They are divided between the slots; of
+                a memory with more slots, as many are tried as the guide finds most probable.
+            rounds: How many rounds follow the first, which draws from the prior.
             mean: Whether to fill in the likelihood's mean in the last round instead of a draw.
 
         Returns:
@@ -358,21 +362,7 @@ class VMA(Part):
             raise ValueError(f"mask: {tuple(mask.shape)} does not broadcast with x {tuple(x.shape)}.") from error
         self.check(memory, blank := torch.where(mask, x, torch.zeros_like(x)))
         encoded = self.encode(memory)
-        filled = torch.where(mask, x, encoded.templates.mean(-len(self.event_shape) - 1).expand_as(x))
-        for round_ in range(rounds):
-            target = self.encode_x(filled)
-            q_a = self.address_guide(encoded, target)
-            a = q_a.sample(torch.Size([num_particles]))
-            template = encoded.read(a)
-            q_z = self.latent_guide(target, template)
-            z = q_z.sample()
-            p_x = self.likelihood(z, template)
-            drawn, log_observed = self.likelihood.fill(p_x, blank, mask, mean and round_ == rounds - 1)
-            log_prior = self.address_prior(encoded).log_prob(a) + self.latent_prior(template).log_prob(z)
-            log_weight = log_observed + log_prior - q_a.log_prob(a) - q_z.log_prob(z)
-            chosen = torch.distributions.Categorical(logits=log_weight.mT).sample()
-            filled = torch.where(mask, x, drawn[chosen, torch.arange(len(x), device=x.device)])
-        return filled
+        return complete(self, encoded, blank, mask, num_particles, rounds, mean)
 
     @torch.no_grad()
     def classify(self, memory: Memory, x: Tensor) -> Tensor:

@@ -148,7 +148,7 @@ def test_train_with_parts_by_name(toy: Path) -> None:
     # What the report prints gives the same experiment again.
     run = Experiment.read("runs/train")
     command = run._command(2, Path("again"), experiment.Evaluation()).splitlines()[0]
-    assert "--latent_prior StandardPrior --likelihood.mean 0.25 --address_guide TruncatedGuide" in command
+    assert "--latent_prior StandardPrior --likelihood.network.level -1.5 --address_guide TruncatedGuide" in command
     assert cli.main(command.split()[1:]) == 0
     assert Experiment.read("again") == run
 

@@ -75,7 +75,8 @@ def test_probabilities_given_a_draw_are_right_on_average(causal: CausalBernoulli
     exact = (images * causal.log_prob(images).exp()[:, None, None, None]).sum(0)
     means = causal.probs_given_draw((2000,))
     error = means.std(0) / 2000**0.5
-    assert bool(((means.mean(0) - exact).abs() < 5 * error + 1e-9).all())
+    # What happens less often than once in 2000 draws does not show in the error.
+    assert bool(((means.mean(0) - exact).abs() < 5 * error + 3 / 2000).all())
 
 
 def test_what_is_filled_in_is_weighted_by_the_probability_of_what_is_known(causal: CausalBernoulli) -> None:
