@@ -201,7 +201,8 @@ class _Kept(NamedTuple):
     slots: Tensor
     table: Template
     with_gradient: bool
-    encoder: tuple[object, ...]
+    precision: bool
+    weights: list[Tensor]
 
 
 class _Lazy:
@@ -242,22 +243,23 @@ class _Lazy:
         return self.encoder  # what it is given has been moved
 
     def _keep(self, slots: Tensor, templates: Tensor) -> _Kept:
-        self._kept = _Kept(slots, self.encoder(templates), torch.is_grad_enabled(), self._state())
+        weights = [weight.detach().clone() for weight in self._weights()]
+        self._kept = _Kept(slots, self.encoder(templates), torch.is_grad_enabled(), self._precision(), weights)
         return self._kept
 
     def _usable(self) -> _Kept | None:
         """What was encoded last, unless it lacks a gradient that is wanted now, or the encoder is another by now."""
         kept = self._kept
-        if kept is None or (torch.is_grad_enabled() and not kept.with_gradient) or kept.encoder != self._state():
+        if kept is None or (torch.is_grad_enabled() and not kept.with_gradient) or kept.precision != self._precision():
             return None
-        return kept
+        # Looked at one by one: torch counts the writes to a tensor, but not those of a fused optimizer.
+        return kept if all(map(torch.equal, kept.weights, self._weights())) else None
 
-    def _state(self) -> tuple[object, ...]:
-        """What tells the encoder from itself at another time: its precision, and weights that have been written to."""
-        precision = torch.is_autocast_enabled(self.memory.device.type)
-        weights = self.encoder.parameters() if isinstance(self.encoder, nn.Module) else ()
-        # torch counts how often a tensor was written to, through itself or any view of it.
-        return (precision, self.memory.num_slots, *((w.data_ptr(), w._version) for w in weights))
+    def _weights(self) -> list[Tensor]:
+        return list(self.encoder.parameters()) if isinstance(self.encoder, nn.Module) else []
+
+    def _precision(self) -> bool:
+        return torch.is_autocast_enabled(self.memory.device.type)
 
 
 class _Composed(nn.Module):
