@@ -192,7 +192,10 @@ class MixedCategorical(SparseCategorical):
 
     def parts(self) -> list[tuple[Tensor, Tensor | None]]:
         """See :func:`sparse_parts`."""
-        return [((1 - self.share) * self.kept.kept_logits.exp(), self.kept_values), (self.share * self.rest.probs, None)]
+        return [
+            ((1 - self.share) * self.kept.kept_logits.exp(), self.kept_values),
+            (self.share * self.rest.probs, None),
+        ]
 
     def top(self, k: int) -> Tensor:
         """See :func:`top`."""

@@ -107,12 +107,12 @@ class EncodedMemory(Memory):
     @property
     def encoded(self) -> Template:
         """All templates with their features; a `ValueError` if they are too many to be encoded at once."""
-        return self._source.whole()
+        return self._source.whole
 
     @property
     def features(self) -> Tensor:
         """One feature vector per slot, with shape `(S, F)` or `(B, S, F)`; a `ValueError` if they are too many."""
-        return self._source.features()
+        return self._source.features
 
     def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
         r"""Reads :math:`m_a` with its features.
@@ -126,7 +126,11 @@ class EncodedMemory(Memory):
         Raises:
             IndexError: If an address is not a slot.
         """
-        return _Read(*self._source.at(a), self.per_datapoint)
+        return self._read(*self._source.at(a))
+
+    def _read(self, table: Template, a: Tensor) -> Template:
+        """The templates at places `a` of a table."""
+        return _Read(table, a, self.per_datapoint)
 
     def map_encoded(self, fn: Callable[[Template], Template]) -> Self:
         """The memory whose templates, with their features, go through `fn` when they have been encoded."""
@@ -150,15 +154,15 @@ class _Read(Template):
 
     def __init__(self, table: Template, a: Tensor, per_datapoint: bool) -> None:
         self._table, self._a, self._per_datapoint = table, a, per_datapoint
-        self.features = self._gather(table.features)
+        self.features = gather(table.features, a, per_datapoint)
 
     @property
     def raw(self) -> Tensor:
-        return self._gather(self._table.raw)
+        return gather(self._table.raw, self._a, self._per_datapoint)
 
     @property
     def maps(self) -> tuple[Tensor, ...]:
-        return tuple(self._gather(m) for m in self._table.maps)
+        return tuple(gather(m, self._a, self._per_datapoint) for m in self._table.maps)
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
         table = self._table
@@ -166,33 +170,24 @@ class _Read(Template):
             return fn(self)
         if not torch.is_grad_enabled():  # views would say that they need gradients all the same, and mislead who asks
             table = table.map(Tensor.detach)
-        return self._gather(fn(table))
-
-    def _gather(self, values: Tensor) -> Tensor:
-        return gather(values, self._a, self._per_datapoint)
+        return gather(fn(table), self._a, self._per_datapoint)
 
 
 class _Eager:
     """Templates that are all encoded."""
 
     def __init__(self, encoded: Template) -> None:
-        self._encoded = encoded
-
-    def whole(self) -> Template:
-        return self._encoded
-
-    def features(self) -> Tensor:
-        return self._encoded.features
+        self.whole, self.features = encoded, encoded.features
 
     def at(self, a: Tensor) -> tuple[Template, Tensor]:
         """A table of templates that has those at the addresses `a`, and their places in it."""
-        return self._encoded, a
+        return self.whole, a
 
     def then(self, fn: Callable[[Template], Template]) -> Template:
-        return fn(self._encoded)
+        return fn(self.whole)
 
     def moved(self, fn: Callable[[Tensor], Tensor]) -> Template:
-        return self._encoded.map(fn)
+        return self.whole.map(fn)
 
 
 class _Kept(NamedTuple):
@@ -212,16 +207,18 @@ class _Lazy:
         self.memory, self.encoder = memory, encoder
         self._kept: _Kept | None = None
 
+    @property
     def whole(self) -> Template:
         kept = self._usable()
         if kept is None or len(kept.slots) < self.memory.num_slots:
             kept = self._keep(torch.arange(self.memory.num_slots, device=self.memory.device), self.memory.templates)
         return kept.table
 
+    @property
     def features(self) -> Tensor:
         kept = self._usable()
         if torch.is_grad_enabled() or (kept is not None and len(kept.slots) == self.memory.num_slots):
-            return self.whole().features
+            return self.whole.features
         self.memory.store.check_size()
         batches = torch.arange(self.memory.num_slots, device=self.memory.device).split(ENCODED_AT_ONCE)
         return torch.cat([self.encoder(self.memory.read(some)).features for some in batches])

@@ -23,7 +23,6 @@ class Store(Protocol):
         event_shape: The shape of one template.
         dtype: The dtype of templates when they have been read.
         device: The device of templates when they have been read.
-        num_slots: The number of slots :math:`S`.
         is_decoded: Whether all templates are there as they are read. Those of other stores are read, and encoded,
             only as they are needed.
     """
@@ -32,8 +31,11 @@ class Store(Protocol):
     event_shape: torch.Size
     dtype: torch.dtype
     device: torch.device
-    num_slots: int
     is_decoded: bool
+
+    @property
+    def num_slots(self) -> int:
+        """The number of slots :math:`S`."""
 
     @property
     def templates(self) -> Tensor:
@@ -61,24 +63,19 @@ class TensorStore:
 
     def __init__(self, templates: Tensor, per_datapoint: bool) -> None:
         dims = 1 if per_datapoint else 0
-        self._templates, self.batch_shape, self.num_slots = templates, templates.shape[:dims], templates.shape[dims]
+        self.templates, self.batch_shape, self.num_slots = templates, templates.shape[:dims], templates.shape[dims]
         self.event_shape, self.dtype, self.device = templates.shape[dims + 1 :], templates.dtype, templates.device
-
-    @property
-    def templates(self) -> Tensor:
-        """See :class:`Store`."""
-        return self._templates
 
     def check_size(self) -> None:
         """Nothing to refuse: all are there."""
 
     def read(self, a: Tensor) -> Tensor:
         """See :func:`gather`."""
-        return gather(self._templates, a, len(self.batch_shape) > 0)
+        return gather(self.templates, a, len(self.batch_shape) > 0)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> TensorStore:
         """See :class:`Store`."""
-        return TensorStore(fn(self._templates), len(self.batch_shape) > 0)
+        return TensorStore(fn(self.templates), len(self.batch_shape) > 0)
 
 
 def gather(values: Tensor, a: Tensor, per_datapoint: bool) -> Tensor:

@@ -251,10 +251,8 @@ class PackedMemory(Memory):
         rows = _pack(templates, self.event_shape, self.bits).to(self.packed.device)
         for name, value, here in (("labels", labels, self.labels), ("keys", keys, self.index)):
             if (value is None) != (here is None) or (value is not None and len(value) != len(rows)):
-                raise ValueError(
-                    f"{name}: expected {'none, as the memory has' if here is None else f'{len(rows)}, one a template'}, "
-                    f"got {'none' if value is None else len(value)}."
-                )
+                expected = "none, as the memory has" if here is None else f"{len(rows)}, one a template"
+                raise ValueError(f"{name}: expected {expected}, got {'none' if value is None else len(value)}.")
         if labels is not None:
             labels = self._new_labels(labels)
         if keys is not None:

@@ -166,7 +166,9 @@ class SetStatisticsVAE(_Baseline):
     def _encode(self, memory: Memory, reads: int | None) -> EncodedMemory:
         each: Template = self.template_encoder(memory.templates)
         features = self.rho(_mean(memory, self.phi(each.features)))
-        return _OneTemplate(memory, Template(_mean(memory, each.raw), features, tuple(_mean(memory, m) for m in each.maps)))
+        return _OneTemplate(
+            memory, Template(_mean(memory, each.raw), features, tuple(_mean(memory, m) for m in each.maps))
+        )
 
 
 class SoftAttentionVAE(_Baseline):
@@ -220,14 +222,14 @@ class SoftAttentionVAE(_Baseline):
 class _OneTemplate(EncodedMemory):
     """A memory in which every address reads the same; `encoded` has that one template, in a single slot."""
 
-    def read(self, a: Tensor) -> Template:
-        return super().read(torch.zeros_like(a))
+    def _read(self, table: Template, a: Tensor) -> Template:
+        return super()._read(table, torch.zeros_like(a))
 
 
 class _ReadAsAWhole(EncodedMemory):
     """A memory of which every address reads all."""
 
-    def read(self, a: Tensor) -> Template:
+    def _read(self, table: Template, a: Tensor) -> Template:
         return _Whole(self, torch.broadcast_shapes(a.shape, self.batch_shape))
 
 
@@ -236,8 +238,10 @@ class _Whole(Template):
 
     def __init__(self, memory: EncodedMemory, leading: torch.Size) -> None:
         self.memory, encoded = memory, memory.encoded
-        raw, features = (values.new_zeros(()).expand(*leading, *event) for values, event in (
-            (encoded.raw, memory.event_shape), (encoded.features, encoded.features.shape[-1:])))
+        raw, features = (
+            values.new_zeros(()).expand(*leading, *event)
+            for values, event in ((encoded.raw, memory.event_shape), (encoded.features, encoded.features.shape[-1:]))
+        )
         super().__init__(raw, features)  # nothing can be seen of it without weights
 
     def mixture(self, weights: Tensor) -> Template:

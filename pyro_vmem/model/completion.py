@@ -1,4 +1,4 @@
-"""The unseen part of targets, drawn given the seen one: under each slot that may explain it, and then of one of them."""
+"""Completion: the missing part of targets, drawn given the observed part and a memory."""
 
 from __future__ import annotations
 

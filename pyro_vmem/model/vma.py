@@ -329,7 +329,7 @@ class VMA(Part):
     def complete(
         self, memory: Memory, x: Tensor, mask: Tensor, num_particles: int = 64, rounds: int = 4, mean: bool = False
     ) -> Tensor:
-        r"""Fills in the part of each target that was not observed, by a draw from :math:`p(a, z, x_{mis} | x_{obs}, M)`.
+        r"""Fills in the part of each target that was not observed, by a draw of :math:`p(a, z, x_{mis} | x_{obs}, M)`.
 
         Each slot that may explain a target is given particles of its own, which start from its prior and are then
         drawn from the guide given the target as that slot fills it in, for some rounds. They are weighted by the
@@ -394,7 +394,8 @@ class VMA(Part):
 
     def check(self, memory: Memory, x: Tensor | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
-        check_memory(memory, self.event_shape, next((p.dtype for p in self.parameters()), None))
+        weight = next(self.parameters(), None)
+        check_memory(memory, self.event_shape, None if weight is None else weight.dtype)
         if x is not None:
             check_targets(x, memory)
             self.likelihood.check(x)

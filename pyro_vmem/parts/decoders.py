@@ -93,7 +93,9 @@ class MLPDecoder(Decoder):
         self.join = Join(latent_dim, num_features, hidden[0])
         layers = mlp(*hidden, math.prod(self.event_shape))
         self.network = nn.Sequential(nn.ReLU(), layers)
-        _start_at(layers[-1].bias, level)
+        last = layers[-1]
+        assert isinstance(last, nn.Linear)
+        _start_at(last.bias, level)
 
     def forward(self, z: Tensor, template: Template) -> Tensor:
         out: Tensor = self.network(self.join(z, template.features)).unflatten(-1, self.event_shape)

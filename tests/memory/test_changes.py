@@ -39,7 +39,9 @@ def state(memory: pv.PackedMemory) -> list[Any]:
 
 
 def same(one: list[Any], other: list[Any]) -> bool:
-    return all(torch.equal(a, b) if isinstance(a, Tensor) else a is b or a == b for a, b in zip(one, other, strict=True))
+    return all(
+        torch.equal(a, b) if isinstance(a, Tensor) else a is b or a == b for a, b in zip(one, other, strict=True)
+    )
 
 
 # What was encoded goes with the weights it was encoded with
@@ -89,7 +91,9 @@ def test_one_that_was_appended_to_twice_gives_two() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_slot_more_or_less_copies_no_keys(kind: Any) -> None:
-    index: AddressIndex = ExactIndex(torch.randn(5000, 4)) if kind == "exact" else FaissIndex(torch.randn(5000, 4), kind)
+    index: AddressIndex = (
+        ExactIndex(torch.randn(5000, 4)) if kind == "exact" else FaissIndex(torch.randn(5000, 4), kind)
+    )
     place = index.keys.data_ptr()
     for _ in range(20):
         index.remove(index.add(torch.randn(1, 4))[:0])
