@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, PackedMemory, recall
 from pyro_vmem.model.vma import VMA
-from pyro_vmem.parts import AddressGuide, IndexedGuide, KeyedGuide
+from pyro_vmem.parts import AddressGuide, KeyedGuide
 
 __all__ = ["KeyRefresher", "Staleness", "add_templates", "index_memory", "slot_keys", "staleness"]
 
@@ -199,90 +199,53 @@ def staleness(
 
 
 class KeyRefresher:
-    """Keeps the keys of indexes fresh while a model is trained: after each step those of some slots, in turn.
+    """Keeps the keys of a memory's index fresh in a training loop of your own: each step some slots, in turn.
 
     No key is older than `num_slots / slots_a_step` steps. :func:`pyro_vmem.fit` does it by itself.
 
     Arguments:
         vma: The model that is trained.
-        slots_a_step: How many slots are encoded again each step; 0 for none.
-        resumed: Whether keys may be of other weights than the model's: then all of an index are refreshed when it is
-            first met.
+        memory: The memory, with an index.
+        slots_a_step: How many slots are encoded again each step.
 
     Raises:
-        ValueError: If `slots_a_step` is less than 0.
+        ValueError: If the memory has no index, or `slots_a_step` is less than 1.
 
     Example:
         >>> from pyro_vmem import IndexedGuide, SimilarityGuide
         >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
         >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
         >>> index = index_memory(vma, memory)
-        >>> keys = KeyRefresher(vma, slots_a_step=100)
-        >>> keys.step(memory)  # after svi.step(...): how far those keys had moved
+        >>> refresher = KeyRefresher(vma, memory, slots_a_step=100)
+        >>> refresher.step()  # after svi.step(...): how far those keys had moved
         0.0
     """
 
-    def __init__(self, vma: VMA, slots_a_step: int = 256, resumed: bool = False) -> None:
-        if slots_a_step < 0:
-            raise ValueError(f"slots_a_step: expected at least 0, got {slots_a_step}.")
-        self.vma, self.slots_a_step, self.resumed = vma, slots_a_step, resumed
-        self._met: dict[AddressIndex, _Turn] = {}
+    def __init__(self, vma: VMA, memory: Memory, slots_a_step: int = 256) -> None:
+        if slots_a_step < 1:
+            raise ValueError(f"slots_a_step: expected at least 1, got {slots_a_step}.")
+        _index_of(memory)
+        self.vma, self.memory, self.slots_a_step = vma, memory, slots_a_step
+        self.next_slot = 0
 
-    def wants(self, memory: Memory) -> bool:
-        """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
-        return self.slots_a_step > 0 and memory.index is not None and self._k() > 0
-
-    def meet(self, memory: Memory) -> None:
-        """Takes note of a memory before the first step on it; raises a `ValueError` if it has no index."""
-        index = _index_of(memory)
-        if index not in self._met:
-            self._met[index] = _Turn(memory)
-            if self.resumed:
-                self._refresh(index, memory)
-        self._met[index].memory = memory  # which may have been moved, or have grown
-
-    def step(self, memory: Memory) -> float:
-        """Refreshes the next slots of a memory; returns how far their keys had moved, as :attr:`Staleness.drift`."""
-        self.meet(memory)
-        index = _index_of(memory)
-        turn, count = self._met[index], min(self.slots_a_step, index.num_slots)
-        slots = (torch.arange(count, device=memory.device) + turn.next_slot) % index.num_slots
-        turn.next_slot = (turn.next_slot + count) % index.num_slots
-        fresh = slot_keys(self.vma, memory, slots)
+    def step(self) -> float:
+        """Refreshes the next slots; returns how far their keys had moved, as :attr:`Staleness.drift`."""
+        index = _index_of(self.memory)
+        count = min(self.slots_a_step, index.num_slots)
+        slots = (torch.arange(count, device=self.memory.device) + self.next_slot) % index.num_slots
+        self.next_slot = int(slots[-1] + 1) % index.num_slots
+        fresh = slot_keys(self.vma, self.memory, slots)
         drift = _drift(fresh, index.keys_of(slots).to(fresh))
         index.update(slots, fresh)
         return drift
 
-    def refresh(self, progress: bool = False) -> list[float]:
-        """Refreshes all keys of all memories that were met, and builds their indexes anew; returns as :meth:`step`."""
-        return [self._refresh(index, turn.memory, progress) for index, turn in self._met.items()]
-
-    def row(self, memory: Memory, x: Tensor) -> dict[str, float]:
-        """How old the keys of a memory are for targets `(B, *event)`: means of :class:`Staleness`."""
-        found = staleness(self.vma, memory, x, self._k())
-        means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}
-        return means | {"key_drift": found.drift}
-
-    def _k(self) -> int:
-        """How many slots the guide looks for in an index; 0 if it looks in none."""
-        guide: object = self.vma.address_guide
-        while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
-            guide = getattr(guide, "inner", None)
-        return guide.k if isinstance(guide, IndexedGuide) else 0
-
-    def _refresh(self, index: AddressIndex, memory: Memory, progress: bool = False) -> float:
-        fresh = slot_keys(self.vma, memory, progress=progress)
-        drift = _drift(fresh, index.keys.to(fresh))
+    def refresh(self, *, batch_size: int = 1024, progress: bool = False) -> float:
+        """Refreshes all slots at once and builds the index anew; returns as :meth:`step` does."""
+        index = _index_of(self.memory)
+        fresh = slot_keys(self.vma, self.memory, batch_size=batch_size, progress=progress)
+        drift = _drift(fresh, index.keys_of(torch.arange(index.num_slots, device=fresh.device)).to(fresh))
         index.rebuild(fresh)
         return drift
-
-
-@dataclass
-class _Turn:
-    """A memory whose keys are refreshed, and the slot that is next."""
-
-    memory: Memory
-    next_slot: int = 0
 
 
 def _index_of(memory: Memory) -> AddressIndex:

@@ -47,7 +47,7 @@ def test_keys_follow_the_weights() -> None:
     vma = indexed()
     library = Library(vma)
     before = library.index.keys.clone()
-    result = pv.fit(vma, library, refresh_slots=10, **SETTINGS)
+    result = pv.fit(vma, library, callbacks=[pv.train.RefreshKeys(10)], **SETTINGS)
     assert float((library.index.keys - before).norm(dim=-1).min()) > 1e-3  # the weights moved
     assert float(oldest(vma, library).max()) < 1e-5
     rows = [row for row in result.history if "key_drift" in row]
@@ -70,7 +70,7 @@ def test_a_step_refreshes_so_many_slots(tmp_path: Path) -> None:
             keys.append(library.index.keys.clone())
             return library[index]
 
-    pv.fit(vma, Watch(), refresh_slots=15, **SETTINGS)  # type: ignore[arg-type]
+    pv.fit(vma, Watch(), callbacks=[pv.train.RefreshKeys(15)], **SETTINGS)  # type: ignore[arg-type]
     moved = [(after != before).any(-1).nonzero().squeeze(-1).tolist() for before, after in itertools.pairwise(keys)]
     first = next(i for i, slots in enumerate(moved) if slots)
     expected = [list(range(15)), list(range(15, 30)), sorted([*range(30, 40), *range(5)]), list(range(5, 20))]
@@ -81,7 +81,7 @@ def test_without_refreshing_keys_stay() -> None:
     vma = indexed()
     library = Library(vma)
     before = library.index.keys.clone()
-    result = pv.fit(vma, library, refresh_slots=0, **SETTINGS)
+    result = pv.fit(vma, library, callbacks=[pv.train.RefreshKeys(0)], **SETTINGS)
     assert torch.equal(library.index.keys, before)
     assert not any(name in row for row in result.history for name in AGES)
     assert "key_drift" not in pv.fit(small_vma(), [library[0]] * 6, **SETTINGS).history[-1]  # type: ignore[arg-type]
@@ -91,13 +91,15 @@ def test_old_keys_are_told_of() -> None:
     drifts = []
     for slots in (1, SLOTS):
         vma = indexed()
-        drifts.append(pv.fit(vma, Library(vma), refresh_slots=slots, **SETTINGS).history[-1]["key_drift"])
+        drifts.append(
+            pv.fit(vma, Library(vma), callbacks=[pv.train.RefreshKeys(slots)], **SETTINGS).history[-1]["key_drift"]
+        )
     assert drifts[0] > 0.005
     assert drifts[1] < 1e-5
 
 
 def test_a_resumed_run_begins_with_fresh_keys(tmp_path: Path) -> None:
-    vma, settings = indexed(), SETTINGS | {"out": tmp_path, "refresh_slots": 1}
+    vma, settings = indexed(), SETTINGS | {"out": tmp_path, "callbacks": [pv.train.RefreshKeys(1)]}
     pv.fit(vma, Library(vma), **settings | {"steps": 4})
     again = indexed(seed=1)
     library = Library(again)  # keys of weights that are about to be replaced
@@ -109,10 +111,12 @@ def test_a_resumed_run_begins_with_fresh_keys(tmp_path: Path) -> None:
                 seen.append(float(oldest(again, library).max()))
             return library[index]
 
-    result = pv.fit(again, Watch(), resume=True, **settings)  # type: ignore[arg-type]
+    with pytest.warns(RuntimeWarning, match=r"goes on with steps=6 \(was 4\)"):
+        result = pv.fit(again, Watch(), resume=True, **settings)  # type: ignore[arg-type]
     assert (result.steps, seen) == (6, [pytest.approx(0, abs=1e-5)])
     library.index.keys.zero_()
-    pv.fit(again, library, resume=True, **settings)  # which has nothing to do
+    with pytest.warns(RuntimeWarning, match="the run is over"):
+        pv.fit(again, library, resume=True, **settings)
     assert float(oldest(again, library).max()) < 1e-5
 
 
@@ -120,19 +124,25 @@ def test_the_best_weights_have_their_keys(monkeypatch: pytest.MonkeyPatch) -> No
     vma = indexed()
     library = Library(vma)
     bounds = iter([-1.0, -2.0, -3.0])
-    monkeypatch.setattr("pyro_vmem.train.fit.validate", lambda *_: {"bound": next(bounds)})
+    monkeypatch.setattr("pyro_vmem.train.callbacks.validate", lambda *_: {"bound": next(bounds)})
     best = []
-    pv.fit(vma, library, validation=[library[0]], logger=lambda *_: best.append(weights(vma)), **SETTINGS)  # type: ignore[arg-type]
+    pv.fit(
+        vma,
+        library,
+        validation=[library[0]],
+        callbacks=[pv.train.Log(lambda *_: best.append(weights(vma)))],
+        **SETTINGS,
+    )  # type: ignore[arg-type]
     assert all(torch.equal(best[0][name], value) for name, value in weights(vma).items())
     assert float(oldest(vma, library).max()) < 1e-5
 
 
 def test_an_index_stays_in_its_process() -> None:
     vma = indexed()
-    with pytest.raises(ValueError, match=r"workers: expected 0, got 2: an index .* refresh_slots=0"):
+    with pytest.raises(ValueError, match=r"workers: expected 0, got 2: an index .*RefreshKeys\(0\)"):
         pv.fit(vma, Library(vma), workers=2, **SETTINGS)
-    with pytest.raises(ValueError, match=r"refresh_slots: expected a whole number in \[0, .* got -1"):
-        pv.fit(vma, Library(vma), refresh_slots=-1, **SETTINGS)
+    with pytest.raises(ValueError, match=r"slots_per_step: expected a whole number in \[0, .* got -1"):
+        pv.fit(vma, Library(vma), callbacks=[pv.train.RefreshKeys(-1)], **SETTINGS)
 
 
 def test_an_index_is_built_anew_of_new_keys() -> None:
