@@ -45,7 +45,7 @@ FITTING: dict[str, tuple[dict[str, Any], str]] = {
         {"address_guide": {"init_args": {"temperature": 2}}},
         "SimilarityGuide(num_features=10, temperature=2.0)",
     ),
-    "the same class": ({"likelihood": "BernoulliDecoder"}, "mean=0.3"),
+    "the same class": ({"likelihood": "BernoulliDecoder"}, f"level={pv.parts.log_odds(0.3)}"),
     "the latent": ({"latent_prior": "StandardPrior"}, "StandardPrior(latent_dim=3)"),
     "a network": ({"likelihood": {"init_args": {"network": "ConvDecoder"}}}, "map_channels=(4, 8)"),
     "an encoder": ({"x_encoder": "MLPEncoder"}, "MLPEncoder(event_shape=(1, 9, 7), num_features=10)"),
@@ -137,18 +137,18 @@ QUICK = ["--steps", "2", "--n_way", "3", "--k_shot", "2", "--n_query", "1", "--w
 
 def test_train_with_parts_by_name(toy: Path) -> None:
     words = ["--address_guide", "TruncatedGuide", "--address-guide.k", "3", "--latent_prior=StandardPrior"]
-    assert cli.main(["train", *QUICK, "--objective", "enumerate", *words, "--likelihood.mean=0.25"]) == 0
+    assert cli.main(["train", *QUICK, "--objective", "enumerate", *words, "--likelihood.network.level=-1.5"]) == 0
     vma = pv.load("runs/train")
     assert repr(vma.address_guide) == "TruncatedGuide(inner=SimilarityGuide(), k=3)"
     assert repr(vma.latent_prior) == "StandardPrior(latent_dim=5)"
-    assert vma.likelihood.arguments()["mean"] == 0.25
+    assert vma.likelihood.network.arguments()["level"] == -1.5
     assert Experiment.read("runs/train").address_guide == args("TruncatedGuide", k=3)
     assert cli.main(["train", *QUICK]) == 0
     assert (toy / "runs" / "train-2").exists()
     # What the report prints gives the same experiment again.
     run = Experiment.read("runs/train")
     command = run._command(2, Path("again"), experiment.Evaluation()).splitlines()[0]
-    assert "--latent_prior StandardPrior --likelihood.mean 0.25 --address_guide TruncatedGuide" in command
+    assert "--latent_prior StandardPrior --likelihood.network.level -1.5 --address_guide TruncatedGuide" in command
     assert cli.main(command.split()[1:]) == 0
     assert Experiment.read("again") == run
 
