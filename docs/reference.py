@@ -14,18 +14,19 @@ import pyro_vmem
 # The reference: a page for each of these, of all names in its `__all__`. Names of other modules that are exported by
 # none of these are on the last page.
 MODULES = {
-    "pyro_vmem": "pyro_vmem: the model, its parts, training",
-    "pyro_vmem.data": "pyro_vmem.data",
+    "pyro_vmem": "pyro_vmem: what most programs need",
+    "pyro_vmem.memory": "pyro_vmem.memory",
     "pyro_vmem.parts": "pyro_vmem.parts",
+    "pyro_vmem.model": "pyro_vmem.model",
+    "pyro_vmem.data": "pyro_vmem.data",
     "pyro_vmem.infer": "pyro_vmem.infer",
+    "pyro_vmem.train": "pyro_vmem.train",
     "pyro_vmem.diagnostics": "pyro_vmem.diagnostics",
     "pyro_vmem.plots": "pyro_vmem.plots",
-    "pyro_vmem.baselines": "pyro_vmem.baselines",
-    "pyro_vmem.app.experiment": "pyro_vmem.app.experiment",
-    "pyro_vmem.app.report": "pyro_vmem.app.report",
-    "pyro_vmem.train.checkpoint": "pyro_vmem.train.checkpoint",
+    "pyro_vmem.distributions": "pyro_vmem.distributions",
+    "pyro_vmem.config": "pyro_vmem.config",
+    "pyro_vmem.app": "pyro_vmem.app",
     "pyro_vmem.testing": "pyro_vmem.testing",
-    "pyro_vmem.train.loggers": "pyro_vmem.train.loggers",
 }
 OTHERS = "others"
 
@@ -33,7 +34,7 @@ OTHERS = "others"
 def public_names() -> dict[str, dict[str, Any]]:
     """What each page documents, by full name; every object once, where it is first exported."""
     found = pkgutil.walk_packages(pyro_vmem.__path__, "pyro_vmem.")
-    rest = sorted(module.name for module in found if not module.name.rpartition(".")[2].startswith("_"))
+    rest = sorted(module.name for module in found if "._" not in module.name)
     pages: dict[str, dict[str, Any]] = {name: {} for name in [*MODULES, OTHERS]}
     seen: set[int] = set()
     for name in [*MODULES, *(other for other in rest if other not in MODULES)]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from numbers import Integral, Real
 from typing import SupportsIndex
 
 __all__ = ["check_count", "check_range"]
@@ -31,6 +32,7 @@ def check_range(name: str, value: float, low: float, high: float, kind: type = f
         Traceback (most recent call last):
         ValueError: steps: expected a whole number in [1, 100], got 0.
     """
-    is_number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    # NumPy's integers and floats are registered as these, so they are taken as Python's own.
+    is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
         raise ValueError(f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}.")

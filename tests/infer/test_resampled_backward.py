@@ -10,6 +10,7 @@ from pyro.infer.autoguide import AutoNormalMessenger
 from torch import nn
 
 import pyro_vmem as pv
+from pyro_vmem._utils.precision import autocast
 from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, resampled_backward
 from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.noise import share_noise
@@ -206,7 +207,7 @@ def test_in_half_precision_every_parameter_still_gets_its_gradient():
     found = []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        with pv.precision.autocast(x.device, precision):
+        with autocast(x.device, precision):
             loss = VIMCO_ELBO(4, max_plate_nesting=1, backward=1).differentiable_loss(
                 vma.model, vma.guide, vma.encode(memory), x
             )

@@ -1,0 +1,75 @@
+"""How a model is trained: all settings that the numbers of a run depend on, in one value."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vmem._utils.checks import check_range
+from pyro_vmem.train.schedules import LinearRise, Schedule, WarmupCosine
+
+__all__ = ["TrainingConfig"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    r"""The settings of a training run.
+
+    Arguments:
+        steps: How many steps the run has.
+        minutes: A time budget in place of `steps`: training ends, and the schedules with it, when it is used up. The
+            number of steps then depends on the machine.
+        lr: The learning rate, which `schedule` scales.
+        optimizer: Makes the optimizer, called as `optimizer(parameters, lr=lr)`: a class of `torch.optim`, or a
+            `functools.partial` of one with other arguments.
+        schedule: The factor of the learning rate, a :class:`Schedule`; or a scheduler of torch, made by
+            `schedule(optimizer)` and stepped once a training step, such as
+            `lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20_000)`.
+        kl_schedule: The weight of :math:`KL(z)`. It starts low, because a latent that is paid for in full from the
+            start is not used.
+        clip_norm: The largest norm of the gradient of the loss per datapoint.
+        precision: The precision of the networks: `"auto"` takes bfloat16 where the processor has it. Densities are
+            always computed in full.
+        seed: Seeds the samples of latents.
+
+    Raises:
+        ValueError: If a setting is out of range.
+
+    Example:
+        >>> TrainingConfig(steps=500, optimizer=torch.optim.AdamW, kl_schedule=LinearRise(share=0.3)).kl_schedule
+        LinearRise(start=0.1, share=0.3)
+    """
+
+    steps: int = 20_000
+    minutes: float | None = None
+    lr: float = 3e-3
+    optimizer: Callable[..., Optimizer] = torch.optim.Adam
+    schedule: Schedule | Callable[[Optimizer], LRScheduler] = WarmupCosine()
+    kl_schedule: Schedule = LinearRise()
+    clip_norm: float = 10.0
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_range("steps", self.steps, 1, 10**12, int)
+        check_range("seed", self.seed, 0, 2**63, int)
+        check_range("minutes", 1.0 if self.minutes is None else self.minutes, 1e-6, math.inf)
+        check_range("lr", self.lr, 1e-12, 1e3)
+        check_range("clip_norm", self.clip_norm, 1e-12, math.inf)
+        for name, value in (("optimizer", self.optimizer), ("schedule", self.schedule)):
+            if not callable(value):
+                raise ValueError(f"{name}: expected a class or a function, got {value!r}.")
+        for name, value in (("schedule", self.schedule), ("kl_schedule", self.kl_schedule)):
+            is_class = isinstance(value, type) and issubclass(value, Schedule)
+            if is_class or (name == "kl_schedule" and not isinstance(value, Schedule)):
+                raise ValueError(f"{name}: expected a schedule, such as LinearRise(), got {value!r}.")
+        if self.precision not in ("auto", "bfloat16", "float32"):
+            raise ValueError(f"precision: expected 'auto', 'bfloat16' or 'float32', got {self.precision!r}.")
+        for name, kind in (("steps", int), ("seed", int), ("lr", float), ("clip_norm", float)):
+            object.__setattr__(self, name, kind(getattr(self, name)))  # numpy's numbers are no plain data

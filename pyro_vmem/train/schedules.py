@@ -1,0 +1,111 @@
+"""Schedules: a number that changes in the course of training, such as a learning rate or the weight of KL(z)."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+
+from pyro_vmem._utils.checks import check_range
+
+__all__ = ["Constant", "LinearRise", "Schedule", "WarmupCosine"]
+
+
+class Schedule(abc.ABC):
+    """A factor as a function of how far training has come.
+
+    A subclass is a frozen dataclass of plain numbers, so that a configuration can name it.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, step: int, progress: float) -> float:
+        """The factor for the next step.
+
+        Arguments:
+            step: How many steps have been taken.
+            progress: The share of the run that is over, in [0, 1]: of its steps, or of its minutes.
+        """
+
+
+@dataclass(frozen=True)
+class Constant(Schedule):
+    """The same factor all the time.
+
+    Arguments:
+        value: The factor, at least 0.
+
+    Raises:
+        ValueError: If it is negative.
+
+    Example:
+        >>> Constant()(500, 0.5)
+        1.0
+    """
+
+    value: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_range("value", self.value, 0.0, math.inf)
+
+    def __call__(self, step: int, progress: float) -> float:
+        """The value."""
+        return self.value
+
+
+@dataclass(frozen=True)
+class WarmupCosine(Schedule):
+    r"""A linear rise over the first steps, times a cosine decay from 1 to 0 over the whole run.
+
+    Arguments:
+        warmup: How many steps the rise takes. Adam's estimate of the second moment is poor until then.
+
+    Raises:
+        ValueError: If it is negative.
+
+    References:
+        | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov and Hutter, 2017)
+        | https://arxiv.org/abs/1608.03983
+
+    Example:
+        >>> schedule = WarmupCosine(warmup=100)
+        >>> schedule(0, 0.0), round(schedule(500, 0.5), 6), schedule(1000, 1.0)
+        (0.01, 0.5, 0.0)
+    """
+
+    warmup: int = 100
+
+    def __post_init__(self) -> None:
+        check_range("warmup", self.warmup, 0, 10**12, int)
+
+    def __call__(self, step: int, progress: float) -> float:
+        """The factor for the next step."""
+        return min(1.0, (step + 1) / max(1, self.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class LinearRise(Schedule):
+    """A linear rise to 1 over the first part of the run; 1 from there on.
+
+    Arguments:
+        start: The factor to start from, in [0, 1].
+        share: The share of the run that the rise takes, in [0, 1].
+
+    Raises:
+        ValueError: If either is out of range.
+
+    Example:
+        >>> schedule = LinearRise(start=0.2, share=0.5)
+        >>> schedule(0, 0.0), round(schedule(250, 0.25), 6), schedule(900, 0.9)
+        (0.2, 0.6, 1.0)
+    """
+
+    start: float = 0.1
+    share: float = 0.5
+
+    def __post_init__(self) -> None:
+        check_range("start", self.start, 0.0, 1.0)
+        check_range("share", self.share, 0.0, 1.0)
+
+    def __call__(self, step: int, progress: float) -> float:
+        """The factor for the next step."""
+        return 1.0 if progress >= self.share else self.start + (1 - self.start) * progress / self.share
