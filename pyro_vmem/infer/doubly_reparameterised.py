@@ -77,8 +77,8 @@ def through_values_only(guide_trace: Trace) -> None:
         others = {other: drawn[other]["value"] for other in drawn if other != name}
         if found := depends_on(direct.get(name, site["log_prob"]), others):
             raise ValueError(
-                f"dreg: the guide of {name!r} depends on the value of {found[0]!r}, and doubly reparameterised gradients "
-                "are for reparameterised latents that no other latent's guide depends on. Use dreg=False."
+                f"dreg: the guide of {name!r} depends on the value of {found[0]!r}, and doubly reparameterised "
+                "gradients are for reparameterised latents that no other latent's guide depends on. Use dreg=False."
             )
     for name, site in drawn.items():
         site["log_prob"] = site["log_prob"] - direct[name] + direct[name].detach()

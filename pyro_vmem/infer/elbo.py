@@ -239,7 +239,9 @@ class Terms:
         made of it.
         """
         p = self.particles
-        sampled = {name: log_q - p.log_prior[name] if name in p.log_prior else log_q for name, log_q in p.log_guide.items()}
+        sampled = {
+            name: log_q - p.log_prior[name] if name in p.log_prior else log_q for name, log_q in p.log_guide.items()
+        }
         return {name: self._mean(kl) for name, kl in (sampled | p.kl).items()}
 
     @property

@@ -67,8 +67,8 @@ class Particles:
     def weight_paths(self, share: Tensor) -> None:
         r"""Makes the gradient through the particles' values doubly reparameterised, where it can be weighted.
 
-        The gradient of the bound has a share :math:`\tilde w_k` of it already. With :math:`q(z)^\beta` in the weight, the
-        direct gradient, :math:`-\beta \tilde w_k \nabla \log q(z_k)`, is in expectation
+        The gradient of the bound has a share :math:`\tilde w_k` of it already. With :math:`q(z)^\beta` in the weight,
+        the direct gradient, :math:`-\beta \tilde w_k \nabla \log q(z_k)`, is in expectation
         :math:`-\beta (\tilde w_k - \tilde w_k^2)` times that through the value, which leaves a factor of
         :math:`1 - \beta + \beta \tilde w_k` for that.
 
@@ -236,7 +236,7 @@ def samples(trace: Trace) -> dict[str, Any]:
     return {
         name: site
         for name, site in trace.nodes.items()
-        if site["type"] == "sample" and not site["infer"].get("_deterministic")
+        if site["type"] == "sample" and not (site["infer"] or {}).get("_deterministic")
     }
 
 

@@ -82,8 +82,8 @@ class RaoBlackwell_ELBO(ParticleELBO):
             for frame in summed["cond_indep_stack"]:
                 if frame not in site["cond_indep_stack"]:
                     raise ValueError(
-                        f"site: {self.site!r} is in plate {frame.name!r}, which {name!r} is not in, so that a datapoint "
-                        "has several of it. Sum them by pyro.infer.TraceEnum_ELBO, or sample them by VIMCO_ELBO or "
+                        f"site: {self.site!r} is in plate {frame.name!r}, which {name!r} is not in, so that a "
+                        "datapoint has several of it. Sum them by pyro.infer.TraceEnum_ELBO, or sample them by VIMCO_ELBO or "
                         "Reinforce_ELBO."
                     )
             if summed["mask"] is not None and not _same_mask(summed["mask"], site["mask"]):

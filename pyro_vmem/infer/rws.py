@@ -16,7 +16,7 @@ from torch.distributions import Independent
 from pyro_vmem._utils.checks import check_count
 from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
-from pyro_vmem.infer.particles import Particles
+from pyro_vmem.infer.particles import Particles, samples
 from pyro_vmem.infer.site_notes import DETACHED, OWN
 
 __all__ = ["RWS_ELBO"]
@@ -113,7 +113,7 @@ class RWS_ELBO(ParticleELBO):
             return
         # The wake phase holds latents fixed; where a discrete one's guide depends on the value of another, the same
         # log q would have to send the bound's gradient through that value, and the wake phase's not.
-        sites = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
+        sites = samples(guide_trace)
         values = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and s["value"].requires_grad}
         for name, site in sites.items():
             if isinstance(site["score_parts"].score_function, Tensor) and (

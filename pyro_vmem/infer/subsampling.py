@@ -59,6 +59,6 @@ class SameSubsample(Messenger):
         for name, runs in self._subsampled.items():
             if len(runs) < self.runs:
                 raise ValueError(
-                    f"model and guide: the subsampled plate {name!r} is made in one of them only, so that the other may "
-                    "have other datapoints. Make it in both, by pyro.plate with the same name and sizes."
+                    f"model and guide: the subsampled plate {name!r} is made in one of them only, so that the other "
+                    "may have other datapoints. Make it in both, by pyro.plate with the same name and sizes."
                 )
