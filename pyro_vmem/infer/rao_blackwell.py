@@ -83,7 +83,7 @@ class RaoBlackwell_ELBO(ParticleELBO):
                 if frame not in site["cond_indep_stack"]:
                     raise ValueError(
                         f"site: {self.site!r} is in plate {frame.name!r}, which {name!r} is not in, so that a "
-                        "datapoint has several of it. Sum them by pyro.infer.TraceEnum_ELBO, or sample them by VIMCO_ELBO or "
+                        "datapoint has several of it. Use pyro.infer.TraceEnum_ELBO, VIMCO_ELBO or "
                         "Reinforce_ELBO."
                     )
             if summed["mask"] is not None and not _same_mask(summed["mask"], site["mask"]):
