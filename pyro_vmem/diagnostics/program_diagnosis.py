@@ -77,7 +77,10 @@ def diagnose_program(
             recorder = _Recorder(min(at_once, num_samples - first), probe.max_plate_nesting)
             particles = draw_particles(recorder, model, guide, *args, **kwargs)
             row = {"log_weights": particles.log_weights, "reconstruction": particles.log_likelihood}
-            row |= {f"kl_{name}": particles.log_guide[name] - particles.log_prior[name] for name in particles.log_prior}
+            # an auxiliary site of the guide has no prior: its entry is the rest of the KL of the latent made of it
+            row |= {
+                f"kl_{name}": log_q - particles.log_prior.get(name, 0.0) for name, log_q in particles.log_guide.items()
+            }
             row |= _closed_forms(*recorder.traces[0], site, recorder.num_particles)
             for name, values in row.items():
                 columns.setdefault(name, []).append(values)
