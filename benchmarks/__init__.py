@@ -9,23 +9,14 @@ from typing import Any
 
 import jsonargparse
 
-from pyro_vmem.app.speed import keep_freed_memory
 
-
-def command(
-    main: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]], None], keep_memory: bool = True
-) -> None:
-    """Runs a benchmark from the command line: its arguments are options, its result a table or one JSON object.
-
-    The process keeps memory that was freed, as it does while training; with `keep_memory=False`, `main` sees to it.
-    """
+def command(main: Callable[..., dict[str, Any]], show: Callable[[dict[str, Any]], None]) -> None:
+    """Runs a benchmark from the command line: its arguments are options, its result a table or one JSON object."""
     parser = jsonargparse.ArgumentParser(description=sys.modules[main.__module__].__doc__)
     parser.add_function_arguments(main, as_positional=True)
     parser.add_argument("--json", action="store_true", help="Print one JSON object instead of a table.")
     settings = parser.parse_args().as_dict()
     as_json = settings.pop("json")
-    if keep_memory:
-        keep_freed_memory()
     result = main(**settings)
     if as_json:
         sys.stdout.write(json.dumps(result) + "\n")

@@ -38,7 +38,7 @@ from tqdm.auto import tqdm
 import pyro_vmem as pv
 from benchmarks import command
 from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, ParticleELBO, RaoBlackwell_ELBO, Reinforce_ELBO
-from pyro_vmem.infer.terms import log_mean_exp
+from pyro_vmem.infer.elbo import log_mean_exp
 
 DECODES = 4
 MOST_STATES = 5000  # draws of K addresses that are summed to get the exact gradient of a K-particle bound

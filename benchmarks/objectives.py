@@ -74,7 +74,7 @@ def main(
     sampler = pv.data.EpisodeSampler(train, WAYS, SHOTS, n_query=4, seed=seed, rotate=True)
     held_out = pv.data.EpisodeSampler(test, WAYS, SHOTS, n_query=4, seed=seed + 1)
 
-    def fit(name: str, vma: pv.VMA, steps: int) -> pv.training.FitResult:
+    def fit(name: str, vma: pv.VMA, steps: int) -> pv.FitResult:
         return pv.fit(vma, sampler, OBJECTIVES[name], steps, seed=seed, validate_every=10**9, progress=False)
 
     times: dict[str, list[float]] = {name: [] for name in OBJECTIVES}

@@ -22,8 +22,8 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
+from benchmarks.timing import clock
 from pyro_vmem._utils.precision import autocast
-from pyro_vmem.app.speed import clock
 from pyro_vmem.train.step import Steps
 
 

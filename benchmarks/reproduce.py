@@ -34,7 +34,6 @@ from benchmarks.recipes import ModelName, Recipe, Training, model_name, read
 from pyro_vmem import data
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem._utils.precision import autocast
-from pyro_vmem.app.speed import keep_freed_memory
 from pyro_vmem.data._files import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
 from pyro_vmem.parts.learned_templates import NO_CLASS
@@ -415,5 +414,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    keep_freed_memory()
     command(main, show)

@@ -2,8 +2,8 @@
 
 The same step written by hand in PyTorch shows what Pyro costs. The step of an arrangement that is often met shows what
 this one gains: each target has a memory of its own, whose templates are all encoded for it, a template that was sampled
-is encoded again for guide, prior and decoder, and images lie with their channels apart, in float32, with Adam and the
-allocation of memory as they come. That is how the public re-implementation of the paper arranges its work. The losses
+is encoded again for guide, prior and decoder, and images lie with their channels apart, in float32, with Adam as it
+comes. That is how the public re-implementation of the paper arranges its work. The losses
 and gradients of all are checked to agree, under the same random numbers, before anything is timed. A fourth row is of
 the same objective that goes backward through one particle of four: the same loss, and the gradient in expectation, at
 fewer operations. Steps are timed in turn, with one thread by processor time, of which the work of others takes nothing;
@@ -30,9 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import pyro_vmem as pv
 from benchmarks import command
+from benchmarks.timing import clock, matmul_rate
 from pyro_vmem._utils.precision import autocast
-from pyro_vmem.app.speed import clock, keep_freed_memory, matmul_rate
-from pyro_vmem.infer.terms import log_mean_exp
+from pyro_vmem.infer.elbo import log_mean_exp
 from pyro_vmem.infer.vimco import leave_one_out
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import Doubling
@@ -215,7 +215,6 @@ def main(
         with channels_apart(vma):
             own.take("float32")
             each = statistics.median(own.seconds("float32") for _ in range(repeats)) / len(few)
-        keep_freed_memory()  # as the command line does; where each target has a memory of its own, it is not known
         for precision in ("float32", "auto"):
             times: dict[str, list[float]] = {name: [] for name in (*ours, "by hand")}
             for turn in range(repeats + 2):
@@ -292,4 +291,4 @@ def show(result: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    command(main, show, keep_memory=False)
+    command(main, show)

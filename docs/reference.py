@@ -14,18 +14,19 @@ import pyro_vmem
 # The reference: a page for each of these, of all names in its `__all__`. Names of other modules that are exported by
 # none of these are on the last page.
 MODULES = {
-    "pyro_vmem": "pyro_vmem: the model, its parts, training",
-    "pyro_vmem.data": "pyro_vmem.data",
+    "pyro_vmem": "pyro_vmem: what most programs need",
+    "pyro_vmem.memory": "pyro_vmem.memory",
     "pyro_vmem.parts": "pyro_vmem.parts",
+    "pyro_vmem.model": "pyro_vmem.model",
+    "pyro_vmem.data": "pyro_vmem.data",
     "pyro_vmem.infer": "pyro_vmem.infer",
+    "pyro_vmem.train": "pyro_vmem.train",
     "pyro_vmem.diagnostics": "pyro_vmem.diagnostics",
     "pyro_vmem.plots": "pyro_vmem.plots",
-    "pyro_vmem.baselines": "pyro_vmem.baselines",
-    "pyro_vmem.app.experiment": "pyro_vmem.app.experiment",
-    "pyro_vmem.app.report": "pyro_vmem.app.report",
-    "pyro_vmem.train.checkpoint": "pyro_vmem.train.checkpoint",
+    "pyro_vmem.distributions": "pyro_vmem.distributions",
+    "pyro_vmem.config": "pyro_vmem.config",
+    "pyro_vmem.app": "pyro_vmem.app",
     "pyro_vmem.testing": "pyro_vmem.testing",
-    "pyro_vmem.train.loggers": "pyro_vmem.train.loggers",
 }
 OTHERS = "others"
 

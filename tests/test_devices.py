@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from small_run import blobs, rows, sampler, small_vma, weights
 
 import pyro_vmem as pv
 from pyro_vmem.app import Evaluation, Experiment, cli
-from pyro_vmem.app.speed import Speed, measure_speed
 from pyro_vmem.data.loading import _in_a_thread
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
@@ -117,7 +115,6 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = blobs(classes=40)
     data.save_npz(tmp_path / "blobs.npz")
     monkeypatch.setattr("pyro_vmem.app.experiment.autocast", NoAutocast)
-    monkeypatch.setattr("pyro_vmem.app.experiment.measure_speed", lambda *_: Speed(*[1.0] * len(fields(Speed))))
     experiment = Experiment("npz", str(tmp_path / "blobs.npz"), 4, 1, 1, latent_dim=4, width=4, steps=1)
     how = Evaluation(ways=4, queries=1, episodes=1, samples=1)
     experiment.train(tmp_path / "cpu", progress=False, device="cpu")
@@ -148,7 +145,6 @@ ASKED: dict[str, Callable[[pv.VMA, pv.data.Episode], Any]] = {
     "contribution": lambda vma, e: pv.diagnostics.contribution(vma, e.memory, e.x).log_evidence,
     "sbc": lambda vma, e: pv.diagnostics.sbc(vma, e.memory, num_simulations=20, progress=False).ranks["a"],
     "datatree": lambda vma, e: pv.diagnostics.to_datatree(vma, e.memory, e.x)["posterior"]["z"].values,
-    "speed": lambda vma, e: measure_speed(vma, e.memory, [4], seconds=0.0, precision="float32").batch_size,
 }
 
 

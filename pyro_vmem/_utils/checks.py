@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import operator
 from numbers import Integral, Real
+from typing import SupportsIndex
 
-__all__ = ["check_range"]
+__all__ = ["check_count", "check_range"]
+
+
+def check_count(name: str, value: SupportsIndex, least: int = 1) -> int:
+    """A count as an `int`, NumPy's integers included; raises a `ValueError` if it is not whole or is too small.
+
+    Example:
+        >>> check_count("num_particles", 2.5)
+        Traceback (most recent call last):
+        ValueError: num_particles: expected a whole number, got 2.5.
+    """
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise ValueError(f"{name}: expected a whole number, got {value!r}.")
+    if value < least:  # type: ignore[operator]
+        raise ValueError(f"{name}: expected at least {least}, got {value}.")
+    return operator.index(value)
 
 
 def check_range(name: str, value: float, low: float, high: float, kind: type = float) -> None:

@@ -1,4 +1,4 @@
-"""The command line: pyro-vmem demo | train | evaluate | report | sample | info | profile."""
+"""The command line: pyro-vmem demo | train | evaluate | report | sample."""
 
 from __future__ import annotations
 
@@ -21,10 +21,7 @@ from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import free_name, write_atomically
 from pyro_vmem._utils.plain_json import as_plain
 from pyro_vmem.app.experiment import PARTS, Evaluation, Experiment, read_result
-from pyro_vmem.app.info import about
-from pyro_vmem.app.profile_step import profile_step
 from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
-from pyro_vmem.app.speed import keep_freed_memory
 from pyro_vmem.config import load
 from pyro_vmem.config.spec import choices
 from pyro_vmem.config.words import split_words, underscored, with_changes
@@ -33,7 +30,7 @@ from pyro_vmem.model import VMA
 from pyro_vmem.train.distributed import Ranks, own_device
 from pyro_vmem.train.loggers import LoggerName
 
-__all__ = ["demo", "evaluate", "info", "main", "profile", "report", "sample", "train"]
+__all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
 
 
 def demo(
@@ -92,7 +89,6 @@ def train(
 
     A part of the model is named by its class, and its arguments follow it; a file says the same in YAML. A part, or an
     argument, that is not given is one that fits. `--import MODULE` makes classes of your own known.
-    `pyro-vmem info NAME` tells the arguments of a part.
 
     Examples:
         pyro-vmem train --out runs/glyphs --steps 5000
@@ -202,51 +198,7 @@ def sample(
     return {"out": str(path), "rows": rows, "columns": columns}
 
 
-def info(what: str | None = None) -> dict[str, Any]:
-    """Tells what is here: versions, devices, data sets, extras; or what a run, a model file or a part is.
-
-    Examples:
-        pyro-vmem info
-        pyro-vmem info runs/demo
-        pyro-vmem info TruncatedGuide
-
-    Args:
-        what: The folder of a run, a .safetensors file, or the name of a class of parts.
-    """
-    facts = about(what)
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            value = [f"{key:<{max(map(len, value))}}  {entry}" for key, entry in value.items()] or ["none"]
-        lines = [str(line) for line in value] if isinstance(value, list) else [str(value)]
-        sys.stdout.write(f"{name}: {lines[0]}\n" if len(lines) == 1 else "\n    ".join([f"{name}:", *lines]) + "\n")
-    return facts
-
-
-def profile(run: str | None = None, steps: int = 5) -> dict[str, Any]:
-    """Shows where the time of a training step goes, and how near it is to what the machine can do.
-
-    Examples:
-        pyro-vmem profile
-        pyro-vmem profile runs/glyphs --json
-
-    Args:
-        run: The folder that train or demo wrote; without it, a new model on glyphs.
-        steps: How many steps are timed, after two that are not. The fastest counts.
-    """
-    experiment = Experiment() if run is None else Experiment.read(run)
-    vma, episodes, _ = experiment.begin()
-    vma = vma if run is None else load(run)
-    found = profile_step(
-        vma, episodes[0], experiment.objective, experiment.num_particles, steps, backward=experiment.backward
-    )
-    table = require("rich.table", "cli").Table("part", "ms", "share", "GFLOP", show_edge=False)
-    for row in found.table():
-        table.add_row(*row)
-    require("rich.console", "cli").Console().print(table, "", found.sentence(), sep="\n", highlight=False)
-    return found.summary()
-
-
-COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample, info, profile)
+COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample)
 GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
 
 
@@ -283,7 +235,6 @@ def main(args: Sequence[str] | None = None) -> int:
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
                 settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
-        keep_freed_memory()
         # What is meant for a reader gives way to the one object.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = command(**settings)
@@ -315,16 +266,10 @@ def _parser() -> Any:
         summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
         sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
-        skip = {"resume", "what", *GROUPS} & set(annotations)
-        if command.__name__ == "profile":
-            skip |= {"run"}
+        skip = {"resume", *GROUPS} & set(annotations)
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
-        if command.__name__ == "profile":
-            sub.add_argument("run", nargs="?", help="The folder of a run; without it, a new model on glyphs.")
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
-        if "what" in annotations:
-            sub.add_argument("what", nargs="?", help="A run's folder, a .safetensors file, or the name of a part.")
         for group in GROUPS:
             if group in annotations:
                 sub.add_class_arguments(GROUPS[group])

@@ -25,13 +25,12 @@ from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.report import Report, write_report
 from pyro_vmem.app.report_content import check, gather
 from pyro_vmem.app.report_text import problems, verdict
-from pyro_vmem.app.speed import measure_speed
 from pyro_vmem.config import build, from_pretrained, load
 from pyro_vmem.config.pretrained import protocol_of, unpack
 from pyro_vmem.config.words import quoted
 from pyro_vmem.data import EpisodeSampler, FewShotDataset, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
-from pyro_vmem.infer import Objective
+from pyro_vmem.infer.by_name import Objective
 from pyro_vmem.model import VMA, index_memory
 from pyro_vmem.plots import lookups
 from pyro_vmem.train import fit, read_result
@@ -332,8 +331,7 @@ class Experiment:
         )
         write_report(folder / "report.html", report)
         figure = require("matplotlib.figure", "plots").Figure(figsize=(8, 5))
-        shown = report.lookup
-        lookups(figure, shown.targets, shown.templates, shown.probabilities, shown.labels, shown.target_labels)
+        lookups(figure, **{name: values for name, values in report.lookup.items() if name != "exact"})
         with write_atomically(folder / "lookup.png") as aside:
             figure.savefig(aside, format="png", dpi=160, bbox_inches="tight")
         metrics["seconds"] = round(seconds() if seconds is not None else time.perf_counter() - start, 1)
@@ -349,11 +347,7 @@ class Experiment:
             found, calibration = check(vma, episodes, how.samples, seed=how.eval_seed)
         metrics: dict[str, Any] = {**evaluation.summary(), "data": self.data, "seed": self.seed}
         curve = evaluation.reliability
-        speed = measure_speed(vma, episodes[0].to(next(vma.parameters()).device).memory)
         metrics |= {
-            "decoder_decodes_per_second": speed.decodes_per_second,
-            "decoder_gflops": speed.flops_per_second / 1e9,
-            "matmul_gflops": speed.matmul_flops_per_second / 1e9,
             "contribution": found.summary(),
             "calibration": calibration.summary(),
             "reliability": {name: getattr(curve, name).tolist() for name in ("confidence", "accuracy", "count")},
@@ -372,7 +366,7 @@ class Experiment:
             "none of them trained on",
             "Memory": f"{slots} slots, {episodes.n_way} classes; targets are other drawings of these",
             "Episodes": f"{metrics['num_episodes']} episodes, {metrics['num_targets']} targets, seed {episodes.seed}",
-            "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z a slot; an upper bound",
+            "NLL": f"addresses summed exactly, {metrics['num_samples']} samples of z per slot; an upper bound",
             "Guide": "on data simulated from the model, "
             + ", ".join(f"q({site}) is {row['verdict']}" for site, row in metrics["calibration"].items()),
             "Precision": "networks in bfloat16 where the processor has it, densities in float32",

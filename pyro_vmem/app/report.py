@@ -1,10 +1,16 @@
-"""One self-contained HTML page of a run: what was measured, what it looks like, how to repeat it."""
+"""The report of a run: one self-contained HTML page of figures, numbers and settings.
+
+It needs arrays only, so a page of your own results can be written too; its words and style are in `report.html.j2`.
+"""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,119 +18,46 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vmem import plots
+from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import write_atomically
-from pyro_vmem.app import html as _html
 from pyro_vmem.app.report_text import diagnostic_rows, problems, result_rows, speed_sentence, verdict
 
-__all__ = ["Addresses", "Completion", "Generation", "Lookup", "Reliability", "Report", "write_report"]
+__all__ = ["Report", "write_report"]
 
 Array = Tensor | NDArray[Any]
+Arguments = Mapping[str, Any]
+Context = dict[str, Any]
 
 # Beyond these a page gets longer, not clearer.
 _MAX_ROWS, _MAX_COLUMNS = 8, 6
 
+# Inches; small, so that the text of a figure can be read on a phone.
+_SHEET, _HISTOGRAM, _PANEL, _SQUARE = (4.4, 12.0), (4.4, 3.3), (4.0, 3.3), (4.0, 3.9)
 
-@dataclass(frozen=True, eq=False)
-class Lookup:
-    """Lookups of some targets in one memory.
-
-    Attributes:
-        targets: The targets, `(T, C, H, W)` in [0, 1].
-        target_labels: The class of each, `(T,)`.
-        templates: The templates in memory, `(S, C, H, W)`.
-        labels: The class of each, `(S,)`.
-        probabilities: The guide's :math:`q(a | M, x)`, `(T, S)`.
-        exact: The exact posterior's :math:`p(a | x, M)`, `(T, S)`.
-    """
-
-    targets: Array
-    target_labels: Array
-    templates: Array
-    labels: Array
-    probabilities: Array
-    exact: Array | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Addresses:
-    """The addresses of all targets of one memory.
-
-    Attributes:
-        probabilities: The guide's :math:`q(a | M, x)`, `(T, S)`.
-        exact: The exact posterior's :math:`p(a | x, M)`, `(T, S)`.
-        labels: The class of each slot, `(S,)`.
-        target_labels: The class of each target, `(T,)`.
-    """
-
-    probabilities: Array
-    exact: Array
-    labels: Array
-    target_labels: Array
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """Samples of :math:`p(x | m_a)`, given one template each.
-
-    Attributes:
-        templates: `(R, C, H, W)` in [0, 1].
-        samples: `(R, N, C, H, W)` in [0, 1].
-    """
-
-    templates: Array
-    samples: Array
-
-
-@dataclass(frozen=True, eq=False)
-class Completion:
-    """Targets of which a part was observed, and the rest filled in.
-
-    Attributes:
-        targets: `(R, C, H, W)` in [0, 1].
-        mask: True where observed; broadcasts with `targets`.
-        samples: `(R, N, C, H, W)` in [0, 1].
-    """
-
-    targets: Array
-    mask: Array
-    samples: Array
-
-
-@dataclass(frozen=True, eq=False)
-class Reliability:
-    """How often a class probability is right, one value a bin, `(N,)`.
-
-    Attributes:
-        confidence: The mean probability of the most probable class.
-        accuracy: The share that is right.
-        count: The targets in the bin.
-    """
-
-    confidence: Array
-    accuracy: Array
-    count: Array
+_INK = "svg { --ink: #3d444d; } @media (prefers-color-scheme: dark) { svg { --ink: #c4c9cf; } }"
 
 
 @dataclass(frozen=True, eq=False)
 class Report:
     """What a page shows; a section without contents is left out.
 
+    Arrays by name are the arguments of the function of :mod:`pyro_vmem.plots` that draws them. Images are in [0, 1],
+    information is in nats.
+
     Attributes:
         title: The heading.
         facts: The settings by name: data, steps, seed, versions and so on.
         metrics: The items of `FewShotEvaluation.summary()`, with `steps` and `training_seconds` of the run.
         history: The rows of `FitResult.history`, in nats per datapoint.
-        information_gain: The guide's, of each datapoint, in nats; any shape.
-        information_gain_exact: The exact posterior's, likewise.
-        num_slots: The slots :math:`|M|`.
-        num_classes: The classes :math:`C` in memory.
-        lookup: Targets and the memory they are looked up in.
-        generation: Templates and samples given them.
-        addresses: The addresses of all targets of one memory.
-        completion: Targets of which a part was filled in.
-        evidence: The evidence of the same targets, `(B,)`, under several memories by name, the right one first.
-        reliability: Of the guide's class probabilities.
-        khat: The Pareto tail index of each target's importance weights, any shape.
+        information_gain: For :func:`~pyro_vmem.plots.information_gain_histogram`; `exact` is needed.
+        lookup: For :func:`~pyro_vmem.plots.lookups`: some targets and the memory they are looked up in.
+        generation: For :func:`~pyro_vmem.plots.one_shot_generations`.
+        addresses: For :func:`~pyro_vmem.plots.address_heat_map`, with the `exact` posterior of the same shape: the
+            addresses of all targets of one memory.
+        completion: For :func:`~pyro_vmem.plots.completions`.
+        evidence: For :func:`~pyro_vmem.plots.evidence_by_memory`; the right memory comes first.
+        reliability: For :func:`~pyro_vmem.plots.reliability_diagram`: the guide's class probabilities.
+        khat: For :func:`~pyro_vmem.plots.khat_scatter`, any shape.
         command: The command that repeats the run, if there is one.
         noun: What a class is, in plain words.
     """
@@ -133,16 +66,13 @@ class Report:
     facts: Mapping[str, str]
     metrics: Mapping[str, float]
     history: Sequence[Mapping[str, float]]
-    information_gain: Array
-    information_gain_exact: Array
-    num_slots: int
-    num_classes: int
-    lookup: Lookup
-    generation: Generation
-    addresses: Addresses | None = None
-    completion: Completion | None = None
+    information_gain: Arguments
+    lookup: Arguments
+    generation: Arguments
+    addresses: Arguments | None = None
+    completion: Arguments | None = None
     evidence: Mapping[str, Array] = field(default_factory=dict)
-    reliability: Reliability | None = None
+    reliability: Arguments | None = None
     khat: Array | None = None
     command: str = ""
     noun: str = "character"
@@ -154,14 +84,14 @@ def write_report(path: str | Path, report: Report) -> Path:
     Its first lines say what is wrong, if anything is: see :func:`pyro_vmem.app.report_text.verdict`.
 
     Arguments:
-        path: The HTML file; folders are made, and a file that is there is replaced, once the page is whole.
-        report: What to show; images in [0, 1], information in nats.
+        path: The HTML file. Folders are made, and an existing file is replaced once the page is whole.
+        report: What to show.
 
     Returns:
         The path.
 
     Raises:
-        ImportError: If matplotlib is not installed.
+        ImportError: If matplotlib or jinja2 is not installed.
         ValueError: If metrics are missing, or shapes do not agree.
 
     Example:
@@ -171,17 +101,16 @@ def write_report(path: str | Path, report: Report) -> Path:
         >>> result = pv.diagnostics.evaluate(vma, sampler, num_episodes=2, num_samples=2, progress=False)
         >>> memory, x, labels = sampler[0].memory, sampler[0].x, sampler[0].labels
         >>> q = vma.address_guide(vma.encode(memory), vma.encode_x(x)).probs
+        >>> gain = {"gain": result.information_gain, "exact": result.information_gain_exact}
         >>> report = Report(
         ...     title="An untrained model",
         ...     facts={"data": "glyphs", "seed": "0"},
         ...     metrics=result.summary() | {"training_seconds": 0.0, "steps": 0},
         ...     history=[],
-        ...     information_gain=result.information_gain,
-        ...     information_gain_exact=result.information_gain_exact,
-        ...     num_slots=5,
-        ...     num_classes=5,
-        ...     lookup=Lookup(x, labels, memory.templates, memory.labels, q),
-        ...     generation=Generation(memory.templates[:1], vma.generate(memory, 3, address=0)[None]),
+        ...     information_gain=gain | {"num_slots": 5, "num_classes": 5},
+        ...     lookup={"targets": x, "target_labels": labels, "templates": memory.templates, "labels": memory.labels}
+        ...     | {"probabilities": q},
+        ...     generation={"templates": memory.templates[:1], "samples": vma.generate(memory, 3, address=0)[None]},
         ... )
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     page = write_report(f"{folder}/report.html", report).read_text(encoding="utf-8")
@@ -199,182 +128,136 @@ def _page(report: Report) -> str:
     needed = ("training_seconds", "steps", "num_targets", "num_episodes", "evaluation_seconds", "decodes_per_second")
     if missing := [name for name in needed if name not in metrics]:
         raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's training_seconds and steps.")
-    several = metrics["num_episodes"] > 1
-    steps, seconds = metrics["steps"], metrics["training_seconds"]
-    trained = f"Trained for {steps:,.0f} steps in {seconds:,.0f} s." if steps else "Not trained here."
-    measured = (
-        f"{trained} Measured on {metrics['num_targets']:,.0f} pictures in {metrics['num_episodes']:,.0f} "
-        f"episode{'s' * several} of classes "
-        f"that were not trained on{'; ± is one standard error over episodes' * several}."
-    )
-    head = ("Quantity", "Per picture")
-    sections = {
-        "Results": _html.table(result_rows(metrics), head),
-        "What the guide looks up": _lookups(report.lookup) + _heat_maps(report.addresses),
-        "What the model draws from one example": _generations(report.generation),
-        "What the model fills in": _completions(report.completion),
-        "Information gain": _gain(report),
-        "What the memory contributes": _evidence(report.evidence),
-        "How far the numbers can be trusted": _trust(report) + _html.table(diagnostic_rows(metrics), head),
-        "Training": _curves(report.history),
-        "Settings": _html.definitions(report.facts),
-        "How to repeat it": _html.preformatted(report.command) if report.command else "",
-    }
-    return _html.page(
-        report.title,
-        verdict(metrics, report.noun),
-        [measured, speed_sentence(metrics)],
-        {name: body for name, body in sections.items() if body},
+    jinja2 = require("jinja2", "cli")
+    # A name that the template needs and does not get is an error, not an empty place on the page.
+    settings = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(autoescape=True, keep_trailing_newline=True, **settings)
+    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
+    page: str = template.render(
+        title=report.title,
+        verdict=verdict(metrics, report.noun),
         wrong=bool(problems(metrics)),
+        speed=speed_sentence(metrics),
+        metrics=metrics,
+        results=result_rows(metrics),
+        diagnostics=diagnostic_rows(metrics),
+        lookup=_lookups(report.lookup),
+        addresses=report.addresses and _heat_maps(**report.addresses),
+        generation=_rows_of_pictures(plots.one_shot_generations, report.generation, "templates", _MAX_COLUMNS),
+        completion=report.completion
+        and _rows_of_pictures(plots.completions, report.completion, "targets", _MAX_COLUMNS - 1),
+        gain=_gain(**report.information_gain),
+        evidence=_evidence(report.evidence),
+        reliability=report.reliability and _reliability(report.reliability, metrics),
+        khat=None if report.khat is None else _khat(report.khat),
+        curves=_curves(report.history),
+        facts=report.facts,
+        command=report.command,
     )
+    return page
 
 
-def _lookups(lookup: Lookup) -> str:
-    rows = slice(_MAX_ROWS)
-    targets, q, classes = lookup.targets[rows], lookup.probabilities[rows], lookup.target_labels[rows]
-    exact = None if lookup.exact is None else lookup.exact[rows]
-
-    def draw(figure: Any) -> None:
-        plots.lookups(figure, targets, lookup.templates, q, lookup.labels, classes, _MAX_COLUMNS, exact)
-
-    first = sum(bool(lookup.labels[int(row.argmax())] == label) for row, label in zip(q, classes, strict=True))
-    second = "" if exact is None else " The second bar is the exact posterior p(a | x, M)."
-    return _html.drawing(
-        (4.4, 12.0),
-        draw,
-        f"{len(targets)} target pictures, each beside the templates that the guide finds most probable. "
-        f"For {first} of {len(targets)} the first template is of the right class.",
-        f"Each row: a picture that the model has not seen, and the templates its guide looks up among "
-        f"{len(lookup.templates)}, with their probability q(a | M, x).{second} After an ellipsis: the right one, "
-        "further down.",
-        crop=True,
-    )
+def _lookups(lookup: Arguments) -> Context:
+    by_target = ("targets", "target_labels", "probabilities", "exact")
+    cut = {name: values[:_MAX_ROWS] for name, values in lookup.items() if name in by_target and values is not None}
+    shown = {**lookup, "max_slots": _MAX_COLUMNS, **cut}
+    drawing = _drawing(_SHEET, lambda figure: plots.lookups(figure, **shown), crop=True)
+    first = zip(cut["probabilities"], cut["target_labels"], strict=True)
+    return {
+        "drawing": drawing,
+        "rows": len(shown["targets"]),
+        "right": sum(bool(shown["labels"][int(q.argmax())] == label) for q, label in first),
+        "slots": len(shown["templates"]),
+        "has_exact": shown.get("exact") is not None,
+    }
 
 
-def _heat_maps(addresses: Addresses | None) -> str:
-    if addresses is None:
-        return ""
-    size = f"{len(addresses.target_labels)} targets and {len(addresses.labels)} slots"
+def _heat_maps(probabilities: Array, exact: Array, labels: Array, target_labels: Array) -> Context:
+    def panel(values: Array, name: str) -> str:
+        return _on_axes(_PANEL, partial(plots.address_heat_map, name=name), values, labels, target_labels)
 
-    def panel(values: Array, name: str, caption: str) -> str:
-        def draw(figure: Any) -> None:
-            plots.address_heat_map(figure.subplots(), values, addresses.labels, addresses.target_labels, name)
-
-        alt = f"Heat map of {name} for {size}, both sorted by class; the right slots are framed."
-        return _html.drawing((4.0, 3.3), draw, alt, caption)
-
-    guide = "The guide, one memory: bright inside of the frames is right. A bright column is always looked up."
-    exact = "The exact posterior: what the model itself holds to be the source of each picture."
-    panels = panel(addresses.probabilities, "q(a | M, x)", guide), panel(addresses.exact, "p(a | x, M)", exact)
-    return _html.pair(panels)
+    return {
+        "guide": panel(probabilities, "q(a | M, x)"),
+        "exact": panel(exact, "p(a | x, M)"),
+        "targets": len(target_labels),
+        "slots": len(labels),
+    }
 
 
-def _generations(generation: Generation) -> str:
-    templates, samples = generation.templates[:_MAX_ROWS], generation.samples[:_MAX_ROWS, :_MAX_COLUMNS]
-    return _html.drawing(
-        (4.4, 12.0),
-        lambda figure: plots.one_shot_generations(figure, templates, samples),
-        f"{len(templates)} framed templates, each beside {samples.shape[1]} pictures that the model draws from it.",
-        "Each row: one unseen template, framed, and what the model draws from it alone: a new z, and the mean picture "
-        "p(x | z, m_a) that it decodes to.",
-        crop=True,
-    )
+def _rows_of_pictures(plot: Callable[..., Any], arguments: Arguments, first: str, columns: int) -> Context:
+    pictures, samples = arguments[first][:_MAX_ROWS], arguments["samples"][:_MAX_ROWS, :columns]
+    shown = {**arguments, first: pictures, "samples": samples}
+    drawing = _drawing(_SHEET, lambda figure: plot(figure, **shown), crop=True)
+    return {"drawing": drawing, "rows": len(pictures), "columns": samples.shape[1]}
 
 
-def _completions(completion: Completion | None) -> str:
-    if completion is None:
-        return ""
-    rows = slice(_MAX_ROWS)
-    targets, samples = completion.targets[rows], completion.samples[rows, : _MAX_COLUMNS - 1]
-    return _html.drawing(
-        (4.4, 12.0),
-        lambda figure: plots.completions(figure, targets, completion.mask, samples),
-        f"{len(targets)} targets, the part of each that was observed, and {samples.shape[1]} completions.",
-        "Each row: an unseen picture, framed, the part of it that the model is shown, and what it fills in with the "
-        "memory at hand.",
-        crop=True,
-    )
+def _gain(gain: Array, exact: Array, num_slots: int, num_classes: int) -> Context:
+    return {
+        "drawing": _on_axes(_HISTOGRAM, plots.information_gain_histogram, gain, num_slots, num_classes, exact),
+        "count": math.prod(gain.shape),
+        "guide": float(gain.mean()),
+        "exact": float(exact.mean()),
+        "log_slots": math.log(num_slots),
+        "log_classes": math.log(num_classes),
+    }
 
 
-def _gain(report: Report) -> str:
-    guide, exact = report.information_gain, report.information_gain_exact
-    slots, classes = report.num_slots, report.num_classes
-    return _html.drawing(
-        (4.4, 3.3),
-        lambda figure: plots.information_gain_histogram(figure.subplots(), guide, slots, classes, exact),
-        f"Histogram of the information gain of {math.prod(guide.shape):,} datapoints: mean {float(guide.mean()):.2f} "
-        f"nats by the guide and {float(exact.mean()):.2f} by the exact posterior, with lines at log |M| = "
-        f"{math.log(slots):.2f} and log C = {math.log(classes):.2f}.",
-        "How much each lookup tells. Bars at 0: the guide ignores the picture. Bars at log C: it settles on one class.",
-    )
-
-
-def _evidence(evidence: Mapping[str, Array]) -> str:
+def _evidence(evidence: Mapping[str, Array]) -> Context | None:
     if not evidence:
-        return ""
-    # A memory that the model has never seen the like of loses so much that nothing else could be read.
+        return None
+    # A blank memory, unlike all that the model has seen, loses so much that no other bar could be read beside it.
     drawn = {name: values for name, values in evidence.items() if name != "blank"}
     means = {name: float(values.mean()) for name, values in evidence.items()}
-    caption = (
-        "The same pictures under the right memory and under others: of other classes (wrong), of the same ink without "
-        "structure (shuffled). Bars are one standard error over pictures."
-    )
-    if "blank" in evidence:
-        loss = next(iter(means.values())) - means["blank"]
-        caption += f" A blank memory, which the model may never have seen, loses {loss:,.0f} nats."
-    return _html.drawing(
-        (4.4, 1.2 + 0.45 * len(drawn)),
-        lambda figure: plots.evidence_by_memory(figure.subplots(), drawn),
-        "Evidence in nats per datapoint by memory: " + ", ".join(f"{n} {mean:.1f}" for n, mean in means.items()) + ".",
-        caption,
-    )
+    return {
+        "drawing": _on_axes((4.4, 1.2 + 0.45 * len(drawn)), plots.evidence_by_memory, drawn),
+        "means": means,
+        "blank_loss": next(iter(means.values())) - means["blank"] if "blank" in means else None,
+    }
 
 
-def _trust(report: Report) -> str:
-    panels = []
-    if report.reliability is not None:
-        curve = report.reliability
-        panels.append(
-            _html.drawing(
-                (4.0, 3.9),
-                lambda figure: plots.reliability_diagram(
-                    figure.subplots(), curve.confidence, curve.accuracy, curve.count
-                ),
-                f"Reliability diagram: calibration error {report.metrics.get('calibration_error', math.nan):.3f}.",
-                "How often the guide's most probable class is right, against how sure it is. Below the diagonal it is "
-                "too sure.",
-            )
-        )
-    if report.khat is not None:
-        khat, high = report.khat, int((report.khat > 0.7).sum())
-        panels.append(
-            _html.drawing(
-                (4.0, 3.9),
-                lambda figure: plots.khat_scatter(figure.subplots(), khat),
-                f"Pareto k-hat of {math.prod(khat.shape):,} datapoints; {high} are above 0.7.",
-                "The weights of draws from the whole guide, address and latent. Above the line, it misses a part of "
-                "the posterior.",
-            )
-        )
-    return _html.pair(panels) if panels else ""
+def _reliability(arguments: Arguments, metrics: Mapping[str, float]) -> Context:
+    drawing = _on_axes(_SQUARE, plots.reliability_diagram, **arguments)
+    return {"drawing": drawing, "error": metrics.get("calibration_error", math.nan)}
 
 
-def _curves(history: Sequence[Mapping[str, float]]) -> str:
+def _khat(khat: Array) -> Context:
+    drawing = _on_axes(_SQUARE, plots.khat_scatter, khat)
+    return {"drawing": drawing, "count": math.prod(khat.shape), "high": int((khat > 0.7).sum())}
+
+
+def _curves(history: Sequence[Mapping[str, float]]) -> list[Context]:
     present = {name for row in history for name in row}
-    panels = []
-    for names, meaning in (
-        (("bound", "reconstruction"), "The bound that training raises, and the part of it that rebuilds the picture."),
-        (("kl_a", "kl_z"), "What is paid for the address a and for the latent z."),
-    ):
-        columns = [column for name in names for column in (name, f"val_{name}") if column in present]
+    curves = []
+    for terms in (("bound", "reconstruction"), ("kl_a", "kl_z")):
+        columns = [column for name in terms for column in (name, f"val_{name}") if column in present]
         if columns:
+            drawing = _on_axes(_PANEL, plots.learning_curves, history, columns)
             last = {c: next(row[c] for row in reversed(history) if c in row) for c in columns}
-            ends = ", ".join(f"{column} {value:.1f}" for column, value in last.items())
-            alt = f"Learning curves in nats per datapoint; at the end {ends}."
-            caption = f"{meaning} Dashed: on classes that are not trained on."
-            panels.append(_html.drawing((4.0, 3.3), _curve(history, columns), alt, caption))
-    return _html.pair(panels) if panels else "<p>No terms were recorded.</p>\n"
+            curves.append({"terms": terms, "drawing": drawing, "last": last})
+    return curves
 
 
-def _curve(history: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Any:
-    return lambda figure: plots.learning_curves(figure.subplots(), history, columns)
+def _on_axes(size: tuple[float, float], plot: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
+    """A drawing by a function whose first argument is an Axes."""
+    return _drawing(size, lambda figure: plot(figure.subplots(), *args, **kwargs))
+
+
+def _drawing(size: tuple[float, float], draw: Callable[[Any], object], crop: bool = False) -> str:
+    """A figure as a data URI, its text and lines in the colour of the page's text; `crop` cuts it to what is drawn."""
+    with require("matplotlib", "plots").rc_context(plots.ON_ANY_PAGE):
+        figure = require("matplotlib.figure", "plots").Figure(size, layout=None if crop else "constrained")
+        draw(figure)
+        file = io.BytesIO()
+        tight: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05} if crop else {}
+        figure.savefig(file, format="svg", metadata={"Date": None}, **tight)
+    # matplotlib numbers the ids of each SVG alike: as an image of its own, one drawing cannot use another's.
+    data = base64.b64encode(_following_the_page(file.getvalue().decode()).encode())
+    return f"data:image/svg+xml;base64,{data.decode('ascii')}"
+
+
+def _following_the_page(svg: str) -> str:
+    """Replaces the mid-tone of text by the page's colour; where styles are not understood it stays a mid-tone."""
+    tone: str = plots.ON_ANY_PAGE["text.color"]
+    start = svg.index(">", svg.index("<svg")) + 1
+    body = svg[start:].replace(f": {tone}", f": var(--ink, {tone})")
+    return f"{svg[:start]}\n<style>{_INK}</style>{body}"

@@ -1,4 +1,7 @@
-"""What is measured and shown of one episode, beside the figures of all: contributions, calibration, pictures."""
+"""What a report shows of a model: measurements and pictures of its first test episode, as arrays.
+
+Training is over; nothing here changes the model or the random state.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ from typing import Any
 
 import torch
 
-from pyro_vmem.app.report import Addresses, Completion, Generation, Lookup, Reliability
 from pyro_vmem.data import EpisodeSampler
 from pyro_vmem.diagnostics import Calibration, Contribution, FewShotEvaluation, contribution, estimate_evidence, sbc
 from pyro_vmem.memory import Memory
@@ -14,20 +16,20 @@ from pyro_vmem.model import VMA
 
 __all__ = ["check", "gather"]
 
-_TARGETS = 40  # of which contributions and weights are measured; more would double the time of the evaluation
-_DRAWS = 200  # of the guide, from which a k-hat can be told
+_TARGETS = 40  # targets whose contributions and weights are measured; more would double the time of the evaluation
+_DRAWS = 200  # draws of the guide per target: enough to estimate a k-hat
 _COMPLETIONS = 5
 _SIMULATIONS = 300
 
 
 @torch.no_grad()
 def check(vma: VMA, episodes: EpisodeSampler, num_samples: int = 10, seed: int = 0) -> tuple[Contribution, Calibration]:
-    """What the memory contributes to some targets of the first episode, and the calibration of the guide on it.
+    """Measures what the memory contributes to some targets of the first episode, and the calibration of the guide.
 
     Arguments:
         vma: The model and its guide.
         episodes: The episodes; the first counts.
-        num_samples: Samples of z a slot, from which evidence is estimated.
+        num_samples: Samples of z per slot, from which evidence is estimated.
         seed: Seeds what is drawn; global random state and weights stay as they are.
 
     Example:
@@ -53,7 +55,7 @@ def gather(
     seed: int = 0,
     rows: int = 8,
 ) -> dict[str, Any]:
-    """The pictures and curves of a :class:`~pyro_vmem.app.report.Report`; random state and weights stay as they are.
+    """Draws the pictures and curves of a :class:`~pyro_vmem.app.report.Report`.
 
     Arguments:
         vma: The model and its guide.
@@ -90,25 +92,25 @@ def gather(
     guide, exact = vma.address_guide(memory, vma.encode_x(x)).probs.cpu(), found.log_joint.softmax(-1).cpu()
     x, labels, templates, classes = x.cpu(), episode.labels.cpu(), memory.templates.cpu(), memory.labels.cpu()
     evidence = {"right": found.log_evidence} | {name: found.log_evidence - gain for name, gain in found.worth.items()}
-    curve = evaluation.reliability
+    addresses = {"probabilities": guide[measured], "exact": exact, "target_labels": labels[measured]}
+    gain = {"gain": evaluation.information_gain.flatten(), "exact": evaluation.information_gain_exact.flatten()}
+    lookup = {"targets": x[chosen], "templates": templates, "labels": classes}
     return {
-        "information_gain": evaluation.information_gain.flatten(),
-        "information_gain_exact": evaluation.information_gain_exact.flatten(),
-        "num_slots": memory.num_slots,
-        "num_classes": episodes.n_way,
-        "lookup": Lookup(x[chosen], labels[chosen], templates, classes, guide[chosen], exact[chosen]),
-        "addresses": Addresses(guide[measured], exact, classes, labels[measured]),
-        "generation": Generation(templates[: len(slots)], samples.cpu()),
+        "information_gain": gain | {"num_slots": memory.num_slots, "num_classes": episodes.n_way},
+        "lookup": lookup | {name: values[chosen] for name, values in addresses.items()},
+        "addresses": addresses | {"labels": classes},
+        "generation": {"templates": templates[: len(slots)], "samples": samples.cpu()},
         "completion": completion,
         "evidence": {name: values.cpu() for name, values in evidence.items()},
-        "reliability": Reliability(curve.confidence, curve.accuracy, curve.count),
+        "reliability": {name: getattr(evaluation.reliability, name) for name in ("confidence", "accuracy", "count")},
         "khat": weights.khat.cpu(),
     }
 
 
-def _complete(vma: VMA, memory: Memory, x: torch.Tensor) -> Completion:
-    """The lower halves of targets, filled in."""
+def _complete(vma: VMA, memory: Memory, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The lower halves of targets, filled in: the arguments of `plots.completions`."""
     height = x.shape[-2]
     mask = (torch.arange(height, device=x.device) < (height + 1) // 2).unsqueeze(-1)
     filled = vma.complete(memory, x.repeat_interleave(_COMPLETIONS, 0), mask, num_particles=32, mean=True)
-    return Completion(x.cpu(), mask.cpu(), filled.reshape(len(x), _COMPLETIONS, *x.shape[1:]).cpu())
+    samples = filled.reshape(len(x), _COMPLETIONS, *x.shape[1:])
+    return {"targets": x.cpu(), "mask": mask.cpu(), "samples": samples.cpu()}

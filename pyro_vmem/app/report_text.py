@@ -1,9 +1,12 @@
-"""Measured numbers in words: the verdict of a run, and the rows of its tables of results."""
+"""Measured numbers in words: the verdict on a run, and the rows of its tables.
+
+The command line prints these texts, and the report shows them.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from string import Template
 
 __all__ = [
@@ -26,33 +29,32 @@ LEAST_WORTH = 1.0
 
 _ERRORS = 3.0  # standard errors above zero
 
-# Rows of the table: the key of the metric, its name and what it means.
-_NATS = (
-    ("nll", "NLL", "Negative log-likelihood, lower is better; an upper bound, from $samples samples of z a slot."),
-    ("nll_wrong_memory", "NLL, wrong memory", "The same pictures, with as many templates of other classes."),
-    ("memory_worth_nats", "Worth of the memory", "What right templates save over wrong ones; at 0 they are not used."),
+_GAIN = (
+    "KL from the prior p(a | M) to the guide q(a | M, x). At 0 the guide ignores the picture; log C = $ceiling nats "
+    "tell the class."
 )
-_GAINS = (
-    (
-        "information_gain",
-        "Information gain",
-        "KL from the prior p(a | M) to the guide q(a | M, x). At 0 the guide ignores the picture; "
-        "log C = $ceiling nats tell the class.",
-    ),
-    (
-        "information_gain_exact",
-        "Information gain, exact",
-        "The same for p(a | x, M): what the model itself could tell.",
-    ),
-)
-_HITS = (
-    ("hit_rate", "Hit rate", "How often the class that the guide finds most probable is right."),
-    ("hit_rate_exact", "Hit rate, exact", "The same for p(a | x, M)."),
-)
-QUANTITIES = _NATS + _GAINS + _HITS
 
-# The key, the name, the digits, the unit and the meaning; a row is left out where its metric is missing or NaN.
-DIAGNOSTICS = (
+Row = tuple[str, str, int, str, str]
+"""The key of a metric, its name, its digits, its unit and its meaning."""
+
+QUANTITIES: tuple[Row, ...] = (
+    (
+        "nll",
+        "NLL",
+        1,
+        "nats",
+        "Negative log-likelihood, lower is better; an upper bound, from $samples samples of z per slot.",
+    ),
+    ("nll_wrong_memory", "NLL, wrong memory", 1, "nats", "The same pictures, with as many templates of other classes."),
+    ("memory_worth_nats", "Worth of the memory", 1, "nats", "What right templates save over wrong ones; 0 if unused."),
+    ("information_gain", "Information gain", 2, "nats", _GAIN),
+    ("information_gain_exact", "Information gain, exact", 2, "nats", "The same for p(a | x, M), the model's own."),
+    ("hit_rate", "Hit rate", 1, "%", "How often the class that the guide finds most probable is right."),
+    ("hit_rate_exact", "Hit rate, exact", 1, "%", "The same for p(a | x, M)."),
+)
+"""The rows of the table of results."""
+
+DIAGNOSTICS: tuple[Row, ...] = (
     ("elbo", "ELBO", 1, "nats", "The one-sample bound: reconstruction minus information gain minus KL(z)."),
     ("reconstruction", "Reconstruction", 1, "nats", "E log p(x | z, m_a) over the guide."),
     ("kl_z", "KL(z)", 1, "nats", "What the latent adds to the template; at 0 it is not used."),
@@ -76,21 +78,16 @@ DIAGNOSTICS = (
         "Monte Carlo error",
         2,
         "nats",
-        "Of the mean NLL: the part that more samples of z would remove.",
+        "The part of the NLL's error that more samples of z would remove.",
     ),
     ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decodes at $slots slots."),
-    (
-        "unreliable",
-        "Unreliable",
-        1,
-        "%",
-        "Pictures whose NLL hangs on few large weights, so that it is likely too high.",
-    ),
+    ("unreliable", "Unreliable", 1, "%", "Pictures whose NLL hangs on a few large weights: it is likely too high."),
 )
+"""The rows of the table of diagnostics; a row is left out where its metric is missing or NaN."""
 
 
 def problems(metrics: Mapping[str, float]) -> list[str]:
-    r"""What is wrong with a run, in plain sentences: the guide ignores the target, or the memory is not used.
+    r"""Lists what is wrong with a run, in plain sentences: the guide ignores the target, or the memory is not used.
 
     The address guide is said to ignore the target if its lookups tell less than 5 % of :math:`\log C` about it
     (`IGNORED_SHARE`): the mutual information of address and target where it was measured, else the information gain.
@@ -120,20 +117,20 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
     if worth < LEAST_WORTH:
         degree = "hardly" if worth > _ERRORS * error else "not"
         found.append(
-            f"The memory is {degree} used: right templates are worth {_signed(worth)} nats a picture over wrong ones."
+            f"The memory is {degree} used: right templates are worth {_signed(worth)} nats per picture over wrong ones."
         )
     elif math.isnan(error):
-        found.append(f"The memory seems worth {worth:.1f} nats a picture, but one episode gives no standard error.")
+        found.append(f"The memory seems worth {worth:.1f} nats per picture, but one episode gives no standard error.")
     elif worth < _ERRORS * error:
         found.append(
-            f"The memory is not shown to be used: it is worth {worth:.1f} ± {error:.1f} nats a picture, less than "
+            f"The memory is not shown to be used: it is worth {worth:.1f} ± {error:.1f} nats per picture, less than "
             f"{_ERRORS:.0f} standard errors above 0."
         )
     return found
 
 
 def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
-    r"""Says in a few sentences what the numbers mean; what is wrong (see :func:`problems`) comes first.
+    r"""Says in a few sentences what the numbers mean; the :func:`problems` come first.
 
     Arguments:
         metrics: The items of `FewShotEvaluation.summary()`; information in nats.
@@ -147,13 +144,13 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
         >>> metrics |= {"information_gain": 2.4, "memory_worth_nats": 17.2, "memory_worth_nats_se": 0.5}
         >>> print(verdict(metrics))
         With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup gains
-        2.4 of 3.0 nats, and the memory is worth 17.2 nats a picture.
+        2.4 of 3.0 nats, and the memory is worth 17.2 nats per picture.
     """
     ways, shots = round(metrics["n_way"]), round(metrics["k_shot"])
     gain, ceiling = metrics["information_gain"], math.log(ways)
     wrong = problems(metrics)
     ignores = any("ignores the target" in sentence for sentence in wrong)
-    used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats a picture"
+    used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"
     if any(sentence.startswith("The memory") for sentence in wrong):
         used = ""
     if ways == 1:
@@ -175,7 +172,7 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
 
 
 def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """The rows of the table of results: what a run is judged by.
+    """The table of results: what a run is judged by.
 
     Arguments:
         metrics: The items of `FewShotEvaluation.summary()`; information in nats.
@@ -187,78 +184,69 @@ def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
         ValueError: If metrics are missing.
 
     Example:
-        >>> metrics = dict.fromkeys([f"{name}{end}" for name, _, _ in QUANTITIES for end in ("", "_se")], 1.0)
+        >>> metrics = dict.fromkeys([f"{key}{end}" for key, *_ in QUANTITIES for end in ("", "_se")], 1.0)
         >>> result_rows(metrics | {"n_way": 20, "k_shot": 1, "chance": 0.05, "num_samples": 10})[0][:2]
         ('NLL', '1.0 ± 1.0 nats')
     """
-    names = [key for key, _, _ in QUANTITIES]
+    names = [key for key, *_ in QUANTITIES]
     needed = [*names, *(f"{name}_se" for name in names), "n_way", "k_shot", "chance", "num_samples"]
     if missing := [name for name in needed if name not in metrics]:
         raise ValueError(f"metrics: {missing} are missing. Give those of FewShotEvaluation.summary().")
-    ceiling, chance = math.log(metrics["n_way"]), _percent(metrics["chance"])
-    values = {key: f"{_measured(metrics, key, 1)} nats" for key, _, _ in _NATS}
     slots = math.log(metrics["n_way"] * metrics["k_shot"])
-    for key, _, _ in _GAINS:
-        share = f"\n{_percent(metrics[key] / slots)} of log |M|" if slots > 0 else ""
-        values[key] = f"{_measured(metrics, key, 2)} nats\n{_signed(metrics[key] / math.log(2), 2)} bits{share}"
-    values |= {key: f"{_measured(metrics, key, 1, 100)} %\nchance {chance}" for key, _, _ in _HITS}
-    words = {"samples": f"{metrics['num_samples']:.0f}", "ceiling": f"{ceiling:.2f}"}
-    return [(name, values[key], Template(text).substitute(words)) for key, name, text in QUANTITIES]
+    rows = []
+    for key, name, value, meaning in _rows(QUANTITIES, metrics):
+        if key.startswith("information_gain"):
+            share = f"\n{_percent(metrics[key] / slots)} of log |M|" if slots > 0 else ""
+            value += f"\n{_signed(metrics[key] / math.log(2), 2)} bits{share}"
+        elif key.startswith("hit_rate"):
+            value += f"\nchance {_percent(metrics['chance'])}"
+        rows.append((name, value, meaning))
+    return rows
 
 
 def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """The rows of the table of diagnostics: where the numbers come from, and how far they can be trusted.
+    """The table of diagnostics: where the numbers come from, and how far they can be trusted.
 
     Arguments:
         metrics: The items of `FewShotEvaluation.summary()`; those that are missing or NaN have no row.
 
     Returns:
-        As :func:`result_rows`.
+        The same columns as :func:`result_rows`.
 
     Example:
         >>> diagnostic_rows({"kl_z": 12.34, "kl_z_se": 0.5, "n_way": 20, "k_shot": 1, "num_samples": 10})[0][:2]
         ('KL(z)', '12.3 ± 0.5 nats')
     """
-    slots = metrics["n_way"] * metrics["k_shot"]
-    words = {"slots": f"{slots:.0f}", "decodes": f"{slots * metrics['num_samples']:,.0f}"}
-    rows = []
-    for key, name, digits, unit, text in DIAGNOSTICS:
-        if math.isnan(metrics.get(key, math.nan)):
-            continue
-        value = f"{_measured(metrics, key, digits, 100 if unit == '%' else 1)} {unit}".strip()
-        rows.append((name, value, Template(text).substitute(words)))
-    return rows
+    rows = [row for row in DIAGNOSTICS if not math.isnan(metrics.get(row[0], math.nan))]
+    return [(name, value, meaning) for _, name, value, meaning in _rows(rows, metrics)]
 
 
 def speed_sentence(metrics: Mapping[str, float]) -> str:
-    """Says how long an evaluation took, and how fast it was against what the decoder and the machine can do.
+    """Says how long an evaluation took, and how many decodes per second that is.
 
     Arguments:
-        metrics: `evaluation_seconds`, `decodes` and `decodes_per_second`; where there are `decoder_decodes_per_second`,
-            `decoder_gflops` and `matmul_gflops`, the comparison.
+        metrics: `evaluation_seconds`, `decodes` and `decodes_per_second`.
 
     Example:
         >>> print(speed_sentence({"evaluation_seconds": 25.0, "decodes": 160_000, "decodes_per_second": 6400.0}))
-        The evaluation took 25 s for 160,000 decodes, 6,400 a second.
+        The evaluation took 25 s for 160,000 decodes, 6,400 per second.
     """
-    text = (
+    return (
         f"The evaluation took {metrics['evaluation_seconds']:,.0f} s for {metrics['decodes']:,.0f} decodes, "
-        f"{metrics['decodes_per_second']:,.0f} a second"
+        f"{metrics['decodes_per_second']:,.0f} per second."
     )
-    if "decoder_decodes_per_second" in metrics:
-        alone = metrics["decoder_decodes_per_second"]
-        text += (
-            f": {_percent(metrics['decodes_per_second'] / alone)} of the {alone:,.0f} that the decoder alone reaches "
-            f"here, at {metrics['decoder_gflops']:,.0f} of the {metrics['matmul_gflops']:,.0f} GFLOP/s of a product of "
-            "large matrices"
-        )
-    return f"{text}."
 
 
-def _measured(metrics: Mapping[str, float], key: str, digits: int, scale: float = 1.0) -> str:
-    """A value with its standard error, where it has one."""
-    value, error = scale * metrics[key], scale * metrics.get(f"{key}_se", math.nan)
-    return _signed(value, digits) + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+def _rows(rows: Iterable[Row], metrics: Mapping[str, float]) -> Iterator[tuple[str, str, str, str]]:
+    """For each row its key, its name, its value with standard error and unit, and its meaning in full."""
+    slots = metrics["n_way"] * metrics["k_shot"]
+    words = {"slots": f"{slots:.0f}", "decodes": f"{slots * metrics['num_samples']:,.0f}"}
+    words |= {"samples": f"{metrics['num_samples']:.0f}", "ceiling": f"{math.log(metrics['n_way']):.2f}"}
+    for key, name, digits, unit, meaning in rows:
+        scale = 100 if unit == "%" else 1
+        value, error = scale * metrics[key], scale * metrics.get(f"{key}_se", math.nan)
+        text = _signed(value, digits) + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+        yield key, name, f"{text} {unit}".strip(), Template(meaning).substitute(words)
 
 
 def _capital(text: str) -> str:

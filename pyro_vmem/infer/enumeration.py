@@ -1,11 +1,9 @@
-"""Enumeration that is priced before it is paid for."""
+"""Enumeration whose memory is estimated before it is used."""
 
 from __future__ import annotations
 
 import copy
 import math
-import os
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,8 +16,6 @@ from torch import Tensor
 
 __all__ = ["EnumGuard", "EnumerationCost"]
 
-BACKWARD = 2  # a backward pass takes about twice as long as the forward pass
-
 
 @dataclass(frozen=True)
 class EnumerationCost:
@@ -28,31 +24,31 @@ class EnumerationCost:
     Attributes:
         values: How many joint values of the enumerated sites there are.
         gigabytes: What is kept for the backward pass.
-        seconds: Forward and backward pass.
     """
 
     values: int
     gigabytes: float
-    seconds: float
 
     def __str__(self) -> str:
-        return f"{self.values:,} values, about {self.gigabytes:.3g} GB and {self.seconds:.2g} s a step"
+        return f"{self.values:,} values, about {self.gigabytes:.3g} GB a step"
 
 
 class EnumGuard(TraceEnum_ELBO):
-    r"""`pyro.infer.TraceEnum_ELBO` that estimates memory and time before it enumerates, and refuses what is too much.
+    r"""`pyro.infer.TraceEnum_ELBO` that estimates its memory before it enumerates, and refuses what is too much.
 
     Enumerating :math:`S` addresses for :math:`B` datapoints decodes :math:`S B` times. Before the first step, and when
     the shapes of the arguments change, the model is run with one and with two values of the enumerated site; what the
     second adds, times the number of values, is the estimate. Parameters and random state stay as they are.
 
     Arguments:
-        max_gigabytes: The most memory a step may take. Default: nine tenths of what is free.
-        max_seconds: The longest that a step may take.
-        kwargs: The arguments of `pyro.infer.TraceEnum_ELBO`.
+        max_gigabytes: The most memory a step may take. Default: nine tenths of what is free, where the system tells.
+        num_particles: As in `pyro.infer.TraceEnum_ELBO`.
+        max_plate_nesting: As in `pyro.infer.ELBO`.
+        vectorize_particles: As in `pyro.infer.ELBO`.
+        strict_enumeration_warning: As in `pyro.infer.TraceEnum_ELBO`.
 
     Raises:
-        ValueError: Before anything is enumerated, if the estimate is above a limit, or a limit is not positive.
+        ValueError: Before anything is enumerated, if the estimate is above the limit, or the limit is not positive.
 
     Example:
         >>> import pyro_vmem as pv
@@ -63,58 +59,63 @@ class EnumGuard(TraceEnum_ELBO):
         60
         >>> EnumGuard(max_gigabytes=1e-6, max_plate_nesting=1).loss(vma.model, guide, memory, x)
         Traceback (most recent call last):
-        ValueError: enumeration: 60 values, about ... GB and ... s a step; the limit is 1e-06 GB. ...
+        ValueError: enumeration: 60 values, about ... GB a step; the limit is 1e-06 GB. ...
     """
 
-    def __init__(self, max_gigabytes: float | None = None, max_seconds: float = math.inf, **kwargs: Any) -> None:
-        for name, limit in (("max_gigabytes", max_gigabytes), ("max_seconds", max_seconds)):
-            if limit is not None and not limit > 0:
-                raise ValueError(f"{name}: expected a positive number, got {limit}.")
-        super().__init__(**kwargs)
+    def __init__(
+        self,
+        max_gigabytes: float | None = None,
+        num_particles: int = 1,
+        max_plate_nesting: float = math.inf,
+        vectorize_particles: bool = False,
+        strict_enumeration_warning: bool = True,
+    ) -> None:
+        if max_gigabytes is not None and not max_gigabytes > 0:
+            raise ValueError(f"max_gigabytes: expected a positive number, got {max_gigabytes}.")
+        super().__init__(
+            num_particles=num_particles,
+            max_plate_nesting=max_plate_nesting,
+            vectorize_particles=vectorize_particles,
+            strict_enumeration_warning=strict_enumeration_warning,
+        )
         self.max_gigabytes = max_gigabytes
-        self.max_seconds = max_seconds
         self._accepted: set[tuple[torch.Size, ...]] = set()
 
     def cost(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> EnumerationCost:
         """Estimates what a step takes; arguments as of `loss`."""
         probe = TraceEnum_ELBO(max_plate_nesting=self.max_plate_nesting)
-        found = []
+        one, two = _FirstValues(1), _FirstValues(2)
+        kept = []
         with torch.random.fork_rng(), pyro.get_param_store().scope(), torch.enable_grad():
-            for keep in (1, 1, 2):  # the first run pays for what is set up once
-                limited = _FirstValues(keep)
-                start = time.perf_counter()
+            for limited in (one, two):
                 saved = _SavedBytes()
                 with saved:
                     list(probe._get_traces(model, limited(guide), args, kwargs))
-                found.append((saved.total, time.perf_counter() - start))
-        values = math.prod(limited.sizes.values())
-        extrapolated = [
-            max(one, one + (two - one) * (values - 1)) * self.num_particles for one, two in zip(*found[1:], strict=True)
-        ]
-        return EnumerationCost(values, extrapolated[0] / 1e9, extrapolated[1] * (1 + BACKWARD))
+                kept.append(saved.total)
+        values = math.prod(two.sizes.values())
+        total = kept[0] + max(0, kept[1] - kept[0]) * (values - 1)
+        return EnumerationCost(values, total * self.num_particles / 1e9)
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
-        shapes = tuple(tensor.shape for tensor in _tensors((*args, *kwargs.values())))
+        tensors = _tensors((*args, *kwargs.values()))
+        shapes = tuple(tensor.shape for tensor in tensors)
         if shapes not in self._accepted:
-            self._check(self.cost(model, guide, *args, **kwargs), args)
+            self._check(self.cost(model, guide, *args, **kwargs), tensors)
             self._accepted.add(shapes)
         yield from super()._get_traces(model, guide, args, kwargs)
 
-    def _check(self, cost: EnumerationCost, args: Any) -> None:
+    def _check(self, cost: EnumerationCost, tensors: list[Tensor]) -> None:
         limit = self.max_gigabytes
         if limit is None:
-            limit = 0.9 * _free_bytes(next((t.device for t in _tensors(args)), torch.device("cpu"))) / 1e9
-        over = [f"{limit:.3g} GB"] * (cost.gigabytes > limit)
-        over += [f"{self.max_seconds:.3g} s"] * (cost.seconds > self.max_seconds)
-        if over:
+            limit = 0.9 * _free_bytes(tensors[0].device if tensors else torch.device("cpu")) / 1e9
+        if cost.gigabytes > limit:
             raise ValueError(
-                f"enumeration: {cost}; the limit is {' and '.join(over)}. Sum fewer values, with "
-                "pyro_vmem.TruncatedGuide or RaoBlackwell_ELBO; sample them, with VIMCO_ELBO; take fewer datapoints a "
-                "step; or raise max_gigabytes and max_seconds."
+                f"enumeration: {cost}; the limit is {limit:.3g} GB. Sum fewer values, with pyro_vmem.TruncatedGuide or "
+                "RaoBlackwell_ELBO; sample them, with VIMCO_ELBO; take fewer datapoints a step; or raise max_gigabytes."
             )
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(max_gigabytes={self.max_gigabytes}, max_seconds={self.max_seconds})"
+        return f"{type(self).__name__}(max_gigabytes={self.max_gigabytes})"
 
 
 class _FirstValues(Messenger):
@@ -164,15 +165,9 @@ def _tensors(values: Any) -> list[Tensor]:
 
 
 def _free_bytes(device: torch.device) -> float:
-    """The memory that a device has left."""
+    """The memory that a device has left; infinite where neither CUDA nor Linux tells."""
     if device.type == "cuda":
         return float(torch.cuda.mem_get_info(device)[0])
     meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return float(line.split()[1]) * 1024
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return math.inf
+    lines = meminfo.read_text().splitlines() if meminfo.exists() else []
+    return next((1024 * float(line.split()[1]) for line in lines if line.startswith("MemAvailable:")), math.inf)

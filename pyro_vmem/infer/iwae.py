@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import Tensor
 
-from pyro_vmem.infer.base import ParticleELBO
+from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
 from pyro_vmem.infer.particles import Particles
-from pyro_vmem.infer.terms import log_mean_exp
 
 __all__ = ["IWAE_ELBO"]
 
@@ -36,10 +35,10 @@ class IWAE_ELBO(ParticleELBO):
     Arguments:
         num_particles: The number :math:`K \ge 1` of particles.
         dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
+        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
-        kwargs: Other arguments of `pyro.infer.ELBO`.
+        retain_graph: As in `pyro.infer.ELBO`.
 
     Example:
         >>> import torch, pyro_vmem as pv
@@ -54,12 +53,12 @@ class IWAE_ELBO(ParticleELBO):
         self,
         num_particles: int = 4,
         dreg: bool = False,
+        backward: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        backward: int | None = None,
-        **kwargs: Any,
+        retain_graph: bool | None = None,
     ) -> None:
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, backward, **kwargs)
+        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting, retain_graph)
         self.dreg = dreg
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ from pyro.infer import ELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyro_vmem.infer.dreg import PathWeight
+from pyro_vmem.infer.doubly_reparameterised import PathWeight
 
 __all__ = ["Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples"]
 
@@ -37,7 +37,7 @@ class Particles:
         scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
         arguments: What model and guide were called with, positional and by keyword.
         paths: For each particle drawn on its own (one entry if they are vectorized), the values whose gradients can be
-            weighted, and what shapes `(K, B)` to fit each; see :mod:`pyro_vmem.infer.dreg`.
+            weighted, and what shapes `(K, B)` to fit each; see :mod:`pyro_vmem.infer.doubly_reparameterised`.
     """
 
     log_prior: dict[str, Tensor]

@@ -10,8 +10,9 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vmem._utils.checks import check_count
 from pyro_vmem.distributions import top_and_rest
-from pyro_vmem.infer.base import ParticleELBO
+from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 
 __all__ = ["RaoBlackwell_ELBO"]
@@ -37,7 +38,7 @@ class RaoBlackwell_ELBO(ParticleELBO):
         k: How many values are summed, at least 1.
         site: The name of the categorical site.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        kwargs: Other arguments of `pyro.infer.ELBO`.
+        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `k` is less than 1; at the first loss, if there is no such site, it is not categorical, or it
@@ -54,11 +55,15 @@ class RaoBlackwell_ELBO(ParticleELBO):
     discrete: ClassVar[str] = "k values summed, the rest by the score function"
     least_particles: ClassVar[int] = 2
 
-    def __init__(self, k: int = 3, site: str = "a", max_plate_nesting: float = math.inf, **kwargs: Any) -> None:
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, got {k}.")
-        super().__init__(k + 1, True, max_plate_nesting, **kwargs)
-        self.k = k
+    def __init__(
+        self,
+        k: int = 3,
+        site: str = "a",
+        max_plate_nesting: float = math.inf,
+        retain_graph: bool | None = None,
+    ) -> None:
+        self.k = check_count("k", k)
+        super().__init__(self.k + 1, max_plate_nesting=max_plate_nesting, retain_graph=retain_graph)
         self.site = site
 
     def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
@@ -83,9 +88,6 @@ class RaoBlackwell_ELBO(ParticleELBO):
         log_q_rest = particles.score[self.site][-1] - q[-1].clamp(min=torch.finfo(q.dtype).tiny).log()
         surrogate = bound + ((q * log_weights).detach() * scores).sum(0) + q[-1].detach() * signal * log_q_rest
         return bound, surrogate
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}(k={self.k}, site={self.site!r})"
 
 
 class _TopAndRest(Messenger):

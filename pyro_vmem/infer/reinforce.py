@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from pyro_vmem._utils.param_store import register
-from pyro_vmem.infer.base import ParticleELBO
+from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 
 __all__ = ["Reinforce_ELBO"]
@@ -41,7 +41,7 @@ class Reinforce_ELBO(ParticleELBO):
         decay: How much of the running average a step keeps, in [0, 1).
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        kwargs: Other arguments of `pyro.infer.ELBO`.
+        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `baseline` is none of these, `decay` is out of range, or there are too few particles.
@@ -61,7 +61,7 @@ class Reinforce_ELBO(ParticleELBO):
         decay: float = 0.9,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        **kwargs: Any,
+        retain_graph: bool | None = None,
     ) -> None:
         if not isinstance(baseline, nn.Module) and baseline not in ("leave-one-out", "average", "none"):
             raise ValueError(
@@ -74,8 +74,9 @@ class Reinforce_ELBO(ParticleELBO):
             )
         if not 0 <= decay < 1:
             raise ValueError(f"decay: expected a number in [0, 1), got {decay}.")
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, **kwargs)
+        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting, retain_graph)
         self.baseline = baseline
+        self.decay = decay
         if isinstance(baseline, nn.Module):
             self.module = baseline
         elif baseline == "average":
@@ -106,10 +107,6 @@ class Reinforce_ELBO(ParticleELBO):
                 f"got {tuple(predicted.shape)}."
             )
         return predicted
-
-    def __repr__(self) -> str:
-        baseline = type(self.baseline).__name__ if isinstance(self.baseline, nn.Module) else repr(self.baseline)
-        return f"{type(self).__name__}(num_particles={self.num_particles}, baseline={baseline})"
 
 
 class _RunningMean(nn.Module):

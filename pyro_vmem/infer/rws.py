@@ -10,9 +10,8 @@ from pyro.distributions import Categorical
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vmem.infer.base import ParticleELBO
+from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
 from pyro_vmem.infer.particles import Particles
-from pyro_vmem.infer.terms import log_mean_exp
 
 __all__ = ["RWS_ELBO"]
 
@@ -47,10 +46,10 @@ class RWS_ELBO(ParticleELBO):
         dreg: Whether that gradient is doubly reparameterised, as in :class:`VIMCO_ELBO`; needs `pathwise`.
         defensive: The share :math:`\delta` of the uniform distribution, in [0, 1).
         top: How many of the most probable values it is uniform on; by default, all.
+        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
-        kwargs: Other arguments of `pyro.infer.ELBO`.
+        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `num_particles` is less than 2 (a single particle has weight one, whatever it is), `defensive` or
@@ -76,10 +75,10 @@ class RWS_ELBO(ParticleELBO):
         dreg: bool = False,
         defensive: float = 0.0,
         top: int | None = None,
+        backward: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        backward: int | None = None,
-        **kwargs: Any,
+        retain_graph: bool | None = None,
     ) -> None:
         if not 0 <= defensive < 1:
             raise ValueError(f"defensive: expected a number in [0, 1), got {defensive}.")
@@ -87,7 +86,7 @@ class RWS_ELBO(ParticleELBO):
             raise ValueError(f"top: expected at least 1, with a share of at least something; got {top}, {defensive=}.")
         if dreg and not pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, backward, **kwargs)
+        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting, retain_graph)
         self.pathwise = pathwise
         self.dreg = dreg
         self.defensive = defensive
@@ -112,12 +111,6 @@ class RWS_ELBO(ParticleELBO):
             of_bound = of_bound + particles.log_guide[name] - particles.log_guide[name].detach()
         wake = sum((share * log_q for log_q in awake.values()), torch.zeros_like(share)).sum(0)
         return log_mean_exp(log_weights), log_mean_exp(of_bound) + wake
-
-    def __repr__(self) -> str:
-        options = {"pathwise": self.pathwise, "dreg": self.dreg, "defensive": self.defensive, "top": self.top}
-        options["backward"] = self.backward
-        shown = "".join(f", {name}={value}" for name, value in options.items() if value)
-        return f"{type(self).__name__}(num_particles={self.num_particles}{shown})"
 
 
 class _Defensive(Messenger):

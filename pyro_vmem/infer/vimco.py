@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from pyro_vmem.infer.base import ParticleELBO
+from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
 from pyro_vmem.infer.particles import Particles
-from pyro_vmem.infer.terms import log_mean_exp
 
 __all__ = ["VIMCO_ELBO"]
 
@@ -50,10 +49,10 @@ class VIMCO_ELBO(ParticleELBO):
         num_particles: The number :math:`K \ge 2` of particles.
         baseline: `"arithmetic"` or `"geometric"`.
         dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
+        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
-        kwargs: Other arguments of `pyro.infer.ELBO`.
+        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `num_particles` is less than 2 or `baseline` is neither of the two; with `dreg`, at the first
@@ -83,20 +82,16 @@ class VIMCO_ELBO(ParticleELBO):
         num_particles: int = 4,
         baseline: Literal["arithmetic", "geometric"] = "arithmetic",
         dreg: bool = False,
+        backward: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        backward: int | None = None,
-        **kwargs: Any,
+        retain_graph: bool | None = None,
     ) -> None:
         if baseline not in ("arithmetic", "geometric"):
             raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {baseline!r}.")
-        super().__init__(num_particles, vectorize_particles, max_plate_nesting, backward, **kwargs)
+        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting, retain_graph)
         self.baseline = baseline
         self.dreg = dreg
-
-    def __repr__(self) -> str:
-        options = ", dreg=True" * self.dreg + (f", backward={self.backward}" if self.backward else "")
-        return f"{type(self).__name__}(num_particles={self.num_particles}, baseline={self.baseline!r}{options})"
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 import pyro
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import sparse_probs
@@ -249,7 +250,9 @@ class VMA(Part):
             a = pyro.sample("a", self.address_prior(memory))
             template = memory.read(a)
             z = pyro.sample("z", self.latent_prior(template))
-            observed: Tensor = pyro.sample("x", self.likelihood(z, template), obs=x)
+            with record_function("decode"):
+                p_x = self.likelihood(z, template)
+            observed: Tensor = pyro.sample("x", p_x, obs=x)
         return observed
 
     def guide(self, memory: Memory, x: Tensor | None = None) -> None:
@@ -277,11 +280,14 @@ class VMA(Part):
             memory = self.templates(memory)
         if reads is not None and reads < memory.num_slots and not memory.per_datapoint:
             return LazyMemory(memory, self.template_encoder)
-        return memory.encoded_by(self.template_encoder)
+        with record_function("encode memory"):
+            return memory.encoded_by(self.template_encoder)
 
     def encode_x(self, x: Tensor) -> Template:
         """Targets `(*, *event)` with their features."""
-        return (self.x_encoder or self.template_encoder)(x)
+        with record_function("encode x"):
+            features: Template = (self.x_encoder or self.template_encoder)(x)
+        return features
 
     # What a user asks of a trained model
 

@@ -26,6 +26,8 @@ def over_slots(logits: Tensor, memory: Memory) -> dist.Categorical:
         A categorical with batch shape `(*)`.
 
     Example:
+        >>> import torch
+        >>> from pyro_vmem import Memory
         >>> memory = Memory(torch.rand(3, 8), mask=torch.tensor([True, True, False]))
         >>> over_slots(torch.zeros(3), memory).probs
         tensor([0.5000, 0.5000, 0.0000])

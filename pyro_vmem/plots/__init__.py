@@ -1,14 +1,14 @@
-"""Figures: functions of arrays and rows that draw on the Axes or Figure they are given.
+"""Figures of memories, addresses and training: each function draws arrays on the Axes or Figure that it is given.
 
 Arrays are torch tensors or NumPy arrays. Images are `(C, H, W)` in [0, 1], with one channel (1 is ink, drawn dark) or
-three (drawn as they are). Text, axes and background take the caller's matplotlib settings; the colours of data are
-told apart by colour-blind readers, on white pages and on dark ones. `ON_ANY_PAGE` are settings for one picture that
-goes on both.
+three (drawn as they are). Text, axes and background follow the caller's matplotlib settings. The colours of data can be
+told apart by colour-blind readers, on white pages and on dark ones; `ON_ANY_PAGE` are settings for a picture that goes
+on both.
 """
 
 from pyro_vmem.plots._style import ON_ANY_PAGE
 from pyro_vmem.plots.addresses import address_heat_map, lookup, lookups
-from pyro_vmem.plots.checks import khat_scatter, reliability_diagram, sbc_histograms
+from pyro_vmem.plots.calibration import khat_scatter, reliability_diagram, sbc_histograms
 from pyro_vmem.plots.curves import learning_curves
 from pyro_vmem.plots.information import evidence_by_memory, information_gain_against_slots, information_gain_histogram
 from pyro_vmem.plots.pictures import completions, images, one_shot_generations

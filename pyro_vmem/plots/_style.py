@@ -1,4 +1,4 @@
-"""What all figures have in common: colours, text and axes that can be read on a white page as on a dark one."""
+"""Colours, text and axes that all figures share, legible on a white page and on a dark one."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ __all__ = [
     "ORANGE",
     "PURPLE",
     "Array",
+    "as_numpy",
+    "empty_bar_colour",
+    "label_axes",
     "legend_below",
-    "numbers",
-    "small",
+    "small_font",
     "text_colour",
-    "tidy",
-    "track",
 ]
 
 Array = Tensor | NDArray[Any]
@@ -46,41 +46,43 @@ ON_ANY_PAGE: dict[str, Any] = {
 """Settings for one picture that goes on white and on dark pages: `with matplotlib.rc_context(ON_ANY_PAGE): ...`."""
 
 
-def numbers(values: Array) -> NDArray[np.float64]:
-    """Any array as float64 on the CPU."""
+def as_numpy(values: Array) -> NDArray[np.float64]:
+    """Converts a tensor or an array to float64 on the CPU."""
     return torch.as_tensor(values).detach().cpu().double().numpy()
 
 
 def text_colour() -> str:
-    """The caller's colour of text, which lines that are read as text take too."""
+    """The caller's colour of text; lines that belong to the text have it too."""
     colour: str = require("matplotlib", "plots").rcParams["text.color"]
     return colour
 
 
-def small() -> float:
-    """The size of text that stands back: nine tenths of the caller's."""
+def small_font() -> float:
+    """The font size of ticks and legends: nine tenths of the caller's."""
     size: float = require("matplotlib", "plots").rcParams["font.size"]
     return 0.9 * size
 
 
-def track() -> tuple[str, float]:
-    """The colour of what is empty: a shade of any page."""
+def empty_bar_colour() -> tuple[str, float]:
+    """The colour of the empty part of a bar: grey with an alpha, so that it is a shade of any background."""
     return ("#808080", 0.25)
 
 
-def tidy(ax: Axes, xlabel: str, ylabel: str) -> None:
-    """Labels, and two spines of four; colours are the caller's."""
+def label_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
+    """Labels both axes and removes the top and right spines; colours are the caller's."""
     settings = require("matplotlib", "plots").rcParams
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
     # Ticks are made when they are drawn, maybe under other settings than those of now.
     for axis in ("x", "y"):
         colour, label = settings[f"{axis}tick.color"], settings[f"{axis}tick.labelcolor"]
-        ax.tick_params(axis=axis, labelsize=small(), color=colour, labelcolor=colour if label == "inherit" else label)
+        ax.tick_params(
+            axis=axis, labelsize=small_font(), color=colour, labelcolor=colour if label == "inherit" else label
+        )
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def legend_below(ax: Axes, columns: int = 2) -> None:
-    """A legend that covers no data."""
+    """Puts the legend below the Axes, where it covers no data."""
     below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.2, "frameon": False}
-    ax.legend(ncols=columns, fontsize=small(), handlelength=1.7, columnspacing=1.0, **below)
+    ax.legend(ncols=columns, fontsize=small_font(), handlelength=1.7, columnspacing=1.0, **below)

@@ -1,4 +1,4 @@
-"""Which slots are looked up."""
+"""Figures of the addresses: which slots the guide looks up for which targets."""
 
 from __future__ import annotations
 
@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vmem.plots._sheet import SPLIT, STEP, picture, pixels, sheet, tick
-from pyro_vmem.plots._style import BLUE, GREEN, LINE, ORANGE, Array, numbers, small, text_colour, tidy, track
+from pyro_vmem.plots._image_rows import SPLIT, STEP, as_colours, draw_image, draw_tick, image_canvas
+from pyro_vmem.plots._style import (
+    BLUE,
+    GREEN,
+    LINE,
+    ORANGE,
+    Array,
+    as_numpy,
+    empty_bar_colour,
+    label_axes,
+    small_font,
+    text_colour,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +68,7 @@ def lookup(
         >>> [text.get_text() for text in figure.axes[0].texts]
         ['target', 'looked up, most probable first', 'right class', '93 %', '5 %', '2 %']
     """
-    labels = numbers(correct).astype(bool).astype(np.int64)
+    labels = as_numpy(correct).astype(bool).astype(np.int64)
     rows = None if exact is None else exact[None]
     return lookups(figure, target[None], templates, probabilities[None], labels, np.ones(1), max_slots, rows)
 
@@ -72,7 +83,7 @@ def lookups(
     max_slots: int = 8,
     exact: Array | None = None,
 ) -> AnyFigure:
-    """Draws several lookups in one memory, a row each; see :func:`lookup`.
+    """Draws several lookups in one memory, one per row; see :func:`lookup`.
 
     Arguments:
         figure: An empty figure or subfigure.
@@ -99,24 +110,26 @@ def lookups(
     """
     if max_slots < 1:
         raise ValueError(f"max_slots: expected at least 1, got {max_slots}.")
-    x, m, q = pixels("targets", targets), pixels("templates", templates), numbers(probabilities)
+    x, m, q = as_colours("targets", targets), as_colours("templates", templates), as_numpy(probabilities)
     if q.shape != (len(x), len(m)) or len(labels) != len(m) or len(target_labels) != len(x):
         raise ValueError(
             f"probabilities: expected shape {(len(x), len(m))} with a label for each target and template, got "
             f"{q.shape} with {len(target_labels)} and {len(labels)} labels."
         )
-    second = None if exact is None else numbers(exact)
+    second = None if exact is None else as_numpy(exact)
     if second is not None and second.shape != q.shape:
-        raise ValueError(f"exact: expected shape {q.shape} as probabilities, got {second.shape}. Give a row a target.")
-    correct = numbers(target_labels)[:, None] == numbers(labels)
+        raise ValueError(
+            f"exact: expected shape {q.shape} as probabilities, got {second.shape}. Give one row per target."
+        )
+    correct = as_numpy(target_labels)[:, None] == as_numpy(labels)
     slots, height = min(max_slots, len(m)), x.shape[1] / x.shape[2]
     below = height + 0.1 + (0.0 if second is None else _BAR)  # where text begins under the bars
     row_height = below + 0.62
     bottom = 0.5 + len(x) * row_height
-    ax, font = sheet(figure, SPLIT + max(slots * STEP, 5.0), bottom + 0.4)
+    ax, font = image_canvas(figure, SPLIT + max(slots * STEP, 5.0), bottom + 0.4)
     ax.text(0.5, 0.3, "target", ha="center", fontsize=font)
     ax.text(SPLIT, 0.3, "looked up, most probable first", fontsize=font)
-    tick(ax, SPLIT + 0.15, bottom + 0.13, font)
+    draw_tick(ax, SPLIT + 0.15, bottom + 0.13, font)
     ax.text(SPLIT + 0.4, bottom + 0.22, "right class", fontsize=font)
     bars: dict[str, Any] = {"height": _BAR - 0.02, "align": "edge"}
     if second is not None:
@@ -125,7 +138,7 @@ def lookups(
             ax.text(SPLIT + start + 0.5, bottom + 0.22, name, fontsize=font)
     for row in range(len(x)):
         top = 0.5 + row * row_height
-        picture(ax, 0, top, x[row])
+        draw_image(ax, 0, top, x[row])
         shown, skipped = _most_probable(q[row], correct[row], slots)
         if skipped:
             dots = SPLIT + (slots - 1) * STEP - (STEP - 1) / 2
@@ -136,12 +149,12 @@ def lookups(
         levels = [(q[row, shown], colours)] + ([] if second is None else [(second[row, shown], [ORANGE] * len(shown))])
         for level, (values, fills) in enumerate(levels):
             places = [top + height + 0.1 + level * _BAR] * len(shown)
-            ax.barh(places, 1, color=track(), left=left, **bars)
+            ax.barh(places, 1, color=empty_bar_colour(), left=left, **bars)
             ax.barh(places, values, color=fills, left=left, **bars)
         for slot, start in zip(shown, left, strict=True):
-            picture(ax, start, top, m[slot], frame=GREEN if correct[row, slot] else None, line=font / 4)
+            draw_image(ax, start, top, m[slot], frame=GREEN if correct[row, slot] else None, line=font / 4)
             if correct[row, slot]:
-                tick(ax, start + 0.9, top + 0.1, font)
+                draw_tick(ax, start + 0.9, top + 0.1, font)
             text = _percent(q[row, slot])
             ax.text(start + 0.5, top + below + 0.17, text, ha="center", va="top", fontsize=font)
     return figure
@@ -174,11 +187,11 @@ def address_heat_map(
         >>> ax.images[0].get_array().tolist()  # class 2 comes first
         [[0.9, 0.1], [0.3, 0.7]]
     """
-    q, of_slot, of_target = numbers(probabilities), numbers(labels), numbers(target_labels)
+    q, of_slot, of_target = as_numpy(probabilities), as_numpy(labels), as_numpy(target_labels)
     if q.shape != (len(of_target), len(of_slot)):
         raise ValueError(
-            f"probabilities: expected shape {(len(of_target), len(of_slot))}, a row a target and a column a slot, got "
-            f"{q.shape}. Give a label for each."
+            f"probabilities: expected shape {(len(of_target), len(of_slot))}, one row per target and one column per slot, "
+            f"got {q.shape}. Give a label for each."
         )
     rows, columns = np.argsort(of_target, kind="stable"), np.argsort(of_slot, kind="stable")
     drawn = ax.imshow(q[rows][:, columns], cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
@@ -187,13 +200,13 @@ def address_heat_map(
         left, right = np.flatnonzero(of_slot[columns] == value)[[0, -1]] + [0, 1]
         corners = np.array([[left, right, right, left, left], [top, top, bottom, bottom, top]]) - 0.5
         ax.plot(*corners, color=ORANGE, linewidth=1.0, solid_joinstyle="miter")
-    tidy(ax, f"{len(of_slot):,} slots, by class", f"{len(of_target):,} targets, by class")
+    label_axes(ax, f"{len(of_slot):,} slots, by class", f"{len(of_target):,} targets, by class")
     ax.set(xticks=[], yticks=[], xlim=(-0.5, len(of_slot) - 0.5), ylim=(len(of_target) - 0.5, -0.5))
     ax.spines[["left", "bottom"]].set_visible(False)
     bar = ax.figure.colorbar(drawn, ax=ax)
     bar.set_label(name)
     bar.outline.set_visible(False)
-    bar.ax.tick_params(labelsize=small(), color=LINE, labelcolor=text_colour())
+    bar.ax.tick_params(labelsize=small_font(), color=LINE, labelcolor=text_colour())
     return ax
 
 

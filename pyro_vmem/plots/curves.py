@@ -1,11 +1,11 @@
-"""Terms of the objective against training steps."""
+"""Learning curves: the terms of the objective against training steps."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyro_vmem.plots._style import BLUE, GREEN, ORANGE, PURPLE, legend_below, tidy
+from pyro_vmem.plots._style import BLUE, GREEN, ORANGE, PURPLE, label_axes, legend_below
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +20,7 @@ _TERMS = {
 }
 
 
-def learning_curves(
-    ax: Axes, history: Sequence[Mapping[str, float]], columns: Sequence[str] = ("bound", "val_bound")
-) -> Axes:
+def learning_curves(ax: Axes, history: Sequence[Mapping[str, float]], columns: Sequence[str] | None = None) -> Axes:
     """Draws terms of the objective, in nats per datapoint, against training steps.
 
     Validation terms are dashed, with a mark at each validation.
@@ -30,7 +28,8 @@ def learning_curves(
     Arguments:
         ax: Where to draw.
         history: Rows with `step` and some of the columns, as in `FitResult.history`; a row may lack a column.
-        columns: `bound`, `reconstruction`, `kl_a`, `kl_z`, and the same after `val_`.
+        columns: `bound`, `reconstruction`, `kl_a`, `kl_z`, and the same after `val_`. By default `bound` and
+            `val_bound`, the latter where the history has it.
 
     Returns:
         The Axes.
@@ -45,6 +44,9 @@ def learning_curves(
         >>> [line.get_label() for line in ax.lines]
         ['bound', 'bound, validation']
     """
+    if columns is None:
+        validated = any("val_bound" in row for row in history)
+        columns = ("bound", "val_bound") if validated else ("bound",)
     for column in columns:
         name = column.removeprefix("val_")
         points = [(row["step"], row[column]) for row in history if column in row]
@@ -61,7 +63,7 @@ def learning_curves(
             "linewidth": 1.5,
         }
         ax.plot(*zip(*points, strict=True), color=colour, label=label + ", validation" * held_out, **style)
-    tidy(ax, "step", "nats per datapoint")
+    label_axes(ax, "step", "nats per datapoint")
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.locator_params(axis="x", nbins=5, integer=True)
     legend_below(ax)

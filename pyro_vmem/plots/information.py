@@ -1,4 +1,4 @@
-"""What lookups and memories tell, in nats."""
+"""Figures of information: what a lookup tells about a target and what a memory is worth, in nats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vmem.plots._style import BLUE, ORANGE, Array, legend_below, numbers, small, text_colour, tidy
+from pyro_vmem.plots._style import BLUE, ORANGE, Array, as_numpy, label_axes, legend_below, small_font, text_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -40,8 +40,8 @@ def information_gain_histogram(
         >>> [text.get_text() for text in ax.texts]
         ['log |M| = log C = 3.00']
     """
-    guide = numbers(gain).ravel()
-    columns = [guide] if exact is None else [guide, numbers(exact).ravel()]
+    guide = as_numpy(gain).ravel()
+    columns = [guide] if exact is None else [guide, as_numpy(exact).ravel()]
     low, top = min(0.0, *(column.min() for column in columns)), max(column.max() for column in columns)
     # log |M| is the edge of a bin: under a uniform prior no gain is larger, so no bar should reach over it.
     width = (max(0.1, math.log(num_slots)) - low) / 30
@@ -64,9 +64,15 @@ def information_gain_histogram(
             "xycoords": ax.get_xaxis_transform(),
             "textcoords": "offset points",
         }
-        ax.annotate(f"{name} = {position:.2f}", xytext=(0, 3 + 1.3 * small() * row), ha=side, fontsize=small(), **place)
+        ax.annotate(
+            f"{name} = {position:.2f}",
+            xytext=(0, 3 + 1.3 * small_font() * row),
+            ha=side,
+            fontsize=small_font(),
+            **place,
+        )
     ax.set_xlim(low, high + width)
-    tidy(ax, "information gain, nats per datapoint", "datapoints")
+    label_axes(ax, "information gain, nats per datapoint", "datapoints")
     ax.locator_params(axis="y", integer=True)
     legend_below(ax, columns=1)
     return ax
@@ -120,7 +126,7 @@ def information_gain_against_slots(
     ax.set_xticks(slots, [f"{slot:,.0f}" for slot in slots], minor=False)
     ax.minorticks_off()
     ax.set_ylim(bottom=min(0.0, *values["gain"]))
-    tidy(ax, "slots |M|", "information gain, nats per datapoint")
+    label_axes(ax, "slots |M|", "information gain, nats per datapoint")
     legend_below(ax, columns=3)
     return ax
 
@@ -147,7 +153,7 @@ def evidence_by_memory(ax: Axes, evidence: Mapping[str, Array]) -> Axes:
     """
     if not evidence:
         raise ValueError("evidence: expected at least one memory, got none.")
-    rows = {name: numbers(values).ravel() for name, values in evidence.items()}
+    rows = {name: as_numpy(values).ravel() for name, values in evidence.items()}
     right = next(iter(rows.values()))
     for place, values in enumerate(rows.values()):
         mean = float(values.mean())
@@ -156,12 +162,17 @@ def evidence_by_memory(ax: Axes, evidence: Mapping[str, Array]) -> Axes:
         ax.plot([float(right.mean()), mean], [place, place], color=colour, linewidth=1.5)
         less = float(right.mean()) - mean
         text = f"{abs(less):.1f} nats {'less' if less >= 0 else 'more'}" if place else f"{mean:.1f} nats"
-        above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": small()}
+        above: dict[str, Any] = {
+            "xytext": (0, 7),
+            "textcoords": "offset points",
+            "ha": "center",
+            "fontsize": small_font(),
+        }
         ax.annotate(text.replace("-", "\N{MINUS SIGN}"), (mean, place), **above)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.6)
     ax.margins(x=0.15)
-    tidy(ax, "log p(x | M), nats per datapoint", "")
+    label_axes(ax, "log p(x | M), nats per datapoint", "")
     return ax
 
 

@@ -1,4 +1,4 @@
-"""Pictures that a model made."""
+"""Figures of images: a grid, samples beside their templates, completions beside what was observed."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pyro_vmem.plots._sheet import SPLIT, STEP, picture, pixels, sheet
-from pyro_vmem.plots._style import BLUE, Array, numbers
+from pyro_vmem.plots._image_rows import SPLIT, STEP, as_colours, draw_image, image_canvas
+from pyro_vmem.plots._style import BLUE, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -28,7 +28,7 @@ def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
     Arguments:
         ax: Where to draw.
         images: `(N, C, H, W)` in [0, 1].
-        columns: Images a row.
+        columns: Images per row.
 
     Returns:
         The Axes.
@@ -44,7 +44,7 @@ def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
     """
     if columns < 1:
         raise ValueError(f"columns: expected at least 1, got {columns}.")
-    x = pixels("images", images)
+    x = as_colours("images", images)
     count, height, width, _ = x.shape
     columns = min(columns, count)
     gap = max(1, round(width / 28))
@@ -82,15 +82,15 @@ def one_shot_generations(figure: AnyFigure, templates: Array, samples: Array) ->
         raise ValueError(
             f"samples: expected shape (R, N, C, H, W) with R = {len(templates)}, got {tuple(samples.shape)}."
         )
-    m, rows = pixels("templates", templates), [pixels("samples", row) for row in samples]
+    m, rows = as_colours("templates", templates), [as_colours("samples", row) for row in samples]
     step = m.shape[1] / m.shape[2] + STEP - 1
-    ax, font = sheet(figure, SPLIT + max(len(rows[0]) * STEP, 3.0), 0.5 + len(m) * step)
+    ax, font = image_canvas(figure, SPLIT + max(len(rows[0]) * STEP, 3.0), 0.5 + len(m) * step)
     ax.text(0.5, 0.3, "template", ha="center", fontsize=font)
     ax.text(SPLIT, 0.3, "samples", fontsize=font)
     for row, (template, drawn) in enumerate(zip(m, rows, strict=True)):
-        picture(ax, 0, 0.5 + row * step, template, frame=BLUE, line=font / 4)
+        draw_image(ax, 0, 0.5 + row * step, template, frame=BLUE, line=font / 4)
         for column, image in enumerate(drawn):
-            picture(ax, SPLIT + column * STEP, 0.5 + row * step, image)
+            draw_image(ax, SPLIT + column * STEP, 0.5 + row * step, image)
     return figure
 
 
@@ -101,7 +101,7 @@ def completions(figure: AnyFigure, targets: Array, mask: Array, samples: Array) 
         figure: An empty figure or subfigure; text is scaled to its size.
         targets: The targets :math:`x`, `(R, C, H, W)`.
         mask: True where a value was observed; broadcasts with `targets`. The rest is drawn in grey-blue.
-        samples: Completions, as of `VMA.complete`, `(R, N, C, H, W)`.
+        samples: Completions, see `VMA.complete`, `(R, N, C, H, W)`.
 
     Returns:
         The figure.
@@ -123,14 +123,14 @@ def completions(figure: AnyFigure, targets: Array, mask: Array, samples: Array) 
             "Stack several calls of complete along dim 1."
         )
     try:
-        observed = np.broadcast_to(numbers(mask) != 0, tuple(targets.shape)).transpose(0, 2, 3, 1)
+        observed = np.broadcast_to(as_numpy(mask) != 0, tuple(targets.shape)).transpose(0, 2, 3, 1)
     except ValueError:
         raise ValueError(
             f"mask: {tuple(mask.shape)} does not broadcast with targets {tuple(targets.shape)}. Give one like x."
         ) from None
-    x, rows = pixels("targets", targets), [pixels("samples", row) for row in samples]
+    x, rows = as_colours("targets", targets), [as_colours("samples", row) for row in samples]
     step = x.shape[1] / x.shape[2] + STEP - 1
-    ax, font = sheet(figure, 2 * SPLIT + max(len(rows[0]) * STEP, 2.0), 0.5 + len(x) * step)
+    ax, font = image_canvas(figure, 2 * SPLIT + max(len(rows[0]) * STEP, 2.0), 0.5 + len(x) * step)
     for left, name in enumerate(("target", "observed", "filled in")):
         place: dict[str, Any] = (
             {"ha": "center", "x": left * SPLIT + 0.5} if left < 2 else {"ha": "left", "x": 2 * SPLIT}
@@ -138,8 +138,8 @@ def completions(figure: AnyFigure, targets: Array, mask: Array, samples: Array) 
         ax.text(y=0.3, s=name, fontsize=font, **place)
     for row, (target, drawn) in enumerate(zip(x, rows, strict=True)):
         top = 0.5 + row * step
-        picture(ax, 0, top, target, frame=BLUE, line=font / 4)
-        picture(ax, SPLIT, top, np.where(observed[row].all(-1, keepdims=True), target, _HIDDEN))
+        draw_image(ax, 0, top, target, frame=BLUE, line=font / 4)
+        draw_image(ax, SPLIT, top, np.where(observed[row].all(-1, keepdims=True), target, _HIDDEN))
         for column, image in enumerate(drawn):
-            picture(ax, 2 * SPLIT + column * STEP, top, image)
+            draw_image(ax, 2 * SPLIT + column * STEP, top, image)
     return figure

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pyro_vmem.data import Episode
-from pyro_vmem.infer import share_noise
-from pyro_vmem.infer.backward import CHOICE
+from pyro_vmem.infer.noise import share_noise
+from pyro_vmem.infer.resampled_backward import CHOICE
 from pyro_vmem.memory import Memory
 
 __all__ = ["Ranks", "own_device"]

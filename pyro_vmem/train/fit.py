@@ -24,7 +24,7 @@ from pyro_vmem._utils.random_state import set_aside
 from pyro_vmem._utils.signals import uninterrupted
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.data.loading import load_ahead, lost_worker
-from pyro_vmem.infer import Objective
+from pyro_vmem.infer.by_name import Objective
 from pyro_vmem.model import VMA
 from pyro_vmem.model.indexing import FreshKeys
 from pyro_vmem.train.compiling import Compiled

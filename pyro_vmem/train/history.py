@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pyro_vmem._utils.files import write_atomically
-from pyro_vmem.infer import Terms
+from pyro_vmem.infer.elbo import Terms
 
 __all__ = ["FitResult", "Meter", "read_result", "summarise", "write_history"]
 

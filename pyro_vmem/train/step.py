@@ -14,15 +14,10 @@ from torch import Tensor
 
 from pyro_vmem._utils.param_store import no_store
 from pyro_vmem.data import Episode
-from pyro_vmem.infer import (
-    Objective,
-    ParticleELBO,
-    Terms,
-    check_objective,
-    choose_objective,
-    named_objective,
-    scale_sites,
-)
+from pyro_vmem.infer import ParticleELBO, check_objective, choose_objective
+from pyro_vmem.infer.annealing import scale_sites
+from pyro_vmem.infer.by_name import Objective, named_objective
+from pyro_vmem.infer.elbo import Terms
 from pyro_vmem.model import VMA
 from pyro_vmem.train.distributed import Ranks
 from pyro_vmem.train.history import summarise
@@ -86,8 +81,13 @@ class Steps:
         if backward is not None and not isinstance(objective, str):
             raise ValueError(f"backward: it is for an objective by name; give {type(objective).__name__} its own.")
         if isinstance(objective, str):
-            self.elbo, self.guide = named_objective(objective, vma.guide, num_particles, backward)
-        elif isinstance(objective, TraceEnum_ELBO):
+            self.elbo = named_objective(objective, num_particles)
+            if backward is not None:
+                if not isinstance(self.elbo, ParticleELBO):
+                    raise ValueError(f"backward: {objective!r} sums over addresses. Use 'vimco', 'iwae' or 'rws'.")
+                self.elbo._check_backward(backward, num_particles, True)
+                self.elbo.backward = backward
+        if isinstance(self.elbo, TraceEnum_ELBO):
             self.guide = config_enumerate(vma.guide, "parallel", expand=True)
         self.decodes = self.elbo.decodes if isinstance(self.elbo, ParticleELBO) else self.elbo.num_particles
         if isinstance(self.elbo, TraceEnum_ELBO):

@@ -15,7 +15,6 @@ import torch
 
 import pyro_vmem as pv
 from pyro_vmem.app import cli, experiment
-from pyro_vmem.app.speed import Speed
 from pyro_vmem.config import pretrained
 from pyro_vmem.data import FewShotDataset
 from pyro_vmem.train import save_checkpoint
@@ -50,7 +49,6 @@ def toy(tmp_path, monkeypatch):
     alphabets = torch.arange(60) // 10
     dataset = FewShotDataset(images, torch.arange(60).repeat_interleave(10), alphabets=alphabets)
     monkeypatch.setattr(experiment.data, "glyphs", lambda size, seed: dataset)
-    monkeypatch.setattr(experiment, "measure_speed", lambda *_: Speed(9e3, 64, 10**6, 9e10))  # which takes its time
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -59,7 +57,7 @@ def toy(tmp_path, monkeypatch):
 def undrawn(monkeypatch):
     """No figures, which take longer than all else and are looked at elsewhere."""
     monkeypatch.setattr(experiment, "write_report", lambda path, report: path.write_text(report.title))
-    monkeypatch.setattr(experiment, "lookups", lambda *_: None)
+    monkeypatch.setattr(experiment, "lookups", lambda *_, **__: None)
 
 
 SMALL = ["--ways", "4", "--episodes", "2", "--samples", "1"]
@@ -89,7 +87,7 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     page = (run / "report.html").read_text()
     assert f"{metrics['nll']:.1f}" in page
     assert html.escape(metrics["verdict"]) in page
-    assert "of the 9,000 that the decoder alone reaches here, at 9 of the 90 GFLOP/s" in page
+    assert "The evaluation took" in page
 
     assert cli.main(["evaluate", "runs/demo", "--json", *SMALL]) == 0
     again = strictly(capsys.readouterr().out)
@@ -205,22 +203,6 @@ def test_same_seed_same_numbers_another_seed_others(toy, undrawn, capsys):
     one, two, other = ({k: v for k, v in r.items() if "second" not in k} for r in results)
     assert one == two
     assert one["nll"] != other["nll"]
-
-
-def test_profile_of_a_run_or_of_a_new_model(toy, capsys):
-    assert cli.main(["train", "--out", "run", "--steps", "1", "--n-way", "4", "--width", "4", "--json"]) == 0
-    capsys.readouterr()
-    assert cli.main(["profile", "run", "--steps", "1", "--json"]) == 0
-    said = capsys.readouterr()
-    result = strictly(said.out)
-    assert result["targets"] == 4 * 4
-    assert result["flop_share"] > 0
-    assert [row["part"] for row in result["rows"]] == list(pv.profile_step.PARTS)
-    assert "Pyro and the rest" in said.err  # the table gives way to the one object
-    assert cli.main(["profile", "--steps", "1"]) == 0
-    assert "64 targets, 256 decodes" in " ".join(capsys.readouterr().out.split())
-    assert cli.main(["profile", "run", "--steps", "0"]) == 2
-    assert "steps: expected at least 1, got 0" in capsys.readouterr().err
 
 
 def test_train_and_resume(toy, capsys):

@@ -12,7 +12,8 @@ import pytest
 from reports import METRICS, a_report, everything
 
 from pyro_vmem import plots
-from pyro_vmem.app.report import Generation, Lookup, write_report
+from pyro_vmem.app import report as report_module
+from pyro_vmem.app.report import write_report
 from pyro_vmem.app.report_text import verdict
 
 VOID = {"meta", "img", "br", "hr", "link", "input"}
@@ -28,6 +29,7 @@ class Page(HTMLParser):
         self.text = ""
         self.feed(source)
         self.close()
+        self.text = " ".join(self.text.split())  # as a browser shows it
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
@@ -140,7 +142,7 @@ def test_numbers_appear(tmp_path) -> None:
         *("98.3 ± 0.4 nats", "115.5 ± 0.6 nats", "17.2 ± 0.5 nats", "2.41 ± 0.03 nats", "3.48 bits", "80 % of log |M|"),
         *("2.74 ± 0.02 nats", "3.95 bits", "71.2 ± 2.1 %", "80.3 ± 1.8 %", "chance 5 %", "182 s", "4,000", "400"),
         *("from 10 samples", "log C = 3.00", "glyphs", "pyro-vmem demo --seed 0", verdict(METRICS)),
-        *("took 25 s for 160,000 decodes, 6,504 a second", "12.3 ± 0.2 nats", "2.30 ± 0.03 nats", "0.071"),
+        *("took 25 s for 160,000 decodes, 6,504 per second", "12.3 ± 0.2 nats", "2.30 ± 0.03 nats", "0.071"),
     ]:
         assert part in text
 
@@ -162,11 +164,12 @@ def test_no_terms_and_no_command(tmp_path) -> None:
 
 def test_numpy_arrays_and_many_rows(tmp_path) -> None:
     report = a_report()
-    x, q = report.lookup.templates.repeat(2, 1, 1, 1).numpy(), report.lookup.probabilities[:1].repeat(40, 1).numpy()
-    labels = report.lookup.labels.numpy()
-    lookup = Lookup(x, labels.repeat(2), x[:20], labels, q)
-    generation = Generation(x, x[:, None].repeat(30, 1))
-    gain = report.information_gain.numpy()
+    x = report.lookup["templates"].repeat(2, 1, 1, 1).numpy()
+    labels, q = report.lookup["labels"].numpy(), report.lookup["probabilities"][:1].repeat(40, 1).numpy()
+    lookup = {"targets": x, "target_labels": labels.repeat(2), "templates": x[:20], "labels": labels}
+    lookup["probabilities"] = q
+    generation = {"templates": x, "samples": x[:, None].repeat(30, 1)}
+    gain = report.information_gain | {name: report.information_gain[name].numpy() for name in ("gain", "exact")}
     page = page_of(tmp_path, lookup=lookup, generation=generation, information_gain=gain)
     assert page.all("img")[0]["alt"].startswith("8 target pictures")
     assert page.all("img")[1]["alt"] == "8 framed templates, each beside 6 pictures that the model draws from it."
@@ -208,3 +211,15 @@ def test_leaves_pyplot_and_settings_alone(tmp_path) -> None:
     import matplotlib.pyplot as plt
 
     assert plt.get_fignums() == []
+
+
+def test_an_argument_that_no_figure_has_is_named(tmp_path) -> None:
+    lookup = a_report().lookup
+    with pytest.raises(TypeError, match="tempaltes"):
+        write_report(tmp_path / "report.html", a_report(lookup=lookup | {"tempaltes": lookup["templates"]}))
+
+
+def test_the_template_lies_beside_its_module_and_escapes_all() -> None:
+    template = Path(report_module.__file__).with_name("report.html.j2")
+    assert "<!DOCTYPE html>" in template.read_text(encoding="utf-8")
+    assert "|safe" not in template.read_text(encoding="utf-8").replace(" ", "")  # every value is escaped

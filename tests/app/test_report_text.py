@@ -29,7 +29,7 @@ METRICS = {
 def test_good() -> None:
     assert verdict(METRICS) == (
         "With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup "
-        "gains 2.4 of 3.0 nats, and the memory is worth 17.2 nats a picture."
+        "gains 2.4 of 3.0 nats, and the memory is worth 17.2 nats per picture."
     )
 
 
@@ -38,7 +38,7 @@ def test_guide_ignores_the_target() -> None:
     assert text == (
         "The address guide ignores the target: its lookups gain 0.14 of 3.0 nats. With 20 unseen characters "
         "in memory, the right one is found 6 % of the time (chance 5 %), which is not clearly better than "
-        "guessing. The memory is worth 17.2 nats a picture."
+        "guessing. The memory is worth 17.2 nats per picture."
     )
 
 
@@ -59,11 +59,11 @@ def test_edge_of_ignoring(name) -> None:
 @pytest.mark.parametrize(
     ("worth", "error", "says"),
     [
-        (-0.4, 0.2, "The memory is not used: right templates are worth \N{MINUS SIGN}0.4 nats a picture"),
-        (0.9, 0.4, "The memory is not used: right templates are worth 0.9 nats a picture"),
-        (0.9, 0.1, "The memory is hardly used: right templates are worth 0.9 nats a picture"),
-        (5.0, 1.7, "The memory is not shown to be used: it is worth 5.0 ± 1.7 nats a picture, less than 3 "),
-        (5.0, math.nan, "The memory seems worth 5.0 nats a picture, but one episode gives no standard error."),
+        (-0.4, 0.2, "The memory is not used: right templates are worth \N{MINUS SIGN}0.4 nats per picture"),
+        (0.9, 0.4, "The memory is not used: right templates are worth 0.9 nats per picture"),
+        (0.9, 0.1, "The memory is hardly used: right templates are worth 0.9 nats per picture"),
+        (5.0, 1.7, "The memory is not shown to be used: it is worth 5.0 ± 1.7 nats per picture, less than 3 "),
+        (5.0, math.nan, "The memory seems worth 5.0 nats per picture, but one episode gives no standard error."),
     ],
 )
 def test_memory_not_used(worth, error, says) -> None:
@@ -110,7 +110,7 @@ def test_one_class_has_nothing_to_look_up() -> None:
     assert problems(METRICS | one) == []
     text = verdict(METRICS | one)
     assert text == (
-        "With one unseen character in memory there is no class to look up. The memory is worth 17.2 nats a picture."
+        "With one unseen character in memory there is no class to look up. The memory is worth 17.2 nats per picture."
     )
 
 
@@ -118,7 +118,7 @@ def test_rows_name_every_quantity_with_error_unit_and_meaning() -> None:
     rows = {name: (value, meaning) for name, value, meaning in result_rows(METRICS)}
     assert len(rows) == len(QUANTITIES)
     assert rows["NLL"][0] == "98.3 ± 0.4 nats"
-    assert "from 10 samples of z a slot" in rows["NLL"][1]
+    assert "from 10 samples of z per slot" in rows["NLL"][1]
     assert rows["Information gain"][0] == "2.41 ± 0.03 nats\n3.48 bits\n80 % of log |M|"
     assert rows["Hit rate"][0] == "71.2 ± 2.1 %\nchance 5 %"
 
@@ -148,9 +148,4 @@ class TestDiagnosticRows:
 
 def test_speed_in_a_sentence() -> None:
     metrics = {"evaluation_seconds": 25.4, "decodes": 160_000, "decodes_per_second": 6400.0}
-    assert speed_sentence(metrics) == "The evaluation took 25 s for 160,000 decodes, 6,400 a second."
-    ceiling = {"decoder_decodes_per_second": 8000.0, "decoder_gflops": 150.4, "matmul_gflops": 375.0}
-    assert speed_sentence(metrics | ceiling) == (
-        "The evaluation took 25 s for 160,000 decodes, 6,400 a second: 80 % of the 8,000 that the decoder alone "
-        "reaches here, at 150 of the 375 GFLOP/s of a product of large matrices."
-    )
+    assert speed_sentence(metrics) == "The evaluation took 25 s for 160,000 decodes, 6,400 per second."

@@ -429,7 +429,7 @@ def test_a_guide_that_is_too_narrow_is_warned_of():
         estimate_evidence(reference.vma(latent_guide=Off(reference, scale=1.3)), memory, x, 1200, seed=0)
 
 
-class Box(pv.likelihood.Likelihood):
+class Box(pv.Likelihood):
     """Gives a target outside of the unit cube no probability."""
 
     def forward(self, z, template):

@@ -174,7 +174,7 @@ def test_a_slot_that_the_guide_missed_is_noticed(float64: None) -> None:
 def test_nothing_reads_all_slots(monkeypatch: pytest.MonkeyPatch, float64: None) -> None:
     pytest.importorskip("xarray")
     _, vma, packed, _, x = setting()
-    monkeypatch.setattr(pyro_vmem.memory, "MOST_AT_ONCE", 0)
+    monkeypatch.setattr(pyro_vmem.memory.packed, "MOST_AT_ONCE", 0)
     read: list[int] = []
     reading = pv.PackedMemory.read
     monkeypatch.setattr(pv.PackedMemory, "read", lambda self, a: (read.append(a.numel()), reading(self, a))[1])

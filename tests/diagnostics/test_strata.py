@@ -7,7 +7,7 @@ import torch
 
 from pyro_vmem.diagnostics import effective_sample_size, pareto_k, standard_error
 from pyro_vmem.diagnostics.strata import StratifiedWeights
-from pyro_vmem.infer.terms import log_mean_exp
+from pyro_vmem.infer.elbo import log_mean_exp
 
 pytestmark = pytest.mark.usefixtures("float64")
 

@@ -5,7 +5,7 @@ import math
 
 import torch
 
-from pyro_vmem.app.report import Addresses, Completion, Generation, Lookup, Reliability, Report
+from pyro_vmem.app.report import Report
 
 METRICS = {
     **{"nll": 98.31, "nll_se": 0.42, "nll_wrong_memory": 115.53, "nll_wrong_memory_se": 0.61},
@@ -30,12 +30,20 @@ def a_report(**changes) -> Report:
         facts={"data": "glyphs", "seed": "0"},
         metrics=METRICS,
         history=[{"step": s, "bound": -120.0 + s, "val_bound": -121.0 + s, "kl_a": 1.0, "lr": 0.1} for s in (5, 9)],
-        information_gain=3 * torch.rand(4, 5, generator=generator),
-        information_gain_exact=3 * torch.rand(4, 5, generator=generator),
-        num_slots=20,
-        num_classes=20,
-        lookup=Lookup(m[:3], torch.tensor([0, 1, int(q[2].argmax())]), m, torch.arange(20), q),
-        generation=Generation(m[:2], m[:10].reshape(2, 5, 1, 8, 8)),
+        information_gain={
+            "gain": 3 * torch.rand(4, 5, generator=generator),
+            "exact": 3 * torch.rand(4, 5, generator=generator),
+            "num_slots": 20,
+            "num_classes": 20,
+        },
+        lookup={
+            "targets": m[:3],
+            "target_labels": torch.tensor([0, 1, int(q[2].argmax())]),
+            "templates": m,
+            "labels": torch.arange(20),
+            "probabilities": q,
+        },
+        generation={"templates": m[:2], "samples": m[:10].reshape(2, 5, 1, 8, 8)},
         command="pyro-vmem demo --seed 0",
     )
     return dataclasses.replace(report, **changes)
@@ -44,13 +52,18 @@ def a_report(**changes) -> Report:
 def everything() -> dict[str, object]:
     """The contents of the sections that a page need not have."""
     lookup = a_report().lookup
-    q, p = lookup.probabilities, lookup.probabilities.flip(-1)
+    q = lookup["probabilities"]
+    p = q.flip(-1)
     three = torch.tensor([0.2, 0.5, 0.9])
     return {
-        "lookup": dataclasses.replace(lookup, exact=p),
-        "addresses": Addresses(q, p, lookup.labels, lookup.target_labels),
-        "completion": Completion(lookup.targets, torch.arange(8) < 4, lookup.templates[:12].reshape(3, 4, 1, 8, 8)),
+        "lookup": lookup | {"exact": p},
+        "addresses": {name: lookup[name] for name in ("labels", "target_labels")} | {"probabilities": q, "exact": p},
+        "completion": {
+            "targets": lookup["targets"],
+            "mask": torch.arange(8) < 4,
+            "samples": lookup["templates"][:12].reshape(3, 4, 1, 8, 8),
+        },
         "evidence": {"right": -three, "wrong": -30 * three, "blank": -3000 * three},
-        "reliability": Reliability(three, three.square(), torch.tensor([1, 2, 3])),
+        "reliability": {"confidence": three, "accuracy": three.square(), "count": torch.tensor([1, 2, 3])},
         "khat": torch.tensor([0.3, 0.9, math.inf, math.nan]),
     }

@@ -36,7 +36,6 @@ def test_the_estimate_is_what_the_whole_enumeration_keeps(slots, batch):
     cost = EnumGuard(max_plate_nesting=1).cost(vma.model, guide, memory, x)
     assert cost.values == slots
     assert cost.gigabytes * 1e9 == pytest.approx(saved_bytes(vma, guide, memory, x), rel=0.1)
-    assert cost.seconds > 0
 
 
 def test_two_enumerated_sites_multiply():
@@ -68,9 +67,7 @@ def test_within_the_limits_it_is_stock_enumeration():
 @pytest.mark.parametrize(
     ("limits", "match"),
     [
-        ({"max_gigabytes": 1e-5}, r"enumeration: 40 values, about .* GB and .* s a step; the limit is 1e-05 GB\. Sum"),
-        ({"max_seconds": 1e-9}, "the limit is 1e-09 s. Sum fewer values, with pyro_vmem.TruncatedGuide"),
-        ({"max_seconds": 1e-9, "max_gigabytes": 1e-5}, "the limit is 1e-05 GB and 1e-09 s"),
+        ({"max_gigabytes": 1e-5}, r"enumeration: 40 values, about .* GB a step; the limit is 1e-05 GB\. Sum"),
     ],
 )
 def test_what_is_too_much_is_refused_before_it_is_done(limits, match):
@@ -108,21 +105,14 @@ def test_free_bytes():
 
 def test_free_bytes_without_proc(monkeypatch, tmp_path):
     monkeypatch.setattr(enumeration, "Path", lambda name: tmp_path / "none")
-    assert 1e6 < enumeration._free_bytes(torch.device("cpu")) < 1e15
-
-    def unknown(name):
-        raise ValueError(name)
-
-    monkeypatch.setattr(enumeration.os, "sysconf", unknown)
     assert enumeration._free_bytes(torch.device("cpu")) == math.inf
 
 
-@pytest.mark.parametrize("name", ["max_gigabytes", "max_seconds"])
-def test_limits_are_positive(name):
-    with pytest.raises(ValueError, match=f"{name}: expected a positive number, got 0"):
-        EnumGuard(**{name: 0.0})
+def test_the_limit_is_positive():
+    with pytest.raises(ValueError, match="max_gigabytes: expected a positive number, got 0"):
+        EnumGuard(max_gigabytes=0.0)
 
 
 def test_repr_and_text():
-    assert repr(EnumGuard(max_gigabytes=2.0)) == "EnumGuard(max_gigabytes=2.0, max_seconds=inf)"
-    assert str(enumeration.EnumerationCost(1000, 1.5, 0.25)) == "1,000 values, about 1.5 GB and 0.25 s a step"
+    assert repr(EnumGuard(max_gigabytes=2.0)) == "EnumGuard(max_gigabytes=2.0)"
+    assert str(enumeration.EnumerationCost(1000, 1.5)) == "1,000 values, about 1.5 GB a step"

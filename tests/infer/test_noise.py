@@ -11,7 +11,7 @@ import torch
 from small_run import sampler, small_vma
 
 import pyro_vmem as pv
-from pyro_vmem.infer import share_noise
+from pyro_vmem.infer.noise import share_noise
 
 OBJECTIVES: list[pv.infer.ParticleELBO] = [
     pv.infer.VIMCO_ELBO(4, max_plate_nesting=1),

@@ -16,8 +16,8 @@ from pyro_vmem.infer import (
     ParticleELBO,
     RaoBlackwell_ELBO,
     Reinforce_ELBO,
-    scale_sites,
 )
+from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -356,7 +356,7 @@ def test_truncated_guide_with_stock_enumeration_is_the_sum_by_hand():
 
 def test_truncated_categorical():
     logits, support = torch.randn(4, 2), torch.tensor([[0, 1], [5, 2], [3, 4], [2, 0]])
-    q = pv.addressing.TruncatedCategorical(logits, support, 6)
+    q = pv.distributions.TruncatedCategorical(logits, support, 6)
     torch.testing.assert_close(q.probs.gather(-1, support).sum(-1), torch.ones(4))
     assert ((q.probs > 0).sum(-1) == 2).all()
     assert torch.isin(q.sample((100,))[:, 1], support[1]).all()
@@ -387,8 +387,14 @@ def test_truncated_categorical():
         (lambda: IWAE_ELBO(1, backward=1), "backward: expected at least 1, and fewer than the 1 particles, got 1"),
         (lambda: RWS_ELBO(4, backward=0), "backward: expected at least 1, and fewer than the 4 particles, got 0"),
         (lambda: VIMCO_ELBO(4, vectorize_particles=False, backward=1), "backward: particles have to be vectorized"),
-        (lambda: Reinforce_ELBO(4, backward=1), "backward: Reinforce_ELBO does not weight its particles"),
-        (lambda: RaoBlackwell_ELBO(3, backward=1), "backward: RaoBlackwell_ELBO does not weight its particles"),
+        (lambda: VIMCO_ELBO(2.5), "num_particles: expected a whole number, got 2.5"),
+        (lambda: VIMCO_ELBO(True), "num_particles: expected a whole number, got True"),
+        (lambda: RaoBlackwell_ELBO(2.0), "k: expected a whole number, got 2.0"),
+        (lambda: IWAE_ELBO(4, backward=1.5), "backward: expected a whole number, got 1.5"),
+        (
+            lambda: ParticleELBO.__init__(Reinforce_ELBO(4), 4, 1),
+            "backward: Reinforce_ELBO does not weight its particles",
+        ),
         (lambda: RaoBlackwell_ELBO(0), "k: expected at least 1, got 0"),
     ],
 )
@@ -426,10 +432,12 @@ def test_rao_blackwell_refuses_a_site_that_is_not_categorical():
 
 
 def test_reprs():
-    assert repr(VIMCO_ELBO(4, backward=1)) == "VIMCO_ELBO(num_particles=4, baseline='arithmetic', backward=1)"
+    assert (
+        repr(VIMCO_ELBO(4, "geometric", backward=1)) == "VIMCO_ELBO(num_particles=4, baseline='geometric', backward=1)"
+    )
     assert repr(RWS_ELBO(3, backward=2)) == "RWS_ELBO(num_particles=3, backward=2)"
     assert repr(RWS_ELBO(3, pathwise=True)) == "RWS_ELBO(num_particles=3, pathwise=True)"
     assert repr(Reinforce_ELBO(1, Baseline())) == "Reinforce_ELBO(num_particles=1, baseline=Baseline)"
     assert repr(IWAE_ELBO(3)) == "IWAE_ELBO(num_particles=3)"
-    assert repr(Reinforce_ELBO(3)) == "Reinforce_ELBO(num_particles=3, baseline='leave-one-out')"
-    assert repr(RaoBlackwell_ELBO(3)) == "RaoBlackwell_ELBO(k=3, site='a')"
+    assert repr(Reinforce_ELBO(3, decay=0.5)) == "Reinforce_ELBO(num_particles=3, decay=0.5)"
+    assert repr(RaoBlackwell_ELBO(3, site="k")) == "RaoBlackwell_ELBO(k=3, site='k')"

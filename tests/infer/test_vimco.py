@@ -13,8 +13,9 @@ from pyro.optim import Adam
 from torch import nn
 
 import pyro_vmem as pv
-from pyro_vmem.infer import VIMCO_ELBO, scale_sites
+from pyro_vmem.infer import VIMCO_ELBO
 from pyro_vmem.infer import vimco as vimco_module
+from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.testing import assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")

@@ -57,7 +57,7 @@ def test_search_finds_what_looking_at_all_finds(make: Callable[[Tensor], Address
 def test_slots_come_and_go(
     make: Callable[[Tensor], AddressIndex], folded_from: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pyro_vmem.memory, "FOLDED_LEAST", folded_from)
+    monkeypatch.setattr(pyro_vmem.memory.index, "FOLDED_LEAST", folded_from)
     keys, queries = keys_and_queries()
     index, present = make(keys), torch.ones(300, dtype=torch.bool)
     for turn in range(4):
@@ -89,7 +89,7 @@ def test_what_is_not_there_is_not_found(make: Callable[[Tensor], AddressIndex]) 
 def test_blocks_of_keys_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     keys, queries = keys_and_queries()
     whole = ExactIndex(keys).search(queries, 4)
-    monkeypatch.setattr(pyro_vmem.memory, "BLOCK", 35)  # 7 keys at a time
+    monkeypatch.setattr(pyro_vmem.memory.index, "BLOCK", 35)  # 7 keys at a time
     assert_same(ExactIndex(keys).search(queries, 4), whole)
 
 

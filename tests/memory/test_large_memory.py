@@ -186,7 +186,7 @@ def test_what_was_read_without_gradient_is_encoded_again() -> None:
 @pytest.mark.parametrize("few", [False, True], ids=["enumerated", "backward through one"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_encodes_what_was_chosen_once(kind: Any, few: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pyro_vmem.memory, "MOST_AT_ONCE", 0)  # nothing may ask for all
+    monkeypatch.setattr(pyro_vmem.memory.packed, "MOST_AT_ONCE", 0)  # nothing may ask for all
     vma, memory = model(), pv.PackedMemory.pack(binary(20 * S, *EVENT))
     pv.model.index_memory(vma, memory, kind)
     counting = Counting(vma.template_encoder)

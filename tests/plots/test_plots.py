@@ -159,6 +159,13 @@ class TestLearningCurves:
         assert legend == ["bound", "bound, validation", "KL(a)"]
         assert (ax.get_xlabel(), ax.get_ylabel()) == ("step", "nats per datapoint")
 
+    def test_without_validation_the_bound_is_drawn_alone(self) -> None:
+        rows = [{"step": 1, "bound": -3.0}, {"step": 2, "bound": -2.0}]
+        (bound,) = plots.learning_curves(axes(), rows).lines
+        assert bound.get_xydata().tolist() == [[1, -3], [2, -2]]
+        with pytest.raises(ValueError, match="no term 'bound' in the history"):
+            plots.learning_curves(axes(), [{"step": 1}])
+
     def test_validation_differs_by_more_than_colour(self) -> None:
         bound, val_bound = plots.learning_curves(axes(), HISTORY).lines
         assert bound.get_color() == val_bound.get_color()

@@ -145,7 +145,7 @@ class TestReliability:
         np.testing.assert_allclose(gaps, [[[0.4, 0.4], [0.4, 0.5]], [[0.9, 0.8], [0.9, 0.9]]], rtol=1e-6)
 
     def test_refuses_empty_bins_only(self) -> None:
-        with pytest.raises(ValueError, match="count: expected one value a bin, not all 0"):
+        with pytest.raises(ValueError, match="count: expected one value per bin, not all 0"):
             plots.reliability_diagram(axes(), self.confidence, self.accuracy, 0 * self.count)
 
 

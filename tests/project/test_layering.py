@@ -36,7 +36,7 @@ ORDER = [
     "app",
 ]
 OPTIONAL = [
-    *("matplotlib", "PIL", "torchvision", "jsonargparse", "yaml", "rich", "arviz", "xarray", "faiss", "zuko"),
+    *("matplotlib", "PIL", "torchvision", "jsonargparse", "jinja2", "yaml", "rich", "arviz", "xarray", "faiss", "zuko"),
     *("tensorboard", "wandb", "mlflow"),
 ]
 ENDS = (ROOT / "__init__.py", ROOT / "__main__.py")  # they stand above everything

@@ -12,6 +12,8 @@ from small_run import equal, rows, same_state, sampler, small_vma, weights
 
 import pyro_vmem as pv
 from pyro_vmem._utils.files import versions_of
+from pyro_vmem.infer.annealing import scale_sites
+from pyro_vmem.infer.by_name import Objective
 from pyro_vmem.train import fit as training
 from pyro_vmem.train import load_checkpoint
 from pyro_vmem.train.history import summarise
@@ -38,7 +40,7 @@ def test_every_parameter_moves_and_validation_moves_none():
     assert still == []
 
 
-@pytest.mark.parametrize("objective", [*get_args(pv.infer.Objective), pyro.infer.Trace_ELBO(num_particles=2)])
+@pytest.mark.parametrize("objective", [*get_args(Objective), pyro.infer.Trace_ELBO(num_particles=2)])
 def test_every_objective_trains(objective):
     vma = small_vma(ink=0.01)  # far from the data's share of ink, a third
     before = pv.validate(vma, sampler())["bound"]
@@ -114,7 +116,7 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, stop
     assert same_state(tmp_path / "whole", tmp_path / "parts")
 
 
-@pytest.mark.parametrize("objective", [o for o in get_args(pv.infer.Objective) if o not in ("vimco", "auto")])
+@pytest.mark.parametrize("objective", [o for o in get_args(Objective) if o not in ("vimco", "auto")])
 def test_every_objective_resumes_bit_for_bit(tmp_path, objective):
     settings = {"steps": 4, "validate_every": 2, "progress": False}
     pv.fit(small_vma(), sampler(), objective, out=tmp_path / "whole", **settings)
@@ -201,7 +203,7 @@ def test_the_latents_kl_is_reported_without_its_weight():
     elbo = pv.infer.VIMCO_ELBO(4, max_plate_nesting=1)
     torch.manual_seed(0)
     plain = summarise(elbo.terms(vma.model, vma.guide, episode.memory, episode.x))
-    model, guide = (pv.infer.scale_sites({"z": 0.3})(fn) for fn in (vma.model, vma.guide))
+    model, guide = (scale_sites({"z": 0.3})(fn) for fn in (vma.model, vma.guide))
     torch.manual_seed(0)
     weighted = summarise(elbo.terms(model, guide, episode.memory, episode.x), 0.3)
     assert weighted["kl_z"] == pytest.approx(plain["kl_z"], rel=1e-4)

@@ -14,7 +14,8 @@ from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor
 
 from pyro_vmem import VMA, Memory
-from pyro_vmem.infer import VIMCO_ELBO, scale_sites
+from pyro_vmem.infer import VIMCO_ELBO
+from pyro_vmem.infer.annealing import scale_sites
 
 
 def model(x: Tensor) -> None:

@@ -1,24 +1,30 @@
-"""What all objectives here have in common: a bound and its surrogate, computed from particles per datapoint."""
+"""The base class of the objectives, and the terms that they report.
+
+An objective estimates a bound for each datapoint from particles, and a surrogate that has the estimator's gradient.
+"""
 
 from __future__ import annotations
 
 import abc
+import inspect
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
+from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vmem.infer.backward import draw_for_backward
-from pyro_vmem.infer.dreg import doubly_reparameterised, through_values_only
+from pyro_vmem._utils.checks import check_count
+from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, through_values_only
 from pyro_vmem.infer.particles import Particles, draw_particles
-from pyro_vmem.infer.terms import Terms
+from pyro_vmem.infer.resampled_backward import check_guide, resampled_particles
 
-__all__ = ["ParticleELBO"]
+__all__ = ["ParticleELBO", "Terms", "log_mean_exp"]
 
 
 class ParticleELBO(ELBO, abc.ABC):
@@ -30,12 +36,13 @@ class ParticleELBO(ELBO, abc.ABC):
 
     Arguments:
         num_particles: The number :math:`K` of particles.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
         backward: Of how many particles of each datapoint, drawn by their weights, the model's gradient is taken; by
             default of all. The bound is the same, and the gradient in expectation; a step takes less time and memory,
             and has more noise.
-        kwargs: Other arguments of `pyro.infer.ELBO`.
+        vectorize_particles: Whether all particles are drawn in one pass.
+        max_plate_nesting: How many nested plates model and guide have, as in `pyro.infer.ELBO`; by default the first
+            call finds out.
+        retain_graph: As in `pyro.infer.ELBO`.
 
     Attributes:
         discrete: How the guide's discrete sites get their gradient.
@@ -60,23 +67,25 @@ class ParticleELBO(ELBO, abc.ABC):
     def __init__(
         self,
         num_particles: int = 4,
+        backward: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        backward: int | None = None,
-        **kwargs: Any,
+        retain_graph: bool | None = None,
     ) -> None:
-        if num_particles < self.least_particles:
+        count = check_count("num_particles", num_particles, 0)
+        if count < self.least_particles:
             raise ValueError(
                 f"num_particles: {type(self).__name__} needs at least {self.least_particles}, got {num_particles}. "
                 "For one particle use Reinforce_ELBO(baseline='average') or pyro.infer.TraceGraph_ELBO."
             )
         if backward is not None:
-            self._check_backward(backward, num_particles, vectorize_particles)
+            backward = check_count("backward", backward, 0)
+            self._check_backward(backward, count, vectorize_particles)
         super().__init__(
-            num_particles=num_particles,
+            num_particles=count,
             vectorize_particles=vectorize_particles,
             max_plate_nesting=max_plate_nesting,
-            **kwargs,
+            retain_graph=retain_graph,
         )
         self.backward = backward
 
@@ -154,7 +163,14 @@ class ParticleELBO(ELBO, abc.ABC):
     def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
         if self.backward is None or not torch.is_grad_enabled():
             return draw_particles(self, model, guide, *args, **kwargs)
-        return draw_for_backward(self, self.backward, model, guide, *args, **kwargs)
+        check_guide(guide)
+        if self.max_plate_nesting == math.inf:
+            self._guess_max_plate_nesting(model, guide, args, kwargs)
+        drawn = poutine.trace(self.proposal(self._vectorized_num_particles(guide))).get_trace(*args, **kwargs)
+        if self.detach_samples:
+            drawn.detach_()
+        sizes = int(self.num_particles), self.backward
+        return resampled_particles(drawn, model, *sizes, int(self.max_plate_nesting), args, kwargs)
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         traces: tuple[Trace, Trace] = get_importance_trace(
@@ -165,4 +181,69 @@ class ParticleELBO(ELBO, abc.ABC):
         return traces
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}(num_particles={self.num_particles})"
+        """The arguments that are not at their defaults, the first of all always."""
+        shown: list[str] = []
+        for name, parameter in inspect.signature(type(self)).parameters.items():
+            value = getattr(self, name)
+            # The nesting is found by the first call, where it is not given.
+            if not shown or (name != "max_plate_nesting" and value != parameter.default):
+                shown.append(f"{name}={type(value).__name__ if isinstance(value, torch.nn.Module) else repr(value)}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    r"""What a step's loss is made of, in nats.
+
+    Attributes:
+        particles: The particles that the loss was computed from.
+        shares: What each particle counts in an average over the guide, with shape `(K, B)`.
+        bound: The multi-sample bound :math:`L` of each datapoint, with shape `(B,)`.
+        loss: The loss, a scalar: minus the sum of the bounds. Its gradient is the estimator's.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> vma = pv.VMA.for_vectors(5)
+        >>> x = torch.randn(3, 5)
+        >>> terms = pv.infer.VIMCO_ELBO(num_particles=4).terms(vma.model, vma.guide, pv.Memory(torch.randn(6, 5)), x)
+        >>> bool(torch.isclose(-terms.bound.sum(), terms.loss))
+        True
+        >>> sorted(terms.kl), terms.kl["a"].shape
+        (['a', 'z'], torch.Size([3]))
+    """
+
+    particles: Particles
+    shares: Tensor
+    bound: Tensor
+    loss: Tensor
+
+    @property
+    def reconstruction(self) -> Tensor:
+        r""":math:`E_q \log p(x | z, m_a)`, averaged over particles, in nats, with shape `(B,)`."""
+        return self._mean(self.particles.log_likelihood)
+
+    @property
+    def kl(self) -> dict[str, Tensor]:
+        r""":math:`KL(q \| p)` of each latent site, each `(B,)`: closed form if categorical, else over particles."""
+        p = self.particles
+        sampled = {name: p.log_guide[name] - p.log_prior[name] for name in p.log_guide}
+        return {name: self._mean(kl) for name, kl in (sampled | p.kl).items()}
+
+    @property
+    def elbo(self) -> Tensor:
+        """The one-sample bound, reconstruction minus all log-ratios, averaged over particles, in nats: `(B,)`."""
+        return self._mean(self.particles.log_weights)
+
+    def _mean(self, values: Tensor) -> Tensor:
+        return (self.shares * values.detach()).sum(0)
+
+    @property
+    def ess(self) -> Tensor:
+        """The effective sample size of the importance weights, in [1, K], with shape `(B,)`."""
+        log_weights = self.particles.log_weights.detach()
+        return (2 * log_weights.logsumexp(0) - (2 * log_weights).logsumexp(0)).exp()
+
+
+def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
+    r""":math:`\log \frac{1}{K} \sum_k \exp(v_k)` along a dim."""
+    return torch.logsumexp(values, dim) - math.log(values.shape[dim])

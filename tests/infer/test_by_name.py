@@ -1,4 +1,6 @@
-"""What objectives declare, and what is refused before the first step."""
+"""Objectives by name: what they declare, which is chosen, and what is refused before the first step."""
+
+from typing import get_args
 
 import pyro
 import pyro.distributions as dist
@@ -22,10 +24,10 @@ from pyro_vmem.infer import (
     ParticleELBO,
     RaoBlackwell_ELBO,
     Reinforce_ELBO,
-    capabilities,
     check_objective,
     choose_objective,
 )
+from pyro_vmem.infer.by_name import Objective, named_objective
 
 OURS = [
     VIMCO_ELBO(4, max_plate_nesting=1),
@@ -48,7 +50,7 @@ def test_decodes_are_counted_as_declared(elbo):
     forward = vma.likelihood.forward
     vma.likelihood.forward = lambda z, template: counted.append(z.shape[:-1].numel()) or forward(z, template)
     elbo.loss(vma.model, vma.guide, memory, x)
-    assert sum(counted) == capabilities(elbo).decodes * len(x)
+    assert sum(counted) == elbo.decodes * len(x)
 
 
 def test_every_objective_declares():
@@ -56,14 +58,10 @@ def test_every_objective_declares():
         cls for cls in ParticleELBO.__subclasses__() if not cls.__module__.startswith("pyro_vmem")
     }
     for elbo in OURS:
-        declared = capabilities(elbo)
-        assert declared.discrete
+        assert elbo.discrete
         with pytest.raises(ValueError, match=r"num_particles|k: expected"):
-            type(elbo)(declared.least_particles - 1 - isinstance(elbo, RaoBlackwell_ELBO))
-    assert [type(elbo).__name__ for elbo in OURS if capabilities(elbo).bias] == ["RWS_ELBO"]
-    assert capabilities(EnumGuard()).decodes is None
-    with pytest.raises(ValueError, match="elbo: Trace_ELBO declares nothing"):
-        capabilities(Trace_ELBO())
+            type(elbo)(elbo.least_particles - 1 - isinstance(elbo, RaoBlackwell_ELBO))
+    assert [type(elbo).__name__ for elbo in OURS if elbo.bias] == ["RWS_ELBO"]
 
 
 def enumerated(vma):
@@ -133,4 +131,11 @@ def test_bad_numbers(arguments, match):
 
 def test_auto_is_no_objective_of_its_own():
     with pytest.raises(ValueError, match="objective: 'auto' is chosen by choose_objective"):
-        pv.infer.named_objective("auto", lambda x: None, 4)
+        named_objective("auto")
+
+
+@pytest.mark.parametrize("name", [name for name in get_args(Objective) if name != "auto"])
+def test_names_stand_for_four_decodes(name):
+    elbo = named_objective(name)
+    assert elbo.max_plate_nesting == 1 + (elbo.num_particles > 1)
+    assert isinstance(elbo, EnumGuard) if name == "enumerate" else elbo.decodes == 4

@@ -1,10 +1,12 @@
-"""Particles of which only some, drawn by their weights, are gone backward through."""
+"""Takes the model's gradient of a few particles, resampled by their weights, in place of all K.
+
+The model runs without gradients for all particles, and once more with gradients for those that were resampled.
+"""
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyro
 import torch
@@ -17,18 +19,17 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_vmem.infer.dreg import through_values_only
+from pyro_vmem.infer.doubly_reparameterised import through_values_only
 from pyro_vmem.infer.particles import PARTICLE_PLATE, Layout, Particles, model_terms, particles_of, samples
 
-if TYPE_CHECKING:
-    from pyro_vmem.infer.base import ParticleELBO
-
-__all__ = ["CHOICE", "choose", "draw_for_backward"]
+__all__ = ["CHOICE", "check_guide", "choose", "resampled_particles"]
 
 CHOICE = "particles_for_backward"  # the sample site whose value decides which particles are chosen
 
 
-def draw_for_backward(elbo: ParticleELBO, count: int, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
+def resampled_particles(
+    drawn: Trace, model: Any, num_particles: int, count: int, max_plate_nesting: int, args: Any, kwargs: Any
+) -> Particles:
     r"""Draws particles with the same values as :func:`draw_particles` does, and fewer gradients.
 
     The model is run on all K particles without gradients. Of each datapoint, n particles are then drawn by their
@@ -44,43 +45,36 @@ def draw_for_backward(elbo: ParticleELBO, count: int, model: Any, guide: Any, *a
     The model is run twice, and should be the same both times: dropout, say, would be drawn anew.
 
     Arguments:
-        elbo: The objective.
-        count: The number n of particles that are drawn, less than K.
+        drawn: The trace of the guide, with all K particles.
         model: A Pyro model.
-        guide: Its guide.
-        args: Their arguments.
-        kwargs: Their keyword arguments.
+        num_particles: The number K of particles.
+        count: The number n of particles that are drawn, less than K.
+        max_plate_nesting: The dim of the particles, counted from the right.
+        args: The model's arguments.
+        kwargs: Its keyword arguments.
 
     Raises:
-        ValueError: As of :func:`draw_particles`, or if the guide runs the model itself.
+        ValueError: As of :func:`draw_particles`.
     """
-    if isinstance(poutine.unwrap(guide), Messenger):
-        raise ValueError(
-            f"backward: the guide, {type(poutine.unwrap(guide)).__name__}, runs the model itself, with all gradients. "
-            "Use backward=None, or a guide that is a function of its own."
-        )
-    if elbo.max_plate_nesting == math.inf:
-        elbo._guess_max_plate_nesting(model, guide, args, kwargs)
-    drawn = poutine.trace(elbo.proposal(elbo._vectorized_num_particles(guide))).get_trace(*args, **kwargs)
-    if elbo.detach_samples:
-        drawn.detach_()
+
+    def of_particles(number: int) -> Any:
+        return pyro.plate(PARTICLE_PLATE, number, dim=-max_plate_nesting)(model)
+
     with torch.no_grad():
-        model_trace = _replayed(elbo._vectorized_num_particles(model), drawn, args, kwargs)
+        model_trace = _replayed(of_particles(num_particles), drawn, args, kwargs)
     torch.clear_autocast_cache()  # older versions of torch would go on with the weights as cast here, without gradients
     guide_trace = prune_subsample_sites(drawn)
     guide_trace.compute_score_parts()
     if is_validation_enabled():
-        _validate(model_trace, guide_trace, int(elbo.max_plate_nesting))
-    if elbo.dreg:
-        through_values_only(guide_trace)
+        _validate(model_trace, guide_trace, max_plate_nesting)
+    through_values_only(guide_trace)
     particles, latents = particles_of(model_trace, guide_trace), samples(guide_trace)
     share = particles.log_weights.detach().softmax(0)
     noise = pyro.sample(CHOICE, Uniform(torch.zeros_like(share[0]), 1.0), infer={"is_auxiliary": True})
     chosen = choose(share, noise, count)
 
     layout = Layout(model_trace, guide_trace).with_particles(count)
-    plate = pyro.plate(PARTICLE_PLATE, count, dim=-int(elbo.max_plate_nesting))
-    again = _replayed(plate(model), _only(chosen, drawn, layout), args, kwargs)
+    again = _replayed(of_particles(count), _only(chosen, drawn, layout), args, kwargs)
     log_prior, log_likelihood = model_terms(again, layout)
 
     factor = 1 / (count * share.gather(0, chosen))
@@ -101,6 +95,16 @@ def draw_for_backward(elbo: ParticleELBO, count: int, model: Any, guide: Any, *a
         },
         arguments=(args, kwargs),
     )
+
+
+def check_guide(guide: Any) -> None:
+    """Refuses a guide that runs the model itself, which cannot be run again for a few particles."""
+    guide = poutine.unwrap(guide)
+    if isinstance(guide, Messenger):
+        raise ValueError(
+            f"backward: the guide, {type(guide).__name__}, runs the model itself, with all gradients. "
+            "Use backward=None, or a guide that is a function of its own."
+        )
 
 
 def choose(share: Tensor, noise: Tensor, count: int) -> Tensor:

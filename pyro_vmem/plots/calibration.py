@@ -1,4 +1,4 @@
-"""Whether probabilities and samples can be trusted."""
+"""Figures that show how far probabilities and samples can be trusted: calibration curves, ranks, k-hat."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vmem.plots._style import BLUE, ORANGE, Array, legend_below, numbers, small, text_colour, tidy, track
+from pyro_vmem.plots._style import (
+    BLUE,
+    ORANGE,
+    Array,
+    as_numpy,
+    empty_bar_colour,
+    label_axes,
+    legend_below,
+    small_font,
+    text_colour,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +41,7 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
 
     Arguments:
         ax: Where to draw.
-        khat: :math:`\hat k` of each datapoint, any shape; as of `pyro_vmem.diagnostics.pareto_k`.
+        khat: :math:`\hat k` of each datapoint, any shape; see `pyro_vmem.diagnostics.pareto_k`.
         threshold: Where the line is.
 
     Returns:
@@ -43,7 +53,7 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
         >>> [text.get_text() for text in ax.get_legend().get_texts()]
         ['2 to be trusted', '2 above 0.7', '1 not estimated']
     """
-    k = numbers(khat).ravel()
+    k = as_numpy(khat).ravel()
     top = float(np.clip(k[np.isfinite(k)].max(initial=0.0), 1.5, _MOST))
     place, height = np.arange(len(k)), k.clip(_LEAST, top)
     good, bad = k <= threshold, k > threshold
@@ -57,7 +67,7 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
     ax.axhline(threshold, color=text_colour(), linestyle="--", linewidth=1.2)
     ax.set_ylim(_LEAST - 0.1, top + 0.1)
     ax.margins(x=0.02)
-    tidy(ax, "datapoint", "Pareto k-hat of the weights")
+    label_axes(ax, "datapoint", "Pareto k-hat of the weights")
     ax.locator_params(axis="x", integer=True)
     legend_below(ax, columns=3)
     return ax
@@ -87,10 +97,10 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
         >>> reliability_diagram(Figure().subplots(), *columns).get_legend().get_texts()[1].get_text()
         'calibration error 0.10'
     """
-    x, y, n = numbers(confidence), numbers(accuracy), numbers(count)
+    x, y, n = as_numpy(confidence), as_numpy(accuracy), as_numpy(count)
     if x.shape != y.shape or x.shape != n.shape or x.ndim != 1 or not n.sum() > 0:
         raise ValueError(
-            f"count: expected one value a bin, not all 0, as confidence {x.shape} and accuracy {y.shape} have, got "
+            f"count: expected one value per bin, not all 0, as confidence {x.shape} and accuracy {y.shape} have, got "
             f"{n.shape} with a sum of {n.sum():g}."
         )
     x, y, n = (column[n > 0] for column in (x, y, n))
@@ -100,7 +110,7 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
     label = f"calibration error {float((share * abs(x - y)).sum()):.2f}"
     ax.scatter(x, y, s=20 + 300 * share, color=BLUE, alpha=0.8, linewidths=0, label=label, zorder=3)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-    tidy(ax, f"largest class probability by {name}", "share that is right")
+    label_axes(ax, f"largest class probability by {name}", "share that is right")
     legend_below(ax)
     for handle in ax.get_legend().legend_handles[1:]:  # type: ignore[union-attr]  # there is one now
         handle.set_sizes([30])  # type: ignore[union-attr]  # of the scatter
@@ -108,7 +118,7 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
 
 
 def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int, bins: int = 20) -> AnyFigure:
-    """Draws the ranks of simulation-based calibration, a panel a quantity: flat where the posterior is right.
+    """Draws the ranks of simulation-based calibration, one panel per quantity: flat where the posterior is right.
 
     Bars that rise at both ends: it is too narrow; in the middle: too wide; a slope: it is shifted. The band holds 99 %
     of what a bin of uniform ranks counts.
@@ -121,7 +131,7 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
         figure: An empty figure or subfigure.
         ranks: The rank of the true value among `num_draws` posterior draws, 0 to `num_draws`, any shape, by quantity.
         num_draws: How many draws each rank is among.
-        bins: The most bars a panel; fewer where there are fewer ranks.
+        bins: The most bars per panel; fewer where there are fewer ranks.
 
     Returns:
         The figure.
@@ -144,20 +154,22 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
     edges = np.round(np.linspace(0, num_draws + 1, min(bins, num_draws + 1) + 1)) - 0.5  # whole ranks
     widths = np.diff(edges)
     for index, (ax, (name, values)) in enumerate(zip(panels.flat, ranks.items(), strict=False)):
-        rank = numbers(values).ravel()
+        rank = as_numpy(values).ravel()
         if len(rank) == 0 or rank.min() < 0 or rank.max() > num_draws:
             raise ValueError(f"ranks: expected 0 to num_draws = {num_draws} for {name!r}, got others, or none.")
         shares = widths / (num_draws + 1)
         low, high = np.transpose([_binomial_band(len(rank), share) for share in shares])
-        ax.bar(edges[:-1], high - low, widths, bottom=low, align="edge", color=track(), linewidth=0)
+        ax.bar(edges[:-1], high - low, widths, bottom=low, align="edge", color=empty_bar_colour(), linewidth=0)
         ax.stairs(
             len(rank) * shares, edges, baseline=None, color=text_colour(), linestyle="--", linewidth=1.0, zorder=3
         )
         ax.hist(rank, edges.tolist(), color=BLUE, alpha=0.8, rwidth=0.85)
-        ax.set_title(name, fontsize=small())
+        ax.set_title(name, fontsize=small_font())
         ax.set_xlim(edges[0], edges[-1])
         bottom_row = index // columns == (len(ranks) - 1) // columns or index + columns >= len(ranks)
-        tidy(ax, f"rank among {num_draws:,} draws" if bottom_row else "", "" if index % columns else "simulations")
+        label_axes(
+            ax, f"rank among {num_draws:,} draws" if bottom_row else "", "" if index % columns else "simulations"
+        )
         ax.locator_params(axis="y", integer=True)
     for ax in panels.flat[len(ranks) :]:
         ax.set_axis_off()
@@ -165,7 +177,7 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
 
 
 def _binomial_band(total: int, probability: float) -> tuple[float, float]:
-    """The central 99 % of a binomial count."""
+    """The central 99 % of a binomial count, without SciPy, which the extra for plots does not install."""
     k = np.arange(total + 1)
     log_choose = math.lgamma(total + 1) - _log_factorial(k) - _log_factorial(total - k)
     cumulative = np.exp(log_choose + k * math.log(probability) + (total - k) * math.log1p(-probability)).cumsum()

@@ -10,7 +10,10 @@ from pyro.infer.autoguide import AutoNormalMessenger
 from torch import nn
 
 import pyro_vmem as pv
-from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, backward, named_objective, scale_sites, share_noise
+from pyro_vmem._utils.precision import autocast
+from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, resampled_backward
+from pyro_vmem.infer.annealing import scale_sites
+from pyro_vmem.infer.noise import share_noise
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -106,7 +109,7 @@ def test_the_mean_over_all_choices_is_the_gradient_of_all_particles(name, which,
     loss, gradient, share, whole = found(MAKE[name](), case)
     mean, spread = torch.zeros_like(gradient), []
     for k in range(3):
-        monkeypatch.setattr(backward, "choose", lambda share, noise, count, k=k: torch.full((count, 1), k))
+        monkeypatch.setattr(resampled_backward, "choose", lambda share, noise, count, k=k: torch.full((count, 1), k))
         same_loss, of_one, same_share, terms = found(MAKE[name](backward=1), case)
         assert torch.equal(same_loss, loss)
         assert torch.equal(same_share, share)
@@ -124,7 +127,7 @@ def test_two_of_three_by_every_pair(monkeypatch):
     _, gradient, share, _ = found(VIMCO_ELBO(3), case)
     mean = torch.zeros_like(gradient)
     for pair in torch.cartesian_prod(torch.arange(3), torch.arange(3)):
-        monkeypatch.setattr(backward, "choose", lambda share, noise, count, pair=pair: pair.unsqueeze(-1))
+        monkeypatch.setattr(resampled_backward, "choose", lambda share, noise, count, pair=pair: pair.unsqueeze(-1))
         mean += share[pair].prod() * found(VIMCO_ELBO(3, backward=2), case)[1]
     torch.testing.assert_close(mean, gradient)
 
@@ -147,7 +150,7 @@ def test_choices_are_made_by_weight(count):
     grid = (torch.arange(1000) + 0.5) / 1000
     counts = torch.zeros(3, 3)
     for noise in grid:
-        chosen = backward.choose(share, noise.expand(3), count)
+        chosen = resampled_backward.choose(share, noise.expand(3), count)
         times = torch.zeros(3, 3).scatter_add(0, chosen, torch.ones(count, 3))
         assert ((times - count * share).abs() < 1).all()
         counts += times / len(grid)
@@ -159,7 +162,7 @@ def test_what_has_no_weight_is_never_chosen(dtype):
     share = torch.tensor([[0.0], [0.3], [0.0], [0.7], [0.0]], dtype=dtype)
     for noise in (0.0, 1.0 - torch.finfo(dtype).eps / 2, 1.0):
         for count in (1, 3):
-            chosen = backward.choose(share, torch.tensor([noise], dtype=dtype), count)
+            chosen = resampled_backward.choose(share, torch.tensor([noise], dtype=dtype), count)
             assert (share.gather(0, chosen) > 0).all()
 
 
@@ -204,7 +207,7 @@ def test_in_half_precision_every_parameter_still_gets_its_gradient():
     found = []
     for precision in ("float32", "bfloat16"):
         torch.manual_seed(0)
-        with pv.precision.autocast(x.device, precision):
+        with autocast(x.device, precision):
             loss = VIMCO_ELBO(4, max_plate_nesting=1, backward=1).differentiable_loss(
                 vma.model, vma.guide, vma.encode(memory), x
             )
@@ -223,7 +226,7 @@ def test_shares_of_a_minibatch_choose_as_the_whole_does():
 
     def found(rows, guide):
         torch.manual_seed(0)
-        with share_noise(rows, 7, {backward.CHOICE}):
+        with share_noise(rows, 7, {resampled_backward.CHOICE}):
             loss = elbo.differentiable_loss(vma.model, guide, memory, x[rows])
         gradient = torch.autograd.grad(loss, parameters, retain_graph=True)
         return torch.cat([g.flatten() for g in gradient]), torch.get_rng_state()
@@ -235,15 +238,6 @@ def test_shares_of_a_minibatch_choose_as_the_whole_does():
         assert torch.equal(after, state)
         summed += gradient
     torch.testing.assert_close(summed, whole)
-
-
-def test_by_name():
-    elbo, _ = named_objective("vimco", lambda x: None, 4, backward=1)
-    assert elbo.backward == 1
-    with pytest.raises(ValueError, match="backward: 'enumerate' sums over addresses"):
-        named_objective("enumerate", lambda x: None, 4, backward=1)
-    with pytest.raises(ValueError, match="backward: Reinforce_ELBO does not weight"):
-        named_objective("reinforce", lambda x: None, 4, backward=1)
 
 
 def test_a_guide_that_runs_the_model_is_refused():

@@ -1,4 +1,7 @@
-"""Doubly reparameterised gradients: what reaches a guide of continuous latents goes through their values only."""
+"""Doubly reparameterised gradients: the guide of a continuous latent is trained through the latent's value only.
+
+Its noise vanishes as the guide becomes exact, where the plain pathwise gradient keeps the noise of the score term.
+"""
 
 from __future__ import annotations
 

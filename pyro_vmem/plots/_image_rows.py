@@ -1,4 +1,4 @@
-"""Sheets of pictures: images in rows on one Axes, with text that scales with them."""
+"""Images in rows on one Axes, with text that scales with them: what lookups, samples and completions share."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vmem.plots._style import GREEN, LINE, Array, numbers
+from pyro_vmem.plots._style import GREEN, LINE, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
 
-__all__ = ["SPLIT", "STEP", "picture", "pixels", "sheet", "tick"]
+__all__ = ["SPLIT", "STEP", "as_colours", "draw_image", "draw_tick", "image_canvas"]
 
 # In units of an image's width.
 STEP = 1.14  # from one image to the next
@@ -24,19 +24,22 @@ _MARGIN = 0.12
 _FONT = 0.27
 
 
-def pixels(name: str, images: Array) -> NDArray[np.float64]:
-    """Images `(N, C, H, W)` as colours `(N, H, W, 3)`; one channel is ink on white paper."""
+def as_colours(name: str, images: Array) -> NDArray[np.float64]:
+    """Converts images `(N, C, H, W)` to colours `(N, H, W, 3)`; one channel is ink on white paper."""
     if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(
             f"{name}: expected images (N, C, H, W) with 1 or 3 channels, got {tuple(images.shape)}. "
             "One image alone is image[None]."
         )
-    values = numbers(images).clip(0, 1).transpose(0, 2, 3, 1)
+    values = as_numpy(images).clip(0, 1).transpose(0, 2, 3, 1)
     return np.repeat(1 - values, 3, -1) if values.shape[-1] == 1 else values
 
 
-def sheet(figure: Any, width: float, height: float) -> tuple[Axes, float]:
-    """An Axes over the whole figure, with y downwards and equal units, and the font size that suits it in points."""
+def image_canvas(figure: Any, width: float, height: float) -> tuple[Axes, float]:
+    """Makes an Axes over the whole figure for rows of images.
+
+    Its unit is the width of an image, and y points downwards. Returns the Axes and the font size to use, in points.
+    """
     width, height = width + 2 * _MARGIN, height + 2 * _MARGIN
     ax: Axes = figure.add_axes((0, 0, 1, 1))
     ax.set(xlim=(-_MARGIN, width - _MARGIN), ylim=(height - _MARGIN, -_MARGIN), aspect="equal")
@@ -45,7 +48,7 @@ def sheet(figure: Any, width: float, height: float) -> tuple[Axes, float]:
     return ax, min(_FONT * points, 12.0)
 
 
-def picture(
+def draw_image(
     ax: Axes, left: float, top: float, image: NDArray[np.float64], frame: str | None = None, line: float = 0.6
 ) -> None:
     """Draws one image, one unit wide, in a thin grey frame or one of its own."""
@@ -57,7 +60,7 @@ def picture(
     ax.plot(*corners, solid_joinstyle="miter", solid_capstyle="projecting", **style)
 
 
-def tick(ax: Axes, x: float, y: float, font: float) -> None:
-    """A tick on a green disc, drawn by lines, since a font may lack the character."""
+def draw_tick(ax: Axes, x: float, y: float, font: float) -> None:
+    """Draws a tick on a green disc, by lines, since a font may lack the character."""
     ax.plot([x], [y], "o", color=GREEN, markersize=font, markeredgecolor="white", markeredgewidth=font / 10)
     ax.plot([x - 0.08, x - 0.02, x + 0.09], [y, y + 0.06, y - 0.07], color="white", linewidth=font / 8)

@@ -1,4 +1,4 @@
-"""Scaling of chosen sites' log-probabilities."""
+"""Scales the log-probability of chosen sites, which gives KL(z) a weight that can rise during training."""
 
 from __future__ import annotations
 

@@ -1,0 +1,134 @@
+"""Objectives by name: which there are, which to choose, and whether one can train a given guide."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, get_args
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, TraceEnum_ELBO
+
+from pyro_vmem.infer.enumeration import EnumGuard
+from pyro_vmem.infer.iwae import IWAE_ELBO
+from pyro_vmem.infer.rao_blackwell import RaoBlackwell_ELBO
+from pyro_vmem.infer.reinforce import Reinforce_ELBO
+from pyro_vmem.infer.rws import RWS_ELBO
+from pyro_vmem.infer.vimco import VIMCO_ELBO
+
+__all__ = ["Objective", "check_objective", "choose_objective", "named_objective"]
+
+Objective = Literal["auto", "vimco", "rws", "iwae", "reinforce", "rao-blackwell", "enumerate"]
+
+NUM_PARTICLES = 4  # the decodes per datapoint of a named objective; all names cost the same, but for "enumerate"
+MANY_VALUES = 128  # from here on the noise of sampled addresses costs more than a looser bound: docs/objectives.md
+
+
+def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO:
+    """The objective of that name for a model with one plate.
+
+    Arguments:
+        name: `"vimco"`, `"rws"` (with pathwise latents), `"iwae"`, `"reinforce"`, `"rao-blackwell"`, or `"enumerate"`
+            for Pyro's own enumeration, guarded; its guide has to be marked by `config_enumerate`. `"auto"` needs
+            :func:`choose_objective`.
+        num_particles: The decodes per datapoint; `"enumerate"` has as many as there are values.
+
+    Raises:
+        ValueError: If there is no such objective, or it needs more particles.
+
+    Example:
+        >>> named_objective("rao-blackwell")
+        RaoBlackwell_ELBO(k=3)
+    """
+    made: dict[str, Callable[[], ELBO]] = {
+        "vimco": lambda: VIMCO_ELBO(num_particles, max_plate_nesting=1),
+        "rws": lambda: RWS_ELBO(num_particles, pathwise=True, max_plate_nesting=1),
+        "iwae": lambda: IWAE_ELBO(num_particles, max_plate_nesting=1),
+        "reinforce": lambda: Reinforce_ELBO(num_particles, max_plate_nesting=1),
+        "rao-blackwell": lambda: RaoBlackwell_ELBO(num_particles - 1, max_plate_nesting=1),  # and one is sampled
+        "enumerate": lambda: EnumGuard(max_plate_nesting=1),
+    }
+    if name in made:
+        return made[name]()
+    if name == "auto":
+        raise ValueError("objective: 'auto' is chosen by choose_objective(num_values); pass its answer.")
+    raise ValueError(f"objective: expected one of {get_args(Objective)} or a pyro.infer.ELBO, got {name!r}.")
+
+
+def choose_objective(num_values: int, num_particles: int = NUM_PARTICLES) -> tuple[Objective, str]:
+    """The objective for a discrete site with so many values, and why.
+
+    Arguments:
+        num_values: The values of the site: the slots of the memory, or those that a :class:`TruncatedGuide` keeps.
+        num_particles: The decodes per datapoint that a sampled objective would take.
+
+    Raises:
+        ValueError: If a number is less than 1.
+
+    Example:
+        >>> choose_objective(64, 4)
+        ('vimco', '64 values are too many to sum at 4 decodes, few enough for the tighter bound of 4 samples')
+    """
+    for name, number in (("num_values", num_values), ("num_particles", num_particles)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number}.")
+    if num_values <= max(num_particles, 2):
+        return "enumerate", f"{num_values} values can be summed at no more than {num_particles} decodes"
+    if num_particles < 2:
+        raise ValueError(f"num_particles: 'auto' with {num_values} values needs at least 2, got {num_particles}.")
+    many = f"{num_values} values are too many to sum at {num_particles} decodes"
+    if num_values <= MANY_VALUES:
+        return "vimco", f"{many}, few enough for the tighter bound of {num_particles} samples"
+    return "rao-blackwell", f"{many} or to sample all: the {num_particles - 1} most probable are summed"
+
+
+def check_objective(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> None:
+    """Refuses an objective that would silently not train this guide.
+
+    Runs the guide once, without gradients; parameters and random state stay as they are.
+
+    Arguments:
+        elbo: The objective.
+        model: The model.
+        guide: Its guide.
+        args: Their arguments.
+        kwargs: Their keyword arguments.
+
+    Raises:
+        ValueError: If the guide has discrete sites that the objective gives no gradient, weights the whole minibatch as
+            one, or has no site to enumerate.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> vma, memory, x = pv.VMA.for_vectors(5), pv.Memory(torch.randn(6, 5)), torch.randn(3, 5)
+        >>> check_objective(pv.infer.VIMCO_ELBO(4), vma.model, vma.guide, memory, x)
+        >>> check_objective(RenyiELBO(alpha=0, num_particles=4), vma.model, vma.guide, memory, x)
+        Traceback (most recent call last):
+        ValueError: objective: RenyiELBO gives the guide's discrete sites ['a'] no gradient. ...
+    """
+    with torch.no_grad(), torch.random.fork_rng(), pyro.get_param_store().scope():
+        trace = poutine.trace(guide).get_trace(*args, **kwargs)
+    sites: dict[str, Any] = {
+        name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]
+    }
+    # An enumerated site is no sample, so that is not what these are about.
+    sites = {name: site for name, site in sites.items() if type(site["fn"]).__name__ != "_Subsample"}
+    discrete = [name for name, site in sites.items() if not getattr(site["fn"], "has_rsample", False)]
+    if isinstance(elbo, RenyiELBO) and discrete:
+        raise ValueError(
+            f"objective: RenyiELBO gives the guide's discrete sites {discrete} no gradient. "
+            "Use IWAE_ELBO or VIMCO_ELBO."
+        )
+    datapoints = max((site["fn"].batch_shape.numel() for site in sites.values()), default=1)
+    if isinstance(elbo, ReweightedWakeSleep) and datapoints > 1:
+        raise ValueError(
+            f"objective: pyro.infer.ReweightedWakeSleep forms one weight for all {datapoints} datapoints. Use RWS_ELBO."
+        )
+    enumerated = [name for name, site in sites.items() if site["infer"].get("enumerate")]
+    if isinstance(elbo, TraceEnum_ELBO) and discrete and not enumerated:
+        raise ValueError(
+            f"objective: {type(elbo).__name__} would sample the guide's discrete sites {discrete} and learn by the "
+            "bare score function, as none is marked for enumeration. "
+            'Pass config_enumerate(guide, "parallel", expand=True).'
+        )
