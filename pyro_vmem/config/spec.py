@@ -22,7 +22,10 @@ from torch.optim.lr_scheduler import LRScheduler
 from pyro_vmem.parts import Part
 from pyro_vmem.parts.part import public_path
 
-__all__ = ["checked", "choices", "from_spec", "guess", "spec_of"]
+__all__ = ["Spec", "checked", "choices", "from_spec", "guess", "spec_of"]
+
+# A spec as an option holds it. A bare `dict`: in one of `Any`, jsonargparse would import what a class path names.
+Spec = dict | str | None  # type: ignore[type-arg]
 
 KEYS = ("class_path", "init_args")
 
@@ -30,6 +33,8 @@ KEYS = ("class_path", "init_args")
 _LATER: dict[type, tuple[str, ...]] = {Optimizer: ("params", "lr"), LRScheduler: ("optimizer",)}
 
 _ONE = re.compile(r"[\w.]+( \| None)?")  # an annotation that is one class
+
+_PLAIN = re.compile(r"Spec|(list\[)?dict\b(?!\[).*")  # annotations of data that stays as it is
 
 _short = reprlib.Repr()  # a value that holds itself many times over would take for ever to print in full
 _short.maxstring = _short.maxother = 60
@@ -98,7 +103,9 @@ def spec_of(value: Any) -> dict[str, Any]:
         return value.spec()
     cls = value.func if isinstance(value, functools.partial) else value if inspect.isclass(value) else type(value)
     later = {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
-    kept = {name: p.default for name, p in _parameters(cls).items() if name not in later and p.kind is not p.VAR_KEYWORD}
+    kept = {
+        name: p.default for name, p in _parameters(cls).items() if name not in later and p.kind is not p.VAR_KEYWORD
+    }
     if isinstance(value, functools.partial):
         kept |= value.keywords
     elif value is not cls:
@@ -200,6 +207,8 @@ class _Builder:
 
     def value(self, value: Any, annotation: str, where: str) -> Any:
         """A value with the parts in it made; `annotation` tells what they may be."""
+        if _PLAIN.fullmatch(annotation):
+            return value
         kinds = _kinds(annotation)
         if kinds and (value is not None or not annotation.endswith(" | None")) and _ONE.fullmatch(annotation):
             return self.make(value, kinds, where)
