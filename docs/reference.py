@@ -34,7 +34,7 @@ OTHERS = "others"
 def public_names() -> dict[str, dict[str, Any]]:
     """What each page documents, by full name; every object once, where it is first exported."""
     found = pkgutil.walk_packages(pyro_vmem.__path__, "pyro_vmem.")
-    rest = sorted(module.name for module in found if not module.name.rpartition(".")[2].startswith("_"))
+    rest = sorted(module.name for module in found if "._" not in module.name)
     pages: dict[str, dict[str, Any]] = {name: {} for name in [*MODULES, OTHERS]}
     seen: set[int] = set()
     for name in [*MODULES, *(other for other in rest if other not in MODULES)]:

@@ -190,8 +190,8 @@ def address_heat_map(
     q, of_slot, of_target = as_numpy(probabilities), as_numpy(labels), as_numpy(target_labels)
     if q.shape != (len(of_target), len(of_slot)):
         raise ValueError(
-            f"probabilities: expected shape {(len(of_target), len(of_slot))}, one row per target and one column per slot, "
-            f"got {q.shape}. Give a label for each."
+            f"probabilities: expected shape {(len(of_target), len(of_slot))}, one row per target and one column per "
+            f"slot, got {q.shape}. Give a label for each."
         )
     rows, columns = np.argsort(of_target, kind="stable"), np.argsort(of_slot, kind="stable")
     drawn = ax.imshow(q[rows][:, columns], cmap="cividis", vmin=0, vmax=1, aspect="auto", interpolation="nearest")
