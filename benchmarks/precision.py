@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 
 import pyro
 import torch
+from pyro_vmem.train.step import Steps
 from rich.console import Console
 from tqdm.auto import tqdm
 
@@ -24,7 +25,6 @@ import pyro_vmem as pv
 from benchmarks import command
 from benchmarks.timing import clock
 from pyro_vmem._utils.precision import autocast
-from pyro_vmem.train.step import Steps
 
 
 class Way(NamedTuple):

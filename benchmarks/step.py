@@ -24,6 +24,7 @@ from unittest.mock import patch
 import pyro
 import torch
 import torch.nn.functional as F
+from pyro_vmem.train.step import Steps
 from rich.console import Console
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
@@ -36,7 +37,6 @@ from pyro_vmem.infer.elbo import log_mean_exp
 from pyro_vmem.infer.vimco import leave_one_out
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import Doubling
-from pyro_vmem.train.step import Steps
 
 PARTICLES = 4
 ALL, FEW = "shared memory", f"shared memory, backward through 1 of {PARTICLES}"

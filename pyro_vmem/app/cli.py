@@ -20,15 +20,14 @@ import torch
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import free_name, write_atomically
 from pyro_vmem._utils.plain_json import as_plain
-from pyro_vmem.app.experiment import PARTS, Evaluation, Experiment, read_result
+from pyro_vmem._utils.version import __version__
+from pyro_vmem.app.experiment import PARTS, TRAINING, Evaluation, Experiment, read_result
 from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
 from pyro_vmem.config import load
 from pyro_vmem.config.spec import choices
-from pyro_vmem.config.words import split_words, underscored, with_changes
-from pyro_vmem.config.yaml_text import read_yaml, write_yaml
+from pyro_vmem.config.words import split_words, with_changes, write_yaml
 from pyro_vmem.model import VMA
-from pyro_vmem.train.distributed import Ranks, own_device
-from pyro_vmem.train.loggers import LoggerName
+from pyro_vmem.train.distributed import Processes, own_device
 
 __all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
 
@@ -63,12 +62,12 @@ def demo(
     start = time.perf_counter()
     for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
         require(module, extra)
-    ranks = Ranks.join(own_device())
-    folder = ranks.first(lambda: free_name(Path("runs/demo"))) if out is None else Path(out)
+    processes = Processes.join(own_device())
+    folder = processes.first(lambda: free_name(Path("runs/demo"))) if out is None else Path(out)
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
     experiment = Experiment(data=data, data_root=data_root, seed=seed, pretrained=pretrained, **budget)
-    result = experiment.train(folder) if pretrained is None else ranks.first(lambda: experiment.adopt(folder))
-    metrics = ranks.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
+    result = experiment.train(folder) if pretrained is None else processes.first(lambda: experiment.adopt(folder))
+    metrics = processes.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
     if _talks():
         _show(metrics)
     _say(
@@ -83,7 +82,6 @@ def train(
     resume: bool = False,
     device: str = "auto",
     workers: int = 0,
-    logger: LoggerName | None = None,
 ) -> dict[str, Any]:
     """Trains a model into a folder.
 
@@ -92,7 +90,7 @@ def train(
 
     Examples:
         pyro-vmem train --out runs/glyphs --steps 5000
-        pyro-vmem train --out runs/glyphs --resume --logger tensorboard
+        pyro-vmem train --out runs/glyphs --resume
         pyro-vmem train --address_guide TruncatedGuide --address_guide.k 16 --objective enumerate
         pyro-vmem train --config run.yaml --address_guide.inner PairwiseGuide --print_config
         torchrun --nproc-per-node 2 -m pyro_vmem train --out runs/glyphs
@@ -104,7 +102,6 @@ def train(
         resume: Go on with the run that the folder holds, with its own settings.
         device: Where to train: cpu, cuda, cuda:1 ... By default a GPU if there is one.
         workers: Processes that load episodes; by default the trainer loads them itself.
-        logger: Where the history goes beside history.csv.
 
     Raises:
         ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
@@ -113,9 +110,9 @@ def train(
         if out is None:
             raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
         experiment = Experiment.read(out)
-    ranks = Ranks.join(own_device(device))
-    out = ranks.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
-    result = experiment.train(out, resume=resume, device=device, workers=workers, logger=logger)
+    processes = Processes.join(own_device(device))
+    out = processes.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
+    result = experiment.train(out, resume=resume, device=device, workers=workers)
     _say(f"{result!r} in {out}")
     done = {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
     return done | {"interrupted": result.interrupted}
@@ -199,6 +196,7 @@ def sample(
 
 
 COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample)
+SPECS = (*PARTS, *TRAINING)
 GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
 
 
@@ -215,11 +213,10 @@ def main(args: Sequence[str] | None = None) -> int:
         >>> main(["evaluate", "no/such/run"])
         2
     """
-    # `--data-root` is as good as `--data_root`
-    words = [underscored(word) for word in (sys.argv[1:] if args is None else args)]
+    words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
     name = "pyro-vmem"
     try:
-        words, changes = split_words(_imported(words), PARTS, read_yaml)
+        words, changes = split_words(_imported(words), SPECS)
         config = _parser().parse_args(words)
         name = f"pyro-vmem {config.command}"
         settings = config[config.command].as_dict()
@@ -228,13 +225,13 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise ValueError(f"{part}: this command has no such option; `pyro-vmem train` has.")
             settings[part] = with_changes(settings[part], changed)
         as_json, _, shown = settings.pop("json"), settings.pop("config", None), settings.pop("print_config", False)
-        if shown:
-            sys.stdout.write(write_yaml(settings))
-            return 0
         command = next(fn for fn in COMMANDS if fn.__name__ == config.command)
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
                 settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
+        if shown:
+            sys.stdout.write(write_yaml(settings.pop("experiment").written_out() | settings))
+            return 0
         # What is meant for a reader gives way to the one object.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = command(**settings)
@@ -260,6 +257,7 @@ def _parser() -> Any:
         description="Variational memory addressing in Pyro.",
         formatter_class=_formatter(jsonargparse),
         allow_abbrev=False,
+        version=__version__,
     )
     commands = parser.add_subcommands(dest="command")
     for command in COMMANDS:
@@ -286,6 +284,12 @@ def _parser() -> Any:
         )
         commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
     return parser
+
+
+def _underscored(word: str) -> str:
+    """An option with underscores in its name, as `--data-root` is as good as `--data_root`; any other word as it is."""
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def _imported(words: list[str]) -> list[str]:

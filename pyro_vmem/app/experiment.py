@@ -8,7 +8,7 @@ import json
 import platform
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -40,12 +40,11 @@ from pyro_vmem.infer.by_name import Objective, named_objective
 from pyro_vmem.model import VMA, NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE, index_memory
 from pyro_vmem.parts import LearnedTemplates
 from pyro_vmem.plots import lookups
-from pyro_vmem.train import TrainingConfig, fit, read_result
-from pyro_vmem.train.distributed import Ranks, own_device
+from pyro_vmem.train import Callback, RefreshKeys, TrainingConfig, fit, read_result
+from pyro_vmem.train.distributed import Processes, own_device
+from pyro_vmem.train.folder import described
 from pyro_vmem.train.history import FitResult
-from pyro_vmem.train.loggers import Loggers
 from pyro_vmem.train.schedules import Schedule
-from pyro_vmem.train.state import described
 
 __all__ = ["Evaluation", "Experiment", "read_result"]
 
@@ -126,7 +125,8 @@ class Experiment(Sources):
         precision: The precision of the networks; see :class:`pyro_vmem.TrainingConfig`.
         validate_every: Steps between validations.
         select: Which weights are kept, those of the best validation or the last.
-        refresh_slots: How many keys of a memory's index are computed anew after each step; see :func:`pyro_vmem.fit`.
+        refresh_slots: How many keys of a memory's index are computed anew after each step; see
+            :class:`pyro_vmem.train.RefreshKeys`.
         notes: Anything else to keep with the run, such as what a benchmark evaluates; it changes nothing.
 
     Example:
@@ -190,7 +190,7 @@ class Experiment(Sources):
             **{n: from_spec(v, TRAINING[n], where=n) if n in TRAINING else v for n, v in values.items()}
         )
 
-    def made_objective(self) -> ELBO | str:
+    def made_objective(self) -> ELBO | Literal["auto"]:
         """The objective: `"auto"`, which is chosen when there is a model, or one that its spec stands for."""
         names = get_args(Objective)
         if self.objective == "auto":
@@ -205,9 +205,9 @@ class Experiment(Sources):
         elif isinstance(name, str) and (hint := guess(name, names)):
             raise ValueError(f"objective: expected the name of an objective, got {name!r}.{hint}")
         # A VMA has one plate, and an objective that has to find that out runs the model once more.
-        return from_spec(
-            spec | {"init_args": {"max_plate_nesting": 1} | spec.get("init_args", {})}, ELBO, where="objective"
-        )
+        with_plates = {"max_plate_nesting": 1} | (spec.get("init_args") or {})
+        elbo: ELBO = from_spec(spec | {"init_args": with_plates}, ELBO, where="objective")
+        return elbo
 
     def written_out(self) -> dict[str, Any]:
         """All settings, with all arguments of objective, optimizer and schedules."""
@@ -256,7 +256,7 @@ class Experiment(Sources):
         progress: bool = True,
         device: str = "auto",
         workers: int = 0,
-        logger: Loggers = None,
+        callbacks: Sequence[Callback] = (),
     ) -> FitResult:
         """Trains a new model into a folder, or goes on with the one that is there.
 
@@ -266,7 +266,7 @@ class Experiment(Sources):
             progress: Whether to show progress bars.
             device: Where to train; `"auto"` takes a GPU if there is one.
             workers: Processes that load episodes; see :func:`pyro_vmem.fit`.
-            logger: Where the history goes besides; see :func:`pyro_vmem.fit`.
+            callbacks: What is to be done between steps, likewise.
 
         Raises:
             ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
@@ -274,22 +274,21 @@ class Experiment(Sources):
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin("cpu" if workers else where)
         described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
-        is_first = Ranks.join(where).index == 0
+        is_first = Processes.join(where).index == 0
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():
             return fit(
                 vma,
                 episodes,
-                self.made_objective(),  # type: ignore[arg-type]
-                **_of_config(self.config()),
+                self.made_objective(),
+                self.config(),
+                callbacks=[RefreshKeys(self.refresh_slots), *callbacks],
                 validation=held_out,
                 validate_every=self.validate_every,
                 select=self.select,
-                refresh_slots=self.refresh_slots,
                 out=folder,
                 resume=resume,
                 device=where,
                 workers=workers,
-                logger=logger,
                 progress=progress,
             )
 
@@ -438,13 +437,3 @@ class Experiment(Sources):
             return f"pyro-vmem demo{quoted(always | evaluation)}"
         train = f"pyro-vmem train --out {shlex.quote(str(folder))}{quoted(always | changed)}"
         return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{quoted(evaluation)}"
-
-
-def _of_config(config: TrainingConfig) -> dict[str, Any]:
-    """TEMPORARY: the arguments of today's `fit`."""
-    return {
-        **{n: getattr(config, n) for n in ("steps", "minutes", "lr", "clip_norm", "precision", "seed")},
-        "lr_warmup": config.schedule.warmup,  # type: ignore[union-attr]
-        "kl_start": config.kl_schedule.start,  # type: ignore[attr-defined]
-        "kl_warmup": config.kl_schedule.share,  # type: ignore[attr-defined]
-    }

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-__all__ = ["quoted", "read_yaml", "split_words", "with_changes"]
+__all__ = ["quoted", "read_yaml", "split_words", "with_changes", "write_yaml"]
 
 Change = tuple[list[str], Any]
 
@@ -38,6 +38,21 @@ def read_yaml(text: str) -> Any:
         if (seen := seen + 1) > MOST_VALUES:
             raise ValueError(f"it has more than {MOST_VALUES:,} values, its aliases followed. Write it without them")
     return data
+
+
+def write_yaml(data: Any) -> str:
+    """Plain data as a text that :func:`read_yaml` reads.
+
+    Example:
+        >>> print(write_yaml({"steps": 10, "held_out": (20, 1, 2)}), end="")
+        steps: 10
+        held_out: [20, 1, 2]
+    """
+    import yaml
+
+    plain = json.loads(json.dumps(data))  # tuples are lists
+    text: str = yaml.safe_dump(plain, sort_keys=False, default_flow_style=None, width=120)
+    return text
 
 
 def split_words(words: Sequence[str], names: Iterable[str]) -> tuple[list[str], dict[str, list[Change]]]:

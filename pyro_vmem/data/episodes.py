@@ -28,7 +28,7 @@ class Episode:
     Attributes:
         memory: The memory, with labels: shared by all targets, with templates of shape :math:`(S, *)`, or one for each.
         x: The targets, with shape :math:`(B, *)` and values as in the memory.
-        labels: The class of each target, with shape :math:`(B)`, numbered as ``memory.labels``.
+        labels: The class of each target, with shape :math:`(B)`, numbered as ``memory.labels``; `None` if not known.
 
     Example:
         >>> memory = Memory(torch.rand(3, 1, 4, 4), labels=torch.tensor([7, 7, 9]))
@@ -38,13 +38,11 @@ class Episode:
 
     memory: Memory
     x: Tensor
-    labels: Tensor
+    labels: Tensor | None = None
 
     def __repr__(self) -> str:
-        return (
-            f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape "
-            f"{tuple(self.x.shape[1:])}, {len(torch.unique(self.labels))} classes)"
-        )
+        classes = "no labels" if self.labels is None else f"{len(torch.unique(self.labels))} classes"
+        return f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape {tuple(self.x.shape[1:])}, {classes})"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
         """Return the episode on a device.
@@ -61,12 +59,13 @@ class Episode:
         return Episode(
             self.memory.to(device, non_blocking=non_blocking),
             self.x.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
+            None if self.labels is None else self.labels.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Episode:
         """Return the episode in page-locked memory, as ``DataLoader(pin_memory=True)`` asks for."""
-        return Episode(self.memory.pin_memory(), self.x.pin_memory(), self.labels.pin_memory())
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return Episode(self.memory.pin_memory(), self.x.pin_memory(), labels)
 
 
 class EpisodeSampler(Dataset[Episode]):
@@ -361,4 +360,6 @@ def merge_episodes(episodes: Sequence[Episode]) -> Episode:
         labels=torch.stack(labels) if labels else None,
         per_datapoint=True,
     )
-    return Episode(memory, torch.cat([e.x for e in episodes]), torch.cat([e.labels for e in episodes]))
+    classes = [e.labels for e in episodes if e.labels is not None]
+    joined = torch.cat(classes) if len(classes) == len(episodes) else None
+    return Episode(memory, torch.cat([e.x for e in episodes]), joined)

@@ -23,6 +23,7 @@ import pyro
 import torch
 from PIL import Image
 from pyro.infer import RenyiELBO, ReweightedWakeSleep, TraceEnum_ELBO, config_enumerate
+from pyro_vmem.train.step import Steps
 from small_run import blobs, sampler, small_vma
 
 import pyro_vmem as pv
@@ -34,7 +35,6 @@ from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.by_name import named_objective
 from pyro_vmem.train import load_checkpoint, save_checkpoint
 from pyro_vmem.train.checkpoint import load_newest
-from pyro_vmem.train.step import Steps
 
 NAN, INF = float("nan"), float("inf")
 

@@ -9,11 +9,11 @@ import pyro
 import pytest
 import torch
 from pyro.infer import ELBO, Trace_ELBO, TraceGraph_ELBO, config_enumerate
+from pyro_vmem.train.step import Steps
 from small_run import blobs, small_vma
 from torch import Tensor
 
 import pyro_vmem as pv
-from pyro_vmem.train.step import Steps
 
 S, B = 60, 5  # slots and targets
 FULL = torch.autocast("cpu", enabled=False)
