@@ -192,28 +192,35 @@ class Experiment(Sources):
 
     def made_objective(self) -> ELBO | Literal["auto"]:
         """The objective: `"auto"`, which is chosen when there is a model, or one that its spec stands for."""
-        names = get_args(Objective)
         if self.objective == "auto":
             return "auto"
-        spec: dict[str, Any] = (
-            {"class_path": self.objective} if isinstance(self.objective, str) else self.objective or {}
-        )
-        name, given = spec.get("class_path"), spec.get("init_args") or {}
-        if name in names:  # a short name, perhaps with some arguments of its own
-            of_name = spec_of(named_objective(name))
-            spec = {"class_path": of_name["class_path"], "init_args": of_name["init_args"] | given}
-        elif isinstance(name, str) and (hint := guess(name, names)):
-            raise ValueError(f"objective: expected the name of an objective, got {name!r}.{hint}")
-        # A VMA has one plate, and an objective that has to find that out runs the model once more.
-        with_plates = {"max_plate_nesting": 1} | (spec.get("init_args") or {})
-        elbo: ELBO = from_spec(spec | {"init_args": with_plates}, ELBO, where="objective")
+        elbo: ELBO = from_spec(self._objective_spec(), ELBO, where="objective")
         return elbo
+
+    def _objective_spec(self) -> dict[str, Any]:
+        """The spec of the objective, with the class and the arguments that a short name stands for."""
+        names = get_args(Objective)
+        named = {"class_path": self.objective} if not isinstance(self.objective, dict) else self.objective
+        name, given = named.get("class_path"), named.get("init_args") or {}
+        if name in names and isinstance(given, dict):
+            if name == "auto":
+                raise ValueError("objective: 'auto' takes no arguments. Name the objective that has them.")
+            named = spec_of(named_objective(name))
+            given = {**named["init_args"], "max_plate_nesting": 1, **given}
+        elif name not in names and isinstance(name, str) and (hint := guess(name, names)):
+            raise ValueError(f"objective: expected the name of an objective, got {name!r}.{hint}")
+        # A VMA has one plate. An objective that has to find that out runs the model once more.
+        return named | {"init_args": {"max_plate_nesting": 1, **given} if isinstance(given, dict) else given}
 
     def written_out(self) -> dict[str, Any]:
         """All settings, with all arguments of objective, optimizer and schedules."""
-        config, objective = self.config(), self.made_objective()
-        made = {"objective": objective} | {name: getattr(config, name) for name in TRAINING if name != "objective"}
-        return asdict(self) | {name: v if isinstance(v, str) else spec_of(v) for name, v in made.items()}
+        values, config = asdict(self), self.config()
+        values |= {name: spec_of(getattr(config, name)) for name in TRAINING if name != "objective"}
+        if self.objective != "auto":
+            # Not as attributes: its constructor adds a plate of its own to those that it is told of.
+            elbo = self.made_objective()
+            values["objective"] = spec_of(partial(type(elbo), **self._objective_spec()["init_args"]))
+        return values
 
     def begin(self, device: torch.device | str = "cpu") -> tuple[VMA, Dataset[Episode], Dataset[Episode]]:
         """A new model, on the CPU, and the episodes that it is trained and validated on, made on a device."""

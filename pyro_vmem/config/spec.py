@@ -14,7 +14,7 @@ import reprlib
 import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, get_args
+from typing import Any
 
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -203,7 +203,9 @@ class _Builder:
             if key is None or key[1] not in made:
                 raise ValueError(f"{where}: {error}") from error
             raise _wrong_type(given[key[1]], _annotation(cls, key[1]), f"{where}.{key[1]}") from error
-        return {name: parsed[name] if name in known else value for name, value in made.items()}
+        # A whole number stays one where a float may stand: Pyro counts plates by a float, and indexes with it.
+        kept = {name for name, value in made.items() if name not in known or type(value) is int}
+        return {name: value if name in kept else parsed[name] for name, value in made.items()}
 
     def value(self, value: Any, annotation: str, where: str) -> Any:
         """A value with the parts in it made; `annotation` tells what they may be."""
@@ -332,8 +334,8 @@ def _wrong_type(value: Any, annotation: str, where: str) -> ValueError:
 
 
 def _choice_names(bases: tuple[type, ...]) -> list[str]:
-    found = (cls for base in bases for cls in _below(base) if not inspect.isabstract(cls) and cls is not Part)
-    return sorted({cls.__name__ for cls in found if not cls.__name__.startswith("_")})
+    found = (cls for base in bases for cls in _below(base) if not inspect.isabstract(cls))
+    return sorted({cls.__name__ for cls in found if cls not in (Part, *_LATER) and not cls.__name__.startswith("_")})
 
 
 def _choices(bases: tuple[type, ...]) -> str:
