@@ -207,7 +207,10 @@ def test_values_of_many_types() -> None:
         ({"limit": "al"}, "got 'al' (str). Did you mean 'all'?"),
         ({"pair": [1]}, "spec.address_prior.pair: expected tuple[int, str], got [1] (list)."),
         ({"pair": [1, 2]}, "spec.address_prior.pair: expected tuple[int, str], got [1, 2] (list)."),
-        ({"by_name": {"a": "b"}}, "spec.address_prior.by_name: expected dict[str, float | None], got {'a': 'b'} (dict)."),
+        (
+            {"by_name": {"a": "b"}},
+            "spec.address_prior.by_name: expected dict[str, float | None], got {'a': 'b'} (dict).",
+        ),
         ({"priors": "UniformPrior"}, "priors: expected list[AddressPrior], got 'UniformPrior' (str)."),
         ({"priors": ["StandardPrior"]}, "spec.address_prior.priors[0]: expected the name of an AddressPrior, got"),
         ({"loose": [{"class_path": "os.system"}]}, "spec.address_prior.loose[0]: expected the name of a Part, got"),
@@ -392,8 +395,7 @@ def test_messages(place: str, part: Any, message: str, base: type[Part] | None) 
         (
             "address_guide",
             with_args("SimilarityGuide", normalise="cosin"),
-            "normalise: expected Literal['memory', 'cosine', 'dot'], got 'cosin' (str). "
-            "Did you mean 'cosine'?",
+            "normalise: expected Literal['memory', 'cosine', 'dot'], got 'cosin' (str). Did you mean 'cosine'?",
         ),
         ("address_guide", with_args("SimilarityGuide", normalise=[]), "got [] (list)"),
         (
