@@ -111,7 +111,7 @@ class Ladder(SphinxDirective):
 
     def run(self) -> list[Any]:
         """The list."""
-        source = ast.parse((ROOT / "tests" / "test_layering.py").read_text())
+        source = ast.parse((ROOT / "tests" / "project" / "test_layering.py").read_text())
         order = next(
             [item.value for item in node.value.elts]
             for node in source.body

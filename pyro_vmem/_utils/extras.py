@@ -9,17 +9,17 @@ __all__ = ["require"]
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import an optional dependency, or say how to install it.
+    """Imports an optional dependency, or say how to install it.
 
     Arguments:
-        module: The module's full name, for example ``"matplotlib.pyplot"``.
-        extra: The extra of ``pyro_vmem`` that installs it, for example ``"plots"``.
+        module: The module's full name, for example `"matplotlib.pyplot"`.
+        extra: The extra of `pyro_vmem` that installs it, for example `"plots"`.
 
     Returns:
         The imported module.
 
     Raises:
-        ImportError: The module is not installed. The message names the ``pip`` command that adds it.
+        ImportError: The module is not installed. The message names the `pip` command that adds it.
 
     Example:
         >>> require("math", "plots").sqrt(9.0)

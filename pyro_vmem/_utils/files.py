@@ -1,17 +1,28 @@
-"""Files that appear whole or not at all, and survive a crash once they are there."""
+"""Files that appear whole or not at all and survive a crash; JSON files; names of new folders."""
 
 from __future__ import annotations
 
 import contextlib
 import glob
+import json
+import math
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["free_name", "numbered", "remove_leftovers", "versions_of", "write_atomically"]
+__all__ = [
+    "as_plain",
+    "free_name",
+    "numbered",
+    "remove_leftovers",
+    "versions_of",
+    "write_atomically",
+    "write_json",
+]
 
 
 @contextmanager
@@ -112,6 +123,26 @@ def free_name(folder: Path) -> Path:
         number += 1
         candidate = folder.with_name(f"{folder.name}-{number}")
     return candidate
+
+
+def as_plain(values: Any) -> Any:
+    """Converts values to what JSON can hold: null for NaN and infinity, such as the standard error of one episode.
+
+    Example:
+        >>> as_plain({"nll_se": math.nan, "count": [1, math.inf]})
+        {'nll_se': None, 'count': [1, None]}
+    """
+    if isinstance(values, dict):
+        return {name: as_plain(value) for name, value in values.items()}
+    if isinstance(values, list):
+        return [as_plain(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Writes a JSON file, whole or not at all."""
+    with write_atomically(path) as aside:
+        aside.write_text(json.dumps(as_plain(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _flush(path: Path) -> None:

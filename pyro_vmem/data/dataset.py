@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmem.data._files import save_npz
+from pyro_vmem.data.storage import save_npz
 
 __all__ = ["FewShotDataset"]
 
@@ -18,15 +18,15 @@ __all__ = ["FewShotDataset"]
 class FewShotDataset:
     r"""Observations :math:`x`, the class of each, and the alphabet of each class.
 
-    Images are channel-first, ``(C, H, W)``. ``uint8`` images hold 0 for paper and 255 for ink. Any other
-    event shape, such as ``(D,)``, works with floating-point values.
+    Images are channel-first, `(C, H, W)`. `uint8` images hold 0 for paper and 255 for ink. Any other
+    event shape, such as `(D,)`, works with floating-point values.
 
     Arguments:
-        images: The observations, with shape :math:`(N, *)`; ``uint8`` in 0..255, or floating point.
+        images: The observations, with shape :math:`(N, *)`; `uint8` in 0..255, or floating point.
         classes: The class index of each observation, with shape :math:`(N)`; every class has at least one.
-        class_names: The :math:`n` class names, unique; by default ``"0"``, ``"1"``, ...
+        class_names: The :math:`n` class names, unique; by default `"0"`, `"1"`, ...
         alphabets: The alphabet index of each class, with shape :math:`(n)`; by default one alphabet for all.
-        alphabet_names: The alphabet names, unique, each in use; by default ``"0"``, ``"1"``, ...
+        alphabet_names: The alphabet names, unique, each in use; by default `"0"`, `"1"`, ...
 
     Raises:
         ValueError: Lengths, types or indices do not agree, a class or an alphabet is empty, a name comes
@@ -97,7 +97,7 @@ class FewShotDataset:
 
     @property
     def image_shape(self) -> tuple[int, ...]:
-        """The event shape of one observation: ``(C, H, W)`` for images."""
+        """The event shape of one observation: `(C, H, W)` for images."""
         return tuple(self.images.shape[1:])
 
     @property
@@ -107,7 +107,7 @@ class FewShotDataset:
 
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
-        """Return observations as ``float32``; ``uint8`` values 0..255 become 0..1.
+        """Returns observations as `float32`; `uint8` values 0..255 become 0..1.
 
         Arguments:
             images: Any selection of a data set's images, with shape :math:`(*)`.
@@ -124,7 +124,7 @@ class FewShotDataset:
         return images.float()
 
     def images_of(self, class_index: int) -> Tensor:
-        r"""Return the observations of one class, in their order in :attr:`images`.
+        r"""Returns the observations of one class, in their order in :attr:`images`.
 
         Arguments:
             class_index: The class, in 0..n-1.
@@ -148,7 +148,7 @@ class FewShotDataset:
         return self.images[self.classes == class_index]
 
     def subset(self, class_indices: Sequence[int] | Tensor) -> FewShotDataset:
-        r"""Return the data set of some classes, renumbered from 0 in the order given.
+        r"""Returns the data set of some classes, renumbered from 0 in the order given.
 
         Arguments:
             class_indices: The classes to keep, each once, with shape :math:`(n')`.
@@ -199,12 +199,12 @@ class FewShotDataset:
         test: float | Sequence[str] = 0.2,
         seed: int = 0,
     ) -> tuple[FewShotDataset, FewShotDataset]:
-        """Split into two data sets that share no class, and by default no alphabet.
+        """Splits into two data sets that share no class, and by default no alphabet.
 
         Arguments:
-            by: ``"alphabet"`` keeps whole alphabets together; ``"class"`` draws classes from all alphabets.
+            by: `"alphabet"` keeps whole alphabets together; `"class"` draws classes from all alphabets.
             test: The share of the classes to hold out, in (0, 1), or the names of the alphabets (of the
-                classes with ``by="class"``). A share is met as nearly as whole alphabets, drawn at random,
+                classes with `by="class"`). A share is met as nearly as whole alphabets, drawn at random,
                 allow.
             seed: The seed of the draw; unused where names are given.
 
@@ -247,9 +247,9 @@ class FewShotDataset:
         return self.subset(torch.nonzero(~is_test)[:, 0]), self.subset(torch.nonzero(is_test)[:, 0])
 
     def save_npz(self, path: str | os.PathLike[str]) -> None:
-        """Write the data set to one ``.npz`` file that :func:`~pyro_vmem.data.from_npz` reads.
+        """Writes the data set to one `.npz` file that :func:`~pyro_vmem.data.from_npz` reads.
 
-        The file holds ``images``, ``classes``, ``class_names``, ``alphabets`` and ``alphabet_names``. It
+        The file holds `images`, `classes`, `class_names`, `alphabets` and `alphabet_names`. It
         appears whole or not at all, and replaces an older one.
 
         Arguments:
@@ -321,7 +321,7 @@ def _check_groups(name: str, index: Tensor, names: list[str], group: str, member
 
 
 def _draw_groups(group: Tensor, num_groups: int, share: float, seed: int) -> Tensor:
-    """Draw whole groups until their classes come nearest to a share of all classes."""
+    """Draws whole groups until their classes come nearest to a share of all classes."""
     if not 0 < share < 1:
         raise ValueError(f"test: got {share}, expected a share between 0 and 1, or a list of names.")
     sizes = torch.bincount(group, minlength=num_groups)

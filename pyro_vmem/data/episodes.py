@@ -28,7 +28,10 @@ class Episode:
     Attributes:
         memory: The memory, with labels: shared by all targets, with templates of shape :math:`(S, *)`, or one for each.
         x: The targets, with shape :math:`(B, *)` and values as in the memory.
-        labels: The class of each target, with shape :math:`(B)`, numbered as ``memory.labels``; `None` if not known.
+        labels: The class of each target, with shape :math:`(B)`, numbered as `memory.labels`; `None` if not known.
+
+    Raises:
+        ValueError: Memory, targets and labels do not fit one another.
 
     Example:
         >>> memory = Memory(torch.rand(3, 1, 4, 4), labels=torch.tensor([7, 7, 9]))
@@ -40,13 +43,37 @@ class Episode:
     x: Tensor
     labels: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        # Shapes and types only: episodes are made within a training step, where a look at values would wait for a GPU.
+        if not hasattr(self.memory, "event_shape"):  # packed memories and those of a test have it too
+            raise ValueError(f"memory: expected a Memory, got {type(self.memory).__name__}.")
+        for name, value in (("x", self.x), ("labels", self.labels)):
+            if not isinstance(value, Tensor) and not (name == "labels" and value is None):
+                raise ValueError(f"{name}: expected a Tensor, got {type(value).__name__}.")
+        event, batch = tuple(self.memory.event_shape), tuple(self.memory.batch_shape)
+        if self.x.ndim != len(event) + 1 or tuple(self.x.shape[1:]) != event or len(self.x) == 0:
+            raise ValueError(
+                f"x: expected shape (B, {', '.join(map(str, event))}) as the memory's templates have, got "
+                f"{tuple(self.x.shape)}. One target alone is x[None]."
+            )
+        if batch and batch != (len(self.x),):
+            raise ValueError(f"x: expected {batch[0]} targets, one for each memory, got {len(self.x)}.")
+        if self.labels is None:
+            return
+        if self.labels.shape != (len(self.x),):
+            raise ValueError(
+                f"labels: expected shape ({len(self.x)},), the class of each target, got {tuple(self.labels.shape)}."
+            )
+        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
+            raise ValueError(f"labels: expected integers, got {self.labels.dtype}. Use `labels.long()`.")
+
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(torch.unique(self.labels))} classes"
         shape = tuple(self.x.shape[1:])
         return f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape {shape}, {classes})"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
-        """Return the episode on a device.
+        """Returns the episode on a device.
 
         Arguments:
             device: The device.
@@ -64,41 +91,41 @@ class Episode:
         )
 
     def pin_memory(self) -> Episode:
-        """Return the episode in page-locked memory, as ``DataLoader(pin_memory=True)`` asks for."""
+        """Returns the episode in page-locked memory, as `DataLoader(pin_memory=True)` asks for."""
         labels = None if self.labels is None else self.labels.pin_memory()
         return Episode(self.memory.pin_memory(), self.x.pin_memory(), labels)
 
 
 class EpisodeSampler(Dataset[Episode]):
-    r"""Draws episodes: ``n_way`` classes, ``k_shot`` memory slots and ``n_query`` targets of each.
+    r"""Draws episodes: `n_way` classes, `k_shot` memory slots and `n_query` targets of each.
 
-    With ``n_absent`` there are targets of further classes, of which nothing is in memory. A model that never met such
+    With `n_absent` there are targets of further classes, of which nothing is in memory. A model that never met such
     targets in training has no better use for a memory that does not help than to be misled by it.
 
     Classes are drawn without replacement, and so are the drawings of a class: a target is never in the
     memory. The order of the slots and of the targets is random, so that a position tells nothing about a
     class.
 
-    ``sampler[i]`` depends on nothing but the arguments and ``i``: it is the same in any process, in any
-    order. ``DataLoader(sampler, batch_size=None, num_workers=2)`` therefore gives the episodes that iterating
+    `sampler[i]` depends on nothing but the arguments and `i`: it is the same in any process, in any
+    order. `DataLoader(sampler, batch_size=None, num_workers=2)` therefore gives the episodes that iterating
     gives.
 
-    With ``rotate`` or ``flip`` each class comes in variants that are classes of their own: class :math:`c`
+    With `rotate` or `flip` each class comes in variants that are classes of their own: class :math:`c`
     under the :math:`t`-th transform has the label :math:`c + n t`, where :math:`n` is the number of classes
     of the data set. The transforms are the identity, the rotations by 90, 180 and 270 degrees
-    (counter-clockwise) if ``rotate``, and then each of these after a left-right mirroring if ``flip``.
+    (counter-clockwise) if `rotate`, and then each of these after a left-right mirroring if `flip`.
 
     Arguments:
         dataset: The classes to draw from.
         n_way: The number of classes in an episode.
-        k_shot: The number of memory slots of each class; :math:`S` = ``n_way * k_shot``.
-        n_query: The number of targets of each class; :math:`B` = ``n_way * n_query``.
+        k_shot: The number of memory slots of each class; :math:`S` = `n_way * k_shot`.
+        n_query: The number of targets of each class; :math:`B` = `n_way * n_query`.
         seed: The seed of the episodes.
         rotate: Whether to add the classes turned by 90, 180 and 270 degrees.
         flip: Whether to add the mirrored classes.
         n_absent: The number of further classes that have targets and no slots; :math:`B` = ``(n_way + n_absent) *
             n_query``.
-        num_episodes: The number of episodes. By default there is no end to them, and ``len`` is :math:`10^9`.
+        num_episodes: The number of episodes. By default there is no end to them, and `len` is :math:`10^9`.
         device: Where the images are held, and episodes are made of them: the same ones on any device. By default where
             the data set has them.
 
@@ -199,7 +226,7 @@ class EpisodeSampler(Dataset[Episode]):
         return _ENDLESS if self.num_episodes is None else self.num_episodes
 
     def __getitem__(self, index: int) -> Episode:
-        """Return the episode of an index, which depends on the arguments and the index only."""
+        """Returns the episode of an index, which depends on the arguments and the index only."""
         generator = self._generator(index, _EPISODE)
         variants = torch.randperm(self.num_classes, generator=generator)[: self.n_way + self.n_absent]
         drawings = self._draw(variants, self.k_shot + self.n_query, generator)
@@ -216,15 +243,15 @@ class EpisodeSampler(Dataset[Episode]):
         return Episode(Memory(events[:size], labels=labels[:size]), events[size:], labels[size:])
 
     def __iter__(self) -> Iterator[Episode]:
-        """Iterate over the episodes from the first, whatever :meth:`sample` has returned."""
+        """Iterates over the episodes from the first, whatever :meth:`sample` has returned."""
         for index in range(len(self)):
             yield self[index]
 
     def sample(self) -> Episode:
-        """Return the next episode: ``sampler[0]``, then ``sampler[1]`` and so on.
+        """Returns the next episode: `sampler[0]`, then `sampler[1]` and so on.
 
         Raises:
-            IndexError: All ``num_episodes`` episodes were returned.
+            IndexError: All `num_episodes` episodes were returned.
 
         Example:
             >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
@@ -237,7 +264,7 @@ class EpisodeSampler(Dataset[Episode]):
         return episode
 
     def distractors(self, index: int) -> Memory:
-        r"""Return a memory like that of episode ``index``, but of other classes.
+        r"""Returns a memory like that of episode `index`, but of other classes.
 
         The gap between the evidence of the targets under the right memory and under this one tells what the
         right memory is worth. No variant of a class of the episode is in it.
@@ -246,7 +273,7 @@ class EpisodeSampler(Dataset[Episode]):
             index: The index of the episode.
 
         Returns:
-            A memory of ``n_way`` classes with ``k_shot`` slots each; it depends on the arguments and the
+            A memory of `n_way` classes with `k_shot` slots each; it depends on the arguments and the
             index only.
 
         Raises:
@@ -283,7 +310,7 @@ class EpisodeSampler(Dataset[Episode]):
         return torch.Generator().manual_seed(int(state[0]))
 
     def _draw(self, variants: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Draw distinct images of each class, as indices into the data set, with shape (n_way, count)."""
+        """Draws distinct images of each class, as indices into the data set, with shape (n_way, count)."""
         classes = variants % self.dataset.num_classes
         sizes = self._sizes[classes]
         keys = torch.rand(len(classes), int(sizes.max()), generator=generator)
@@ -291,7 +318,7 @@ class EpisodeSampler(Dataset[Episode]):
         return self._by_class[self._starts[classes][:, None] + keys.topk(count).indices]
 
     def _load(self, drawings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gather images as floats, each under the transform that its label names; return them and labels on the device.
+        """Gathers images as floats, each under the transform of its label; returns them and labels on the device.
 
         What is drawn are small numbers, on the CPU, so that they are the same everywhere.
         """
@@ -309,7 +336,7 @@ class EpisodeSampler(Dataset[Episode]):
 
 
 def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:
-    """Iterate over what can be evaluated together: episodes of one target merged, others one by one.
+    """Iterates over what can be evaluated together: episodes of one target merged, others one by one.
 
     Arguments:
         episodes: Where the episodes come from.
@@ -338,7 +365,7 @@ def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | N
 
 
 def merge_episodes(episodes: Sequence[Episode]) -> Episode:
-    """Merge episodes of one target each into one with a memory per datapoint.
+    """Merges episodes of one target each into one with a memory per datapoint.
 
     Arguments:
         episodes: Episodes with one target each and equally many slots.

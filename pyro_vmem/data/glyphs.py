@@ -109,7 +109,7 @@ def glyphs(
             style are equal.
 
     Returns:
-        A data set of ``uint8`` images with shape :math:`(N, 1, H, W)` and values 0 (paper) and 255 (ink).
+        A data set of `uint8` images with shape :math:`(N, 1, H, W)` and values 0 (paper) and 255 (ink).
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -155,18 +155,18 @@ class _Font:
         self._sizes: dict[int, Any] = {}
 
     def letters(self) -> list[str]:
-        """List the letters of the font whose shape is their own."""
+        """Lists the letters of the font whose shape is their own."""
         codes = require("matplotlib.ft2font", "plots").FT2Font(self._path).get_charmap()
         chars = [chr(code) for code in sorted(codes) if _is_letter(chr(code))]
         return [char for char in chars if char.isascii()] if self.name in _ASCII_FONTS else chars
 
     def extent(self, char: str) -> float:
-        """Return the longer side of a letter's ink as a share of the font size; 0 if it is blank."""
+        """Returns the longer side of a letter's ink as a share of the font size; 0 if it is blank."""
         bitmap = self._bitmap(char, 48)
         return 0.0 if bitmap is None else max(bitmap.shape) / 48
 
     def render(self, char: str, resolution: int) -> Bitmap | None:
-        """Draw a letter, cropped to its ink: its longer side has 0.6 to 1 times ``resolution`` pixels."""
+        """Draws a letter, cropped to its ink: its longer side has 0.6 to 1 times `resolution` pixels."""
         size = round(0.86 * resolution)
         bitmap = self._bitmap(char, size)
         if bitmap is not None and not 0.6 * resolution <= max(bitmap.shape) <= resolution:
@@ -201,7 +201,7 @@ def _is_letter(char: str) -> bool:
 
 @functools.lru_cache(maxsize=4)
 def _letters(min_styles: int) -> tuple[_Letter, ...]:
-    """Choose the classes; the result is small, and finding it takes a second or two."""
+    """Chooses the classes; the result is small, and finding it takes a second or two."""
     fonts = {name: _Font(name) for name in _UNICODE_FONTS + _ASCII_FONTS}
     fonts_of: dict[str, list[str]] = {}
     for name, font in fonts.items():
@@ -232,7 +232,7 @@ def _letters(min_styles: int) -> tuple[_Letter, ...]:
 
 
 def _distinct_letters(chars: Sequence[str], ranks: Sequence[int], fonts: dict[str, _Font]) -> list[str]:
-    """Keep letters no two of which look alike, those of more fonts first.
+    """Keeps letters no two of which look alike, those of more fonts first.
 
     Every letter left out looks like one that is kept. Merging by chains of likeness instead would join
     letters that do not look alike at all, by way of those between.
@@ -256,7 +256,7 @@ def _distinct_letters(chars: Sequence[str], ranks: Sequence[int], fonts: dict[st
 
 
 def _stray_ink(bitmaps: Sequence[Bitmap]) -> Tensor:
-    """Return for each pair the larger share of ink of one that is far from the ink of the other, (n, n)."""
+    """Returns for each pair the larger share of ink of one that is far from the ink of the other, (n, n)."""
     frame = _ALIKE_INK + 4  # the ink grows by one pixel on each side
     scale = torch.tensor([_ALIKE_INK / max(bitmap.shape) for bitmap in bitmaps])
     linear = torch.diag_embed(scale[:, None].expand(-1, 2))
@@ -268,7 +268,7 @@ def _stray_ink(bitmaps: Sequence[Bitmap]) -> Tensor:
 
 
 def _render_styles(letters: Iterable[_Letter], drawings: int, resolution: int) -> list[Bitmap]:
-    """Render the source of each drawing of each letter: its styles in turn."""
+    """Renders the source of each drawing of each letter: its styles in turn."""
     fonts = {name: _Font(name) for name in _UNICODE_FONTS + _ASCII_FONTS}
     sources = []
     for letter in letters:
@@ -279,7 +279,7 @@ def _render_styles(letters: Iterable[_Letter], drawings: int, resolution: int) -
 
 
 def _warp(bitmaps: Sequence[Bitmap], size: int, jitter: float, generator: torch.Generator) -> Tensor:
-    """Draw bitmaps in frames under random affine maps that keep all ink inside, shape (n, size, size)."""
+    """Draws bitmaps in frames under random affine maps that keep all ink inside, shape (n, size, size)."""
     n = len(bitmaps)
     draw = torch.rand(n, 6, generator=generator)
     angle, aspect, shear = ((2 * draw[:, :3] - 1) * torch.tensor([_ROTATION, _LOG_ASPECT, _SHEAR]) * jitter).unbind(1)
@@ -307,7 +307,7 @@ def _warp(bitmaps: Sequence[Bitmap], size: int, jitter: float, generator: torch.
 
 
 def _resample(bitmaps: Sequence[Bitmap], linear: Tensor, shift: Tensor, size: int) -> Tensor:
-    """Map bitmaps about their centres by ``linear`` (n, 2, 2) and ``shift`` (n, 2), pixels, into frames."""
+    """Maps bitmaps about their centres by `linear` (n, 2, 2) and `shift` (n, 2), pixels, into frames."""
     side = max(max(bitmap.shape) for bitmap in bitmaps) + 2
     canvas = np.zeros((len(bitmaps), side, side), dtype=np.uint8)
     for page, bitmap in zip(canvas, bitmaps, strict=True):

@@ -25,7 +25,7 @@ def load_ahead(
     device: torch.device | str = "cpu",
     workers: int = 0,
 ) -> Generator[Episode]:
-    """Iterate over episodes `start` to `stop - 1`, in order, on a device.
+    """Iterates over episodes `start` to `stop - 1`, in order, on a device.
 
     Which episodes come, and the global random state, do not depend on how they are loaded. An error of an episode is
     raised when its turn comes.

@@ -19,8 +19,9 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem.data._files import cache_folder, data_root, save_npz
 from pyro_vmem.data.dataset import FewShotDataset
+from pyro_vmem.data.image_folder import open_picture
+from pyro_vmem.data.storage import cache_folder, data_root, load_npz, printable, save_npz
 
 __all__ = ["omniglot"]
 
@@ -70,9 +71,9 @@ def omniglot(
 ) -> FewShotDataset:
     r"""Omniglot: handwritten characters of 50 alphabets, 20 drawings of each.
 
-    Reads the folders ``images_background/<Alphabet>/characterNN/*.png`` and ``images_evaluation/...``, or zip
-    archives of them, in ``root``, ``root/omniglot`` or ``root/omniglot-py``. Images are ``(1, H, W)`` with
-    255 for ink; classes are named ``"Alphabet/characterNN"``. What was read is kept in a small cache file, so
+    Reads the folders `images_background/<Alphabet>/characterNN/*.png` and `images_evaluation/...`, or zip
+    archives of them, in `root`, `root/omniglot` or `root/omniglot-py`. Images are `(1, H, W)` with
+    255 for ink; classes are named `"Alphabet/characterNN"`. What was read is kept in a small cache file, so
     that only the first call takes seconds.
 
     References:
@@ -80,21 +81,21 @@ def omniglot(
         | https://github.com/brendenlake/omniglot
 
     Arguments:
-        root: The folder to look in; by default the environment variable ``PYRO_VMEM_DATA``.
-        subset: ``"background"`` (964 characters of 30 alphabets), ``"evaluation"`` (659 of 20) or ``"all"``.
-        resize: How 105x105 becomes smaller. ``"index28"`` takes rows and columns
-            :math:`\lfloor 105 i / 28 \rfloor`; ``"nearest26"`` is PIL's NEAREST at 26x26; ``"maxpool26"`` is
+        root: The folder to look in; by default the environment variable `PYRO_VMEM_DATA`.
+        subset: `"background"` (964 characters of 30 alphabets), `"evaluation"` (659 of 20) or `"all"`.
+        resize: How 105x105 becomes smaller. `"index28"` takes rows and columns
+            :math:`\lfloor 105 i / 28 \rfloor`; `"nearest26"` is PIL's NEAREST at 26x26; `"maxpool26"` is
             4x4 max-pooling of the ink in the 104x104 crop; None keeps 105x105.
-        cache_dir: The folder of the cache file; by default ``$PYRO_VMEM_CACHE``, else
-            ``$XDG_CACHE_HOME/pyro_vmem``, else ``~/.cache/pyro_vmem``.
-        download: Whether to fetch what ``root`` lacks, by ``torchvision.datasets.Omniglot``.
+        cache_dir: The folder of the cache file; by default `$PYRO_VMEM_CACHE`, else
+            `$XDG_CACHE_HOME/pyro_vmem`, else `~/.cache/pyro_vmem`.
+        download: Whether to fetch what `root` lacks, by `torchvision.datasets.Omniglot`.
 
     Returns:
         The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
 
     Raises:
         ValueError: An argument is out of range, or a file is not a readable 105x105 drawing.
-        FileNotFoundError: ``root`` does not hold the data.
+        FileNotFoundError: `root` does not hold the data.
 
     Example:
         >>> import tempfile
@@ -155,7 +156,7 @@ class _Source:
     part: str
 
     def drawings(self) -> list[_Drawing]:
-        """List the drawings in the order of their names."""
+        """Lists the drawings in the order of their names."""
         layout = re.compile(rf"{self.part}/([^/\\]+)/(character\d+)/[^/\\]+\.png")
         found = []
         for member, stamp in self._files():
@@ -164,7 +165,7 @@ class _Source:
                 found.append(_Drawing(member, f"{match[1]}/{match[2]}", stamp))
         if not found:
             raise ValueError(
-                f"root: {self.path} holds no drawing, expected {self.part}/<Alphabet>/characterNN/*.png. It "
+                f"root: {printable(self.path)} holds no drawing, expected {self.part}/<Alphabet>/characterNN/*.png. It "
                 "may be an interrupted copy: remove it and fetch it again."
             )
         return sorted(found, key=lambda drawing: drawing.member)
@@ -188,15 +189,16 @@ class _Source:
             return zipfile.ZipFile(self.path)
         except (zipfile.BadZipFile, OSError) as error:
             raise ValueError(
-                f"root: {self.path} is not a readable zip archive ({error}). Remove it and fetch it again."
+                f"root: {printable(self.path)} is not a readable zip archive ({error}). Remove it and fetch it again."
             ) from error
 
     def read(self, drawings: list[_Drawing]) -> Iterator[Bits]:
-        """Read drawings as ink, each with shape (105, 105), True for ink."""
+        """Reads drawings as ink, each with shape (105, 105), True for ink."""
         with contextlib.ExitStack() as stack:
             archive = None if self.path.is_dir() else stack.enter_context(self._archive())
             for drawing in drawings:
-                where = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
+                inside = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
+                where = printable(Path(inside))
                 try:
                     if archive is None:
                         handle: Any = (self.path.parent / drawing.member).open("rb")
@@ -208,7 +210,7 @@ class _Source:
                         if size > _MAX_FILE_BYTES:
                             raise ValueError(f"{size} bytes")
                         ink = _decode(file)
-                except (OSError, ValueError, SyntaxError, RuntimeError, zipfile.BadZipFile) as error:
+                except Exception as error:  # Pillow and zipfile raise many types on damaged files
                     raise ValueError(
                         f"root: cannot read {where} ({error}), expected a PNG of a drawing. Replace the file."
                     ) from error
@@ -221,10 +223,8 @@ class _Source:
 
 
 def _decode(file: BinaryIO) -> Bits:
-    image = require("PIL.Image", "vision").open(file)
-    if max(image.size) > 10 * _SIDE:  # refuse before decoding: a small file can hold a huge image
-        raise ValueError(f"{image.size[0]}x{image.size[1]} pixels")
-    ink: Bits = np.asarray(image.convert("L")) < 128
+    with open_picture(file, ("PNG",), max_pixels=(10 * _SIDE) ** 2) as image:
+        ink: Bits = np.asarray(image.convert("L")) < 128
     return ink
 
 
@@ -244,7 +244,7 @@ def _fetch(root: Path, part: str, download: bool) -> _Source:
         if source is not None:
             return source
     raise FileNotFoundError(
-        f"root: got {root}, expected a folder with {part}/ or {part}.zip in it, in its omniglot/ or in its "
+        f"root: got {printable(root)}, expected a folder with {part}/ or {part}.zip in it, in its omniglot/ or in its "
         f"omniglot-py/. Pass download=True to fetch it, or point root (or PYRO_VMEM_DATA) at the data."
     )
 
@@ -281,13 +281,12 @@ def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
 
 
 def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
-    """Return what a cache file holds, or None if it is absent or damaged."""
+    """Returns what a cache file holds, or None if it is absent or damaged."""
     try:
-        # Opened here: on a damaged archive np.load leaves what it opened itself to the garbage collector.
-        with file.open("rb") as handle, np.load(handle, allow_pickle=False) as arrays:
-            shape = tuple(int(n) for n in arrays["shape"])
-            names = [str(name) for name in arrays["names"]]
-            ink = np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).view(np.bool_)
-    except Exception:  # np.load raises many types on damaged files; each means: parse the sources again
+        arrays = load_npz(file, "cache_dir")
+        shape = tuple(int(n) for n in arrays["shape"])
+        names = [str(name) for name in arrays["names"]]
+        ink = np.unpackbits(arrays["bits"], axis=1, count=shape[1] * shape[2]).reshape(shape).view(np.bool_)
+    except (ValueError, KeyError, TypeError, IndexError):  # damaged: parse the sources again
         return None
     return (ink, names) if len(names) == len(ink) else None

@@ -49,13 +49,13 @@ class Protocol(abc.ABC):
     def datasets(
         self, root: str | os.PathLike[str] | None = None, *, full: bool = False
     ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
-        """Return the classes to train on, to validate on and to test on.
+        """Returns the classes to train on, to validate on and to test on.
 
         Validation classes are whole alphabets held out of those that may be trained on; every choice that is made
         while developing is made on them.
 
         Arguments:
-            root: The folder that holds Omniglot; by default the environment variable ``PYRO_VMEM_DATA``.
+            root: The folder that holds Omniglot; by default the environment variable `PYRO_VMEM_DATA`.
             full: Whether the images stay as large as they were drawn, for :class:`~pyro_vmem.data.WarpedEpisodes` say.
         """
         resize = None if full else self.resize
@@ -70,7 +70,7 @@ class Protocol(abc.ABC):
         seed: int = 0,
         num_episodes: int | None = None,
     ) -> ProtocolEpisodes:
-        """Return the evaluation episodes of one cell of a table.
+        """Returns the evaluation episodes of one cell of a table.
 
         Arguments:
             dataset: The classes to test on.
@@ -90,13 +90,13 @@ class Protocol(abc.ABC):
 
     @abc.abstractmethod
     def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
-        """Raises a ``ValueError`` if the protocol does not have this cell."""
+        """Raises a `ValueError` if the protocol does not have this cell."""
 
     @abc.abstractmethod
     def draw(
         self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
     ) -> tuple[Sequence[int], Sequence[int]]:
-        """Draw one episode.
+        """Draws one episode.
 
         Arguments:
             drawings: For each class, where its images are in the data set, `(n,)`.
@@ -113,7 +113,7 @@ class Protocol(abc.ABC):
 class ProtocolEpisodes(Dataset[Episode]):
     r"""The episodes of a protocol, for one number of classes and of shots.
 
-    ``episodes[i]`` depends on nothing but the arguments and ``i``. Made by :meth:`Protocol.episodes`.
+    `episodes[i]` depends on nothing but the arguments and `i`. Made by :meth:`Protocol.episodes`.
 
     With no shots, one blank template stands for the empty memory.
 
@@ -176,7 +176,7 @@ class ProtocolEpisodes(Dataset[Episode]):
         return self.num_episodes
 
     def __getitem__(self, index: int) -> Episode:
-        """Return the episode of an index: one target, or some that share their memory."""
+        """Returns the episode of an index: one target, or some that share their memory."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: got {index}, expected 0 to {len(self) - 1}.")
         slots, targets = (
@@ -191,7 +191,7 @@ class ProtocolEpisodes(Dataset[Episode]):
         return Episode(memory, x, self.dataset.classes[targets])
 
     def __iter__(self) -> Iterator[Episode]:
-        """Iterate over the episodes."""
+        """Iterates over the episodes."""
         for index in range(len(self)):
             yield self[index]
 
@@ -348,13 +348,13 @@ PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (_Gmn(), _GmnDistinct(), _Z
 
 
 def protocol(name: str) -> Protocol:
-    """Return the protocol of a name.
+    """Returns the protocol of a name.
 
-    - ``gmn``: 28x28, positions of a sequence drawn with replacement; the target may be a copy.
-    - ``gmn-distinct``: the same without copies; the headline protocol.
-    - ``zholus``: 26x26 by nearest pixel; every evaluation image a target once, with its class in memory.
-    - ``vma-45-5``: 26x26 by max-pooling, five test alphabets; a memory shared by targets.
-    - ``whole-memory``: the same on the images and classes of ``gmn``.
+    - `gmn`: 28x28, positions of a sequence drawn with replacement; the target may be a copy.
+    - `gmn-distinct`: the same without copies; the headline protocol.
+    - `zholus`: 26x26 by nearest pixel; every evaluation image a target once, with its class in memory.
+    - `vma-45-5`: 26x26 by max-pooling, five test alphabets; a memory shared by targets.
+    - `whole-memory`: the same on the images and classes of `gmn`.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -223,21 +225,29 @@ def test_vector_events() -> None:
 
 
 class Recorder:
-    """Stands in for a tensor or a memory, where no second device can be counted on."""
+    """Stands in for a memory, where no second device can be counted on; it remembers what it was told."""
 
-    def to(self, device: str, non_blocking: bool) -> tuple[str, bool]:
-        return device, non_blocking
+    event_shape, batch_shape = torch.Size([3]), torch.Size([])
 
-    def pin_memory(self) -> str:
-        return "pinned"
+    def __init__(self, *told: object) -> None:
+        self.told = told
+
+    def to(self, device: str, non_blocking: bool) -> Recorder:
+        return Recorder(device, non_blocking)
+
+    def pin_memory(self) -> Recorder:
+        return Recorder("pinned")
 
 
-def test_to_and_pin_memory_reach_every_part() -> None:
-    episode = Episode(Recorder(), Recorder(), Recorder())  # type: ignore[arg-type]
-    moved = episode.to("cuda", non_blocking=True)
-    assert (moved.memory, moved.x, moved.labels) == (("cuda", True),) * 3  # type: ignore[comparison-overlap]
-    pinned = episode.pin_memory()
-    assert (pinned.memory, pinned.x, pinned.labels) == ("pinned",) * 3  # type: ignore[comparison-overlap]
+def test_to_and_pin_memory_reach_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    episode = Episode(Recorder(), torch.rand(1, 3), torch.tensor([0]))  # type: ignore[arg-type]
+    moved = episode.to("meta", non_blocking=True)
+    assert moved.memory.told == ("meta", True)  # type: ignore[attr-defined]
+    assert {moved.x.device.type, moved.labels.device.type} == {"meta"}
+    pinned: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
+    assert episode.pin_memory().memory.told == ("pinned",)  # type: ignore[attr-defined]
+    assert [id(tensor) for tensor in pinned] == [id(episode.x), id(episode.labels)]
     real = Episode(Memory(torch.rand(2, 3)), torch.rand(1, 3), torch.tensor([0])).to("cpu")
     assert real.memory.num_slots == 2
 
@@ -290,3 +300,30 @@ def test_kinds_of_episodes_come_in_turn() -> None:
         assert same(mixed[index], expected)
     with pytest.raises(ValueError, match=r"samplers: got none, expected at least one"):
         MixedEpisodes([])
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"memory": torch.rand(3, 4)}, "memory: expected a Memory, got Tensor"),
+        ({"x": [[0.0] * 4]}, "x: expected a Tensor, got list"),
+        ({"x": torch.rand(4)}, r"x: expected shape \(B, 4\) .* got \(4,\).*x\[None\]"),
+        ({"x": torch.rand(2, 5)}, r"x: expected shape \(B, 4\) .* got \(2, 5\)"),
+        ({"x": torch.rand(0, 4), "labels": torch.zeros(0).long()}, r"got \(0, 4\)"),
+        ({"labels": torch.zeros(2, 1).long()}, r"labels: expected shape \(2,\), .* got \(2, 1\)"),
+        ({"labels": torch.zeros(2)}, "labels: expected integers, got torch.float32"),
+        (
+            {"memory": Memory(torch.rand(3, 3, 4), per_datapoint=True)},
+            "x: expected 3 targets, one for each memory, got 2",
+        ),
+    ],
+)
+def test_an_episode_refuses_what_does_not_fit(changed: dict[str, Any], message: str) -> None:
+    fields: dict[str, Any] = {
+        "memory": Memory(torch.rand(3, 4)),
+        "x": torch.rand(2, 4),
+        "labels": torch.zeros(2).long(),
+    }
+    Episode(**fields)
+    with pytest.raises(ValueError, match=message):
+        Episode(**fields | changed)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import sys
+import tracemalloc
 import types
 import zipfile
 from collections.abc import Callable
@@ -270,7 +271,7 @@ def bomb() -> bytes:
         (b"no image", r"cannot read .*0001_09\.png"),
         (png(drawing(0))[:150], r"cannot read .*0001_09\.png"),
         (b"\0" * (1 << 21), r"cannot read .*0001_09\.png \(2097152 bytes\)"),
-        (bomb(), r"cannot read .*0001_09\.png \(9000x9000 pixels\)"),
+        (bomb(), r"cannot read .*0001_09\.png \(9000x9000 pixels, more than 1,102,500\)"),
         (png(drawing(0)[:50]), r"0001_09\.png is 105x50, expected 105x105.*from_folder"),
     ],
 )
@@ -563,3 +564,100 @@ def test_from_npz_missing_or_not_an_archive(tmp_path: Path) -> None:
     np.save(tmp_path / "b.npy", np.ones(3))
     with pytest.raises(ValueError, match="cannot read"):
         from_npz(tmp_path / "b.npy")
+
+
+# --- Files from strangers ---------------------------------------------------------------------
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 105 105\n%%EndComments\nshowpage\n%%EOF\n"
+
+
+@pytest.fixture
+def ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A program of Ghostscript's name that leaves a file when it is started; returns the place of that file."""
+    from PIL import EpsImagePlugin
+
+    ran = tmp_path / "ran"
+    program = tmp_path / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\ntouch {ran}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
+    return ran
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+def test_the_stand_in_for_ghostscript_is_started_by_a_plain_open(ghostscript: Path, tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(POSTSCRIPT)
+    with Image.open(tmp_path / "1.png") as image, pytest.raises(Exception):  # noqa: B017, PT011  # it draws nothing
+        image.load()
+    assert ghostscript.exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in is a shell script")
+@pytest.mark.parametrize("where", ["folder", "omniglot folder", "omniglot zip"])
+def test_no_picture_starts_a_program(where: str, ghostscript: Path, tmp_path: Path) -> None:
+    if where == "folder":
+        save(tmp_path / "root" / "a" / "1.png", GREY)
+        (tmp_path / "root" / "a" / "2.png").write_bytes(POSTSCRIPT)
+        with pytest.raises(ValueError, match=r"cannot read .*2\.png"):
+            from_folder(tmp_path / "root")
+    else:
+        if where.endswith("zip"):
+            write_zip(tmp_path / "root", more={BAD: POSTSCRIPT})
+        else:
+            (write_folder(tmp_path / "root") / BAD).write_bytes(POSTSCRIPT)
+        with pytest.raises(ValueError, match=r"cannot read .*0001_09\.png"):
+            omniglot(tmp_path / "root", subset="background")
+    assert not ghostscript.exists()
+
+
+def test_a_picture_too_large_is_refused_before_it_is_decoded(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png", GREY)
+    Image.new("1", (9000, 9000), 1).save(tmp_path / "a" / "2.png")
+    with pytest.raises(ValueError, match=r"cannot read .*2\.png \(9000x9000 pixels, more than 67,108,864\)"):
+        from_folder(tmp_path, size=(4, 4))
+
+
+def test_a_picture_taken_sideways_is_read_upright(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png", GREY)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was turned: rotate by 90 degrees clockwise to see it upright
+    turned = Image.fromarray(np.rot90(np.array(GREY, np.uint8)).copy())
+    turned.save(tmp_path / "a" / "2.png", exif=exif)
+    images = from_folder(tmp_path, ink="light", threshold=None).images[:, 0]
+    assert images.tolist() == [GREY, GREY]
+
+
+def test_an_archive_that_explodes_is_refused_by_what_it_declares(tmp_path: Path) -> None:
+    archive = zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED)
+    with archive, archive.open("images.npy", "w", force_zip64=True) as member:
+        for _ in range(1100):
+            member.write(bytes(1 << 20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"cannot read .*a\.npz \(1,153,433,600 bytes when unpacked"):
+        from_npz(tmp_path / "a.npz")
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_a_file_name_moves_no_cursor(tmp_path: Path) -> None:
+    save(tmp_path / "a" / "1.png", GREY)
+    (tmp_path / "a" / "2\x1b[2J.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="cannot read") as caught:
+        from_folder(tmp_path)
+    assert "\x1b" not in str(caught.value)
+    assert r"2\x1b[2J.png" in str(caught.value)
+
+
+@pytest.mark.parametrize("target", ["nothing", "1.png"])
+def test_a_link_that_leads_nowhere_is_named(target: str, tmp_path: Path) -> None:
+    save(tmp_path / "a" / "0.png", GREY)
+    (tmp_path / "a" / "1.png").symlink_to(tmp_path / "a" / target)
+    with pytest.raises(ValueError, match=r"1\.png is a link that leads nowhere"):
+        from_folder(tmp_path)
+
+
+def test_from_npz_takes_unsigned_indices(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=np.ones((2, 5)), classes=np.array([1, 0], np.uint64))
+    assert from_npz(tmp_path / "a.npz").classes.tolist() == [1, 0]

@@ -1,0 +1,125 @@
+"""Where data sets are looked for, and how their files are read and written without surprises."""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pyro_vmem._utils.files import write_atomically
+
+__all__ = ["cache_folder", "data_root", "load_npz", "printable", "save_npz"]
+
+# An archive may declare more than this only if it is not packed beyond what images of drawings are.
+_LARGE = 1 << 30
+_MAX_RATIO = 100
+
+
+def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> None:
+    """Writes a compressed `.npz` file whole or not at all.
+
+    The file appears under its name only when it is complete, so that neither an interrupted run nor a
+    second process can leave or see half of it.
+
+    Arguments:
+        path: The file to write or replace; its folder is made where it is missing.
+        **arrays: The arrays by name.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_npz(f"{folder}/a.npz", a=np.arange(3))
+        ...     os.listdir(folder)
+        ['a.npz']
+    """
+    with write_atomically(path) as aside, aside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def load_npz(path: Path, argument: str) -> dict[str, np.ndarray[Any, Any]]:
+    """Reads all arrays of an `.npz` file, which may come from anywhere: no pickles, no archive that explodes.
+
+    Arguments:
+        path: The file.
+        argument: The argument of the caller that named it, for the message.
+
+    Raises:
+        ValueError: It is not such an archive, or it declares over a gigabyte and over a hundred times its own size.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_npz(f"{folder}/a.npz", a=np.arange(3))
+        ...     load_npz(Path(folder, "a.npz"), "path")
+        {'a': array([0, 1, 2])}
+    """
+    try:
+        # Opened here: on a damaged archive np.load leaves what it opened itself to the garbage collector.
+        with path.open("rb") as handle:
+            with zipfile.ZipFile(handle) as archive:
+                declared = sum(member.file_size for member in archive.infolist())
+            if declared > max(_LARGE, _MAX_RATIO * path.stat().st_size):
+                raise ValueError(f"{declared:,} bytes when unpacked, of {path.stat().st_size:,}")
+            handle.seek(0)
+            with np.load(handle, allow_pickle=False) as arrays:
+                return {name: arrays[name] for name in arrays.files}
+    except Exception as error:  # np.load raises many types on damaged files, and AttributeError on a bare array
+        raise ValueError(
+            f"{argument}: cannot read {printable(path)} ({error}), expected an .npz archive of plain arrays (no "
+            "objects)."
+        ) from error
+
+
+def printable(path: Path) -> str:
+    r"""Returns a path for a message: what would move a terminal's cursor or colour it is escaped.
+
+    Example:
+        >>> print(printable(Path("a/\x1b[2J.png")))
+        a/\x1b[2J.png
+    """
+    return repr(str(path))[1:-1]
+
+
+def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
+    """Returns the folder for parsed data: the argument, or the environment's choice, or `~/.cache`.
+
+    Arguments:
+        cache_dir: A folder, or None for `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
+            `~/.cache/pyro_vmem`.
+
+    Example:
+        >>> cache_folder("here").name
+        'here'
+    """
+    if cache_dir is not None:
+        return Path(cache_dir).expanduser()
+    if own := os.environ.get("PYRO_VMEM_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "pyro_vmem"
+
+
+def data_root(root: str | os.PathLike[str] | None, what: str) -> Path:
+    """Returns the folder to look for a data set in: the argument, or `$PYRO_VMEM_DATA`.
+
+    Arguments:
+        root: A folder, or None for the environment variable.
+        what: The data set's name, for the message.
+
+    Raises:
+        ValueError: Neither is given.
+
+    Example:
+        >>> data_root("somewhere", "Omniglot").name
+        'somewhere'
+    """
+    if root is not None:
+        return Path(root).expanduser()
+    if named := os.environ.get("PYRO_VMEM_DATA"):
+        return Path(named).expanduser()
+    raise ValueError(
+        f"root: got None and the environment variable PYRO_VMEM_DATA is not set; expected the folder that "
+        f"holds {what}. Pass root=..., or set the variable."
+    )
