@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 
@@ -210,7 +211,9 @@ def test_train_and_resume(toy, capsys):
     assert strictly(capsys.readouterr().out)["steps"] == 2
     assert cli.main(["train", "--out", "run", "--steps", "2"]) == 2
     assert "already holds a run" in capsys.readouterr().err
-    assert cli.main(["train", "--out", "run", "--resume"]) == 0
+    with pytest.warns(RuntimeWarning, match="resume: the run is over, after 2 steps"):
+        assert cli.main(["train", "--out", "run", "--resume", "--steps", "9"]) == 0
+    assert "the run goes on with its own settings; steps as given here have no effect" in capsys.readouterr().err
     assert experiment.Experiment.read("run").width == 4
     assert pv.load("run").likelihood.network.arguments()["width"] == 4
 
@@ -220,8 +223,8 @@ def test_interrupted_demo_still_reports(toy, undrawn, capsys, monkeypatch):
     original = pv.data.EpisodeSampler.__getitem__
 
     def stops(self, index):
-        if index == 2 and self.n_way == 16:
-            raise KeyboardInterrupt
+        if index == 1 and self.n_way == 16:
+            signal.raise_signal(signal.SIGINT)
         return original(self, index)
 
     monkeypatch.setattr(pv.data.EpisodeSampler, "__getitem__", stops)
@@ -305,8 +308,8 @@ def test_training_that_was_interrupted_exits_130_and_is_kept(toy, capsys, monkey
     original = pv.data.EpisodeSampler.__getitem__
 
     def stops(self, index):
-        if index == 2:
-            raise KeyboardInterrupt
+        if index == 1:
+            signal.raise_signal(signal.SIGINT)
         return original(self, index)
 
     words = ["train", "--out", "run", "--steps", "4", "--n-way", "4", "--width", "4", "--json"]
