@@ -62,7 +62,7 @@ def main() -> None:
     for index in range(STEPS):
         episode = Watched(episodes, in_loop)[index]
         svi.step(vma.encode(episode.memory), episode.x)
-    pv.fit(vma, Watched(episodes, in_fit), "vimco", STEPS, num_particles=PARTICLES, progress=False)
+    pv.fit(vma, Watched(episodes, in_fit), elbo, steps=STEPS, progress=False)
     rows = [
         {"step": name, "files": len({file for file, _ in calls}), "functions": len(calls), "calls": calls.total()}
         for name, calls in steps.items()

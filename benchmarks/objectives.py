@@ -75,7 +75,7 @@ def main(
     held_out = pv.data.EpisodeSampler(test, WAYS, SHOTS, n_query=4, seed=seed + 1)
 
     def fit(name: str, vma: pv.VMA, steps: int) -> pv.FitResult:
-        return pv.fit(vma, sampler, OBJECTIVES[name], steps, seed=seed, validate_every=10**9, progress=False)
+        return pv.fit(vma, sampler, OBJECTIVES[name], steps=steps, seed=seed, validate_every=10**9, progress=False)
 
     times: dict[str, list[float]] = {name: [] for name in OBJECTIVES}
     for _ in tqdm(range(5), desc="timing", file=sys.stderr):

@@ -23,8 +23,6 @@ from tqdm.auto import tqdm
 import pyro_vmem as pv
 from benchmarks import command
 from benchmarks.timing import clock
-from pyro_vmem._utils.precision import autocast
-from pyro_vmem.train.step import Steps
 
 
 class Way(NamedTuple):
@@ -59,13 +57,20 @@ def seconds_a_step(train: pv.data.FewShotDataset, width: int, repeats: int) -> d
     """The processor time of a step of each way, taken in turn; medians."""
     vma, episodes = begin(train, width, 0)
     episode = episodes[0]
-    taken = {name: Steps(vma, "vimco", 4, 1e-4, episode, backward=way.backward) for name, way in WAYS.items()}
+    taken = {
+        name: pv.Trainer(
+            vma,
+            pv.infer.VIMCO_ELBO(4, max_plate_nesting=1, backward=way.backward),
+            pv.TrainingConfig(lr=1e-4, kl_schedule=pv.train.Constant(), precision=way.precision),
+        )
+        for name, way in WAYS.items()
+    }
     now = clock(torch.device("cpu"))
     times: dict[str, list[float]] = {name: [] for name in WAYS}
     for _ in range(repeats + 1):
         for name, steps in taken.items():
             start = now()
-            steps.take(episode, 1e-4, 1.0, 10.0, autocast(episode.x.device, WAYS[name].precision))
+            steps.step(episode)
             times[name].append(now() - start)
     return {name: statistics.median(each[1:]) for name, each in times.items()}
 

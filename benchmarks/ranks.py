@@ -1,6 +1,6 @@
 """What a second process is worth: the same run by one process and by two, at the same minibatch.
 
-Steps a second, and how far the loss curves are apart; they are the same but for the order of summation. The runs take
+Steps a second. The runs take
 turns, many times, and the median of the ratios counts, because machines drift. Each runs in processes of its own, which
 talk by gloo.
 
@@ -43,13 +43,13 @@ def work(rank: int, count: int, threads: int, steps: int, width: int, episodes: 
         dist.destroy_process_group()
 
 
-def run(count: int, threads: int, steps: int, width: int, episodes: EpisodeSampler) -> tuple[float, list[float]]:
-    """Steps a second of a run by so many processes, and its loss curve in nats a target."""
+def run(count: int, threads: int, steps: int, width: int, episodes: EpisodeSampler) -> float:
+    """Steps a second of a run by so many processes."""
     with tempfile.TemporaryDirectory() as folder:
         mp.start_processes(work, (count, threads, steps, width, episodes, folder), nprocs=count, start_method="fork")
         rows = json.loads(Path(folder, "history.json").read_text())
     times = [after["seconds"] - before["seconds"] for before, after in itertools.pairwise(rows)]
-    return 1 / statistics.median(times), [row["bound"] for row in rows]
+    return 1 / statistics.median(times)
 
 
 def main(steps: int = 10, repeats: int = 3, ways: int = 16, queries: int = 4, width: int = 32) -> dict[str, Any]:
@@ -67,14 +67,12 @@ def main(steps: int = 10, repeats: int = 3, ways: int = 16, queries: int = 4, wi
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     kinds = list(dict.fromkeys([(1, 1), (2, 1), (1, cores)]))  # processes, threads of each
     rounds = [{kind: run(*kind, steps, width, episodes) for kind in kinds} for _ in range(repeats)]
-    alone = rounds[0][1, 1][1]
     rows = [
         {
             "processes": kind[0],
             "threads": kind[1],
-            "steps_per_second": statistics.median(found[kind][0] for found in rounds),
-            "ratio_to_one": statistics.median(found[kind][0] / found[1, 1][0] for found in rounds),
-            "largest_difference": max(abs(a - b) for a, b in zip(alone, rounds[0][kind][1], strict=True)),
+            "steps_per_second": statistics.median(found[kind] for found in rounds),
+            "ratio_to_one": statistics.median(found[kind] / found[1, 1] for found in rounds),
         }
         for kind in kinds
     ]
@@ -85,21 +83,19 @@ def main(steps: int = 10, repeats: int = 3, ways: int = 16, queries: int = 4, wi
         "targets": ways * queries,
         "steps": steps,
         "ratio_two_processes": two["ratio_to_one"],
-        "largest_difference": two["largest_difference"],
         "rows": rows,
     }
 
 
 def show(result: dict[str, Any]) -> None:
     """The runs as a table."""
-    table = Table("processes", "threads each", "steps/s", "over one", "largest difference of the loss, nats a target")
+    table = Table("processes", "threads each", "steps/s", "over one")
     for row in result["rows"]:
         table.add_row(
             str(row["processes"]),
             str(row["threads"]),
             f"{row['steps_per_second']:.2f}",
             f"{row['ratio_to_one']:.2f}",
-            f"{row['largest_difference']:.1e}",
         )
     Console().print(table, f"{result['targets']} targets a step, on {result['cores']} cores.", sep="\n")
 

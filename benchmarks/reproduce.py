@@ -137,13 +137,10 @@ def fit(
         recipe.model(model, float(first.x.mean()), begun, first.memory.templates),
         episodes,
         objective(training),
-        training.steps,
-        piece_minutes=minutes,
-        num_particles=training.num_particles,
-        backward=training.backward,
+        steps=training.steps,
+        callbacks=[] if minutes is None else [pv.train.StopAfter(minutes)],
         lr=training.lr,
-        kl_start=training.kl_start,
-        kl_warmup=training.kl_warmup,
+        kl_schedule=pv.train.LinearRise(training.kl_start, training.kl_warmup),
         validation=held_out,
         validate_every=training.validate_every,
         select=training.select,
@@ -158,6 +155,9 @@ def fit(
 
 def objective(training: Training) -> Any:
     """The objective of a recipe, by name or made."""
+    made = {"vimco": pv.infer.VIMCO_ELBO, "iwae": pv.infer.IWAE_ELBO}
+    if training.objective in made:
+        return made[training.objective](training.num_particles, max_plate_nesting=1, backward=training.backward)
     if training.objective != "wake":
         return training.objective
     return pv.infer.RWS_ELBO(training.num_particles, pathwise=True, defensive=0.5, top=8, max_plate_nesting=1)

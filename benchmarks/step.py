@@ -36,7 +36,6 @@ from pyro_vmem.infer.elbo import log_mean_exp
 from pyro_vmem.infer.vimco import leave_one_out
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import Doubling
-from pyro_vmem.train.step import Steps
 
 PARTICLES = 4
 ALL, FEW = "shared memory", f"shared memory, backward through 1 of {PARTICLES}"
@@ -125,15 +124,20 @@ class Arrangement:
         backward: int | None = None,
     ) -> None:
         self.vma, self.episode, self.loss = vma, episode, loss
-        self.steps = Steps(vma, "vimco", PARTICLES, 1e-4, episode, backward=backward) if loss is None else None
+        self.elbo = pv.infer.VIMCO_ELBO(PARTICLES, max_plate_nesting=1, backward=backward)
+        self.trainers: dict[str, pv.Trainer] = {}
         self.optimizer = torch.optim.Adam(vma.parameters(), lr=1e-4, fused=fused or None)
 
     def take(self, precision: Literal["auto", "float32"]) -> None:
         """One step; the package's own is that of `pyro_vmem.fit`."""
         half = autocast(self.episode.x.device, precision)
         if self.loss is None:
-            assert self.steps is not None
-            self.steps.take(self.episode, 1e-4, 1.0, CLIP, half)
+            if precision not in self.trainers:
+                config = pv.TrainingConfig(
+                    lr=1e-4, clip_norm=CLIP, kl_schedule=pv.train.Constant(), precision=precision
+                )
+                self.trainers[precision] = pv.Trainer(self.vma, self.elbo, config)
+            self.trainers[precision].step(self.episode)
             return
         self.optimizer.zero_grad(set_to_none=True)
         with half:

@@ -40,7 +40,7 @@ from pyro_vmem.parts import (
     UniformPrior,
     over_slots,
 )
-from pyro_vmem.train import FitResult, TrainingConfig, fit, validate
+from pyro_vmem.train import FitResult, Trainer, TrainingConfig, fit, validate
 
 __all__ = [
     "VMA",
@@ -80,6 +80,7 @@ __all__ = [
     "Template",
     "TemplatePrior",
     "Templates",
+    "Trainer",
     "TrainingConfig",
     "TruncatedGuide",
     "UniformPrior",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["random_states", "seed_all", "set_aside", "set_random_states"]
+__all__ = ["forked", "random_states", "seed_all", "set_aside", "set_random_states"]
 
 
 def random_states() -> dict[str, Tensor]:
@@ -49,12 +49,20 @@ def seed_all(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
+def forked(device: torch.device) -> AbstractContextManager[None]:
+    """Leaves torch's generators as they were before the block: the CPU's, and that of a device if it is another.
+
+    `torch.random.fork_rng()` alone would wake up, and copy the states of, all GPUs of the machine.
+    """
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
 @contextmanager
-def set_aside() -> Iterator[None]:
+def set_aside(device: torch.device) -> Iterator[None]:
     """Leaves torch's, Python's and NumPy's generators as they were before the block."""
     states = random_states()
     try:
-        with torch.random.fork_rng():
+        with forked(device):
             yield
     finally:
         set_random_states(states)

@@ -1,53 +1,45 @@
-"""Ctrl-C, kept waiting while something must not be left half done."""
+"""Ctrl-C as a wish to stop: it is noted at once and granted between two steps, when nothing is half done."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["uninterrupted"]
+__all__ = ["on_interrupt"]
 
 
 @contextmanager
-def uninterrupted() -> Iterator[None]:
-    """Lets a first Ctrl-C wait until the block is over. A second one is passed on at once.
+def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
+    """Calls a function at a first Ctrl-C within the block; a second one is passed on to the handler from before.
 
-    The signal's handler, whoever set it, is put back afterwards. In other threads than the main one there is nothing to
-    do: Python delivers no Ctrl-C there.
+    In other threads than the main one nothing is done: Python delivers no Ctrl-C there.
 
     Example:
-        >>> steps = []
-        >>> try:
-        ...     with uninterrupted():
-        ...         signal.raise_signal(signal.SIGINT)
-        ...         steps.append("whole")
-        ... except KeyboardInterrupt:
-        ...     steps.append("interrupted")
-        >>> steps
-        ['whole', 'interrupted']
+        >>> asked = []
+        >>> with on_interrupt(lambda: asked.append("stop")):
+        ...     signal.raise_signal(signal.SIGINT)
+        ...     asked.append("whole")
+        >>> asked
+        ['stop', 'whole']
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
         yield
         return
-    waiting = False
+    pressed = False
 
-    def wait(number: int, frame: Any) -> None:
-        nonlocal waiting
-        if waiting and callable(before):
+    def handle(number: int, frame: Any) -> None:
+        nonlocal pressed
+        if pressed and callable(before):
             before(number, frame)
-        waiting = True
+        pressed = True
+        stop()
 
-    signal.signal(signal.SIGINT, wait)
+    signal.signal(signal.SIGINT, handle)
     try:
         yield
-    except KeyboardInterrupt:
-        waiting = False  # it got through
-        raise
     finally:
         signal.signal(signal.SIGINT, before)
-        if waiting:
-            signal.raise_signal(signal.SIGINT)

@@ -26,8 +26,7 @@ from pyro_vmem.config.spec import choices
 from pyro_vmem.config.words import split_words, underscored, with_changes
 from pyro_vmem.config.yaml_text import read_yaml, write_yaml
 from pyro_vmem.model import VMA
-from pyro_vmem.train.distributed import Ranks, own_device
-from pyro_vmem.train.loggers import LoggerName
+from pyro_vmem.train.distributed import Processes, own_device
 
 __all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
 
@@ -62,12 +61,12 @@ def demo(
     start = time.perf_counter()
     for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
         require(module, extra)
-    ranks = Ranks.join(own_device())
-    folder = ranks.first(lambda: free_name(Path("runs/demo"))) if out is None else Path(out)
+    processes = Processes.join(own_device())
+    folder = processes.first(lambda: free_name(Path("runs/demo"))) if out is None else Path(out)
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
     experiment = Experiment(data=data, data_root=data_root, seed=seed, pretrained=pretrained, **budget)
-    result = experiment.train(folder) if pretrained is None else ranks.first(lambda: experiment.adopt(folder))
-    metrics = ranks.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
+    result = experiment.train(folder) if pretrained is None else processes.first(lambda: experiment.adopt(folder))
+    metrics = processes.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
     if _talks():
         _show(metrics)
     _say(
@@ -82,7 +81,6 @@ def train(
     resume: bool = False,
     device: str = "auto",
     workers: int = 0,
-    logger: LoggerName | None = None,
 ) -> dict[str, Any]:
     """Trains a model into a folder.
 
@@ -91,7 +89,7 @@ def train(
 
     Examples:
         pyro-vmem train --out runs/glyphs --steps 5000
-        pyro-vmem train --out runs/glyphs --resume --logger tensorboard
+        pyro-vmem train --out runs/glyphs --resume
         pyro-vmem train --address_guide TruncatedGuide --address_guide.k 16 --objective enumerate
         pyro-vmem train --config run.yaml --address_guide.inner PairwiseGuide --print_config
         torchrun --nproc-per-node 2 -m pyro_vmem train --out runs/glyphs
@@ -103,7 +101,6 @@ def train(
         resume: Go on with the run that the folder holds, with its own settings.
         device: Where to train: cpu, cuda, cuda:1 ... By default a GPU if there is one.
         workers: Processes that load episodes; by default the trainer loads them itself.
-        logger: Where the history goes beside history.csv.
 
     Raises:
         ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
@@ -111,10 +108,14 @@ def train(
     if resume:
         if out is None:
             raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
-        experiment = Experiment.read(out)
-    ranks = Ranks.join(own_device(device))
-    out = ranks.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
-    result = experiment.train(out, resume=resume, device=device, workers=workers, logger=logger)
+        asked, experiment = experiment, Experiment.read(out)
+        names = [field.name for field in dataclasses.fields(Experiment)]
+        ignored = [n for n in names if getattr(asked, n) not in (getattr(experiment, n), getattr(Experiment(), n))]
+        if ignored:
+            _say(f"resume: the run goes on with its own settings; {', '.join(ignored)} as given here have no effect.")
+    processes = Processes.join(own_device(device))
+    out = processes.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
+    result = experiment.train(out, resume=resume, device=device, workers=workers)
     _say(f"{result!r} in {out}")
     done = {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
     return done | {"interrupted": result.interrupted}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pyro.infer import ELBO
 
 from pyro_vmem import data
 from pyro_vmem._utils.extras import require
@@ -29,14 +30,14 @@ from pyro_vmem.config.pretrained import protocol_of, unpack
 from pyro_vmem.config.words import quoted
 from pyro_vmem.data import EpisodeSampler, FewShotDataset, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
-from pyro_vmem.infer.by_name import Objective
+from pyro_vmem.infer import ParticleELBO
+from pyro_vmem.infer.by_name import Objective, named_objective
 from pyro_vmem.model import VMA, index_memory
 from pyro_vmem.plots import lookups
-from pyro_vmem.train import fit, read_result
-from pyro_vmem.train.distributed import Ranks, own_device
+from pyro_vmem.train import RefreshKeys, fit, read_result
+from pyro_vmem.train.distributed import Processes, own_device
+from pyro_vmem.train.folder import described
 from pyro_vmem.train.history import FitResult
-from pyro_vmem.train.loggers import Loggers
-from pyro_vmem.train.state import described
 
 __all__ = ["Evaluation", "Experiment", "read_result"]
 
@@ -84,7 +85,8 @@ class Experiment:
         rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
         library: Whether one memory of `k_shot` drawings of every class serves all of training, with as many targets a
             step as otherwise; see :class:`pyro_vmem.data.LibraryEpisodes`. An `IndexedGuide` looks in its index.
-        refresh_slots: How many keys of that index are computed anew after each step; see :func:`pyro_vmem.fit`.
+        refresh_slots: How many keys of that index are computed anew after each step; see
+            :class:`pyro_vmem.train.RefreshKeys`.
         latent_dim: The length of z.
         width: The channels of the convolutions at half resolution.
         decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
@@ -96,7 +98,6 @@ class Experiment:
         steps: Training steps.
         minutes: A time budget for training, in place of `steps`.
         lr: The highest learning rate.
-        compile: Whether encoders and decoder are compiled; see :func:`pyro_vmem.fit`.
         seed: Seeds splits, episodes, weights and samples.
         address_prior: p(a | M), in place of the default: the name of a class, or `{"class_path": ..., "init_args":
             {...}}`; arguments that are not given are such that it fits, see `like` of :func:`pyro_vmem.build`.
@@ -132,7 +133,6 @@ class Experiment:
     steps: int = 20_000
     minutes: float | None = None
     lr: float = 3e-3
-    compile: bool = False
     seed: int = 0
     address_prior: PartSpec = None
     latent_prior: PartSpec = None
@@ -204,7 +204,6 @@ class Experiment:
         progress: bool = True,
         device: str = "auto",
         workers: int = 0,
-        logger: Loggers = None,
     ) -> FitResult:
         """Trains a new model into a folder, or goes on with the one that is there.
 
@@ -214,7 +213,6 @@ class Experiment:
             progress: Whether to show progress bars.
             device: Where to train; `"auto"` takes a GPU if there is one.
             workers: Processes that load episodes; see :func:`pyro_vmem.fit`.
-            logger: Where the history goes besides; see :func:`pyro_vmem.fit`.
 
         Raises:
             ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
@@ -222,28 +220,36 @@ class Experiment:
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin("cpu" if workers else where)
         described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
-        is_first = Ranks.join(where).index == 0
+        is_first = Processes.join(where).index == 0
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():
             return fit(
                 vma,
                 episodes,
-                self.objective,
-                self.steps,
+                self._objective(),
+                steps=self.steps,
                 minutes=self.minutes,
-                num_particles=self.num_particles,
-                backward=self.backward,
                 lr=self.lr,
-                compile=self.compile,
-                refresh_slots=self.refresh_slots,
+                callbacks=[RefreshKeys(self.refresh_slots)],
                 validation=held_out,
                 out=folder,
                 resume=resume,
                 seed=self.seed,
                 device=where,
                 workers=workers,
-                logger=logger,
                 progress=progress,
             )
+
+    def _objective(self) -> Objective | ELBO:
+        """The objective, with the numbers of particles that are asked for."""
+        if self.objective == "auto":
+            return self.objective
+        elbo = named_objective(self.objective, self.num_particles)
+        if self.backward is not None:
+            if not isinstance(elbo, ParticleELBO):
+                raise ValueError(f"backward: {self.objective!r} sums over addresses. Use 'vimco', 'iwae' or 'rws'.")
+            elbo._check_backward(self.backward, self.num_particles, True)
+            elbo.backward = self.backward
+        return elbo
 
     def adopt(self, out: str | Path) -> FitResult:
         """Puts the pretrained model into a folder as it is, to be evaluated, reported and sampled from there.

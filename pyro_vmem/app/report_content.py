@@ -81,6 +81,7 @@ def gather(
     episode = episodes[0].to(device)
     memory, x = vma.encode(episode.memory), episode.x
     assert memory.labels is not None
+    assert episode.labels is not None
     measured = slice(min(_TARGETS, len(x)))
     with torch.random.fork_rng():
         torch.manual_seed(seed)

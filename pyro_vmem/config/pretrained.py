@@ -7,8 +7,8 @@ from pathlib import Path
 from pyro_vmem.config.build import load
 from pyro_vmem.model import VMA
 from pyro_vmem.train import load_checkpoint, save_checkpoint
+from pyro_vmem.train.folder import holds_run
 from pyro_vmem.train.history import write_history
-from pyro_vmem.train.state import holds_run
 
 __all__ = ["from_pretrained", "model_card", "pretrained_names", "protocol_of", "unpack"]
 

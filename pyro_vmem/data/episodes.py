@@ -28,7 +28,7 @@ class Episode:
     Attributes:
         memory: The memory, with labels: shared by all targets, with templates of shape :math:`(S, *)`, or one for each.
         x: The targets, with shape :math:`(B, *)` and values as in the memory.
-        labels: The class of each target, with shape :math:`(B)`, numbered as `memory.labels`.
+        labels: The class of each target, with shape :math:`(B)`, numbered as `memory.labels`; `None` if not known.
 
     Raises:
         ValueError: Memory, targets and labels do not fit one another.
@@ -41,14 +41,14 @@ class Episode:
 
     memory: Memory
     x: Tensor
-    labels: Tensor
+    labels: Tensor | None = None
 
     def __post_init__(self) -> None:
         # Shapes and types only: episodes are made within a training step, where a look at values would wait for a GPU.
         if not hasattr(self.memory, "event_shape"):  # packed memories and those of a test have it too
             raise ValueError(f"memory: expected a Memory, got {type(self.memory).__name__}.")
         for name, value in (("x", self.x), ("labels", self.labels)):
-            if not isinstance(value, Tensor):
+            if not isinstance(value, Tensor) and (name == "x" or value is not None):
                 raise ValueError(f"{name}: expected a Tensor, got {type(value).__name__}.")
         event, batch = tuple(self.memory.event_shape), tuple(self.memory.batch_shape)
         if self.x.ndim != len(event) + 1 or tuple(self.x.shape[1:]) != event or len(self.x) == 0:
@@ -58,6 +58,8 @@ class Episode:
             )
         if batch and batch != (len(self.x),):
             raise ValueError(f"x: expected {batch[0]} targets, one for each memory, got {len(self.x)}.")
+        if self.labels is None:
+            return
         if self.labels.shape != (len(self.x),):
             raise ValueError(
                 f"labels: expected shape ({len(self.x)},), the class of each target, got {tuple(self.labels.shape)}."
@@ -66,10 +68,9 @@ class Episode:
             raise ValueError(f"labels: expected integers, got {self.labels.dtype}. Use `labels.long()`.")
 
     def __repr__(self) -> str:
-        return (
-            f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape "
-            f"{tuple(self.x.shape[1:])}, {len(torch.unique(self.labels))} classes)"
-        )
+        classes = "no labels" if self.labels is None else f"{len(torch.unique(self.labels))} classes"
+        shape = tuple(self.x.shape[1:])
+        return f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape {shape}, {classes})"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
         """Returns the episode on a device.
@@ -86,12 +87,13 @@ class Episode:
         return Episode(
             self.memory.to(device, non_blocking=non_blocking),
             self.x.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
+            None if self.labels is None else self.labels.to(device, non_blocking=non_blocking),
         )
 
     def pin_memory(self) -> Episode:
         """Returns the episode in page-locked memory, as `DataLoader(pin_memory=True)` asks for."""
-        return Episode(self.memory.pin_memory(), self.x.pin_memory(), self.labels.pin_memory())
+        labels = None if self.labels is None else self.labels.pin_memory()
+        return Episode(self.memory.pin_memory(), self.x.pin_memory(), labels)
 
 
 class EpisodeSampler(Dataset[Episode]):
@@ -121,8 +123,8 @@ class EpisodeSampler(Dataset[Episode]):
         seed: The seed of the episodes.
         rotate: Whether to add the classes turned by 90, 180 and 270 degrees.
         flip: Whether to add the mirrored classes.
-        n_absent: The number of further classes that have targets and no slots; :math:`B` = ``(n_way + n_absent) *
-            n_query``.
+        n_absent: The number of further classes that have targets and no slots; :math:`B` = `(n_way + n_absent) *
+            n_query`.
         num_episodes: The number of episodes. By default there is no end to them, and `len` is :math:`10^9`.
         device: Where the images are held, and episodes are made of them: the same ones on any device. By default where
             the data set has them.
@@ -386,4 +388,6 @@ def merge_episodes(episodes: Sequence[Episode]) -> Episode:
         labels=torch.stack(labels) if labels else None,
         per_datapoint=True,
     )
-    return Episode(memory, torch.cat([e.x for e in episodes]), torch.cat([e.labels for e in episodes]))
+    classes = [e.labels for e in episodes if e.labels is not None]
+    joined = torch.cat(classes) if len(classes) == len(episodes) else None
+    return Episode(memory, torch.cat([e.x for e in episodes]), joined)

@@ -110,9 +110,9 @@ class WarpedEpisodes(Dataset[Episode]):
         """Return the episode of an index, which depends on the arguments and the index only."""
         episode, generator = self.episodes[index], np.random.default_rng(np.random.SeedSequence((self.seed, index)))
         memory = episode.memory
-        if memory.labels is None:
+        if memory.labels is None or episode.labels is None:
             raise ValueError(
-                "episodes: the memory has no labels, so classes cannot be told. Use a sampler that labels."
+                "episodes: memory or targets have no labels, so classes cannot be told. Use a sampler that labels."
             )
         labels, images = torch.cat([memory.labels, episode.labels]), torch.cat([memory.templates, episode.x])
         classes, of = np.unique(labels.cpu().numpy(), return_inverse=True)

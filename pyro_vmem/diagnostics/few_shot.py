@@ -240,6 +240,7 @@ def evaluate(
         torch.manual_seed(seed)
         for index in bar:
             episode = episodes[index].to(next(vma.parameters()).device)
+            assert episode.labels is not None  # those of a sampler have them
             wrong = episodes.distractors(index).to(episode.x.device)
             row, lookups = _measure(vma, episode.x, episode.labels, episode.memory, wrong, num_samples, max_decodes)
             rows.append(row)

@@ -11,7 +11,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions import Uniform
 from pyro.infer.util import is_validation_enabled
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
@@ -22,9 +21,7 @@ from torch import Tensor
 from pyro_vmem.infer.doubly_reparameterised import through_values_only
 from pyro_vmem.infer.particles import PARTICLE_PLATE, Layout, Particles, model_terms, particles_of, samples
 
-__all__ = ["CHOICE", "check_guide", "choose", "resampled_particles"]
-
-CHOICE = "particles_for_backward"  # the sample site whose value decides which particles are chosen
+__all__ = ["check_guide", "choose", "resampled_particles"]
 
 
 def resampled_particles(
@@ -70,8 +67,7 @@ def resampled_particles(
     through_values_only(guide_trace)
     particles, latents = particles_of(model_trace, guide_trace), samples(guide_trace)
     share = particles.log_weights.detach().softmax(0)
-    noise = pyro.sample(CHOICE, Uniform(torch.zeros_like(share[0]), 1.0), infer={"is_auxiliary": True})
-    chosen = choose(share, noise, count)
+    chosen = choose(share, torch.rand_like(share[0]), count)
 
     layout = Layout(model_trace, guide_trace).with_particles(count)
     again = _replayed(of_particles(count), _only(chosen, drawn, layout), args, kwargs)

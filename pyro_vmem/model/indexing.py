@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, PackedMemory, recall
+from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, PackedMemory, recall
 from pyro_vmem.model.vma import VMA
-from pyro_vmem.parts import AddressGuide, IndexedGuide, KeyedGuide
+from pyro_vmem.parts import AddressGuide, KeyedGuide
 
-__all__ = ["FreshKeys", "KeyRefresher", "Staleness", "add_templates", "index_memory", "slot_keys", "staleness"]
+__all__ = ["KeyRefresher", "Staleness", "add_templates", "index_memory", "slot_keys", "staleness"]
 
 
 def keyed(guide: AddressGuide) -> KeyedGuide:
@@ -247,73 +247,6 @@ class KeyRefresher:
         drift = _drift(fresh, index.keys_of(torch.arange(index.num_slots, device=fresh.device)).to(fresh))
         index.rebuild(fresh)
         return drift
-
-
-class FreshKeys:
-    """The indexes that a training run meets: their keys refreshed some each step, and how old they are.
-
-    Arguments:
-        vma: The model that is trained.
-        slots_a_step: As of :class:`KeyRefresher`; 0 refreshes none.
-        resumed: Whether the keys may be of other weights than the run's: then each index is refreshed when it is met.
-
-    Example:
-        >>> from pyro_vmem import IndexedGuide, SimilarityGuide
-        >>> vma = VMA.for_vectors(8, address_guide=IndexedGuide(SimilarityGuide(64), k=4))
-        >>> memory = PackedMemory.pack((torch.rand(5000, 8) > 0.5).float())
-        >>> index, x = index_memory(vma, memory), torch.rand(3, 8)
-        >>> fresh = FreshKeys(vma, slots_a_step=100)
-        >>> fresh.meet(memory)  # before a step
-        >>> fresh.step(memory)  # after it
-        >>> {name: round(value, 3) for name, value in fresh.row(memory, x).items()}
-        {'key_overlap': 1.0, 'key_missed': 0.0, 'key_drift': 0.0}
-    """
-
-    def __init__(self, vma: VMA, slots_a_step: int, resumed: bool = False) -> None:
-        self.vma, self.slots_a_step, self.resumed = vma, slots_a_step, resumed
-        guide: object = vma.address_guide
-        while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
-            guide = getattr(guide, "inner", None)
-        self.k = guide.k if isinstance(guide, IndexedGuide) else 0
-        self._met: dict[AddressIndex, KeyRefresher] = {}
-
-    def wants(self, memory: Memory) -> bool:
-        """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
-        indexed = isinstance(memory, PackedMemory) and memory.index is not None
-        return self.slots_a_step > 0 and self.k > 0 and indexed
-
-    def meet(self, memory: Memory) -> None:
-        """Takes note of a memory before a step on it; the first time in a resumed run, all its keys are refreshed."""
-        if not self.wants(memory):
-            return
-        assert isinstance(memory, PackedMemory)
-        assert memory.index is not None
-        new = memory.index not in self._met
-        if new:
-            self._met[memory.index] = KeyRefresher(self.vma, memory, self.slots_a_step)
-        self._met[memory.index].memory = memory  # which may have been moved, or have grown
-        if new and self.resumed:
-            self._met[memory.index].refresh()
-
-    def step(self, memory: Memory) -> None:
-        """Refreshes the next slots of a memory that was met."""
-        if self.wants(memory):
-            assert memory.index is not None
-            self._met[memory.index].step()
-
-    def row(self, memory: Memory, x: Tensor) -> dict[str, float]:
-        """How old the keys of a memory are for targets `(B, *event)`: means of :class:`Staleness`; or nothing."""
-        if not self.wants(memory):
-            return {}
-        assert isinstance(memory, PackedMemory)
-        found = staleness(self.vma, memory, x, self.k)
-        means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}
-        return means | {"key_drift": found.drift}
-
-    def refresh(self, progress: bool = False) -> None:
-        """Refreshes all keys of all memories that were met."""
-        for refresher in self._met.values():
-            refresher.refresh(progress=progress)
 
 
 def _index_of(memory: PackedMemory) -> AddressIndex:

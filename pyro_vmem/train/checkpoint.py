@@ -72,10 +72,9 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no checkpoint at {str(path)!r}. Give the file that a run wrote.")
-    begins = b""
+    with path.open("rb") as raw:  # a file that must not be read is not called damaged
+        begins = raw.read(4)
     try:
-        with path.open("rb") as raw:
-            begins = raw.read(4)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             # Copies, because these are views of the file, which may be gone before they are.
@@ -98,11 +97,13 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     return tensors, data
 
 
-def load_newest(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_newest(path: str | Path, set_aside: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a checkpoint, or the newest one before it that is whole, with a warning for each that is not.
 
     Arguments:
         path: The file; earlier ones are beside it, as `save_checkpoint(..., keep=2)` keeps them.
+        set_aside: Whether what cannot be read is renamed to `<name>-damaged.safetensors`, so that the next checkpoint
+            is not written over the one that can.
 
     Returns:
         As :func:`load_checkpoint`, shapes included.
@@ -112,19 +113,22 @@ def load_newest(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         ValueError: If there is none that can be read.
     """
     candidates = versions_of(Path(path))
-    errors = []
+    errors: dict[Path, ValueError] = {}
     for candidate in candidates:
         try:
             found = load_checkpoint(candidate)
         except ValueError as error:
-            errors.append(error)
+            errors[candidate] = error
             continue
-        for failed in errors:
+        for damaged, failed in errors.items():
+            if set_aside:
+                damaged.replace(damaged.with_name(f"{damaged.stem}-damaged{damaged.suffix}"))
             warnings.warn(f"{failed} Going on from {candidate.name} instead.", RuntimeWarning, stacklevel=2)
         return found
     if errors:
         tried = ", ".join(repr(candidate.name) for candidate in candidates)
-        raise ValueError(f"{errors[0]} None of {tried} can be read. Start again in another folder.") from errors[-1]
+        first, *_, last = [*errors.values()] * 2
+        raise ValueError(f"{first} None of {tried} can be read. Start again in another folder.") from last
     return load_checkpoint(path)
 
 

@@ -6,7 +6,6 @@ import csv
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem.infer.elbo import Terms
@@ -21,9 +20,12 @@ class FitResult:
     Attributes:
         steps: Steps taken, those before a resume and those skipped included.
         seconds: Time spent training, likewise.
-        history: One row a record: step, seconds and the terms, in nats per datapoint; validation rows begin `val_`.
+        history: One row per record: step, seconds and the terms, in nats per datapoint; those of a validation begin
+            `val_`. `bound` is a bound at every step; while the weight of KL(z) is below one, what is trained is beside
+            it as `tempered_bound`. An objective of Pyro's own tells no more than one number: `tempered_bound` until
+            the weight is one, `bound` from then on.
         best_bound: The best validation bound, in nats per datapoint; `-inf` without validation.
-        interrupted: Whether the run was stopped before its end, by Ctrl-C or by `piece_minutes`.
+        interrupted: Whether the run was stopped before its end, by Ctrl-C or by :class:`StopAfter`.
         chosen: The objective that `"auto"` chose, and why.
         skipped: Steps whose loss or gradient was not finite; they moved no weight.
         first_skipped: Which step was the first of them, and what was not finite.
@@ -48,24 +50,27 @@ class FitResult:
 class Meter:
     """Running averages of terms, for the progress bar and the history.
 
+    A term counts from the first step that has it, and is gone with the first that has not.
+
     Arguments:
         smoothing: What a step keeps of those before; 0 for the plain mean over all.
     """
 
     def __init__(self, smoothing: float = 0.98) -> None:
         self.smoothing = smoothing
-        self.sums: dict[str, float] = {}
-        self.count = 0.0
+        self.sums: dict[str, tuple[float, float]] = {}  # the sum and its weight, by name
 
     def add(self, terms: dict[str, float]) -> None:
         """Takes in one step."""
-        keep = self.smoothing or 1.0  # without smoothing, the plain mean
-        self.count = keep * self.count + 1.0
-        self.sums = {name: keep * self.sums.get(name, 0.0) + value for name, value in terms.items()}
+        keep, before = self.smoothing or 1.0, self.sums
+        self.sums = {}
+        for name, value in terms.items():
+            total, count = before.get(name, (0.0, 0.0))
+            self.sums[name] = keep * total + value, keep * count + 1.0
 
     def row(self) -> dict[str, float]:
         """The averages by name."""
-        return {name: total / self.count for name, total in self.sums.items()}
+        return {name: total / count for name, (total, count) in self.sums.items()}
 
     def text(self) -> str:
         """The averages of note, in a line."""
@@ -73,20 +78,10 @@ class Meter:
         row = self.row()
         return "  ".join(f"{shown} {row[name]:.2f}" for name, shown in names.items() if name in row)
 
-    def state(self) -> dict[str, Any]:
-        """The sums and their weight, as plain data."""
-        return {"sums": self.sums, "count": self.count}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from what :meth:`state` gave."""
-        self.sums, self.count = dict(state["sums"]), state["count"]
-
-
-def summarise(terms: Terms, kl_weight: float = 1.0) -> dict[str, float]:
-    """Means over datapoints of an objective's terms; KL(z) without the warm-up's weight."""
+def summarise(terms: Terms) -> dict[str, float]:
+    """Means over datapoints of an objective's terms, in nats."""
     kl = {f"kl_{name}": float(value.mean()) for name, value in terms.kl.items()}
-    if kl_weight > 0:
-        kl["kl_z"] /= kl_weight
     return {"bound": float(terms.bound.mean()), "reconstruction": float(terms.reconstruction.mean()), **kl}
 
 

@@ -6,9 +6,11 @@ import math
 
 import pyro
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.checks import check_range
+from pyro_vmem._utils.random_state import forked
 from pyro_vmem.data import Episode
 from pyro_vmem.infer import VIMCO_ELBO
 from pyro_vmem.model import VMA
@@ -33,10 +35,11 @@ def validate(
         seed: Seeds the samples of latents.
 
     Returns:
-        `bound`, `reconstruction`, `kl_a`, `kl_z` and `hit_rate` (of the guide's most probable slot's class).
+        `bound`, `reconstruction`, `kl_a`, `kl_z` and `hit_rate` (of the guide's most probable slot's class; only
+        over episodes with labels).
 
     Raises:
-        ValueError: If there are no episodes, or their memories have no labels.
+        ValueError: If there are no episodes, or labels are not one integer per target.
 
     Example:
         >>> import pyro_vmem as pv
@@ -51,17 +54,28 @@ def validate(
         num_episodes = min(num_episodes, len(episodes))  # type: ignore[arg-type]
     meter = Meter(smoothing=0.0)
     hits = []
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
+    device = next(vma.parameters()).device
+    with forked(device), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         for index in range(num_episodes):
-            episode = episodes[index].to(next(vma.parameters()).device)
+            episode = episodes[index].to(device)
             memory = vma.encode(episode.memory)
-            if memory.labels is None:
-                raise ValueError("episodes: validation needs the class of each slot. Make memories with labels.")
             meter.add(summarise(elbo.terms(vma.model, vma.guide, memory, episode.x)))
+            if memory.labels is None or episode.labels is None:
+                continue
+            _check_labels(episode.labels, len(episode.x))
             chosen = memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
             hits.append((chosen == episode.labels).float().mean())
-    return meter.row() | {"hit_rate": float(torch.stack(hits).mean())}
+    return meter.row() | ({"hit_rate": float(torch.stack(hits).mean())} if hits else {})
+
+
+def _check_labels(labels: Tensor, count: int) -> None:
+    """What broadcasts with the guide's classes, or is rounded, would give a hit rate all the same."""
+    if labels.shape != (count,) or labels.is_floating_point():
+        raise ValueError(
+            f"episodes: expected labels as integers of shape ({count},), got {labels.dtype} of shape "
+            f"{tuple(labels.shape)}. Give one class per target."
+        )
 
 
 def first_episode(episodes: Dataset[Episode], name: str, least: int) -> Episode:

@@ -13,7 +13,6 @@ import pyro_vmem as pv
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, resampled_backward
 from pyro_vmem.infer.annealing import scale_sites
-from pyro_vmem.infer.noise import share_noise
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -215,29 +214,6 @@ def test_in_half_precision_every_parameter_still_gets_its_gradient():
         assert all(float(g.norm()) > 0 for g in grads)
         found.append(torch.cat([g.flatten() for g in grads]))
     assert torch.cosine_similarity(*found, dim=0) > 0.8
-
-
-def test_shares_of_a_minibatch_choose_as_the_whole_does():
-    """What processes do that train together: gradients add up, and random states do not part."""
-    torch.manual_seed(1)
-    vma = pv.VMA.for_vectors(3, latent_dim=2, num_features=8, hidden=(8,))
-    memory, x = vma.encode(pv.Memory(torch.randn(4, 3))), torch.randn(7, 3)
-    elbo, parameters = VIMCO_ELBO(3, max_plate_nesting=1, backward=1), list(vma.parameters())
-
-    def found(rows, guide):
-        torch.manual_seed(0)
-        with share_noise(rows, 7, {resampled_backward.CHOICE}):
-            loss = elbo.differentiable_loss(vma.model, guide, memory, x[rows])
-        gradient = torch.autograd.grad(loss, parameters, retain_graph=True)
-        return torch.cat([g.flatten() for g in gradient]), torch.get_rng_state()
-
-    whole, state = found(slice(0, 7), vma.guide)
-    summed = torch.zeros_like(whole)
-    for rows in (slice(0, 3), slice(3, 7)):
-        gradient, after = found(rows, share_noise(rows, 7)(vma.guide))
-        assert torch.equal(after, state)
-        summed += gradient
-    torch.testing.assert_close(summed, whole)
 
 
 def test_a_guide_that_runs_the_model_is_refused():

@@ -282,7 +282,7 @@ def test_it_trains(objective: Any) -> None:
     pv.model.index_memory(vma, memory)
     episodes = [pv.data.Episode(memory, binary(B, *EVENT), torch.randint(S, (B,))) for _ in range(3)]
     before = [p.detach().clone() for p in vma.parameters()]
-    assert pv.fit(vma, episodes, objective, steps=3, progress=False, num_particles=3).steps == 3  # type: ignore[arg-type]
+    assert pv.fit(vma, episodes, objective, steps=3, progress=False).steps == 3  # type: ignore[arg-type]
     assert all(not torch.equal(old, new) for old, new in zip(before, vma.parameters(), strict=True))
 
 

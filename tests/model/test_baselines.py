@@ -270,7 +270,7 @@ def test_it_can_be_trained_saved_and_loaded(cls: type[pv.VMA], tmp_path) -> None
     model = cls.for_images((1, 8, 8), latent_dim=4, num_features=16, width=4, ink=0.01)
     episodes, held_out = (pv.data.EpisodeSampler(dataset, n_way=4, k_shot=1, n_query=2, seed=s) for s in (0, 1))
     before = pv.validate(model, held_out)["bound"]
-    settings = {"steps": 20, "lr": 0.02, "lr_warmup": 1, "validate_every": 10, "progress": False}
+    settings = {"steps": 20, "lr": 0.02, "schedule": pv.train.WarmupCosine(1), "validate_every": 10, "progress": False}
     pv.fit(model, episodes, validation=held_out, out=tmp_path, **settings)
     assert pv.validate(model, held_out)["bound"] > before + 3
     again = pv.load(tmp_path)

@@ -13,7 +13,7 @@ from small_run import blobs, small_vma
 from torch import Tensor
 
 import pyro_vmem as pv
-from pyro_vmem.train.step import Steps
+from pyro_vmem.infer.by_name import named_objective
 
 S, B = 60, 5  # slots and targets
 FULL = torch.autocast("cpu", enabled=False)
@@ -59,9 +59,15 @@ def gradient(vma: pv.VMA, step: Callable[[], Any]) -> list[Tensor]:
     return [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in vma.parameters()]
 
 
-def take(vma: pv.VMA, objective: Any, episode: pv.data.Episode, num_particles: int = 4) -> tuple[Steps, list[Tensor]]:
-    steps = Steps(vma, objective, num_particles, 1e-3, episode)
-    return steps, gradient(vma, lambda: steps._gradient(episode, 1.0))
+def begun(vma: pv.VMA, objective: Any, episode: pv.data.Episode) -> pv.Trainer:
+    trainer = pv.Trainer(vma, objective, pv.TrainingConfig(precision="float32"))
+    trainer.begin(episode)
+    return trainer
+
+
+def take(vma: pv.VMA, objective: Any, episode: pv.data.Episode, num_particles: int = 4) -> tuple[Any, list[Tensor]]:
+    steps = begun(vma, named_objective(objective, num_particles) if isinstance(objective, str) else objective, episode)
+    return steps, gradient(vma, lambda: steps._backward(episode, 1.0))
 
 
 def same(one: list[Tensor], other: list[Tensor]) -> None:
@@ -79,9 +85,9 @@ def test_pyros_own_objectives_go_through_the_encoder_once(name: str, where: str)
         pv.model.index_memory(vma, memory)
         episode = pv.data.Episode(memory, episode.x, episode.labels)
     expected = gradient(vma, lambda: STOCK[name]().loss_and_grads(vma.model, vma.guide, episode.memory, episode.x))
-    steps = Steps(vma, STOCK[name](), 1, 1e-3, episode)
+    steps = begun(vma, STOCK[name](), episode)
     counts = encoded(vma, episode.x)
-    found = gradient(vma, lambda: steps._gradient(episode, 1.0))
+    found = gradient(vma, lambda: steps._backward(episode, 1.0))
     same(found, expected)
     particles = 3 if "one by one" in name else 1
     # What the guide read is what the model reads.
@@ -97,10 +103,10 @@ def test_what_is_summed_is_encoded_once() -> None:
             vma.model, config_enumerate(vma.guide, "parallel", expand=True), episode.memory, episode.x
         ),
     )
-    steps = Steps(vma, "enumerate", 1, 1e-3, episode)
-    gradient(vma, lambda: steps._gradient(episode, 1.0))  # the first time, its cost is estimated
+    steps = begun(vma, "enumerate", episode)
+    gradient(vma, lambda: steps._backward(episode, 1.0))  # the first time, its cost is estimated
     counts = encoded(vma, episode.x)
-    same(gradient(vma, lambda: steps._gradient(episode, 1.0)), expected)
+    same(gradient(vma, lambda: steps._backward(episode, 1.0)), expected)
     assert counts == [(S, True)]
 
 
@@ -116,7 +122,7 @@ def test_only_what_is_read_is_encoded_where_that_is_less(
     reads = steps.decodes * B
     assert reads == B * (3 if objective != "enumerate" or guide in ("truncated", "indexed") else slots)
     counts = encoded(vma, episode.x)
-    found = gradient(vma, lambda: steps._gradient(episode, 1.0))
+    found = gradient(vma, lambda: steps._backward(episode, 1.0))
     with_gradient = [count for count, grad in counts if grad]
     assert len(with_gradient) == 1
     if guide == "all slots" or reads > slots:
@@ -125,7 +131,7 @@ def test_only_what_is_read_is_encoded_where_that_is_less(
         assert with_gradient[0] <= reads
         assert [count for count, grad in counts if not grad] == [slots] * (guide in ("truncated", "indexed"))
     steps.decodes = slots  # so that all are encoded beforehand
-    same(found, gradient(vma, lambda: steps._gradient(episode, 1.0)))
+    same(found, gradient(vma, lambda: steps._backward(episode, 1.0)))
 
 
 def test_a_second_run_reads_what_the_first_has_encoded() -> None:

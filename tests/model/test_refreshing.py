@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from processes import together
 from small_run import blobs, small_vma, weights
 
 import pyro_vmem as pv
 from pyro_vmem.memory import ExactIndex
 from pyro_vmem.model.indexing import slot_keys
-from pyro_vmem.train.distributed import Ranks
 
 SLOTS = 40
 SETTINGS: dict[str, Any] = {"steps": 6, "progress": False, "precision": "float32", "validate_every": 2, "lr": 0.02}
@@ -51,7 +47,7 @@ def test_keys_follow_the_weights() -> None:
     vma = indexed()
     library = Library(vma)
     before = library.index.keys.clone()
-    result = pv.fit(vma, library, refresh_slots=10, **SETTINGS)
+    result = pv.fit(vma, library, callbacks=[pv.train.RefreshKeys(10)], **SETTINGS)
     assert float((library.index.keys - before).norm(dim=-1).min()) > 1e-3  # the weights moved
     assert float(oldest(vma, library).max()) < 1e-5
     rows = [row for row in result.history if "key_drift" in row]
@@ -74,7 +70,7 @@ def test_a_step_refreshes_so_many_slots(tmp_path: Path) -> None:
             keys.append(library.index.keys.clone())
             return library[index]
 
-    pv.fit(vma, Watch(), refresh_slots=15, **SETTINGS)  # type: ignore[arg-type]
+    pv.fit(vma, Watch(), callbacks=[pv.train.RefreshKeys(15)], **SETTINGS)  # type: ignore[arg-type]
     moved = [(after != before).any(-1).nonzero().squeeze(-1).tolist() for before, after in itertools.pairwise(keys)]
     first = next(i for i, slots in enumerate(moved) if slots)
     expected = [list(range(15)), list(range(15, 30)), sorted([*range(30, 40), *range(5)]), list(range(5, 20))]
@@ -85,7 +81,7 @@ def test_without_refreshing_keys_stay() -> None:
     vma = indexed()
     library = Library(vma)
     before = library.index.keys.clone()
-    result = pv.fit(vma, library, refresh_slots=0, **SETTINGS)
+    result = pv.fit(vma, library, callbacks=[pv.train.RefreshKeys(0)], **SETTINGS)
     assert torch.equal(library.index.keys, before)
     assert not any(name in row for row in result.history for name in AGES)
     assert "key_drift" not in pv.fit(small_vma(), [library[0]] * 6, **SETTINGS).history[-1]  # type: ignore[arg-type]
@@ -95,13 +91,15 @@ def test_old_keys_are_told_of() -> None:
     drifts = []
     for slots in (1, SLOTS):
         vma = indexed()
-        drifts.append(pv.fit(vma, Library(vma), refresh_slots=slots, **SETTINGS).history[-1]["key_drift"])
+        drifts.append(
+            pv.fit(vma, Library(vma), callbacks=[pv.train.RefreshKeys(slots)], **SETTINGS).history[-1]["key_drift"]
+        )
     assert drifts[0] > 0.005
     assert drifts[1] < 1e-5
 
 
 def test_a_resumed_run_begins_with_fresh_keys(tmp_path: Path) -> None:
-    vma, settings = indexed(), SETTINGS | {"out": tmp_path, "refresh_slots": 1}
+    vma, settings = indexed(), SETTINGS | {"out": tmp_path, "callbacks": [pv.train.RefreshKeys(1)]}
     pv.fit(vma, Library(vma), **settings | {"steps": 4})
     again = indexed(seed=1)
     library = Library(again)  # keys of weights that are about to be replaced
@@ -113,10 +111,12 @@ def test_a_resumed_run_begins_with_fresh_keys(tmp_path: Path) -> None:
                 seen.append(float(oldest(again, library).max()))
             return library[index]
 
-    result = pv.fit(again, Watch(), resume=True, **settings)  # type: ignore[arg-type]
+    with pytest.warns(RuntimeWarning, match=r"goes on with steps=6 \(was 4\)"):
+        result = pv.fit(again, Watch(), resume=True, **settings)  # type: ignore[arg-type]
     assert (result.steps, seen) == (6, [pytest.approx(0, abs=1e-5)])
     library.index.keys.zero_()
-    pv.fit(again, library, resume=True, **settings)  # which has nothing to do
+    with pytest.warns(RuntimeWarning, match="the run is over"):
+        pv.fit(again, library, resume=True, **settings)
     assert float(oldest(again, library).max()) < 1e-5
 
 
@@ -124,19 +124,25 @@ def test_the_best_weights_have_their_keys(monkeypatch: pytest.MonkeyPatch) -> No
     vma = indexed()
     library = Library(vma)
     bounds = iter([-1.0, -2.0, -3.0])
-    monkeypatch.setattr("pyro_vmem.train.fit.validate", lambda *_: {"bound": next(bounds)})
+    monkeypatch.setattr("pyro_vmem.train.callbacks.validate", lambda *_: {"bound": next(bounds)})
     best = []
-    pv.fit(vma, library, validation=[library[0]], logger=lambda *_: best.append(weights(vma)), **SETTINGS)  # type: ignore[arg-type]
+    pv.fit(
+        vma,
+        library,
+        validation=[library[0]],
+        callbacks=[pv.train.Log(lambda *_: best.append(weights(vma)))],
+        **SETTINGS,
+    )  # type: ignore[arg-type]
     assert all(torch.equal(best[0][name], value) for name, value in weights(vma).items())
     assert float(oldest(vma, library).max()) < 1e-5
 
 
 def test_an_index_stays_in_its_process() -> None:
     vma = indexed()
-    with pytest.raises(ValueError, match=r"workers: expected 0, got 2: an index .* refresh_slots=0"):
+    with pytest.raises(ValueError, match=r"workers: expected 0, got 2: an index .*RefreshKeys\(0\)"):
         pv.fit(vma, Library(vma), workers=2, **SETTINGS)
-    with pytest.raises(ValueError, match=r"refresh_slots: expected a whole number in \[0, .* got -1"):
-        pv.fit(vma, Library(vma), refresh_slots=-1, **SETTINGS)
+    with pytest.raises(ValueError, match=r"slots_per_step: expected a whole number in \[0, .* got -1"):
+        pv.fit(vma, Library(vma), callbacks=[pv.train.RefreshKeys(-1)], **SETTINGS)
 
 
 def test_an_index_is_built_anew_of_new_keys() -> None:
@@ -145,34 +151,3 @@ def test_an_index_is_built_anew_of_new_keys() -> None:
     assert torch.equal(index.keys, keys)
     with pytest.raises(ValueError, match="keys: expected 5, one a slot, got 4"):
         index.rebuild(keys[:4])
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks its processes")
-def test_divided_between_processes(tmp_path: Path) -> None:
-    start, kinds = (
-        indexed().replace(address_guide=pv.IndexedGuide(small_vma().address_guide, k=4)),
-        ("whole", "divided"),
-    )
-
-    def train(ranks: Ranks, kind: str) -> None:
-        vma = copy.deepcopy(start)
-        library = Library(vma)
-        if kind == "divided":
-            shard = pv.PackedMemory.pack(library.memory.templates[ranks.index :: ranks.count])
-            divided = pv.train.sharded.ShardedIndex(slot_keys(vma, shard), ranks=ranks)
-            library.memory = pv.train.sharded.ShardedMemory(shard, torch.arange(SLOTS), divided, ranks)
-            library.index = divided
-        result = pv.fit(vma, library, refresh_slots=7, **SETTINGS)
-        keys = library.index.keys_of(torch.arange(SLOTS))
-        torch.testing.assert_close(keys, slot_keys(vma, library.memory), atol=1e-5, rtol=1e-4)
-        assert torch.equal(library.index.slots, torch.arange(SLOTS))
-        ages = [[row[name] for name in AGES] for row in result.history if "key_drift" in row]
-        torch.save((ages, keys), tmp_path / f"{kind}-{ranks.index}.pt")
-
-    for kind in kinds:
-        together(lambda rank, kind=kind: train(Ranks(rank, 2), kind))
-    (ages, keys), *others = [torch.load(tmp_path / f"{kind}-{rank}.pt") for kind in kinds for rank in (0, 1)]
-    assert len(ages) == 3
-    for other_ages, other_keys in others:
-        torch.testing.assert_close(torch.tensor(other_ages), torch.tensor(ages), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(other_keys, keys, rtol=1e-3, atol=1e-4)

@@ -18,7 +18,8 @@ from torch import Tensor
 import pyro_vmem as pv
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset
-from pyro_vmem.train import step as steps_module
+from pyro_vmem.train import trainer as steps_module
+from pyro_vmem.train.not_finite import NotFiniteError
 
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
 
@@ -87,20 +88,20 @@ def test_a_step_that_is_not_finite_is_skipped_counted_and_named(module: str, obj
 
 def test_terms_that_are_not_finite_are_named_with_their_site(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the distribution itself is in order."""
-    original = steps_module.Steps._gradient
+    original = steps_module.Trainer._backward
 
     def gradient(self: Any, episode: Episode, kl_weight: float) -> Any:
-        terms_of = self.elbo.terms
+        terms_of = self.objective.terms
 
         def terms(*args: Any) -> Any:
             terms = terms_of(*args)
             terms.particles.log_prior["z"].data[1, :5] = math.inf
             return type(terms)(terms.particles, terms.shares, terms.bound, terms.loss + math.inf)
 
-        monkeypatch.setattr(self.elbo, "terms", terms)
+        monkeypatch.setattr(self.objective, "terms", terms)
         return original(self, episode, kl_weight)
 
-    monkeypatch.setattr(steps_module.Steps, "_gradient", gradient)
+    monkeypatch.setattr(steps_module.Trainer, "_backward", gradient)
     with (
         pytest.warns(RuntimeWarning, match="step 1, log_prior of site 'z', inf for 5 of 12 datapoints"),
         pytest.raises(FloatingPointError, match="1 of 1 steps had a loss or gradient that is not finite"),
@@ -143,7 +144,7 @@ def test_ten_in_a_row_stop_the_run_with_the_best_weights(tmp_path: Path) -> None
 
 @pytest.mark.filterwarnings("ignore:not finite")
 def test_more_than_one_in_a_hundred_stop_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(steps_module.Steps, "take", take_every_other)
+    monkeypatch.setattr(steps_module.Trainer, "_gradient", take_every_other)
     with pytest.raises(FloatingPointError, match=r"loss: 11 of 21 steps .* 1 in a row; the first was step 1, it"):
         pv.fit(small_vma(), sampler(), steps=50, **QUIET)
 
@@ -151,7 +152,7 @@ def test_more_than_one_in_a_hundred_stop_the_run(monkeypatch: pytest.MonkeyPatch
 def take_every_other(self: Any, episode: Episode, *_: Any) -> dict[str, float]:
     self.count = getattr(self, "count", 0) + 1
     if self.count % 2:
-        raise steps_module.NotFiniteError("it")
+        raise NotFiniteError("it")
     return {"bound": -1.0}
 
 
@@ -173,7 +174,7 @@ def test_steps_skipped_do_not_spoil_a_running_baseline() -> None:
 
 @pytest.mark.filterwarnings("ignore:not finite")
 def test_skipped_steps_are_resumed_exactly(tmp_path: Path) -> None:
-    def run(folder: str, piece: float | None) -> pv.FitResult:
+    def run(folder: str, piece: float) -> pv.FitResult:
         vma, watched = small_vma(), Watched()
         with poisoned(vma, "latent_prior.network", watched, lambda index: index in (1, 2), math.nan):
             return pv.fit(
@@ -183,11 +184,11 @@ def test_skipped_steps_are_resumed_exactly(tmp_path: Path) -> None:
                 validate_every=2,
                 out=tmp_path / folder,
                 resume=True,
-                piece_minutes=piece,
+                callbacks=[pv.train.StopAfter(piece)],
                 **QUIET,
             )
 
-    whole = run("whole", None)
+    whole = run("whole", 1e6)
     for _ in range(5):
         parts = run("parts", 1e-5)
     assert (whole.skipped, parts.skipped) == (2, 2)
@@ -253,7 +254,7 @@ def test_one_particle() -> None:
     ):
         trains_and_explains(small_vma(), sampler(), elbo)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="num_particles: VIMCO_ELBO needs at least 2, got 1"):
-        pv.fit(small_vma(), sampler(), num_particles=1, steps=1, **QUIET)
+        pv.fit(small_vma(), sampler(), pv.infer.VIMCO_ELBO(1), steps=1, **QUIET)
 
 
 def test_identical_templates() -> None:

@@ -97,7 +97,7 @@ def test_only_what_is_asked_to_download_can() -> None:
 
 LOCALE = """
 import pathlib, warnings
-from pyro_vmem._json import write_json
+from pyro_vmem._utils.files import write_json
 from pyro_vmem.app.experiment import Experiment, read_result
 from pyro_vmem.train.history import write_history
 # Only the files of this package: others read theirs as they like.

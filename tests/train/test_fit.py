@@ -1,22 +1,20 @@
 """The trainer: what moves, what does not, and that a run can be stopped and resumed."""
 
-import json
 import math
+import signal
+from functools import partial
 from typing import get_args
 
 import pyro
 import pytest
 import torch
-from safetensors.torch import save_file
 from small_run import equal, rows, same_state, sampler, small_vma, weights
 
 import pyro_vmem as pv
 from pyro_vmem._utils.files import versions_of
-from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.by_name import Objective
-from pyro_vmem.train import fit as training
+from pyro_vmem.train import callbacks as training
 from pyro_vmem.train import load_checkpoint
-from pyro_vmem.train.history import summarise
 
 
 def test_training_improves_the_bound_on_held_out_classes():
@@ -100,8 +98,8 @@ def test_resume_is_the_uninterrupted_run_bit_for_bit(tmp_path, monkeypatch, stop
         """A sampler at which somebody presses Ctrl-C."""
 
         def __getitem__(self, index):
-            if index == stop:
-                raise KeyboardInterrupt
+            if index == stop - 1:
+                signal.raise_signal(signal.SIGINT)
             return sampler()[index]
 
     first = pv.fit(small_vma(), Stops(), out=tmp_path / "parts", **settings)
@@ -122,7 +120,13 @@ def test_every_objective_resumes_bit_for_bit(tmp_path, objective):
     pv.fit(small_vma(), sampler(), objective, out=tmp_path / "whole", **settings)
     for _ in range(4):
         result = pv.fit(
-            small_vma(), sampler(), objective, out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings
+            small_vma(),
+            sampler(),
+            objective,
+            out=tmp_path / "parts",
+            resume=True,
+            callbacks=[pv.train.StopAfter(1e-5)],
+            **settings,
         )
     assert not result.interrupted
     assert same_state(tmp_path / "whole", tmp_path / "parts")
@@ -136,14 +140,16 @@ def test_pieces_of_any_length_add_up_to_the_whole_run_bit_for_bit(tmp_path, vali
     lengths = []
     for piece in range(5):
         vma = small_vma(seed=piece)  # replaced by the weights of the piece before
-        result = pv.fit(vma, sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
+        result = pv.fit(
+            vma, sampler(), out=tmp_path / "parts", resume=True, callbacks=[pv.train.StopAfter(1e-5)], **settings
+        )
         lengths.append((result.steps, result.interrupted))
     assert lengths == [(1, True), (2, True), (3, True), (4, True), (5, False)]
     assert equal(weights(whole), weights(vma))
     assert rows(result.history) == rows(expected.history)
     assert same_state(tmp_path / "whole", tmp_path / "parts")
-    # A run that is over is not trained on.
-    assert pv.fit(vma, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 5
+    with pytest.warns(RuntimeWarning, match="resume: the run is over, after 5 steps"):
+        assert pv.fit(vma, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 5
     assert equal(weights(whole), weights(vma))
 
 
@@ -158,7 +164,7 @@ def test_a_run_is_not_overwritten(tmp_path):
 def test_what_a_run_writes_can_be_loaded(tmp_path):
     vma = small_vma()
     pv.fit(vma, sampler(), steps=4, validation=sampler(seed=1), validate_every=2, out=tmp_path, progress=False)
-    names = ["best.safetensors", "history.csv", "last-1.safetensors", "last.safetensors"]
+    names = [".lock", "best.safetensors", "history.csv", "last-1.safetensors", "last.safetensors"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert equal(weights(vma), weights(pv.load(tmp_path)))
     last = pv.load(tmp_path / "last.safetensors")
@@ -190,23 +196,51 @@ def test_the_selected_weights_are_kept(select, tmp_path, monkeypatch):
 def test_kl_warmup_and_learning_rate_follow_their_schedules():
     vma = small_vma()
     rows = pv.fit(
-        vma, sampler(), steps=8, kl_warmup=0.5, kl_start=0.2, lr=0.01, lr_warmup=2, validate_every=1, progress=False
+        vma,
+        sampler(),
+        steps=8,
+        kl_schedule=pv.train.LinearRise(0.2, 0.5),
+        lr=0.01,
+        schedule=pv.train.WarmupCosine(2),
+        validate_every=1,
+        progress=False,
     ).history
     assert [round(row["kl_weight"], 6) for row in rows] == [0.2, 0.4, 0.6, 0.8, 1.0, 1.0, 1.0, 1.0]
     expected = [0.01 * min(1, (i + 1) / 2) * 0.5 * (1 + math.cos(math.pi * i / 8)) for i in range(8)]
     assert [row["lr"] for row in rows] == pytest.approx(expected)
 
 
-def test_the_latents_kl_is_reported_without_its_weight():
+def frozen_terms(objective, weight, steps):
+    """The mean terms of steps with the same weights, the same noise and a constant weight of KL(z)."""
+    config = pv.TrainingConfig(steps=steps, lr=1e-12, kl_schedule=pv.train.Constant(weight), precision="float32")
     vma = small_vma()
-    episode = sampler()[0]
-    elbo = pv.infer.VIMCO_ELBO(4, max_plate_nesting=1)
     torch.manual_seed(0)
-    plain = summarise(elbo.terms(vma.model, vma.guide, episode.memory, episode.x))
-    model, guide = (scale_sites({"z": 0.3})(fn) for fn in (vma.model, vma.guide))
-    torch.manual_seed(0)
-    weighted = summarise(elbo.terms(model, guide, episode.memory, episode.x), 0.3)
-    assert weighted["kl_z"] == pytest.approx(plain["kl_z"], rel=1e-4)
+    for parameter in vma.parameters():  # at initialisation KL(z) is nearly zero
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    trainer, episodes = pv.Trainer(vma, objective, config), sampler()
+    torch.manual_seed(1)
+    terms = [trainer.step(episodes[i % 8]) for i in range(steps)]
+    return vma, {name: sum(t[name] for t in terms) / steps for name in terms[0]}
+
+
+@pytest.mark.parametrize("objective", ["vimco", "rws", "iwae", "reinforce", "rao-blackwell"])
+def test_bound_and_terms_do_not_depend_on_the_weight_of_the_latents_kl(objective):
+    full = frozen_terms(objective, 1.0, 8)[1]
+    assert full["kl_z"] > 0.5
+    assert "tempered_bound" not in full
+    for weight in (0.0, 0.3):
+        found = frozen_terms(objective, weight, 8)[1]
+        for name, value in full.items():
+            assert found[name] == pytest.approx(value, abs=2e-3), name
+        assert found["tempered_bound"] > found["bound"] + 0.1
+
+
+def test_the_bound_of_training_and_that_of_validation_agree_in_expectation():
+    """On the same episodes with the same weights and number of particles, at a weight far below one."""
+    vma, found = frozen_terms(pv.infer.VIMCO_ELBO(8, max_plate_nesting=1), 0.1, 160)
+    validated = sum(pv.validate(vma, sampler(), seed=seed)["bound"] for seed in range(10)) / 10
+    assert found["bound"] == pytest.approx(validated, abs=0.15)
+    assert found["tempered_bound"] > validated + 0.2
 
 
 def test_a_time_budget_ends_the_run():
@@ -220,13 +254,9 @@ def test_a_time_budget_ends_the_run():
     [
         ({"steps": 0}, "steps: expected a whole number in"),
         ({"minutes": -1.0}, "minutes: expected a number in"),
-        ({"piece_minutes": 0.0}, "piece_minutes: expected a number in"),
-        ({"kl_warmup": 1.5}, r"kl_warmup: expected a number in \[0, 1\], got 1.5"),
-        ({"kl_start": -0.1}, r"kl_start: expected a number in \[0, 1\], got -0.1"),
         ({"lr": 0.0}, "lr: expected a number"),
         ({"clip_norm": 0.0}, "clip_norm: expected a number"),
         ({"validate_every": 0}, "validate_every: expected a whole number"),
-        ({"keep": 0}, "keep: expected a whole number"),
         ({"objective": "elbo"}, "objective: expected one of .*'vimco'.*got 'elbo'"),
         ({"precision": "half"}, "precision: expected 'auto', 'bfloat16' or 'float32', got 'half'"),
     ],
@@ -308,19 +338,33 @@ def test_a_learned_baseline_is_trained_and_resumed(tmp_path):
         net = Net()
         elbo = pv.infer.Reinforce_ELBO(1, net, max_plate_nesting=1)
         pv.fit(
-            small_vma(), sampler(), elbo, steps, out=tmp_path / "run", resume=resume, progress=False, piece_minutes=60
+            small_vma(),
+            sampler(),
+            elbo,
+            steps=steps,
+            out=tmp_path / "run",
+            resume=resume,
+            progress=False,
+            callbacks=[pv.train.StopAfter(60)],
         )
         return net.weight
 
     first = run(3, False).item()
     assert first != 0.0
-    resumed = run(3, True)
+    with pytest.warns(RuntimeWarning, match="resume: the run is over, after 3 steps"):
+        resumed = run(3, True)
     assert resumed.item() == first
 
 
 def test_what_is_returned_of_an_interrupted_run_has_its_latest_terms(tmp_path):
     result = pv.fit(
-        small_vma(), sampler(), steps=5, out=tmp_path, validate_every=10, piece_minutes=1e-5, progress=False
+        small_vma(),
+        sampler(),
+        steps=5,
+        out=tmp_path,
+        validate_every=10,
+        callbacks=[pv.train.StopAfter(1e-5)],
+        progress=False,
     )
     assert result.interrupted
     assert [row["step"] for row in result.history] == [1]
@@ -329,7 +373,14 @@ def test_what_is_returned_of_an_interrupted_run_has_its_latest_terms(tmp_path):
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_so_many_checkpoints_are_kept(tmp_path, keep):
-    pv.fit(small_vma(), sampler(), steps=5, validate_every=1, out=tmp_path, keep=keep, progress=False)
+    pv.fit(
+        small_vma(),
+        sampler(),
+        steps=5,
+        validate_every=1,
+        callbacks=[pv.train.Checkpoints(tmp_path, keep)],
+        progress=False,
+    )
     paths = versions_of(tmp_path / "last.safetensors")
     assert [load_checkpoint(path)[1]["result"]["steps"] for path in paths] == [5, 4, 3][:keep]
 
@@ -338,7 +389,14 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path
     settings = {"steps": 6, "validate_every": 2, "progress": False}
     pv.fit(small_vma(), sampler(), out=tmp_path / "whole", **settings)
     for _ in range(4):
-        pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
+        pv.fit(
+            small_vma(),
+            sampler(),
+            out=tmp_path / "parts",
+            resume=True,
+            callbacks=[pv.train.StopAfter(1e-5)],
+            **settings,
+        )
     last = tmp_path / "parts" / "last.safetensors"
     last.write_bytes(last.read_bytes()[:-100])
     with pytest.warns(RuntimeWarning, match=r"is not a whole safetensors file .* Going on from last-1.safetensors"):
@@ -351,24 +409,6 @@ def test_a_damaged_checkpoint_costs_only_the_steps_since_the_one_before(tmp_path
         pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, **settings)
 
 
-def test_a_run_of_the_first_format_is_resumed(tmp_path):
-    """Which kept no running averages and no checksum; weights, optimizer and random state go on all the same."""
-    settings = {"steps": 4, "validate_every": 2, "progress": False}
-    whole = small_vma()
-    pv.fit(whole, sampler(), out=tmp_path / "whole", **settings)
-    for _ in range(2):
-        pv.fit(small_vma(), sampler(), out=tmp_path / "parts", resume=True, piece_minutes=1e-5, **settings)
-    last = tmp_path / "parts" / "last.safetensors"
-    tensors, data = load_checkpoint(last)
-    old = {"spec": data["spec"], "result": data["result"]}
-    for name in ("skipped", "first_skipped"):
-        del old["result"][name]
-    save_file(tensors, last, {"format": "pyro_vmem/1", "data": json.dumps(old)})
-    resumed = small_vma(seed=3)
-    assert pv.fit(resumed, sampler(), out=tmp_path / "parts", resume=True, **settings).steps == 4
-    assert equal(weights(whole), weights(resumed))
-
-
 def test_a_selection_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="select: expected 'best' or 'last', got 'first'"):
         pv.fit(small_vma(), sampler(), steps=1, select="first")
@@ -379,7 +419,7 @@ def test_the_best_weights_are_written_again_if_they_were_lost(tmp_path, monkeypa
     monkeypatch.setattr(training, "validate", lambda vma, episodes: {"bound": next(bounds)})
     settings = {"validation": sampler(seed=1), "validate_every": 1, "progress": False, "out": tmp_path, "steps": 3}
     first = small_vma()
-    pv.fit(first, sampler(), piece_minutes=1e-5, **settings)
+    pv.fit(first, sampler(), callbacks=[pv.train.StopAfter(1e-5)], **settings)
     (tmp_path / "best.safetensors").unlink()
     pv.fit(small_vma(), sampler(), resume=True, **settings)
     assert equal(weights(first), weights(pv.load(tmp_path / "best.safetensors")))
@@ -388,7 +428,7 @@ def test_the_best_weights_are_written_again_if_they_were_lost(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"decoder": "conv"}, "vma: the run in .* was of another one: 'likelihood.*' has shape .* there and none here"),
+        ({"decoder": "conv"}, "vma: the run was of another one: 'likelihood.*' has shape .* there and none here"),
         ({"x_encoder": pv.parts.ConvEncoder((1, 8, 8), 16, 4)}, "vma: .* 'x_encoder.* has shape none there and"),
     ],
 )
@@ -414,7 +454,7 @@ def test_a_run_that_trained_other_parameters_is_not_resumed(tmp_path):
 def test_another_objectives_network_is_not_resumed(tmp_path):
     elbo = pv.infer.Reinforce_ELBO(1, "average", max_plate_nesting=1)
     pv.fit(small_vma(), sampler(), elbo, steps=1, out=tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"objective: the run in .* another one: 'mean' has shape \(\) there and"):
+    with pytest.raises(ValueError, match=r"objective: the run was of another one: 'mean' has shape \(\) there and"):
         pv.fit(small_vma(), sampler(), "vimco", steps=2, out=tmp_path, resume=True, progress=False)
 
 
@@ -422,13 +462,140 @@ def test_a_model_alone_is_no_run(tmp_path):
     settings = {"steps": 2, "validation": sampler(seed=1), "out": tmp_path, "progress": False}
     pv.fit(small_vma(), sampler(), **settings)
     (tmp_path / "best.safetensors").replace(tmp_path / "last.safetensors")
-    with pytest.raises(ValueError, match=r"out: the checkpoint in .* holds a model but no run to resume"):
+    with pytest.raises(ValueError, match=r"out: the checkpoint holds a model but no run to resume"):
         pv.fit(small_vma(), sampler(), resume=True, **settings)
 
 
 def test_changed_settings_are_told(tmp_path):
+    """By name: settings, objective, and the data, of which the first episode is compared."""
     pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
-    changed = {"lr": 0.01, "out": tmp_path, "resume": True, "progress": False}
-    with pytest.warns(RuntimeWarning, match=r"it goes on with episodes=.*seed=1.* lr=0.01 \(was 0.003\)"):
-        pv.fit(small_vma(), sampler(seed=1), steps=2, **changed)
-    assert pv.fit(small_vma(), sampler(seed=1), steps=3, **changed).steps == 3  # no warning
+    changed = {"lr": 0.01, "out": tmp_path, "resume": True, "progress": False, "precision": "float32"}
+    elbo = pv.infer.VIMCO_ELBO(6, max_plate_nesting=1)
+    match = r"objective='VIMCO_ELBO\(.*6.* steps=2 \(was 1\), lr=0.01 \(was 0.003\), precision=.* first training"
+    with pytest.warns(RuntimeWarning, match=match):
+        pv.fit(small_vma(), sampler(seed=1), elbo, steps=2, **changed)
+
+
+def test_a_model_of_another_kind_with_the_same_weights_is_not_resumed(tmp_path):
+    """Of the same shapes everywhere, so that only the specs tell them apart."""
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+    other = small_vma()
+    other = other.replace(address_prior=pv.TemperedPrior(pv.UniformPrior(), 0.5))
+    with pytest.raises(ValueError, match="vma: the run was of another model, which differs in address_prior"):
+        pv.fit(other, sampler(), steps=1, out=tmp_path, resume=True, progress=False)
+
+
+@pytest.mark.parametrize("left", ["best.safetensors", "history.csv"])
+def test_anything_of_a_run_makes_a_folder_a_run(tmp_path, left):
+    settings = {"steps": 2, "validation": sampler(1), "out": tmp_path, "progress": False}
+    pv.fit(small_vma(), sampler(), **settings)
+    for path in tmp_path.iterdir():
+        if path.name not in (left, ".lock"):
+            path.unlink()
+    before = (tmp_path / left).read_bytes()
+    with pytest.raises(ValueError, match="already holds a run"):
+        pv.fit(small_vma(), sampler(), **settings)
+    with pytest.raises(ValueError, match=rf"resumed: last.safetensors is missing, and \['{left}'\] are there"):
+        pv.fit(small_vma(), sampler(), resume=True, **settings)
+    assert (tmp_path / left).read_bytes() == before
+
+
+def test_a_damaged_checkpoint_is_set_aside_and_not_shifted_over_the_good_one(tmp_path):
+    settings = {"steps": 6, "validate_every": 2, "progress": False, "out": tmp_path}
+    pv.fit(small_vma(), sampler(), callbacks=[pv.train.StopAfter(1e-5)], **settings)
+    pv.fit(small_vma(), sampler(), callbacks=[pv.train.StopAfter(1e-5)], resume=True, **settings)
+    (tmp_path / "last.safetensors").write_bytes(b"damaged")
+    with pytest.warns(RuntimeWarning, match="Going on from last-1"):
+        pv.fit(small_vma(), sampler(), callbacks=[pv.train.StopAfter(1e-5)], resume=True, **settings)
+    assert (tmp_path / "last-damaged.safetensors").read_bytes() == b"damaged"
+    steps = [load_checkpoint(path)[1]["result"]["steps"] for path in versions_of(tmp_path / "last.safetensors")]
+    assert steps == [2, 1]
+
+
+def cosine(optimizer):
+    return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6)
+
+
+def one_cycle(optimizer):
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.01, total_steps=6)
+
+
+OPTIMIZERS = {
+    "AdamW": partial(torch.optim.AdamW, weight_decay=0.1),
+    "SGD": partial(torch.optim.SGD, momentum=0.9),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("schedule", [pv.train.WarmupCosine(2), cosine, one_cycle])
+def test_a_users_optimizer_and_scheduler_train_and_resume_bit_for_bit(tmp_path, optimizer, schedule):
+    config = pv.TrainingConfig(steps=6, lr=1e-3, optimizer=OPTIMIZERS[optimizer], schedule=schedule)
+    settings = {"config": config, "validate_every": 1, "progress": False}
+    whole = small_vma()
+    history = pv.fit(whole, sampler(), out=tmp_path / "whole", **settings).history
+    if schedule is cosine:
+        expected = [1e-3 * 0.5 * (1 + math.cos(math.pi * i / 6)) for i in range(6)]
+        assert [row["lr"] for row in history] == pytest.approx(expected)
+    stop = [pv.train.StopAfter(1e-5)]
+    for seed in range(6):
+        parts = small_vma(seed=seed)
+        pv.fit(parts, sampler(), out=tmp_path / "parts", resume=True, callbacks=stop, **settings)
+    assert equal(weights(whole), weights(parts))
+    assert same_state(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_the_optimizer_takes_the_step_that_torch_s_takes():
+    """One step of plain SGD is the clipped gradient times the learning rate."""
+    config = pv.TrainingConfig(
+        steps=2, lr=0.5, optimizer=torch.optim.SGD, schedule=pv.train.Constant(), clip_norm=0.25, precision="float32"
+    )
+    vma = small_vma()
+    before = [p.detach().clone() for p in vma.parameters()]
+    pv.Trainer(vma, "vimco", config).step(sampler()[0])
+    moved = (
+        torch.stack([(a - b).square().sum() for a, b in zip(before, map(torch.Tensor.detach, vma.parameters()), strict=True)])
+        .sum()
+        .sqrt()
+    )
+    assert float(moved) == pytest.approx(0.5 * 0.25, rel=1e-4)
+
+
+def test_episodes_without_labels():
+    class Unlabelled:
+        def __getitem__(self, index):
+            episode = sampler()[index]
+            return pv.data.Episode(pv.Memory(episode.memory.templates), episode.x)
+
+    result = pv.fit(small_vma(), Unlabelled(), steps=2, validation=Unlabelled(), progress=False)
+    assert "val_bound" in result.history[-1]
+    assert "val_hit_rate" not in result.history[-1]
+
+
+@pytest.mark.parametrize("change", [lambda labels: labels.unsqueeze(-1), lambda labels: labels.float()])
+def test_labels_that_would_give_another_hit_rate_are_refused(change):
+    episode = sampler()[0]
+    wrong = [pv.data.Episode(episode.memory, episode.x, change(episode.labels))]
+    with pytest.raises(ValueError, match=r"episodes: expected labels as integers of shape \(12,\), got"):
+        pv.validate(small_vma(), wrong)
+
+
+def test_only_the_generators_of_the_model_s_device_are_copied(monkeypatch):
+    asked = []
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices=None: (asked.append(devices), fork(devices))[1])
+    pv.fit(small_vma(), sampler(), steps=1, validation=sampler(1), progress=False)
+    assert [] in asked
+
+
+def test_a_log_gets_each_row_and_one_that_fails_ends_nothing():
+    rows = []
+
+    def broken(step, row):
+        raise ConnectionError("the service is down")
+
+    logs = [pv.train.Log(broken), pv.train.Log(lambda step, row: rows.append((step, row["bound"])))]
+    with pytest.warns(RuntimeWarning, match=r"log: broken failed \(ConnectionError: the service is down\)"):
+        history = pv.fit(small_vma(), sampler(), steps=4, validate_every=2, callbacks=logs, progress=False).history
+    assert rows == [(row["step"], row["bound"]) for row in history]
+    with pytest.raises(ValueError, match=r"callbacks: expected callbacks, got .* goes into pyro_vmem.train.Log"):
+        pv.fit(small_vma(), sampler(), steps=1, callbacks=[print], progress=False)

@@ -1,0 +1,338 @@
+"""What surrounds the steps of a run: validation, checkpoints, a progress bar, logging, fresh keys, an end in time."""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+from pyro_vmem._utils.checks import check_range
+from pyro_vmem.data import Episode
+from pyro_vmem.memory import AddressIndex, Memory, PackedMemory
+from pyro_vmem.model.indexing import KeyRefresher, staleness
+from pyro_vmem.parts import AddressGuide, IndexedGuide
+from pyro_vmem.train.checkpoint import load_newest, save_checkpoint
+from pyro_vmem.train.folder import RUN_FILES, holds_run, remove_unfinished
+from pyro_vmem.train.history import write_history
+from pyro_vmem.train.trainer import Trainer
+from pyro_vmem.train.validation import validate
+
+__all__ = ["Callback", "Checkpoints", "Log", "ProgressBar", "RefreshKeys", "StopAfter", "Validation"]
+
+
+class Callback:
+    """What is called between the steps of a run; a subclass has those of these methods that it needs.
+
+    Attributes:
+        everywhere: Whether it is called in all processes that train together, and not only in the first.
+    """
+
+    everywhere: ClassVar[bool] = False
+
+    def start(self, trainer: Trainer) -> None:
+        """Called before the first step, after a run that is resumed has been read."""
+
+    def before_step(self, trainer: Trainer, episode: Episode) -> None:
+        """Called before each step, with its episode."""
+
+    def after_step(self, trainer: Trainer, episode: Episode) -> None:
+        """Called after each step, with its episode. `trainer.stop()` ends the run here."""
+
+    def measure(self, trainer: Trainer, episode: Episode) -> Mapping[str, float]:
+        """Called when a row of the history is due, with the last episode; returns what is to be in it, by name."""
+        return {}
+
+    def record(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        """Called when the history has got a row."""
+
+    def end(self, trainer: Trainer) -> None:
+        """Called however the run ends. The model has its best weights by then."""
+
+
+class Validation(Callback):
+    """Validates on episodes that are not trained on, and selects weights.
+
+    Arguments:
+        episodes: Where they come from: classes that are not trained on.
+        select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
+            last validation. The bound hardly tells them apart where only a guide is trained.
+
+    Raises:
+        ValueError: If `select` is neither.
+    """
+
+    everywhere = True
+
+    def __init__(self, episodes: Dataset[Episode], select: Literal["best", "last"] = "best") -> None:
+        if select not in ("best", "last"):
+            raise ValueError(f"select: expected 'best' or 'last', got {select!r}.")
+        self.episodes, self.select = episodes, select
+
+    def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
+        """The terms of the validation, their names beginning with `val_`."""
+        trainer.vma.eval()
+        with trainer.autocast:
+            found = trainer.processes.first(lambda: validate(trainer.vma, self.episodes))
+        trainer.vma.train()
+        if found["bound"] > trainer.result.best_bound or self.select == "last":
+            trainer.keep_weights()
+        trainer.result.best_bound = max(found["bound"], trainer.result.best_bound)
+        return {f"val_{name}": value for name, value in found.items()}
+
+
+class Checkpoints(Callback):
+    """Keeps a run in a folder: `last.safetensors`, `best.safetensors` and `history.csv`.
+
+    A full disk is no reason to lose what was computed: a file that cannot be written is warned of, what was there
+    before stays, and the next record tries again.
+
+    Arguments:
+        folder: The folder, which is there.
+        keep: How many of the last checkpoints are kept: the one before the last is `last-1.safetensors`.
+
+    Attributes:
+        unwritten: Why the newest state is not in the folder, if it should be; `None` if it is.
+
+    Raises:
+        ValueError: If `keep` is less than 1.
+    """
+
+    def __init__(self, folder: str | Path, keep: int = 2) -> None:
+        check_range("keep", keep, 1, 10**12, int)
+        self.folder, self.keep = Path(folder), keep
+        self.unwritten: OSError | None = None
+        self._written: tuple[Any, int] = (None, 0)  # the best weights and the step that are in the folder
+
+    def read(self, resume: bool) -> dict[str, Any] | None:
+        """The state to go on from; `None` if the folder holds no run.
+
+        Raises:
+            ValueError: If it holds a run that is not to be resumed, or cannot be.
+        """
+        folder = self.folder
+        if not holds_run(folder):
+            return None
+        if not resume:
+            raise ValueError(
+                f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or name another folder."
+            )
+        remove_unfinished(folder)
+        try:
+            tensors, data = load_newest(folder / RUN_FILES[0], set_aside=True)
+        except FileNotFoundError as error:
+            there = [name for name in RUN_FILES if (folder / name).exists()]
+            raise ValueError(
+                f"out: the run in {str(folder)!r} cannot be resumed: {RUN_FILES[0]} is missing, and {there} are there. "
+                "Restore it, load the weights with pyro_vmem.load, or name another folder."
+            ) from error
+        return tensors | data
+
+    def record(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        """Writes what has changed."""
+        self.write(trainer)
+
+    def write(self, trainer: Trainer) -> None:
+        """Writes what has changed since the last time."""
+        best, step = trainer.best, trainer.result.steps
+        state = trainer.state_dict()
+        tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
+        data = {name: value for name, value in state.items() if name not in tensors}
+        try:
+            # The best weights first: a run that is killed in between finds them again when it is resumed.
+            if best is not None and best is not self._written[0]:
+                save_checkpoint(self.folder / "best.safetensors", best, {"spec": data["spec"]})
+                self._written = best, self._written[1]
+            save_checkpoint(self.folder / "last.safetensors", tensors, data, self.keep)
+            write_history(self.folder / "history.csv", trainer.result.history)
+            self._written, self.unwritten = (best, step), None
+        except OSError as error:
+            self.unwritten = error
+            warnings.warn(
+                f"out: step {step} could not be written to {str(self.folder)!r} ({error}). What was there before is "
+                "kept, and training goes on; free some space before the next checkpoint.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    def write_rest(self, trainer: Trainer) -> None:
+        """Writes the steps since the last record, if there are any and none of them is half done."""
+        if trainer.whole and trainer.result.steps and self._written[1] != trainer.result.steps:
+            self.write(trainer)
+
+    def start(self, trainer: Trainer) -> None:
+        """Takes note of the step that the folder holds; the best weights there may be of steps that were lost."""
+        self._written = None, trainer.result.steps
+
+    def check(self, trainer: Trainer) -> None:
+        """Raises an `OSError` if the last checkpoint could not be written."""
+        if self.unwritten is not None:
+            raise OSError(
+                f"out: the last checkpoint, of step {trainer.result.steps}, could not be written to "
+                f"{str(self.folder)!r} ({self.unwritten}). The model is trained; free some space and save it with "
+                "save_checkpoint, or train on from the last checkpoint with resume=True."
+            ) from self.unwritten
+
+
+class ProgressBar(Callback):
+    """Shows the steps and the averages of the terms on the terminal."""
+
+    def start(self, trainer: Trainer) -> None:
+        """Shows the bar, and what `"auto"` has chosen."""
+        total = None if trainer.config.minutes else trainer.config.steps
+        self.bar = tqdm(total=total, initial=trainer.result.steps, desc="training", unit="step")
+        if trainer.result.chosen:
+            self.bar.write(trainer.result.chosen, file=sys.stderr)
+
+    def after_step(self, trainer: Trainer, episode: Episode) -> None:
+        """Moves the bar."""
+        self.bar.update()
+        if trainer.result.steps % 10 == 0:
+            self.bar.set_postfix_str(trainer.meter.text(), refresh=False)
+
+    def end(self, trainer: Trainer) -> None:
+        """Closes the bar."""
+        if trainer.stopped:
+            self.bar.write(f"Interrupted after {trainer.result.steps} steps; the run is kept.", file=sys.stderr)
+        self.bar.close()
+
+
+class Log(Callback):
+    """Sends each row of the history to a function. If that fails, it is warned of, and asked no more.
+
+    Arguments:
+        function: Called with the step and the numbers by name.
+
+    Example:
+        >>> Log(lambda step, row: print(step, round(row["bound"], 1))).record(None, {"step": 500, "bound": -90.04})
+        500 -90.0
+    """
+
+    def __init__(self, function: Callable[[int, dict[str, float]], Any]) -> None:
+        self.function: Callable[[int, dict[str, float]], Any] | None = function
+
+    def record(self, trainer: Trainer | None, row: Mapping[str, float]) -> None:
+        """Sends a row."""
+        if self.function is None:
+            return
+        try:
+            self.function(int(row["step"]), {name: value for name, value in row.items() if name != "step"})
+        except Exception as error:  # whatever a service throws
+            name = getattr(self.function, "__name__", type(self.function).__name__)
+            self.function = None
+            warnings.warn(
+                f"log: {name} failed ({type(error).__name__}: {error}), and is asked no more. Training goes on.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+
+
+class StopAfter(Callback):
+    """Ends this call of :func:`fit` after some time, with the schedules where they are.
+
+    Calls with `resume=True` until the run is whole add up to the run that was never stopped.
+
+    Arguments:
+        minutes: After how long; the step that is being taken is finished.
+
+    Raises:
+        ValueError: If it is not positive.
+    """
+
+    def __init__(self, minutes: float) -> None:
+        check_range("minutes", minutes, 1e-9, math.inf)
+        self.minutes = minutes
+
+    def start(self, trainer: Trainer) -> None:
+        """Starts the clock."""
+        self._end = time.perf_counter() + 60 * self.minutes
+
+    def after_step(self, trainer: Trainer, episode: Episode) -> None:
+        """Looks at the clock."""
+        if time.perf_counter() >= self._end:
+            trainer.stop()
+
+
+class RefreshKeys(Callback):
+    """Keeps the keys of indexes fresh that the guide looks in: some slots after each step, in turn, all at the end.
+
+    The history tells how old they had become: `key_overlap`, `key_missed` and `key_drift`, see
+    :class:`pyro_vmem.model.indexing.Staleness`. A resumed run begins with fresh keys.
+
+    Arguments:
+        slots_per_step: How many slots have their keys computed anew after each step: no key is older than slots over
+            `slots_per_step` steps. 0 leaves the keys as they are.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+
+    everywhere = True
+
+    def __init__(self, slots_per_step: int = 256) -> None:
+        check_range("slots_per_step", slots_per_step, 0, 10**12, int)
+        self.slots_per_step = slots_per_step
+        self._met: dict[AddressIndex, KeyRefresher] = {}
+
+    def wants(self, guide: object, memory: Memory) -> bool:
+        """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
+        indexed = isinstance(memory, PackedMemory) and memory.index is not None
+        return indexed and self.slots_per_step > 0 and _looked_up(guide) > 0
+
+    def start(self, trainer: Trainer) -> None:
+        """Forgets what was met in an earlier run."""
+        self._met.clear()
+        self._resumed = trainer.result.steps > 0
+
+    def before_step(self, trainer: Trainer, episode: Episode) -> None:
+        """Takes note of a memory; the first time in a resumed run, all its keys are refreshed."""
+        memory = episode.memory
+        if not self.wants(trainer.vma.address_guide, memory):
+            return
+        assert isinstance(memory, PackedMemory)
+        assert memory.index is not None
+        new = memory.index not in self._met
+        if new:
+            self._met[memory.index] = KeyRefresher(trainer.vma, memory, self.slots_per_step)
+        self._met[memory.index].memory = memory  # which may have been moved, or have grown
+        if new and self._resumed:
+            with trainer.autocast:
+                self._met[memory.index].refresh()
+
+    def after_step(self, trainer: Trainer, episode: Episode) -> None:
+        """Refreshes the next slots."""
+        if self.wants(trainer.vma.address_guide, episode.memory):
+            assert episode.memory.index is not None
+            with trainer.autocast:
+                self._met[episode.memory.index].step()
+
+    def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
+        """How old the keys are for the targets of an episode."""
+        if not self.wants(trainer.vma.address_guide, episode.memory):
+            return {}
+        assert isinstance(episode.memory, PackedMemory)
+        with trainer.autocast:
+            found = staleness(trainer.vma, episode.memory, episode.x, _looked_up(trainer.vma.address_guide))
+        means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}
+        return means | {"key_drift": found.drift}
+
+    def end(self, trainer: Trainer) -> None:
+        """Computes all keys anew, those of the best weights, unless the run was stopped."""
+        if not trainer.stopped and trainer.whole:
+            with trainer.autocast:
+                for refresher in self._met.values():
+                    refresher.refresh()
+
+
+def _looked_up(guide: object) -> int:
+    """How many slots a guide looks up in an index; 0 if it does not."""
+    while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
+        guide = getattr(guide, "inner", None)
+    return guide.k if isinstance(guide, IndexedGuide) else 0

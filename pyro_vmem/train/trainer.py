@@ -1,0 +1,450 @@
+"""The trainer: one step of an objective's gradient at a time, and all that the next step depends on.
+
+It reads no clock but its own, and writes no file: what surrounds the steps is in the callbacks.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+import time
+import warnings
+from dataclasses import asdict, fields, replace
+from typing import Any, get_args
+
+import pyro
+import torch
+from pyro.infer import ELBO, TraceEnum_ELBO, config_enumerate
+from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
+
+from pyro_vmem._utils.param_store import no_store
+from pyro_vmem._utils.precision import autocast
+from pyro_vmem._utils.random_state import random_states, seed_all, set_random_states
+from pyro_vmem._utils.version import __version__
+from pyro_vmem.data import Episode
+from pyro_vmem.infer import ParticleELBO, check_objective, choose_objective
+from pyro_vmem.infer.annealing import scale_sites
+from pyro_vmem.infer.by_name import Objective, named_objective
+from pyro_vmem.infer.elbo import Terms
+from pyro_vmem.model import VMA
+from pyro_vmem.train.config import TrainingConfig
+from pyro_vmem.train.distributed import Processes
+from pyro_vmem.train.history import FitResult, Meter, summarise
+from pyro_vmem.train.not_finite import NotFiniteError, find_not_finite, first_not_finite
+from pyro_vmem.train.schedules import Schedule
+from pyro_vmem.train.shared_encoding import encoded_once
+
+__all__ = ["Trainer"]
+
+# When too many steps have been skipped: all of the last, or a share of all (and no fewer than the first).
+MOST_SKIPPED_IN_A_ROW = 10
+MOST_SKIPPED_SHARE = 0.01
+# A weight of KL(z) of zero is taken as this: the untempered terms are the tempered ones divided by it.
+LEAST_WEIGHT = 1e-6
+
+
+class Trainer:
+    r"""Trains a model and its guide, a step for each episode it is given.
+
+    :func:`fit` is a loop around it; write your own where that does not fit. Random numbers come from the global
+    generators, which :meth:`state_dict` holds.
+
+    Arguments:
+        vma: The model and its guide; trained in place.
+        objective: The name of an objective, or any `pyro.infer.ELBO`; as of :func:`fit`.
+        config: The settings. Default: those of :class:`TrainingConfig`.
+        processes: The processes that take the steps together; by default this one alone.
+
+    Attributes:
+        result: Steps, seconds, history and what was skipped.
+        meter: Running averages of the terms.
+        rates: The learning rate and the weight of :math:`KL(z)` at the last step.
+        best: The weights that were kept by :meth:`keep_weights`; `None` if none were.
+        stopped: Whether the run was stopped before its end.
+
+    Raises:
+        ValueError: If the objective is unknown, a weight is not finite, or nothing is to be trained.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> train, _ = pv.data.glyphs(size=12, drawings=12).split(seed=0)
+        >>> episodes = pv.data.EpisodeSampler(train, n_way=4, k_shot=1, n_query=1)
+        >>> trainer = Trainer(pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4), "vimco", TrainingConfig(steps=2))
+        >>> while not trainer.finished():
+        ...     terms = trainer.step(episodes[trainer.result.steps])
+        >>> trainer.result.steps, sorted(terms)
+        (2, ['bound', 'kl_a', 'kl_z', 'reconstruction'])
+    """
+
+    def __init__(
+        self,
+        vma: VMA,
+        objective: Objective | ELBO = "vimco",
+        config: TrainingConfig | None = None,
+        processes: Processes | None = None,
+    ) -> None:
+        if not isinstance(vma, VMA):
+            raise ValueError(
+                f"vma: expected a pyro_vmem.VMA, got {type(vma).__name__}. Train other models with pyro.infer.SVI and "
+                "an objective of pyro_vmem.infer."
+            )
+        if not isinstance(objective, str | ELBO):
+            names = get_args(Objective)
+            raise ValueError(
+                f"objective: expected one of {names} or a pyro.infer.ELBO, got {type(objective).__name__}."
+            )
+        for name, parameter in vma.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
+        self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
+        # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
+        self.objective: Any = objective if isinstance(objective, ELBO) else None
+        if isinstance(objective, str) and objective != "auto":
+            self.objective = named_objective(objective)
+        # What the objective learns, such as a baseline, is trained and kept with the model.
+        self.module = self.objective.module if isinstance(self.objective, ParticleELBO) else None
+        learned = [*vma.named_parameters(), *(self.module.named_parameters() if self.module is not None else ())]
+        self.names = [name for name, p in learned if p.requires_grad]
+        self.parameters = [p for _, p in learned if p.requires_grad]
+        if not self.parameters:
+            raise ValueError("vma: all parameters are frozen. Unfreeze what is to be trained: `requires_grad_(True)`.")
+        self.device = self.parameters[0].device
+        make, config = self.config.optimizer, self.config
+        # One kernel for all parameters: several times faster on models this small.
+        fused = {"fused": True} if make in (torch.optim.Adam, torch.optim.AdamW) else {}
+        self.optimizer = make(self.parameters, lr=config.lr, **fused)
+        self.scheduler: LRScheduler | None = None  # torch's; a `Schedule` is asked at each step
+        if not isinstance(config.schedule, Schedule):
+            self.scheduler = config.schedule(self.optimizer)
+        self.autocast = autocast(self.device, config.precision)
+        self.settings = {
+            "objective": _named(objective),
+            **{field.name: _named(getattr(config, field.name)) for field in fields(config)},
+            **{"pyro_vmem": __version__, "torch": torch.__version__, "pyro": pyro.__version__},
+        }
+        self.result, self.meter, self.rates = FitResult(), Meter(), dict[str, float]()
+        self.skipped_in_a_row, self.moves = 0, 0  # steps since the last that moved the weights, and those that did
+        self.best: dict[str, Tensor] | None = None
+        self.stopped, self._asked_to_stop = False, False
+        self.whole = True  # false within a step, when the state is neither that before nor that after
+        self._start: float | None = None
+
+    def begin(self, episode: Episode) -> None:
+        """Checks model and objective with an episode, and starts the clock; the first step does it if nobody has.
+
+        Raises:
+            ValueError: If the objective does not fit the model, or the model not the episode.
+        """
+        vma = self.vma
+        vma.check(episode.memory, episode.x)
+        if self.objective is None:
+            name, why = choose_objective(self._values(episode))
+            self.objective, self.result.chosen = named_objective(name), f"objective {name!r}: {why}"
+        enumerates = isinstance(self.objective, TraceEnum_ELBO)
+        self.guide = config_enumerate(vma.guide, "parallel", expand=True) if enumerates else vma.guide
+        particles = isinstance(self.objective, ParticleELBO)
+        self.decodes = self.objective.decodes if particles else self.objective.num_particles
+        if enumerates:
+            self.decodes *= self._values(episode)
+        check_objective(self.objective, vma.model, self.guide, episode.memory, episode.x)
+        self._start = time.perf_counter() - self.result.seconds
+
+    def step(self, episode: Episode) -> dict[str, float]:
+        """Takes one step; returns its terms in nats per datapoint, or nothing if it had to be skipped.
+
+        A step whose loss or gradient is not finite moves nothing; it is counted, and the first is warned of.
+
+        Arguments:
+            episode: The memory and the targets.
+
+        Raises:
+            FloatingPointError: If too many steps had to be skipped.
+        """
+        if self._start is None:
+            self.begin(episode)
+        config, result, terms = self.config, self.result, dict[str, float]()
+        progress, _ = self.processes.agree(self._progress(), False)
+        if isinstance(config.schedule, Schedule):
+            for group in self.optimizer.param_groups:
+                group["lr"] = config.lr * config.schedule(result.steps, progress)
+        kl_weight = config.kl_schedule(result.steps, progress)
+        self.rates = {"lr": float(self.optimizer.param_groups[0]["lr"]), "kl_weight": kl_weight}
+        self.whole = False
+        try:
+            terms = self._gradient(episode, kl_weight)
+        except NotFiniteError as error:
+            result.steps += 1
+            self._skip(error)
+        else:
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            terms = self.processes.mean(terms, len(self.processes.share(episode).x) / len(episode.x))
+            self.meter.add(terms)
+            result.steps += 1
+            self.moves += 1
+            self.skipped_in_a_row = 0
+        assert self._start is not None
+        result.seconds = time.perf_counter() - self._start
+        self.whole = True
+        return terms
+
+    def finished(self) -> bool:
+        """Whether the run is over, or somebody has asked it to stop; to be asked between steps.
+
+        Raises:
+            FloatingPointError: If it is over and no step has moved anything.
+        """
+        progress, stop = self.processes.agree(self._progress(), self._asked_to_stop)
+        self.stopped = stop and progress < 1.0
+        if progress >= 1.0 and self.result.skipped == self.result.steps > 0:
+            raise self._too_many_skipped()
+        return stop or progress >= 1.0
+
+    def stop(self) -> None:
+        """Asks the run to stop after the step that it is in."""
+        self._asked_to_stop = True
+
+    def row(self) -> dict[str, float]:
+        """A row of the history: step, seconds, averages of the terms and rates."""
+        return {"step": self.result.steps, "seconds": self.result.seconds} | self.meter.row() | self.rates
+
+    def keep_weights(self) -> None:
+        """Remembers the present weights as the best."""
+        self.best = {name: tensor.clone() for name, tensor in self.vma.state_dict().items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next steps depend on, tensors and plain data by name: a resumed run is the same bit for bit."""
+        state: dict[str, Any] = {f"model.{name}": tensor for name, tensor in self.vma.state_dict().items()}
+        state |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
+        if self.module is not None:
+            state |= {f"objective.{name}": tensor for name, tensor in self.module.state_dict().items()}
+        optimizer, plain = self.optimizer.state_dict(), dict[str, Any]()
+        for index, values in optimizer["state"].items():
+            state |= {f"optimizer.{index}.{n}": value for n, value in values.items() if isinstance(value, Tensor)}
+            plain[str(index)] = {n: value for n, value in values.items() if not isinstance(value, Tensor)}
+        state |= {"random_state": torch.get_rng_state()} | random_states()
+        if self.device.type == "cuda":
+            state["cuda_random_state"] = torch.cuda.get_rng_state(self.device)
+        return state | {
+            "spec": self.vma.spec(),
+            "settings": self.settings,
+            "trained": self.names,
+            "optimizer": {"state": plain, "param_groups": optimizer["param_groups"]},
+            "moves": self.moves,
+            "result": asdict(self.result),
+            "meter": self.meter.sums,
+            "rates": self.rates,
+            "skipped_in_a_row": self.skipped_in_a_row,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Goes on from what :meth:`state_dict` gave; the random state too, in the first process.
+
+        Raises:
+            ValueError: If it is of another model, of other trained parameters or of another objective. Nothing is
+                changed then. Other settings are warned of by name.
+        """
+        self._check_fits(state)
+        self._warn_of_changes(state["settings"])
+        chosen = self.result.chosen
+        self.result = FitResult(**state["result"])
+        self.result.interrupted, self.result.chosen = False, chosen or self.result.chosen
+        self.meter.sums = {name: (total, count) for name, (total, count) in state["meter"].items()}
+        self.rates, self.skipped_in_a_row = dict(state["rates"]), state["skipped_in_a_row"]
+        # A scheduler of torch is taken through the steps again: not each can be written down without loss. What it has
+        # set is then replaced by what it had set before, which is the same but for a changed schedule.
+        self.moves = state["moves"]
+        with warnings.catch_warnings(action="ignore"):
+            for _ in range(self.moves if self.scheduler is not None else 0):
+                self.scheduler.step()  # type: ignore[union-attr]
+        saved = {int(index): dict(values) for index, values in state["optimizer"]["state"].items()}
+        for name, tensor in _under("optimizer.", state).items():
+            index, key = name.split(".")
+            saved.setdefault(int(index), {})[key] = tensor
+        self.optimizer.load_state_dict({"state": saved, "param_groups": state["optimizer"]["param_groups"]})
+        self.vma.load_state_dict(_under("model.", state))
+        if self.module is not None:
+            self.module.load_state_dict(_under("objective.", state))
+        self.best = _under("best.", state) or None
+        if self.processes.index:  # which draws numbers of its own
+            self.seed(self.result.steps)
+        else:
+            set_random_states(state)
+            torch.set_rng_state(state["random_state"])
+            if "cuda_random_state" in state and self.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_random_state"], self.device)
+        self._start = time.perf_counter() - self.result.seconds
+
+    def seed(self, step: int = 0) -> None:
+        """Seeds the global generators for a step, differently in each process."""
+        seed_all(self.config.seed + self.processes.index * (1_000_003 + step))
+
+    def _progress(self) -> float:
+        """The share of the run that is behind us, in [0, 1]."""
+        minutes = self.config.minutes
+        if minutes is None:
+            return min(1.0, self.result.steps / self.config.steps)
+        return 0.0 if self._start is None else min(1.0, (time.perf_counter() - self._start) / (60 * minutes))
+
+    @torch.no_grad()
+    def _values(self, episode: Episode) -> int:
+        """How many slots would be summed: all, or those that the guide keeps."""
+        q_a = self.vma.address_guide(self.vma.encode(episode.memory), self.vma.encode_x(episode.x))
+        return len(q_a.enumerate_support())
+
+    def _gradient(self, episode: Episode, kl_weight: float) -> dict[str, float]:
+        """Puts the clipped gradient of the loss per datapoint into every `.grad`; returns this process's terms."""
+        remembered = {} if self.module is None else {n: b.clone() for n, b in self.module.named_buffers()}
+        self.optimizer.zero_grad(set_to_none=True)
+        terms, problem = dict[str, float](), ""
+        try:
+            with self.autocast:
+                terms = self._backward(self.processes.share(episode), kl_weight)
+        except NotFiniteError as error:
+            problem = str(error)
+            # The sum over processes is then not finite either, so that all of them skip the step.
+            self.parameters[0].grad = torch.full_like(self.parameters[0], math.nan)
+        self.processes.sum_gradients(self.parameters)
+        torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(episode.x)))
+        try:  # which raises before it scales anything
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm, error_if_nonfinite=True)
+        except RuntimeError as error:
+            found = problem or self._bad_gradient()
+            for name, buffer in remembered.items():
+                self.module.get_buffer(name).copy_(buffer)  # type: ignore[union-attr]
+            self.optimizer.zero_grad(set_to_none=True)
+            raise NotFiniteError(found) from error
+        return terms
+
+    def _backward(self, episode: Episode, kl_weight: float) -> dict[str, float]:
+        """Adds the gradient of the loss summed over targets to every `.grad`; returns the terms per datapoint."""
+        model, guide, weight = self.vma.model, self.guide, max(kl_weight, LEAST_WEIGHT)
+        if weight != 1.0:
+            model, guide = (scale_sites({"z": weight})(program) for program in (model, guide))
+        memory = self.vma.encode(episode.memory, reads=self.decodes * len(episode.x))
+        try:
+            if isinstance(self.objective, ParticleELBO):
+                with no_store():  # the optimizer has the parameters
+                    terms = self.objective.terms(model, guide, memory, episode.x)
+                if not math.isfinite(terms.loss.item()):
+                    raise NotFiniteError(first_not_finite(terms))
+                terms.loss.backward()
+                if weight == 1.0:
+                    return summarise(terms)
+                return summarise(self._untempered(terms, weight)) | {"tempered_bound": float(terms.bound.mean())}
+            with encoded_once(memory) as shared, pyro.get_param_store().scope():
+                loss = self.objective.loss_and_grads(model, guide, shared, episode.x)
+        except (ValueError, RuntimeError) as error:
+            # A distribution refuses parameters that are not finite, before there is a loss.
+            where = find_not_finite(model, guide, episode.memory, episode.x)
+            if where:
+                raise NotFiniteError(where) from error
+            raise
+        if not math.isfinite(loss):
+            raise NotFiniteError(find_not_finite(model, guide, episode.memory, episode.x) or f"the loss is {loss}")
+        return {"bound" if weight == 1.0 else "tempered_bound": -loss / len(episode.x)}
+
+    @torch.no_grad()
+    def _untempered(self, terms: Terms, weight: float) -> Terms:
+        """The terms of the same particles, with KL(z) in full."""
+
+        def in_full(values: dict[str, Tensor]) -> dict[str, Tensor]:
+            return values | ({"z": values["z"] / weight} if "z" in values else {})
+
+        # Without `paths`, whose factors are those of the loss that was gone backward through.
+        particles = terms.particles
+        particles = replace(
+            particles, log_prior=in_full(particles.log_prior), log_guide=in_full(particles.log_guide), paths=[]
+        )
+        return replace(terms, particles=particles, bound=self.objective.estimate(particles)[0])
+
+    def _skip(self, error: NotFiniteError) -> None:
+        result = self.result
+        result.skipped += 1
+        self.skipped_in_a_row += 1
+        if result.skipped == 1:
+            result.first_skipped = f"step {result.steps}, {error}"
+            warnings.warn(f"not finite: {result.first_skipped}. The step is skipped.", RuntimeWarning, stacklevel=4)
+        if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW or result.skipped > max(
+            MOST_SKIPPED_IN_A_ROW, MOST_SKIPPED_SHARE * result.steps
+        ):
+            raise self._too_many_skipped() from error
+
+    def _too_many_skipped(self) -> FloatingPointError:
+        result = self.result
+        return FloatingPointError(
+            f"loss: {result.skipped} of {result.steps} steps had a loss or gradient that is not finite, "
+            f"{self.skipped_in_a_row} in a row; the first was {result.first_skipped}. Lower lr, or look for extreme "
+            "values in the data."
+        )
+
+    def _bad_gradient(self) -> str:
+        for name, parameter in zip(self.names, self.parameters, strict=True):
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                return f"the gradient of {name}"
+        return "the norm of the gradient, which overflows"
+
+    def _check_fits(self, state: dict[str, Any]) -> None:
+        """Raises a `ValueError` if a state is not of such a run, before anything of this one is changed."""
+        if not {"result", "spec", "optimizer", "settings", "random_state"} <= state.keys():
+            raise ValueError(
+                "out: the checkpoint holds a model but no run to resume. Load it with pyro_vmem.load, or start in "
+                "another folder."
+            )
+        modules = {"vma": ("model.", self.vma), "objective": ("objective.", self.module)}
+        for argument, (prefix, module) in modules.items():
+            expected = {} if module is None else {n: tuple(t.shape) for n, t in module.state_dict().items()}
+            found = {name: tuple(tensor.shape) for name, tensor in _under(prefix, state).items()}
+            if expected != found:
+                name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
+                raise ValueError(
+                    f"{argument}: the run was of another one: {name!r} has shape {found.get(name, 'none')} there and "
+                    f"{expected.get(name, 'none')} here. Build it as it was (pyro_vmem.load gives the model), or start "
+                    "in another folder."
+                )
+        if (now := _plain(self.vma.spec())) != (was := _plain(state["spec"])):
+            arguments = now.get("init_args", {}), was.get("init_args", {})
+            changed = [n for n in sorted({*arguments[0], *arguments[1]}) if arguments[0].get(n) != arguments[1].get(n)]
+            raise ValueError(
+                f"vma: the run was of another model, which differs in {', '.join(changed) or 'its class'}. Build it as "
+                "it was (pyro_vmem.load gives the model), or start in another folder."
+            )
+        if state["trained"] != self.names:
+            changed = sorted(set(state["trained"]) ^ set(self.names))
+            raise ValueError(
+                f"vma: the run trained other parameters: {', '.join(changed[:5])} and {max(0, len(changed) - 5)} more. "
+                "Freeze and unfreeze (requires_grad) as it was then."
+            )
+
+    def _warn_of_changes(self, before: dict[str, Any]) -> None:
+        now = _plain(self.settings)
+        changed = [f"{n}={now.get(n)!r} (was {was!r})" for n, was in before.items() if now.get(n) != was]
+        if changed and self.processes.index == 0:
+            warnings.warn(
+                f"resume: the run had other settings before; it goes on with {', '.join(changed)}.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+
+def _named(value: Any) -> Any:
+    """A setting as plain data, by which a resumed run can be compared with the one before."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    if isinstance(value, functools.partial):
+        given = ", ".join([*map(repr, value.args), *(f"{n}={v!r}" for n, v in value.keywords.items())])
+        return f"{_named(value.func)}({given})"
+    text = getattr(value, "__qualname__", None) or repr(value)
+    return type(value).__qualname__ if text.startswith("<") and " object at " in text else text
+
+
+def _plain(value: Any) -> Any:
+    """A value as it comes back from JSON; what JSON does not know by its text."""
+    return json.loads(json.dumps(value, default=repr))
+
+
+def _under(prefix: str, state: dict[str, Any]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
