@@ -28,7 +28,7 @@ IMAGES = 5000  # whose digits tell what a learned slot is for
 
 def lookup_histogram(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
     """q(a | x, M) over a memory of eight classes with ten examples each, and the templates on top."""
-    episode = EpisodeSampler(recipe.datasets()[2], n_way=8, k_shot=10, n_query=1, seed=seed)[0]
+    episode = EpisodeSampler(recipe.experiment.datasets()[2], n_way=8, k_shot=10, n_query=1, seed=seed)[0]
     memory, probs = looked_up(vma, episode)
     assert memory.labels is not None
     slots = memory.labels.argsort(stable=True)
@@ -55,7 +55,7 @@ def lookup_histogram(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
 
 def one_shot(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
     """Twelve unseen characters, ten new examples of each."""
-    memory = EpisodeSampler(recipe.datasets()[2], n_way=12, k_shot=1, n_query=1, seed=seed)[0].memory
+    memory = EpisodeSampler(recipe.experiment.datasets()[2], n_way=12, k_shot=1, n_query=1, seed=seed)[0].memory
     samples = torch.stack([vma.generate(memory, 10, address=slot) for slot in range(memory.num_slots)])
     figure = Figure(figsize=(6.5, 6.5))
     return plots.one_shot_generations(figure, memory.templates, samples)
@@ -64,7 +64,7 @@ def one_shot(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
 @torch.no_grad()
 def learned_slots(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
     """Every learned template, by the digit that is looked up there most, and what is drawn from it."""
-    held_out = recipe.datasets()[2]
+    held_out = recipe.experiment.datasets()[2]
     some = torch.randperm(len(held_out))[:IMAGES]
     images, digits = held_out.images[some], held_out.classes[some]
     memory = vma.encode(pv.Memory(torch.zeros(1, *vma.event_shape)))
@@ -109,10 +109,11 @@ def main(
         seed: Seeds episodes and draws.
     """
     recipe = read(table)
-    vma = trained(Path(run or "no/such/run"), Path(results, "checkpoints", f"{recipe.run or table}-vma"))
+    vma = trained(recipe, Path(run or "no/such/run"), Path(results, "checkpoints", f"{recipe.run or table}-vma"))
+    is_learned = isinstance(vma.templates, pv.LearnedTemplates)
     paths = []
     with torch.random.fork_rng():
-        for name, draw in (OF_LEARNED if recipe.networks.learned_slots else PICTURES).items():
+        for name, draw in (OF_LEARNED if is_learned else PICTURES).items():
             torch.manual_seed(seed)
             paths.append(Path(out, f"{table}-{name}.png"))
             with write_atomically(paths[-1]) as aside:

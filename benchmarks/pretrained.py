@@ -17,7 +17,7 @@ import torch
 
 import pyro_vmem as pv
 from benchmarks import command
-from benchmarks.recipes import Kind, read
+from benchmarks.recipes import read
 from benchmarks.reproduce import trained
 from benchmarks.tables import CLASSIFIED, best, classification, facts, few_shot, scaling
 from pyro_vmem._utils.files import write_atomically
@@ -75,22 +75,23 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         out: Where the package keeps its models.
     """
     recipe = read(table)
+    experiment = recipe.experiment
+    began = Path(experiment.start).stem.removesuffix("-vma") if experiment.start else None
     # of a model whose guide alone was trained further, the figures of before count too
-    tables = [recipe.start, table] if recipe.training.only and recipe.start else [table]
-    kinds = [Kind(recipe.training.n_way, recipe.training.k_shot), *recipe.training.more]
-    warps = [recipe.training.warp, *(kind.warp for kind in recipe.training.more)]  # of each kind of episodes
+    tables = [began, table] if experiment.only and began else [table]
+    kinds = experiment.kinds
+    warps = [kind.warp for kind in kinds]
     protocol = read(tables[0]).protocol
-    datasets = recipe.datasets()
-    _, held_out = recipe.training_episodes(datasets)
-    vma = trained(Path("no/such/run"), Path(results, "checkpoints", f"{table}-vma"), recipe.networks.views)
+    train, validation, test = experiment.datasets()
+    _, held_out = experiment.episodes()
+    vma = trained(recipe, Path("no/such/run"), Path(results, "checkpoints", f"{table}-vma"))
     weights = Path(out, f"{name}.safetensors")
     halves = {n: t.half() if t.is_floating_point() else t for n, t in vma.state_dict().items()}
     save_checkpoint(weights, halves, {"spec": vma.spec(), "protocol": protocol})
     with autocast(torch.device("cpu"), "auto"):
         bounds = [pv.validate(model, held_out)["bound"] for model in (vma, pv.load(weights))]
     measured = [Path(results, f"{name}.json") for name in tables]
-    train, validation, test = datasets
-    begun = set(read(recipe.start).datasets()[0].class_names) if recipe.start else set()
+    begun = set(read(began).experiment.datasets()[0].class_names) if began else set()
     seen = len(begun.intersection(validation.class_names))
     text = CARD.format(
         name=name,
@@ -106,8 +107,8 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         rounding=bounds[1] - bounds[0],
         slots=max(kind.n_way * kind.k_shot for kind in kinds),
         absent="" if any(kind.n_absent for kind in kinds) else ABSENT,
-        guide=GUIDE if recipe.training.only else "",
-        pixels=CAUSAL if recipe.networks.pixels == "causal" else "",
+        guide=GUIDE if experiment.only else "",
+        pixels=CAUSAL if experiment.pixels == "causal" else "",
         warped=WARPED.format(sum(warps) / len(warps)) if any(warps) else "",
     )
     with write_atomically(Path(out, f"{name}.md")) as aside:
@@ -121,7 +122,7 @@ def figures(path: Path) -> str:
     rows = [row for row in best(result["rows"]) if row["model"] == "vma"]
     if path.stem in CLASSIFIED:
         tables = [classification(rows)]
-    elif result["recipe"]["evaluation"]["per_class"]:
+    elif result["recipe"]["per_class"]:
         tables = [scaling(path.stem, rows, path.with_suffix(".npz"))]
     else:
         methods = dict.fromkeys(row["method"] for row in rows)

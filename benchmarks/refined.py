@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,21 +25,13 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from benchmarks.reproduce import MAX_DECODES, machine, trained
+from benchmarks.reproduce import MAX_DECODES, machine
 from pyro_vmem.diagnostics.evidence import Method, estimate_evidence
 
-# Models: the table of results whose checkpoint it is, or the name of one in the package; slots in memory.
-CASES = (("gmn-distinct-shots", 20), ("gmn-distinct-shots", 64), ("gmn-distinct-shots", 256), ("omniglot28", 64))
+INDEPENDENT = "omniglot28-independent"
+CASES = ((INDEPENDENT, 20), (INDEPENDENT, 64), (INDEPENDENT, 256), ("omniglot28", 64))  # models; slots in memory
 COUNTS = (51, 100, 200, 400)  # decodes of refined latents
 RESAMPLED = 2000  # sets of targets for an interval
-
-
-def model(name: str) -> pv.VMA:
-    """A model of the package or of a table of results."""
-    if name in pv.config.pretrained_names():
-        return pv.VMA.from_pretrained(name)
-    stem = Path(__file__).parent.parent / "results" / "checkpoints" / f"{name}-vma"
-    return trained(stem, stem)
 
 
 def on_targets(
@@ -51,7 +42,7 @@ def on_targets(
     One example each of `slots` unseen characters is in memory. The truth is the mean density of `long` refined runs of
     2,000 decodes.
     """
-    vma = model(name).to(device)
+    vma = pv.VMA.from_pretrained(name).to(device)
     test = pv.data.protocol("gmn-distinct").datasets()[2]
     episode = pv.data.EpisodeSampler(test, n_way=slots, k_shot=1, n_query=-(-targets // slots), seed=0)[0].to(device)
     memory, x = episode.memory, episode.x[:targets]

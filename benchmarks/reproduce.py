@@ -30,10 +30,12 @@ from torch import Tensor
 import pyro_vmem as pv
 from benchmarks import command
 from benchmarks.checkpoints import fingerprint, pack, progress, unpack
-from benchmarks.recipes import ModelName, Recipe, Training, model_name, read
+from benchmarks.recipes import Recipe, model_name, read
 from pyro_vmem import data
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem._utils.precision import autocast
+from pyro_vmem.app import Experiment
+from pyro_vmem.app.experiment import ModelName
 from pyro_vmem.data.storage import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
 from pyro_vmem.parts.learned_templates import NO_CLASS
@@ -61,7 +63,7 @@ def main(
     targets: int | None = None,
     out: str = "results",
     runs: str = "runs",
-    device: str | None = None,
+    device: str = "cpu",
     workers: int = 0,
 ) -> dict[str, Any]:
     """Goes on with a table.
@@ -70,7 +72,7 @@ def main(
         table: A recipe in benchmarks/configs.
         model: One model, in place of all those of the recipe.
         run: A run's folder whose model is evaluated; nothing is trained.
-        start: A run's folder whose model is trained further, in place of the run that the recipe starts from.
+        start: A run's folder whose model is trained further, in place of the weights that the recipe starts from.
         minutes: When to stop: training is kept to be resumed, no further cell is begun.
         train: Whether to train, where the run is not over.
         evaluate: Whether to evaluate; by default, once the run is over.
@@ -81,15 +83,14 @@ def main(
         targets: In place of its number of targets.
         out: The folder of results.
         runs: The folder of runs, and of their exact checkpoints.
-        device: Where to train and evaluate, such as "cuda"; by default on the CPU.
+        device: Where to train and evaluate, such as "cuda".
         workers: How many processes make the training episodes, on the CPU; by default they are made where it trains.
     """
     begin, recipe = time.perf_counter(), read(table)
-    how = {"n_classes": classes, "shots": shots, "methods": methods, "num_samples": samples, "num_targets": targets}
-    changed = {name: value for name, value in how.items() if value is not None}
     results = Results(Path(out) / f"{table}.json", table, recipe)
-    recipe = dataclasses.replace(recipe, evaluation=dataclasses.replace(recipe.evaluation, **changed))
-    datasets, checkpoints = recipe.datasets(), Path(out) / "checkpoints"
+    how = {"n_classes": classes, "shots": shots, "methods": methods, "num_samples": samples, "num_targets": targets}
+    recipe = dataclasses.replace(recipe, **{name: value for name, value in how.items() if value is not None})  # type: ignore[arg-type]
+    test, checkpoints = recipe.experiment.datasets()[2], Path(out) / "checkpoints"
 
     def left() -> float | None:
         """Minutes that are left."""
@@ -98,79 +99,47 @@ def main(
     for name in recipe.models if model is None and run is None else [model or "vma"]:
         folder = Path(run or f"{runs}/{recipe.run or table}/{name}")
         stem = checkpoints / f"{recipe.run or table}-{name}"
-        over = bool(run or recipe.run) or progress(folder)["steps"] >= recipe.training.steps
+        steps = recipe.experiment.steps
+        over = bool(run or recipe.run) or progress(folder)["steps"] >= steps
         if train and not over:
             unpack(stem, folder) if not (folder / "last.safetensors").exists() else None
-            begun = None
-            if start is not None or recipe.start is not None:
-                begun = pv.load(
-                    weights(Path(start or f"{runs}/{recipe.start}/{name}"), checkpoints / f"{recipe.start}-{name}")
-                )
-            result = fit(recipe, datasets, name, folder, left(), begun, device, workers)
-            over = result.steps >= recipe.training.steps
+            experiment = dataclasses.replace(recipe.experiment, model=name, start=start or recipe.experiment.start)
+            result = fit(experiment, folder, left(), device, workers)
+            over = result.steps >= steps
             pack(folder, stem, over)
         if evaluate or (evaluate is None and over):
-            vma = trained(folder, stem, recipe.networks.views).to(device)
+            vma = trained(recipe, folder, stem).to(device)
             evaluated = name if run is None else model_name(vma)
             results.of_run(evaluated, vma, progress(folder) if folder.exists() else {})
-            for cell in recipe.evaluation.cells():
+            for cell in recipe.cells():
                 if minutes is not None and time.perf_counter() - begin > 60 * minutes:
                     break
-                evaluate_cell(results, recipe, datasets[2], vma, evaluated, *cell)
+                evaluate_cell(results, recipe, test, vma, evaluated, *cell)
     return results.content
 
 
 def fit(
-    recipe: Recipe,
-    datasets: Any,
-    model: str,
-    folder: Path,
-    minutes: float | None,
-    begun: pv.VMA | None = None,
-    device: str | None = None,
-    workers: int = 0,
+    experiment: Experiment, folder: Path, minutes: float | None = None, device: str = "cpu", workers: int = 0
 ) -> pv.FitResult:
-    """A piece of the training of a recipe: of a new model, or of one that was begun."""
-    training, (episodes, held_out) = recipe.training, recipe.training_episodes(datasets, None if workers else device)
-    first = episodes[0]
-    return pv.fit(
-        recipe.model(model, float(first.x.mean()), begun, first.memory.templates),
-        episodes,
-        objective(training),
-        steps=training.steps,
-        callbacks=[] if minutes is None else [pv.train.StopAfter(minutes)],
-        lr=training.lr,
-        kl_schedule=pv.train.LinearRise(training.kl_start, training.kl_warmup),
-        validation=held_out,
-        validate_every=training.validate_every,
-        select=training.select,
-        out=folder,
-        resume=True,
-        seed=training.seed,
-        device=device,
-        workers=workers,
-        progress=sys.stderr.isatty(),
-    )
+    """A piece of the training of an experiment: of a new model, or of one that was begun."""
+    pieces = [] if minutes is None else [pv.train.StopAfter(minutes)]
+    how: dict[str, Any] = {"device": device, "workers": workers, "progress": sys.stderr.isatty()}
+    return experiment.train(folder, resume=True, callbacks=pieces, **how)
 
 
-def objective(training: Training) -> Any:
-    """The objective of a recipe, by name or made."""
-    made = {"vimco": pv.infer.VIMCO_ELBO, "iwae": pv.infer.IWAE_ELBO}
-    if training.objective in made:
-        return made[training.objective](training.num_particles, max_plate_nesting=1, backward=training.backward)
-    if training.objective != "wake":
-        return training.objective
-    return pv.infer.RWS_ELBO(training.num_particles, pathwise=True, defensive=0.5, top=8, max_plate_nesting=1)
+def trained(recipe: Recipe, folder: Path, stem: Path) -> pv.VMA:
+    """The model of a run, or else of its checkpoint among the results or in the package, ready to be evaluated.
+
+    Its address guide sees all slots, and looks at images in as many ways as the recipe says.
+    """
+    of_run = recipe if recipe.run is None else read(recipe.run)
+    path = folder if folder.exists() else stem.with_name(f"{stem.name}.safetensors")
+    packaged = of_run.packaged if stem.name.endswith("-vma") and not path.exists() else None
+    return all_slots(pv.load(path) if packaged is None else pv.VMA.from_pretrained(packaged), of_run.views)
 
 
-def weights(folder: Path, stem: Path) -> Path:
-    """Where the weights of a run are: in its folder, or else in the repository."""
-    return folder if folder.exists() else stem.with_name(f"{stem.name}.safetensors")
-
-
-def trained(folder: Path, stem: Path, views: int = 1) -> pv.VMA:
-    """The model of a run, or of its checkpoint in the repository; its address guide sees all slots, in `views` ways."""
-    vma = pv.load(weights(folder, stem))
+def all_slots(vma: pv.VMA, views: int = 1) -> pv.VMA:
+    """A model whose address guide sees all slots, in `views` ways."""
     if isinstance(vma.address_guide, pv.TruncatedGuide):
         # Truncated, it would miss the mass of all but a few slots: the samples would be of a smaller evidence.
         vma.address_guide = vma.address_guide.inner
@@ -194,7 +163,7 @@ class Results:
         self.path, self.arrays = path, path.with_suffix(".npz")
         empty: dict[str, Any] = {"runs": {}, "rows": []}
         self.content = json.loads(path.read_text()) if path.exists() else empty
-        self.content = {"table": table, "recipe": dataclasses.asdict(recipe)} | {
+        self.content = {"table": table, "recipe": recipe.written_out()} | {
             name: self.content[name] for name in ("runs", "rows")
         }
 
@@ -251,8 +220,7 @@ def evaluate_cell(
     method: Any,
 ) -> None:
     """Evaluates a cell, unless it is there, and writes it down."""
-    how = recipe.evaluation
-    episodes = recipe.test_episodes(test, n_classes, shots, how.num_targets)
+    episodes = recipe.test_episodes(test, n_classes, shots, recipe.num_targets)
     key = {
         "model": model,
         "weights": results.content["runs"][model]["weights"],
@@ -260,9 +228,9 @@ def evaluate_cell(
         "n_classes": n_classes,
         "shots": shots,
         "method": method,
-        "num_samples": how.num_samples,
+        "num_samples": recipe.num_samples,
         "num_episodes": len(episodes),  # type: ignore[arg-type]
-        "seed": how.seed,
+        "seed": recipe.eval_seed,
     }
     if results.has(key):
         return
@@ -275,20 +243,20 @@ def evaluate_cell(
         with torch.no_grad(), autocast(episode.x.device, "auto"):
             memory = vma.encode(episode.memory)
             guide = vma.address_guide(memory, vma.encode_x(episode.x))
-            terms = taken_apart(vma, memory, episode.x, how.seed * 1_000_003 + number)
+            terms = taken_apart(vma, memory, episode.x, recipe.eval_seed * 1_000_003 + number)
         found = estimate_evidence(
             vma,
             memory,
             episode.x,
-            how.num_samples,
+            recipe.num_samples,
             method,
-            seed=how.seed * 1_000_003 + number,
+            seed=recipe.eval_seed * 1_000_003 + number,
             precision="auto",
             max_decodes=MAX_DECODES[device.type],
             warn=False,
         )
-        seed = how.seed * 1_000_003 + number
-        probs = guide.probs if method == "sampled" else posterior(vma, memory, episode.x, how.num_samples, seed)
+        seed = recipe.eval_seed * 1_000_003 + number
+        probs = guide.probs if method == "sampled" else posterior(vma, memory, episode.x, recipe.num_samples, seed)
         columns.append((found.nll, found.standard_error, found.khat, *_lookup(episode, memory, probs)))
         parts.append((len(episode.x), *(terms[name] for name in BREAKDOWN)))
         shared = not episode.memory.per_datapoint

@@ -30,6 +30,8 @@ from benchmarks.published import ACCURACY, CURVES, LIKELIHOODS, Published
 from benchmarks.recipes import read
 from benchmarks.reproduce import array_name, figure
 from pyro_vmem._utils.files import write_atomically
+from pyro_vmem.app import Experiment
+from pyro_vmem.data import PROTOCOLS
 
 Result = dict[str, Any]
 
@@ -88,14 +90,15 @@ def best(rows: Iterable[Row]) -> list[Row]:
 def section(name: str, result: Result, results: Path, figures: Path, page: Path) -> str:
     """A table's heading, facts, tables and figure."""
     rows = best(result["rows"])
-    curves = result["recipe"]["evaluation"]["per_class"]
+    curves = result["recipe"]["per_class"]
     methods = [method for method in METHODS if any(row["method"] == method for row in rows)]
     protocol = result["recipe"]["protocol"]
-    published = LIKELIHOODS if result["recipe"]["images"] == "protocol" else []
+    settings = result["recipe"]["experiment"]
+    published = LIKELIHOODS if settings["data"] in PROTOCOLS else []
     text = [f"## {result['recipe']['title']}", facts(result, rows)]
     if name in CLASSIFIED:
         return "\n\n".join([*text, classification(rows), *pictures(name, figures, page)]) + "\n"
-    if result["recipe"]["networks"].get("learned_slots"):
+    if settings["templates"] is not None and settings["recall"]:
         return "\n\n".join([*text, learned(rows), f"The paper: {CURVES[name]}", *pictures(name, figures, page)]) + "\n"
     drawn = {}
     if not curves:
@@ -106,7 +109,7 @@ def section(name: str, result: Result, results: Path, figures: Path, page: Path)
     if curves and len({row["n_classes"] for row in rows}) > 1:
         text.append(scaling(name, rows, results / f"{name}.npz"))
         if name == "mnist-recall":
-            of_run = (result["runs"]["vma"]["history"], result["recipe"]["training"]["n_way"])
+            of_run = (result["runs"]["vma"]["history"], settings["n_way"])
             drawn[name] = plot_recall(rows, *of_run)
         else:
             drawn[name] = plot_scaling(rows, name)
@@ -141,13 +144,13 @@ def facts(result: Result, rows: list[Row]) -> str:
     """What was trained and evaluated, in a line or two."""
     # a table that trains nothing shows how the run was trained that it evaluates
     evaluated = result["recipe"]["run"]
-    training = dataclasses.asdict(read(evaluated).training) if evaluated else result["recipe"]["training"]
+    training = dataclasses.asdict(read(evaluated).experiment) if evaluated else result["recipe"]["experiment"]
     lines = [f"Protocol `{result['recipe']['protocol']}`."]
     for model, run in result["runs"].items():
         trained = ""
         if run["steps"]:
-            kinds = [training | {"n_absent": 0}, *training.get("more", [])]
-            sizes = [(kind["n_way"] + kind["n_absent"]) * kind["n_query"] for kind in kinds]
+            kinds = Experiment(**training).kinds
+            sizes = [(kind.n_way + kind.n_absent) * kind.n_query for kind in kinds]
             size = _range(sizes) if result["recipe"]["protocol"] != "recall" else training["n_query"]
             trained = f", {run['steps']:,} steps of {size} targets in {run['seconds'] / 60:.0f} min"
         cpu = f"{run['machine']['cpu']}, {run['machine']['threads']} thread"
@@ -157,9 +160,9 @@ def facts(result: Result, rows: list[Row]) -> str:
         )
     if evaluated:
         lines.append(f"The model is that of `{evaluated}`.")
-    if start := result["recipe"]["start"]:
-        lines.append(f"Its training began with the weights of `{start}`.")
-    if result["recipe"]["networks"].get("pixels") == "causal":
+    elif training["start"]:
+        lines.append(f"Its training began with the weights of `{Path(training['start']).stem.removesuffix('-vma')}`.")
+    if training["pixels"] == "causal":
         lines.append(CAUSAL)
     samples, targets = ({row[key] for row in rows} for key in ("num_samples", "num_targets"))
     lines.append(f"K = {_range(samples)}, {_range(targets)} targets a cell, seed {rows[0]['seed']}.")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["forked", "random_states", "seed_all", "set_aside", "set_random_states"]
+__all__ = ["forked", "random_states", "seed_all", "seeded", "set_aside", "set_random_states"]
 
 
 def random_states() -> dict[str, Tensor]:
@@ -66,3 +66,15 @@ def set_aside(device: torch.device) -> Iterator[None]:
             yield
     finally:
         set_random_states(states)
+
+
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Seeds torch's generators in the block, and leaves them as they were before; None draws from them as they are."""
+    if seed is None:
+        yield
+        return
+    # `manual_seed` seeds those of all devices, so all are put back.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

@@ -19,12 +19,12 @@ import torch
 
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import as_plain, free_name, write_atomically
-from pyro_vmem.app.experiment import PARTS, Evaluation, Experiment, read_result
+from pyro_vmem._utils.version import __version__
+from pyro_vmem.app.experiment import PARTS, TRAINING, Evaluation, Experiment, read_result
 from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
 from pyro_vmem.config import load
 from pyro_vmem.config.spec import choices
-from pyro_vmem.config.words import split_words, underscored, with_changes
-from pyro_vmem.config.yaml_text import read_yaml, write_yaml
+from pyro_vmem.config.words import split_words, with_changes, write_yaml
 from pyro_vmem.model import VMA
 from pyro_vmem.train.distributed import Processes, own_device
 
@@ -199,6 +199,7 @@ def sample(
 
 
 COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample)
+SPECS = (*PARTS, *TRAINING)
 GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
 
 
@@ -215,11 +216,10 @@ def main(args: Sequence[str] | None = None) -> int:
         >>> main(["evaluate", "no/such/run"])
         2
     """
-    # `--data-root` is as good as `--data_root`
-    words = [underscored(word) for word in (sys.argv[1:] if args is None else args)]
+    words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
     name = "pyro-vmem"
     try:
-        words, changes = split_words(_imported(words), PARTS, read_yaml)
+        words, changes = split_words(_imported(words), SPECS)
         config = _parser().parse_args(words)
         name = f"pyro-vmem {config.command}"
         settings = config[config.command].as_dict()
@@ -228,13 +228,13 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise ValueError(f"{part}: this command has no such option; `pyro-vmem train` has.")
             settings[part] = with_changes(settings[part], changed)
         as_json, _, shown = settings.pop("json"), settings.pop("config", None), settings.pop("print_config", False)
-        if shown:
-            sys.stdout.write(write_yaml(settings))
-            return 0
         command = next(fn for fn in COMMANDS if fn.__name__ == config.command)
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
                 settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
+        if shown:
+            sys.stdout.write(write_yaml(settings.pop("experiment").written_out() | settings))
+            return 0
         # What is meant for a reader gives way to the one object.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
             result = command(**settings)
@@ -260,6 +260,7 @@ def _parser() -> Any:
         description="Variational memory addressing in Pyro.",
         formatter_class=_formatter(jsonargparse),
         allow_abbrev=False,
+        version=__version__,
     )
     commands = parser.add_subcommands(dest="command")
     for command in COMMANDS:
@@ -286,6 +287,12 @@ def _parser() -> Any:
         )
         commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
     return parser
+
+
+def _underscored(word: str) -> str:
+    """An option with underscores in its name, as `--data-root` is as good as `--data_root`; any other word as it is."""
+    option, equals, value = word.partition("=")
+    return option[:2] + option[2:].replace("-", "_") + equals + value if word.startswith("--") else word
 
 
 def _imported(words: list[str]) -> list[str]:

@@ -8,16 +8,18 @@ import json
 import platform
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from pyro.infer import ELBO
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import Dataset
 
-from pyro_vmem import data
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import write_atomically, write_json
 from pyro_vmem._utils.precision import autocast
@@ -25,29 +27,44 @@ from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.report import Report, write_report
 from pyro_vmem.app.report_content import check, gather
 from pyro_vmem.app.report_text import problems, verdict
+from pyro_vmem.app.sources import Sources
 from pyro_vmem.config import build, from_pretrained, load
-from pyro_vmem.config.pretrained import protocol_of, unpack
+from pyro_vmem.config.pretrained import unpack
+from pyro_vmem.config.spec import Spec, checked, from_spec, guess, spec_of
+from pyro_vmem.config.starting_weights import take_weights
 from pyro_vmem.config.words import quoted
-from pyro_vmem.data import EpisodeSampler, FewShotDataset, LibraryEpisodes
+from pyro_vmem.data import Episode, EpisodeSampler, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
-from pyro_vmem.infer import ParticleELBO
 from pyro_vmem.infer.by_name import Objective, named_objective
-from pyro_vmem.model import VMA, index_memory
+from pyro_vmem.model import VMA, NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE, index_memory
+from pyro_vmem.parts import LearnedTemplates
 from pyro_vmem.plots import lookups
-from pyro_vmem.train import RefreshKeys, fit, read_result
+from pyro_vmem.train import Callback, RefreshKeys, TrainingConfig, fit, read_result
 from pyro_vmem.train.distributed import Processes, own_device
 from pyro_vmem.train.folder import described
 from pyro_vmem.train.history import FitResult
+from pyro_vmem.train.schedules import Schedule
 
 __all__ = ["Evaluation", "Experiment", "read_result"]
 
-# A part as plain data: the name of its class, or that with arguments.
-PartSpec = dict[str, Any] | str | None
-Source = EpisodeSampler | LibraryEpisodes
 PARTS = (
     *("address_prior", "latent_prior", "likelihood", "address_guide", "latent_guide"),
     *("template_encoder", "x_encoder", "templates"),
 )
+# Options that are specs beside the parts, and what each may be.
+TRAINING: dict[str, type | tuple[type, ...]] = {
+    "objective": ELBO,
+    "optimizer": Optimizer,
+    "schedule": (Schedule, LRScheduler),
+    "kl_schedule": Schedule,
+}
+MODELS: dict[str, Any] = {
+    "vma": VMA,
+    "soft-attention": SoftAttentionVAE,
+    "set-statistics": SetStatisticsVAE,
+    "no-memory": NoMemoryVAE,
+}
+ModelName = Literal["vma", "soft-attention", "set-statistics", "no-memory"]
 
 
 @dataclass(frozen=True)
@@ -72,130 +89,171 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Experiment:
+class Experiment(Sources):
     """What is trained, on what, and how: everything that a run can be repeated from.
 
+    A spec is the name of a class, or `{"class_path": ..., "init_args": {...}}`; arguments of a part that are not given
+    are such that it fits, see `like` of :func:`pyro_vmem.build`.
+
     Attributes:
-        data: The images: `"glyphs"` (letters of the fonts that matplotlib ships, always at hand), `"omniglot"`,
-            `"folder"` (folders of images, one a class) or `"npz"`.
-        data_root: Where they are; see the functions of the same names in :mod:`pyro_vmem.data`.
-        n_way: Classes in memory while training.
-        k_shot: Slots a class.
-        n_query: Targets a class.
-        rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
-        library: Whether one memory of `k_shot` drawings of every class serves all of training, with as many targets a
-            step as otherwise; see :class:`pyro_vmem.data.LibraryEpisodes`. An `IndexedGuide` looks in its index.
-        refresh_slots: How many keys of that index are computed anew after each step; see
-            :class:`pyro_vmem.train.RefreshKeys`.
         latent_dim: The length of z.
+        num_features: The length of the features of templates and targets.
         width: The channels of the convolutions at half resolution.
         decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
         pixels: `"independent"` or `"causal"`; likewise.
-        pretrained: A model of the package to start from, in place of a new one; see `VMA.from_pretrained`.
-        objective: The name of an objective; see :func:`pyro_vmem.fit`.
-        num_particles: Particles of the objective.
-        backward: Of how many of them the model's gradient is taken; by default of all. See :func:`pyro_vmem.fit`.
-        steps: Training steps.
-        minutes: A time budget for training, in place of `steps`.
-        lr: The highest learning rate.
-        seed: Seeds splits, episodes, weights and samples.
-        address_prior: p(a | M), in place of the default: the name of a class, or `{"class_path": ..., "init_args":
-            {...}}`; arguments that are not given are such that it fits, see `like` of :func:`pyro_vmem.build`.
+        address_prior: p(a | M), a spec, in place of the default.
         latent_prior: p(z | m_a), likewise.
         likelihood: p(x | z, m_a), likewise.
         address_guide: q(a | M, x), likewise.
         latent_guide: q(z | x, m_a), likewise.
         template_encoder: What makes features of templates, likewise.
         x_encoder: What makes features of targets, likewise; by default, the same as of templates.
-        templates: Slots that are learned, likewise; by default, none.
+        templates: Slots that are learned, likewise; by default, none. They start as training images if they stand in
+            place of the given slots, and grey if they stand beside them.
+        model: The VMA, or what it is compared with, made of the same networks; see :mod:`pyro_vmem.baselines`.
+        start: The folder or checkpoint of a run whose weights are started from, as far as they fit.
+        only: The part that is trained, all others frozen; by default, all are trained.
+        objective: The name of an objective, see :func:`pyro_vmem.fit`, or the spec of one.
+        steps: Training steps.
+        minutes: A time budget for training, in place of `steps`.
+        lr: The learning rate, which `schedule` scales.
+        optimizer: The spec of an optimizer of torch; its learning rate is `lr`.
+        schedule: The factor of the learning rate: the spec of a schedule, or of a scheduler of torch.
+        kl_schedule: The weight of KL(z): the spec of a schedule.
+        clip_norm: The largest norm of the gradient of the loss per datapoint.
+        precision: The precision of the networks; see :class:`pyro_vmem.TrainingConfig`.
+        validate_every: Steps between validations.
+        select: Which weights are kept, those of the best validation or the last.
+        refresh_slots: How many keys of a memory's index are computed anew after each step; see
+            :class:`pyro_vmem.train.RefreshKeys`.
+        notes: Anything else to keep with the run, such as what a benchmark evaluates; it changes nothing.
 
     Example:
-        >>> Experiment(seed=3).title
-        'glyphs, vimco, seed 3'
+        >>> Experiment(seed=3, objective="RWS_ELBO").title
+        'glyphs, RWS_ELBO, seed 3'
     """
 
-    data: Literal["glyphs", "omniglot", "folder", "npz"] = "glyphs"
-    data_root: str | None = None
-    n_way: int = 16
-    k_shot: int = 4
-    n_query: int = 4
-    rotate: bool = True
-    library: bool = False
-    refresh_slots: int = 256
     latent_dim: int = 32
+    num_features: int = 128
     width: int = 32
     decoder: Literal["warp", "conv"] = "warp"
     pixels: Literal["independent", "causal"] = "independent"
-    pretrained: str | None = None
-    objective: Objective = "vimco"
-    num_particles: int = 4
-    backward: int | None = None
+    address_prior: Spec = None
+    latent_prior: Spec = None
+    likelihood: Spec = None
+    address_guide: Spec = None
+    latent_guide: Spec = None
+    template_encoder: Spec = None
+    x_encoder: Spec = None
+    templates: Spec = None
+    model: ModelName = "vma"
+    start: str | None = None
+    only: str | None = None
+    objective: Spec = "vimco"
     steps: int = 20_000
     minutes: float | None = None
     lr: float = 3e-3
-    seed: int = 0
-    address_prior: PartSpec = None
-    latent_prior: PartSpec = None
-    likelihood: PartSpec = None
-    address_guide: PartSpec = None
-    latent_guide: PartSpec = None
-    template_encoder: PartSpec = None
-    x_encoder: PartSpec = None
-    templates: PartSpec = None
+    optimizer: Spec = "Adam"
+    schedule: Spec = "WarmupCosine"
+    kl_schedule: Spec = "LinearRise"
+    clip_norm: float = 10.0
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    validate_every: int = 500
+    select: Literal["best", "last"] = "best"
+    refresh_slots: int = 256
+    notes: dict = dataclasses.field(default_factory=dict)  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
         # Checked before a folder is made: a run that cannot begin leaves nothing behind.
-        for name in ("latent_dim", "width", "steps", "minutes", "lr"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"{name}: expected a positive number, got {value}.")
+        for name in ("latent_dim", "num_features", "width"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a positive number, got {getattr(self, name)}.")
+        if self.only is not None and self.only not in PARTS:
+            raise ValueError(f"only: expected one of {', '.join(PARTS)}, got {self.only!r}.{guess(self.only, PARTS)}")
+        if self.library and self.recall:
+            raise ValueError("library, recall: episodes are of one or the other. Leave one out.")
+        self.made_objective()
+        self.config()
 
     @property
     def title(self) -> str:
         """What tells this experiment from others, in one line."""
-        return f"{self.data}, {self.objective}, seed {self.seed}"
+        objective = self.objective["class_path"] if isinstance(self.objective, dict) else self.objective
+        return f"{self.data}, {objective}, seed {self.seed}"
 
-    def datasets(self) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
-        """Classes to train on, to validate on and to test on, whole alphabets apart where there are alphabets.
+    def config(self) -> TrainingConfig:
+        """The settings of training."""
+        names = {field.name for field in dataclasses.fields(TrainingConfig)}
+        values = {name: getattr(self, name) for name in names}
+        return TrainingConfig(
+            **{n: from_spec(v, TRAINING[n], where=n) if n in TRAINING else v for n, v in values.items()}
+        )
 
-        Raises:
-            ValueError: If the place of the images is needed and not given.
-        """
-        resize: Any = "index28" if self.pretrained is None else data.protocol(protocol_of(self.pretrained)).resize
-        if self.data == "omniglot":
-            background = data.omniglot(self.data_root, subset="background", resize=resize)
-            train, validation = background.split(by="alphabet", test=0.15, seed=self.seed)
-            return train, validation, data.omniglot(self.data_root, subset="evaluation", resize=resize)
-        if self.data == "glyphs":
-            whole = data.glyphs(int(resize[-2:]), seed=self.seed)
-        elif self.data_root is None:
-            raise ValueError(f"data_root: data={self.data!r} needs the place of the images, got None.")
-        else:
-            whole = data.from_folder(self.data_root) if self.data == "folder" else data.from_npz(self.data_root)
-        by: Literal["alphabet", "class"] = "alphabet" if len(whole.alphabet_names) > 2 else "class"
-        rest, test = whole.split(by=by, test=0.2, seed=self.seed)
-        train, validation = rest.split(by=by, test=0.15, seed=self.seed)
-        return train, validation, test
+    def made_objective(self) -> ELBO | Literal["auto"]:
+        """The objective: `"auto"`, which is chosen when there is a model, or one that its spec stands for."""
+        if self.objective == "auto":
+            return "auto"
+        elbo: ELBO = from_spec(self._objective_spec(), ELBO, where="objective")
+        return elbo
 
-    def begin(self, device: torch.device | str = "cpu") -> tuple[VMA, Source, EpisodeSampler]:
+    def _objective_spec(self) -> dict[str, Any]:
+        """The spec of the objective, with the class and the arguments that a short name stands for."""
+        names = get_args(Objective)
+        named = {"class_path": self.objective} if not isinstance(self.objective, dict) else self.objective
+        name, given = named.get("class_path"), named.get("init_args") or {}
+        if name in names and isinstance(given, dict):
+            if name == "auto":
+                raise ValueError("objective: 'auto' takes no arguments. Name the objective that has them.")
+            named = spec_of(named_objective(name))
+            given = {**named["init_args"], "max_plate_nesting": 1, **given}
+        elif name not in names and isinstance(name, str) and (hint := guess(name, names)):
+            raise ValueError(f"objective: expected the name of an objective, got {name!r}.{hint}")
+        # A VMA has one plate. An objective that has to find that out runs the model once more.
+        return named | {"init_args": {"max_plate_nesting": 1, **given} if isinstance(given, dict) else given}
+
+    def written_out(self) -> dict[str, Any]:
+        """All settings, with all arguments of objective, optimizer and schedules."""
+        values, config = asdict(self), self.config()
+        values |= {name: spec_of(getattr(config, name)) for name in TRAINING if name != "objective"}
+        if self.objective != "auto":
+            # Not as attributes: its constructor adds a plate of its own to those that it is told of.
+            elbo = self.made_objective()
+            values["objective"] = spec_of(partial(type(elbo), **self._objective_spec()["init_args"]))
+        return values
+
+    def begin(self, device: torch.device | str = "cpu") -> tuple[VMA, Dataset[Episode], Dataset[Episode]]:
         """A new model, on the CPU, and the episodes that it is trained and validated on, made on a device."""
-        train, validation, _ = self.datasets()
-        sizes, ways = (self.n_way, self.k_shot, self.n_query), min(20, validation.num_classes)
-        if self.library:
-            episodes: Source = LibraryEpisodes(train, self.k_shot, self.n_way * self.n_query, self.seed, self.rotate)
-        else:
-            episodes = EpisodeSampler(train, *sizes, seed=self.seed, rotate=self.rotate, device=device)
-        held_out = EpisodeSampler(validation, ways, self.k_shot, n_query=2, seed=self.seed + 1, device=device)
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            ink = float(episodes[0].x.mean())
-            network = {"width": self.width, "decoder": self.decoder, "pixels": self.pixels}
-            vma = VMA.for_images(train.image_shape, self.latent_dim, **network, ink=ink)  # type: ignore[arg-type]
-            vma = vma if self.pretrained is None else from_pretrained(self.pretrained)
-            vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
+        episodes, held_out = self.episodes(device)
+        vma = self.new_model(episodes[0])
         if isinstance(episodes, LibraryEpisodes):
             index_memory(vma, episodes.memory)
         return vma, episodes, held_out
+
+    def new_model(self, episode: Episode) -> VMA:
+        """A new model for images such as those of an episode; its weights depend on the seed alone.
+
+        Raises:
+            ValueError: If a part does not fit, or there is none of the name `only`.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            ink = float(episode.x.mean())
+            networks: dict[str, Any] = {"width": self.width, "decoder": self.decoder, "pixels": self.pixels}
+            sizes = (tuple(episode.x.shape[1:]), self.latent_dim, self.num_features)
+            vma = from_pretrained(self.pretrained) if self.pretrained else VMA.for_images(*sizes, **networks, ink=ink)
+            vma = build({name: spec for name in PARTS if (spec := getattr(self, name)) is not None}, like=vma)
+            if self.templates is not None and vma.templates is not None:
+                values = vma.templates.values.data
+                first = episode.memory.templates[: len(values)].cpu()
+                values.copy_(first if isinstance(vma.templates, LearnedTemplates) else torch.tensor(ink))
+            if self.model != "vma":
+                vma = MODELS[self.model].like(vma)
+        if self.start is not None:
+            take_weights(vma, load(self.start))
+        if self.only is not None:
+            vma.requires_grad_(False)
+            getattr(vma, self.only).requires_grad_(True)
+        return vma
 
     def train(
         self,
@@ -204,6 +262,7 @@ class Experiment:
         progress: bool = True,
         device: str = "auto",
         workers: int = 0,
+        callbacks: Sequence[Callback] = (),
     ) -> FitResult:
         """Trains a new model into a folder, or goes on with the one that is there.
 
@@ -213,6 +272,7 @@ class Experiment:
             progress: Whether to show progress bars.
             device: Where to train; `"auto"` takes a GPU if there is one.
             workers: Processes that load episodes; see :func:`pyro_vmem.fit`.
+            callbacks: What is to be done between steps, likewise.
 
         Raises:
             ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
@@ -225,31 +285,18 @@ class Experiment:
             return fit(
                 vma,
                 episodes,
-                self._objective(),
-                steps=self.steps,
-                minutes=self.minutes,
-                lr=self.lr,
-                callbacks=[RefreshKeys(self.refresh_slots)],
+                self.made_objective(),
+                self.config(),
+                callbacks=[RefreshKeys(self.refresh_slots), *callbacks],
                 validation=held_out,
+                validate_every=self.validate_every,
+                select=self.select,
                 out=folder,
                 resume=resume,
-                seed=self.seed,
                 device=where,
                 workers=workers,
                 progress=progress,
             )
-
-    def _objective(self) -> Objective | ELBO:
-        """The objective, with the numbers of particles that are asked for."""
-        if self.objective == "auto":
-            return self.objective
-        elbo = named_objective(self.objective, self.num_particles)
-        if self.backward is not None:
-            if not isinstance(elbo, ParticleELBO):
-                raise ValueError(f"backward: {self.objective!r} sums over addresses. Use 'vimco', 'iwae' or 'rws'.")
-            elbo._check_backward(self.backward, self.num_particles, True)
-            elbo.backward = self.backward
-        return elbo
 
     def adopt(self, out: str | Path) -> FitResult:
         """Puts the pretrained model into a folder as it is, to be evaluated, reported and sampled from there.
@@ -276,11 +323,13 @@ class Experiment:
             raise FileNotFoundError(
                 f"run: there is no run in {str(folder)!r} ({path.name} is missing). Train one first."
             )
-        known = {field.name for field in dataclasses.fields(cls)}
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(**{name: value for name, value in values.items() if name in known})
-        except (ValueError, TypeError, AttributeError) as error:
+            if not isinstance(values, dict):
+                raise ValueError(f"it holds {type(values).__name__}, expected a mapping")
+            values.pop("pyro_vmem", None)
+            return cls(**checked(cls, values, "settings"))
+        except ValueError as error:
             raise ValueError(
                 f"run: {str(path)!r} does not hold the settings of a run ({error}). Correct it, or train again."
             ) from error
@@ -378,15 +427,15 @@ class Experiment:
             "Trained": f"not here, see pyro_vmem.config.model_card({self.pretrained!r})"
             if result.steps == 0
             else f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
-            f"objective {self.objective}, K = {self.num_particles}, seed {self.seed}",
+            f"objective {self.made_objective()!r}, seed {self.seed}",
             "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
             "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         }
 
     def _command(self, steps: int, folder: Path, how: Evaluation) -> str:
         """The commands that give the same numbers again: the demo where it has all options, else two."""
-        wanted = asdict(self) | {"steps": steps, "minutes": None}
-        changed = {name: value for name, value in wanted.items() if value != getattr(Experiment, name)}
+        wanted, default = asdict(self) | {"steps": steps, "minutes": None}, asdict(Experiment())
+        changed = {name: value for name, value in wanted.items() if value != default[name]}
         made: dict[str, Any] = {"steps": steps} if steps else {"pretrained": self.pretrained}
         always = {"data": self.data, "data_root": self.data_root, **made, "seed": self.seed}
         evaluation = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyro_vmem._utils.files import versions_of
 from pyro_vmem.config.spec import from_spec
-from pyro_vmem.config.yaml_text import read_yaml
+from pyro_vmem.config.words import read_yaml
 from pyro_vmem.model import VMA
 from pyro_vmem.parts import (
     AddressGuide,
@@ -56,7 +56,6 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
 
     Raises:
         ValueError: If a name, type or value does not fit; the message says where, and lists the choices.
-        ImportError: If the file is YAML and PyYAML is not installed: `pip install 'pyro_vmem[cli]'`.
 
     Example:
         >>> vma = VMA.for_vectors(5)
@@ -80,7 +79,7 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
         made = from_spec({"init_args": spec}, VMA, trusted_modules, _by_kind(like))
         return like.replace(**{name: made.arguments()[name] for name in spec})
     if "class_path" not in spec:
-        spec = {"class_path": "pyro_vmem.model.vma.VMA", "init_args": spec}
+        spec = {"class_path": "pyro_vmem.VMA", "init_args": spec}
     vma: VMA = from_spec(spec, VMA, trusted_modules)
     return vma
 
@@ -110,6 +109,8 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
     tensors, data = _of_run(path) if path.is_dir() else load_checkpoint(path)
     if "spec" not in data:
         raise ValueError(f"path: {str(path)!r} holds no model. Give a checkpoint that pyro_vmem.fit wrote.")
+    if not isinstance(data["spec"], dict):  # a text would be taken for the path of a file to read
+        raise ValueError(f"path: the spec in {str(path)!r} is {type(data['spec']).__name__}, expected a mapping.")
     vma = build(data["spec"], trusted_modules)
     tensors = _under("model.", tensors) or tensors  # a checkpoint to resume from holds more than the model
     try:

@@ -1,33 +1,60 @@
-"""Plain data to parts: names and arguments become the classes and types that annotations ask for."""
+"""Specs to objects and back: plain data that names a class and its arguments.
+
+A spec is data from anywhere, so it may run nothing but the constructors of classes that exist already.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
 import inspect
+import re
+import reprlib
 import sys
 import types
-import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Union, get_args, get_origin
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmem.parts import Part
+from pyro_vmem.parts.part import public_path
 
-__all__ = ["choices", "class_named", "from_spec"]
+__all__ = ["Spec", "checked", "choices", "from_spec", "guess", "spec_of"]
+
+# A spec as an option holds it. A bare `dict`: in one of `Any`, jsonargparse would import what a class path names.
+Spec = dict | str | None  # type: ignore[type-arg]
 
 KEYS = ("class_path", "init_args")
 
+# What is made with arguments that only the trainer has: a spec gives the others, and becomes a `functools.partial`.
+_LATER: dict[type, tuple[str, ...]] = {Optimizer: ("params", "lr"), LRScheduler: ("optimizer",)}
+
+_ONE = re.compile(r"[\w.]+( \| None)?")  # an annotation that is one class
+
+_PLAIN = re.compile(r"Spec|(list\[)?dict\b(?!\[).*")  # annotations of data that stays as it is
+
+_short = reprlib.Repr()  # a value that holds itself many times over would take for ever to print in full
+_short.maxstring = _short.maxother = 60
+
 
 def from_spec(
-    spec: Any, base: type[Part], trusted_modules: Sequence[str] = (), like: Mapping[type[Part], Part] | None = None
+    spec: Any,
+    base: type | tuple[type, ...],
+    trusted_modules: Sequence[str] = (),
+    like: Mapping[type, Part] | None = None,
+    where: str = "spec",
 ) -> Any:
-    """The part that a spec stands for; what is refused, and why, says :func:`pyro_vmem.build`.
+    """The object that a spec stands for; :func:`pyro_vmem.build` says what is refused, and why.
 
     Arguments:
         spec: The name of a class, or `{"class_path": ..., "init_args": {...}}`.
-        base: What the part has to be.
+        base: What the class has to be a subclass of: one of these.
         trusted_modules: Modules, or packages of modules, that may be imported if a class path names them.
         like: A part for each base class: what a spec does not give is taken from these, as :func:`_fitting` says.
+        where: The name of the spec in messages.
 
     Raises:
         ValueError: If a name, type or value does not fit.
@@ -40,12 +67,54 @@ def from_spec(
     if isinstance(trusted_modules, str):
         raise ValueError(f"trusted_modules: expected a list of names, got {trusted_modules!r}. Put it in a list.")
     try:
-        return _Builder(tuple(trusted_modules), like or {}).part(spec, base, "spec")
+        builder = _Builder(tuple(trusted_modules), like or {})
+        return builder.make(spec, base if isinstance(base, tuple) else (base,), where)
     except RecursionError:
-        raise ValueError("spec: it is nested too deeply; a YAML file can contain itself. Write it out.") from None
+        raise ValueError(f"{where}: it is nested too deeply, or contains itself. Write it out.") from None
 
 
-def choices(cls: type[Part], argument: str) -> list[str]:
+def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Arguments of a class, of the types that it is annotated with.
+
+    Raises:
+        ValueError: If there is no argument of a name, or a value is of another type.
+
+    Example:
+        >>> from pyro_vmem import StandardPrior
+        >>> checked(StandardPrior, {"latent_dim": "many"}, "prior")
+        Traceback (most recent call last):
+        ValueError: prior.latent_dim: expected int, got 'many' (str).
+    """
+    return _Builder((), {}).arguments(cls, values, where)
+
+
+def spec_of(value: Any) -> dict[str, Any]:
+    """An object as a spec: its class, and its arguments as far as it has them as attributes of the same names.
+
+    Arguments:
+        value: A part, an objective or a schedule; or a class or a `functools.partial` of one that is called later.
+
+    Example:
+        >>> from pyro_vmem.train.schedules import WarmupCosine
+        >>> spec_of(WarmupCosine())
+        {'class_path': 'pyro_vmem.train.WarmupCosine', 'init_args': {'warmup': 100}}
+    """
+    if isinstance(value, Part):
+        return value.spec()
+    cls = value.func if isinstance(value, functools.partial) else value if inspect.isclass(value) else type(value)
+    later = {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
+    kept = {
+        name: p.default for name, p in _parameters(cls).items() if name not in later and p.kind is not p.VAR_KEYWORD
+    }
+    if isinstance(value, functools.partial):
+        kept |= value.keywords
+    elif value is not cls:
+        kept = {name: getattr(value, name) for name in kept if hasattr(value, name)}
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}
+    return {"class_path": public_path(cls), "init_args": plain}
+
+
+def choices(cls: type, argument: str) -> list[str]:
     """The names of the classes that an argument of a class can be.
 
     Example:
@@ -53,48 +122,36 @@ def choices(cls: type[Part], argument: str) -> list[str]:
         >>> "PairwiseGuide" in choices(TruncatedGuide, "inner")
         True
     """
-    hint = _hints(cls)[argument]
-    return [name for base in get_args(hint) or (hint,) if base is not types.NoneType for name in _choice_names(base)]
-
-
-def class_named(name: str, base: type[Part]) -> type[Part]:
-    """The class of that name or import path below another.
-
-    Raises:
-        ValueError: If there is none, or more than one.
-
-    Example:
-        >>> class_named("UniformPrior", Part).__module__
-        'pyro_vmem.parts.address_priors'
-    """
-    return _Builder((), {}).named(name, base, "name")
+    return _choice_names(_kinds(_annotation(cls, argument)))
 
 
 class _Builder:
     """Turns plain data into what annotations ask for; `where` is the place in the spec, for messages."""
 
-    def __init__(self, trusted: tuple[str, ...], like: Mapping[type[Part], Part]) -> None:
+    def __init__(self, trusted: tuple[str, ...], like: Mapping[type, Part]) -> None:
         self.trusted, self.like = trusted, like
 
-    def part(self, spec: Any, base: type[Part], where: str) -> Any:
-        """The part that a name, or a name with arguments, stands for."""
-        if isinstance(spec, base):
+    def make(self, spec: Any, bases: tuple[type, ...], where: str) -> Any:
+        """The object that a name, or a name with arguments, stands for."""
+        if isinstance(spec, bases):
             return spec
         if isinstance(spec, str):
             spec = {"class_path": spec}
-        if isinstance(spec, Mapping) and spec.keys() == {"init_args"} and base in self.like:
-            spec = {"class_path": _path(type(self.like[base])), **spec}
+        if isinstance(spec, Mapping) and spec.keys() == {"init_args"} and bases[0] in self.like:
+            spec = {"class_path": public_path(type(self.like[bases[0]])), **spec}
         name, arguments = (spec.get(key) for key in KEYS) if isinstance(spec, Mapping) else (None, None)
         if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
             raise ValueError(
-                f'{where}: expected the name of {_a(base)}, or {{"class_path": ..., "init_args": {{...}}}}, '
-                f"got {_shown(spec)}.{_choices(base)}"
+                f'{where}: expected the name of {_a(bases)}, or {{"class_path": ..., "init_args": {{...}}}}, '
+                f"got {_shown(spec)}.{_choices(bases)}"
             )
         for key in spec:
             if key not in KEYS:
-                raise ValueError(f"{where}: expected class_path and init_args, got {key!r}.{_guess(key, KEYS)}")
-        cls = self.named(name, base, where)
+                raise ValueError(f"{where}: expected class_path and init_args, got {key!r}.{guess(key, KEYS)}")
+        cls = self.named(name, bases, where)
         values = self.arguments(cls, _fitting(cls, self.like) | dict(arguments or {}), where)
+        if issubclass(cls, tuple(_LATER)):
+            return functools.partial(cls, **values)
         try:
             return cls(**values)
         except ValueError as error:
@@ -102,10 +159,10 @@ class _Builder:
             place = f"{where}." if message.partition(":")[0] in values else f"{where}: "
             raise ValueError(f"{place}{message}") from error
 
-    def named(self, name: str, base: type[Part], where: str) -> type[Part]:
-        """The class of that name or import path below `base`."""
+    def named(self, name: str, bases: tuple[type, ...], where: str) -> type:
+        """The class of that name or import path below one of the bases."""
         module, _, _ = name.rpartition(".")
-        found = _matches(name, base)
+        found = _matches(name, bases)
         if not found and any(module == t or module.startswith(f"{t}.") for t in self.trusted):
             try:
                 importlib.import_module(module)
@@ -113,95 +170,94 @@ class _Builder:
                 if error.name is None or not f"{module}.".startswith(f"{error.name}."):
                     raise  # it exists, and fails inside on another module
                 raise ValueError(f"{where}: there is no module {module!r}, which {name!r} names.") from error
-            found = _matches(name, base)
+            found = _matches(name, bases)
         if len({_path(cls) for cls in found}) > 1:
             paths = ", ".join(sorted(map(_path, found)))
-            raise ValueError(f"{where}: {name!r} names more than one {base.__name__}: {paths}. Write the whole path.")
+            raise ValueError(
+                f"{where}: {name!r} names more than one {bases[0].__name__}: {paths}. Write the whole path."
+            )
         if not found:
-            raise ValueError(f"{where}: expected the name of {_a(base)}, got {name!r}{_why_not(name, base)}")
+            raise ValueError(f"{where}: expected the name of {_a(bases)}, got {name!r}{_why_not(name, bases)}")
         return found[-1]  # of a class that was defined again, the last
 
-    def arguments(self, cls: type[Part], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Arguments of a class, of the types it is annotated with."""
-        parameters = dict(list(inspect.signature(cls.__init__).parameters.items())[1:])
-        named = [name for name, p in parameters.items() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-        others = next((name for name, p in parameters.items() if p.kind is p.VAR_KEYWORD), None)
+    def arguments(self, cls: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+        """Arguments of a class: parts among them are made here, the types of all are checked by jsonargparse."""
+        parser, known = _parser(cls)
+        own = _parameters(cls)
+        loose = any(p.kind is p.VAR_KEYWORD for p in own.values())
         for name in given:
-            if name not in named and others is None:
+            if name not in known and not (loose and isinstance(name, str)):
                 raise ValueError(
-                    f"{where}: {cls.__name__} has no argument {name!r}.{_guess(name, named)} "
-                    f"Its arguments: {', '.join(named) or 'none'}."
+                    f"{where}: {cls.__name__} has no argument {name!r}.{guess(name, known)} "
+                    f"Its arguments: {', '.join(known) or 'none'}."
                 )
-        missing = [name for name in named if parameters[name].default is inspect.Parameter.empty and name not in given]
-        if missing:
+        missing = [name for name in known if name in own and own[name].default is inspect.Parameter.empty]
+        if missing := [name for name in missing if name not in given]:
             raise ValueError(f"{where}: {cls.__name__} needs {', '.join(missing)}. Add what is missing.")
-        hints = _hints(cls)
-        if others is not None:
-            hints = {name: hints.get(others, Any) for name in given if name not in named} | hints
-        return {name: self.value(value, hints.get(name, Any), f"{where}.{name}") for name, value in given.items()}
-
-    def value(self, value: Any, hint: Any, where: str) -> Any:
-        """A value of an annotated type."""
-        origin, args = get_origin(hint) or hint, get_args(hint)
-        if origin in (Union, types.UnionType):
-            return self.one_of(value, args, where)
-        if origin is Literal:
-            if value not in args:
-                raise ValueError(f"{where}: expected {_either(args)}, got {_shown(value)}.{_guess(value, args)}")
-            return value
-        if inspect.isclass(origin) and issubclass(origin, Part):
-            return self.part(value, origin, where)
-        if hint is Any:
-            return self.untyped(value, where)
-        if origin in (tuple, list, Sequence, Iterable) and isinstance(value, tuple | list):
-            return self.elements(value, origin, args, where)
-        if origin in (dict, Mapping) and isinstance(value, Mapping):
-            of = args[1] if args else Any
-            return {key: self.value(v, of, f"{where}.{key}") for key, v in value.items()}
-        if origin is float and type(value) is int:
-            return float(value)
-        if inspect.isclass(origin) and isinstance(value, origin) and not (isinstance(value, bool) and origin is int):
-            return value
-        raise ValueError(f"{where}: expected {_type_name(hint)}, got {_shown(value)}.")
-
-    def one_of(self, value: Any, hints: tuple[Any, ...], where: str) -> Any:
-        if value is None and types.NoneType in hints:
-            return None
-        others = [hint for hint in hints if hint is not types.NoneType]
-        for hint in others[:-1]:
-            try:
-                return self.value(value, hint, where)
-            except ValueError:
-                continue
+        made = {name: self.value(v, _annotation(cls, name), f"{where}.{name}") for name, v in given.items()}
+        of_parser = {name: value for name, value in made.items() if name in known}
         try:
-            return self.value(value, others[-1], where)
-        except ValueError:
-            if len(others) == 1:
-                raise
-            raise ValueError(f"{where}: expected {' or '.join(map(_type_name, hints))}, got {_shown(value)}.") from None
+            parsed = parser.instantiate(parser.parse_object(of_parser))
+        except Exception as error:  # of several classes; what jsonargparse says is turned into one line
+            key = re.search(r'Parser key "(\w+)', str(error))
+            if key is None or key[1] not in made:
+                raise ValueError(f"{where}: {error}") from error
+            raise _wrong_type(given[key[1]], _annotation(cls, key[1]), f"{where}.{key[1]}") from error
+        # A whole number stays one where a float may stand: Pyro counts plates by a float, and indexes with it.
+        kept = {name for name, value in made.items() if name not in known or type(value) is int}
+        return {name: value if name in kept else parsed[name] for name, value in made.items()}
 
-    def elements(self, values: Sequence[Any], origin: Any, args: tuple[Any, ...], where: str) -> Any:
-        fixed = origin is tuple and Ellipsis not in args and bool(args)
-        if fixed and len(values) != len(args):
-            raise ValueError(f"{where}: expected {len(args)} values, got {len(values)}.")
-        hints = args if fixed else [args[0] if args else Any] * len(values)
-        made = [
-            self.value(value, hint, f"{where}[{i}]") for i, (value, hint) in enumerate(zip(values, hints, strict=True))
-        ]
-        return made if origin is list else tuple(made)
-
-    def untyped(self, value: Any, where: str) -> Any:
-        """Plain data as it is, and parts in it."""
+    def value(self, value: Any, annotation: str, where: str) -> Any:
+        """A value with the parts in it made; `annotation` tells what they may be."""
+        if _PLAIN.fullmatch(annotation):
+            return value
+        kinds = _kinds(annotation)
+        if kinds and (value is not None or not annotation.endswith(" | None")) and _ONE.fullmatch(annotation):
+            return self.make(value, kinds, where)
+        if isinstance(value, Mapping) and ("class_path" in value or (kinds and value.keys() == {"init_args"})):
+            return self.make(value, kinds or (Part,), where)
         if isinstance(value, Mapping):
-            if "class_path" in value:
-                return self.part(value, Part, where)
-            return {key: self.untyped(v, f"{where}.{key}") for key, v in value.items()}
+            return {key: self.value(v, annotation, f"{where}.{key}") for key, v in value.items()}
         if isinstance(value, tuple | list):
-            return type(value)(self.untyped(v, f"{where}[{i}]") for i, v in enumerate(value))
+            return type(value)(self.value(v, annotation, f"{where}[{i}]") for i, v in enumerate(value))
+        if isinstance(value, str) and kinds:
+            return self.make(value, kinds, where)
+        # Where a function or a class may stand, jsonargparse would import what a text with a dot names.
+        if isinstance(value, str) and "." in value and not re.search(r"\b(str|Path|Any|Literal)\b|^$", annotation):
+            raise _wrong_type(value, annotation, where)
         return value
 
 
-def _fitting(cls: type[Part], like: Mapping[type[Part], Part]) -> dict[str, Any]:
+@functools.cache
+def _parser(cls: type) -> tuple[Any, list[str]]:
+    """What checks the types of a class's arguments, and their names, those that `**kwargs` passes on included."""
+    import jsonargparse  # takes a tenth of a second, and most programs read no spec
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    later = {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
+    parser.add_class_arguments(cls, skip=later & _parameters(cls).keys(), fail_untyped=False)
+    return parser, list(parser.get_defaults().as_dict())
+
+
+def _parameters(cls: type) -> dict[str, inspect.Parameter]:
+    return dict(list(inspect.signature(cls.__init__).parameters.items())[1:])  # type: ignore[misc]
+
+
+def _annotation(cls: type, name: str) -> str:
+    """The annotation of an argument as it is written, which tells more than a type whose names cannot be resolved."""
+    found = next((p for c in cls.__mro__ if "__init__" in vars(c) and (p := _parameters(c).get(name))), None)
+    if found is None or found.annotation is inspect.Parameter.empty:
+        return ""
+    return found.annotation if isinstance(found.annotation, str) else inspect.formatannotation(found.annotation)
+
+
+def _kinds(annotation: str) -> tuple[type, ...]:
+    """The classes of parts that an annotation names."""
+    named = {word.rpartition(".")[2] for word in re.findall(r"[\w.]+", annotation)}
+    return tuple(cls for cls in _below(Part) if cls.__name__ in named)
+
+
+def _fitting(cls: type, like: Mapping[type, Part]) -> dict[str, Any]:
     """Arguments of a class that make it fit in among other parts.
 
     If one of these is of the same class, its arguments. Then the lengths and shapes that go by one name in all parts;
@@ -216,101 +272,85 @@ def _fitting(cls: type[Part], like: Mapping[type[Part], Part]) -> dict[str, Any]
             if getattr(part, name, ()):
                 shapes.setdefault(name, getattr(part, name))
     shapes["image_shape"] = shapes.get("event_shape")
-    hints = _hints(cls)
-    for name, parameter in list(inspect.signature(cls.__init__).parameters.items())[1:]:
+    for name, parameter in _parameters(cls).items() if like else ():
+        annotation = _annotation(cls, name)
         if shapes.get(name) is not None:
             values.setdefault(name, shapes[name])
-        elif parameter.default is parameter.empty and inspect.isclass(kind := hints.get(name)):
-            for part in (part for part in like.values() if isinstance(part, kind)):
+        elif parameter.default is parameter.empty and _ONE.fullmatch(annotation):
+            for part in (part for part in like.values() if isinstance(part, _kinds(annotation))):
                 values.setdefault(name, part)
     return values
 
 
-def _subclasses(base: type[Part]) -> Iterator[type[Part]]:
-    """A class and all below it that can be made; of those defined again (a notebook's cell), the last is last."""
-    if not inspect.isabstract(base) and base is not Part:
-        yield base
+def _below(base: type) -> Iterator[type]:
+    """A class and all below it; of those defined again (a notebook's cell), the last is last."""
+    yield base
     for sub in base.__subclasses__():
-        yield from _subclasses(sub)
+        yield from _below(sub)
 
 
-def _matches(name: str, base: type[Part]) -> list[type[Part]]:
-    """The classes below `base` that a name or an import path stands for."""
+def _matches(name: str, bases: tuple[type, ...]) -> list[type]:
+    """The classes below the bases that a name or an import path stands for."""
     module, _, last = name.rpartition(".")
     found = [
         cls
-        for cls in dict.fromkeys(_subclasses(base))
-        if name == _path(cls) or (cls.__name__ == last and (not module or _holds(module, last, cls)))
+        for cls in dict.fromkeys(sub for base in bases for sub in _below(base))
+        if not (inspect.isabstract(cls) or cls is Part)
+        and (name == _path(cls) or (cls.__name__ == last and (not module or _holds(module, last, cls))))
     ]
     # A class that its module no longer means by its name was defined again since, as in a notebook's cell.
     return [cls for cls in found if _holds(cls.__module__, cls.__qualname__, cls)] or found
 
 
-def _holds(module: str, name: str, cls: type[Part]) -> bool:
+def _holds(module: str, name: str, cls: type) -> bool:
     """Whether a module that is imported has the class by that name; asked so that none of its code runs."""
     held = sys.modules.get(module)
     return type(held) is types.ModuleType and vars(held).get(name) is cls
 
 
-def _path(cls: type[Part]) -> str:
+def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _hints(cls: type[Part]) -> dict[str, Any]:
-    """The annotations of a class's arguments, those that `**kwargs` passes on to its bases included."""
-    hints: dict[str, Any] = {}
-    for owner in reversed(cls.__mro__):
-        if "__init__" in vars(owner):
-            try:
-                hints |= typing.get_type_hints(vars(owner)["__init__"])
-            except (NameError, TypeError):  # it names what only a type checker imports, or nothing at all
-                continue
-    return hints
-
-
-def _why_not(name: str, base: type[Part]) -> str:
+def _why_not(name: str, bases: tuple[type, ...]) -> str:
     """The end of the message that no such class was found."""
-    others = _matches(name, Part)
+    others = _matches(name, (Part,))
     module = name.rpartition(".")[0]
     if others:
         kind = next((c for c in others[0].__mro__[1:] if inspect.isabstract(c) and c is not Part), Part)
-        return f", which is {_a(kind)}.{_choices(base)}"
+        return f", which is {_a((kind,))}.{_choices(bases)}"
     if module and module not in sys.modules:
         return (
             f". Module {module!r} is not imported, and a spec imports none: import it first, or pass "
-            f"trusted_modules=[{module.partition('.')[0]!r}].{_choices(base)}"
+            f"trusted_modules=[{module.partition('.')[0]!r}].{_choices(bases)}"
         )
-    return f".{_guess(name, _choice_names(base))}{_choices(base)}"
+    return f".{guess(name, _choice_names(bases))}{_choices(bases)}"
 
 
-def _choice_names(base: type[Part]) -> list[str]:
-    return sorted({cls.__name__ for cls in _subclasses(base) if not cls.__name__.startswith("_")})
+def _wrong_type(value: Any, annotation: str, where: str) -> ValueError:
+    literals = re.findall(r"'([^']*)'|\"([^\"]*)\"", annotation) if "Literal" in annotation else []
+    hint = guess(value, ["".join(pair) for pair in literals])
+    return ValueError(f"{where}: expected {annotation or 'something else'}, got {_shown(value)}.{hint}")
 
 
-def _choices(base: type[Part]) -> str:
-    return f" Choices: {', '.join(_choice_names(base))}."
+def _choice_names(bases: tuple[type, ...]) -> list[str]:
+    found = (cls for base in bases for cls in _below(base) if not inspect.isabstract(cls))
+    return sorted({cls.__name__ for cls in found if cls not in (Part, *_LATER) and not cls.__name__.startswith("_")})
 
 
-def _guess(name: Any, names: Sequence[Any]) -> str:
+def _choices(bases: tuple[type, ...]) -> str:
+    return f" Choices: {', '.join(_choice_names(bases))}."
+
+
+def guess(name: Any, names: Sequence[Any]) -> str:
     """` Did you mean 'x'?`, if one of the names is close."""
-    close = (
-        difflib.get_close_matches(name, [n for n in names if isinstance(n, str)], 1) if isinstance(name, str) else []
-    )
+    close = difflib.get_close_matches(name, names, 1) if isinstance(name, str) else []
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def _a(cls: type) -> str:
-    return f"{'an' if cls.__name__[0] in 'AEIO' else 'a'} {cls.__name__}"
-
-
-def _either(values: tuple[Any, ...]) -> str:
-    return " or ".join(filter(None, [", ".join(map(repr, values[:-1])), repr(values[-1])]))
-
-
-def _type_name(hint: Any) -> str:
-    return hint.__name__ if inspect.isclass(hint) and not get_args(hint) else str(hint).replace("typing.", "")
+def _a(bases: tuple[type, ...]) -> str:
+    return " or ".join(f"{'an' if cls.__name__[0] in 'AEIO' else 'a'} {cls.__name__}" for cls in bases)
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
-    return f"{text if len(text) <= 60 else f'{text[:60]}...'} ({type(value).__name__})"
+    return f"{_short.repr(value)} ({type(value).__name__})"

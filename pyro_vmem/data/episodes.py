@@ -48,7 +48,7 @@ class Episode:
         if not hasattr(self.memory, "event_shape"):  # packed memories and those of a test have it too
             raise ValueError(f"memory: expected a Memory, got {type(self.memory).__name__}.")
         for name, value in (("x", self.x), ("labels", self.labels)):
-            if not isinstance(value, Tensor) and (name == "x" or value is not None):
+            if not isinstance(value, Tensor) and not (name == "labels" and value is None):
                 raise ValueError(f"{name}: expected a Tensor, got {type(value).__name__}.")
         event, batch = tuple(self.memory.event_shape), tuple(self.memory.batch_shape)
         if self.x.ndim != len(event) + 1 or tuple(self.x.shape[1:]) != event or len(self.x) == 0:
@@ -123,8 +123,8 @@ class EpisodeSampler(Dataset[Episode]):
         seed: The seed of the episodes.
         rotate: Whether to add the classes turned by 90, 180 and 270 degrees.
         flip: Whether to add the mirrored classes.
-        n_absent: The number of further classes that have targets and no slots; :math:`B` = `(n_way + n_absent) *
-            n_query`.
+        n_absent: The number of further classes that have targets and no slots; :math:`B` = ``(n_way + n_absent) *
+            n_query``.
         num_episodes: The number of episodes. By default there is no end to them, and `len` is :math:`10^9`.
         device: Where the images are held, and episodes are made of them: the same ones on any device. By default where
             the data set has them.

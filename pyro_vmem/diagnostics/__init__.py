@@ -1,22 +1,26 @@
-"""What a lookup gains and what the memory is worth, in nats."""
+"""What a lookup gains, what the memory is worth, and how far such figures can be trusted.
 
-from pyro_vmem.diagnostics.addresses import (
+Nothing here trains: the weights of a model stay as they are.
+"""
+
+from pyro_vmem.diagnostics.address_quality import (
     Agreement,
-    Reliability,
+    ReliabilityCurve,
     agreement,
     calibration_error,
     hit_rate,
     top_k_hit_rate,
 )
-from pyro_vmem.diagnostics.bounds import TopKBounds, top_k_bounds
 from pyro_vmem.diagnostics.calibration import Calibration, sbc
 from pyro_vmem.diagnostics.contribution import Contribution, contribution, slot_contribution
 from pyro_vmem.diagnostics.diagnose import diagnose
 from pyro_vmem.diagnostics.evidence import Evidence, estimate_evidence, log_evidence
+from pyro_vmem.diagnostics.evidence_indexed import TopKBounds, top_k_bounds
+from pyro_vmem.diagnostics.evidence_refined import RefineConfig
 from pyro_vmem.diagnostics.export import to_arviz, to_datatree
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import InformationSummary, address_entropy, information_gain, information_summary
-from pyro_vmem.diagnostics.slots import slot_log_evidence
+from pyro_vmem.diagnostics.slot_weights import slot_log_evidence
 from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, standard_error
 
 __all__ = [
@@ -26,7 +30,8 @@ __all__ = [
     "Evidence",
     "FewShotEvaluation",
     "InformationSummary",
-    "Reliability",
+    "RefineConfig",
+    "ReliabilityCurve",
     "TopKBounds",
     "address_entropy",
     "agreement",

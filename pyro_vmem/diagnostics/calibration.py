@@ -1,4 +1,7 @@
-"""Simulation-based calibration: whether a guide is as sure as it should be, on data from the model itself."""
+"""Simulation-based calibration: whether a guide is as sure as it should be.
+
+Data are drawn from the model itself, so that the latents that a guide should find are known.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 from tqdm.auto import tqdm
 
-from pyro_vmem.diagnostics.sites import as_rows, data_dims, sample_sites
+from pyro_vmem._utils.random_state import seeded
+from pyro_vmem.diagnostics.program_diagnosis import as_rows, data_dims, sample_sites
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 
@@ -193,8 +197,7 @@ def sbc(
     ranks: dict[str, list[Tensor]] = {}
     probabilities: dict[str, list[tuple[Tensor, Tensor]]] = {}
     done = 0
-    with torch.random.fork_rng(), tqdm(total=num_simulations, desc="calibrating", disable=not progress) as bar:
-        torch.manual_seed(seed)
+    with seeded(seed), tqdm(total=num_simulations, desc="calibrating", disable=not progress) as bar:
         simulations = (
             _simulate_vma(program, *args, num_simulations=num_simulations, **kwargs)
             if isinstance(program, VMA)
@@ -231,7 +234,7 @@ def _simulate_vma(vma: VMA, memory: Memory, *, num_simulations: int) -> _Simulat
     vma.check(memory, None)
     encoded = vma.encode(memory)
     p_a = vma.address_prior(encoded)
-    size = torch.Size([] if memory.per_datapoint else [min(num_simulations, _CHUNK)])
+    size = torch.Size([] if encoded.per_datapoint else [min(num_simulations, _CHUNK)])
     while True:
         a = p_a.sample(size)
         template = encoded.read(a)

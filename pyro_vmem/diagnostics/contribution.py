@@ -1,4 +1,7 @@
-"""What a memory contributes: the evidence against other memories and without each slot, and where the bound goes."""
+"""What a memory contributes to the evidence, measured against other memories and without each of its slots.
+
+Beside it, how the bound divides into reconstruction and divergences.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,8 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_vmem.diagnostics.slots import check_numbers, slot_log_evidence
+from pyro_vmem._utils.random_state import seeded
+from pyro_vmem.diagnostics.slot_weights import SlotWeights, check_numbers, slot_weights
 from pyro_vmem.infer import IWAE_ELBO
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
@@ -126,29 +130,21 @@ def contribution(
     if wrong is not None:
         vma.check(wrong, x)
 
-    def joint(m: Memory) -> tuple[Tensor, Tensor]:
-        """The address prior's logits and the evidence of each slot; the same samples for every memory."""
-        torch.manual_seed(seed)
-        encoded = vma.encode(m)
-        prior = vma.address_prior(encoded).logits
-        return prior, slot_log_evidence(vma, encoded, x, num_samples, max_decodes=max_decodes)
+    def weights(m: Memory) -> SlotWeights:
+        torch.manual_seed(seed)  # the same samples for every memory
+        return slot_weights(vma, m, x, num_samples, max_decodes=max_decodes)
 
-    def evidence(m: Memory) -> Tensor:
-        prior, slots = joint(m)
-        return (prior + slots).logsumexp(-1)
-
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
-        torch.manual_seed(seed)
-        shuffled = _shuffled(memory)
-        prior, slots = joint(memory)
-        in_use = prior if memory.mask is None else prior.masked_fill(~memory.mask, -math.inf)
+    with seeded(seed), pyro.get_param_store().scope():
+        given = _given_slots(vma, memory)
+        shuffled, blank = _shuffled(given), _with_templates(given, torch.zeros_like(given.templates))
+        right = weights(memory)
         return Contribution(
-            log_joint=prior + slots,
-            log_evidence=(prior + slots).logsumexp(-1),
-            log_evidence_wrong=None if wrong is None else evidence(wrong),
-            log_evidence_shuffled=evidence(shuffled),
-            log_evidence_blank=evidence(_with_templates(memory, torch.zeros_like(memory.templates))),
-            slot=slot_contribution(in_use, slots),
+            log_joint=right.log_joint,
+            log_evidence=right.estimate.log_evidence,
+            log_evidence_wrong=None if wrong is None else weights(wrong).estimate.log_evidence,
+            log_evidence_shuffled=weights(shuffled).estimate.log_evidence,
+            log_evidence_blank=weights(blank).estimate.log_evidence,
+            slot=slot_contribution(right.log_prior, right.log_evidence),
             **_bound(vma, vma.encode(memory), x, num_particles, max_decodes),
         )
 
@@ -210,6 +206,17 @@ def _bound(vma: VMA, memory: EncodedMemory, x: Tensor, num_particles: int, max_d
         rows.append((terms.reconstruction, terms.kl["a"], terms.kl["z"]))
     columns = zip(("reconstruction", "kl_a", "kl_z"), zip(*rows, strict=True), strict=True)
     return {name: torch.cat(parts) for name, parts in columns}
+
+
+def _given_slots(vma: VMA, memory: Memory) -> Memory:
+    """The slots that a user gave: those that are learned come last, and come back when a memory is encoded."""
+    learned = 0 if vma.templates is None or vma.encode(memory) is not memory else len(vma.templates.values)
+    given = memory.num_slots - learned
+    if learned == 0 or given == 0:  # where all are learned, encoding ignores what is given
+        return memory
+    labels, mask = (None if part is None else part[..., :given] for part in (memory.labels, memory.mask))
+    templates = memory.templates[:, :given] if memory.per_datapoint else memory.templates[:given]
+    return Memory(templates, labels, mask, per_datapoint=memory.per_datapoint)
 
 
 def _shuffled(memory: Memory) -> Memory:

@@ -1,4 +1,7 @@
-"""Everything there is to know about each datapoint's lookup, as one labelled dataset."""
+"""All that is measured of each datapoint's lookup, as one labelled dataset.
+
+It brings together information, evidence and address quality, for a VMA or any pair of Pyro programs.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,21 @@ import torch
 from torch import Tensor
 
 from pyro_vmem._utils.extras import require
+from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
-from pyro_vmem.diagnostics.draws import GuideDraws, draw_from_guide
-from pyro_vmem.diagnostics.information import address_entropy, information_gain
-from pyro_vmem.diagnostics.programs import diagnose_program
-from pyro_vmem.diagnostics.searched import describe_searched
-from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, slots_in_use, top_class, warn_if_not_finite
-from pyro_vmem.diagnostics.strata import StratifiedWeights
-from pyro_vmem.diagnostics.weights import standard_error
+from pyro_vmem.diagnostics.evidence_indexed import figures_of_candidates
+from pyro_vmem.diagnostics.information import information_gain
+from pyro_vmem.diagnostics.program_diagnosis import diagnose_program
+from pyro_vmem.diagnostics.slot_weights import (
+    GuideDraws,
+    check_numbers,
+    chunks,
+    draw_from_guide,
+    slot_weights,
+    slots_in_use,
+    warn_if_not_finite,
+)
+from pyro_vmem.diagnostics.weights import StratifiedWeights
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
@@ -170,19 +180,12 @@ def _diagnose_vma(
     check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     check_weights(vma)
     vma.check(memory, x)
-    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed):
         start = time.perf_counter()
         encoded = vma.encode(memory)
-        if encoded.index is not None:
-            _check(per_slot, labels, encoded, x)
-            found = describe_searched(
-                vma, encoded, x, num_samples, per_slot, labels, max_decodes=max_decodes, progress=progress
-            )
-            dataset = as_dataset(*found)
-        else:
-            draws = draw_from_guide(vma, encoded, x, num_samples, max_decodes=max_decodes, progress=progress)
-            dataset = describe(vma, encoded, x, draws, per_slot, labels, max_decodes=max_decodes, progress=progress)
+        _check(per_slot, labels, encoded, x)
+        draws = draw_from_guide(vma, encoded, x, num_samples, max_decodes=max_decodes, progress=progress)
+        dataset = describe(vma, encoded, x, draws, per_slot, labels, max_decodes=max_decodes, progress=progress)
         seconds = time.perf_counter() - start
     dataset.attrs.update(seed=seed, seconds=seconds, decodes_per_second=dataset.attrs["decodes"] / seconds)
     return dataset
@@ -206,91 +209,103 @@ def describe(
         ValueError: If `per_slot` is negative, or labels do not fit.
     """
     _check(per_slot, labels, memory, x)
-    q, p, log_weights = draws.q_logits, draws.p_logits, draws.log_weights
-    sampled = StratifiedWeights.unstratified(log_weights)
-    values = address_quantities(q, p, memory.slots_in_use)
-    values |= {
+    log_weights, gain = draws.log_weights, draws.information_gain
+    sampled = StratifiedWeights.unstratified(log_weights).estimate
+    values = {
+        "information_gain": gain,
+        "information_share": gain / memory.slots_in_use.log(),  # NaN for a single slot: there is nothing to gain
+        "address_entropy": draws.address_entropy,
+        "perplexity": draws.address_entropy.exp(),
         "reconstruction": draws.log_likelihood.mean(0),
         "kl_z": draws.kl_z.mean(0),
         "elbo": log_weights.mean(0),
         "elbo_se": log_weights.std(0) / math.sqrt(len(log_weights)),
-        "log_evidence_sampled": sampled.log_sum,
+        "log_evidence_sampled": sampled.log_evidence,
         "log_evidence_sampled_se": sampled.standard_error,
         "ess_sampled": sampled.ess,
         "khat_sampled": sampled.khat,
-        "address_prior": p.softmax(-1),
+        "address_guide": draws.log_q.softmax(-1) if draws.candidates is None else draws.log_q.exp(),
     }
     decodes = log_weights.numel()
-    if per_slot:
-        exact, more = _exact(vma, memory, x, p, q, per_slot, max_decodes, progress)
-        values |= more | {"information_gap": values["information_gain"] - more["information_gain_exact"]}
-        decodes += per_slot * len(slots_in_use(memory)) * len(x)
+    if draws.candidates is None:
+        values |= {"top": draws.log_q.argmax(-1), "address_prior": draws.log_p.softmax(-1)}
+        if per_slot:
+            values |= _figures_of_slots(vma, memory, x, draws, per_slot, max_decodes, progress)
+            decodes += per_slot * len(slots_in_use(memory)) * len(x)
     else:
-        values |= {name: values[f"{name.replace('_se', '')}_sampled" + "_se" * name.endswith("_se")] for name in _BASE}
+        values |= {"top": draws.candidates[:, 0], "candidate": draws.candidates}
+        if per_slot:
+            values |= _figures_of_candidates(vma, memory, x, draws.candidates, per_slot, max_decodes)
+            decodes += 2 * per_slot * draws.candidates.numel()
+    if not per_slot:
+        values |= {f"log_evidence{end}": values[f"log_evidence_sampled{end}"] for end in ("", "_se")}
+        values |= {name: values[f"{name}_sampled"] for name in ("ess", "khat")}
     warn_if_not_finite(values["log_evidence"], stacklevel=6)
     values["elbo_gap"] = values["log_evidence"] - values["elbo"]
     if labels is not None:
-        values["hit"] = top_class(q, memory) == labels
-        if per_slot:
-            values["hit_exact"] = top_class(exact, memory) == labels
+        assert memory.labels is not None
+        classes = memory.labels.unique()
+        hits = {"hit": "address_guide"} | ({"hit_exact": "address_exact"} if per_slot else {})
+        for name, of in hits.items():
+            values[name] = classes[memory.by_class(values[of], draws.candidates).argmax(-1)] == labels
     facts = {
         "title": f"diagnostics of {vma.name!r}",
         "model": repr(vma),
         "num_slots": memory.num_slots,
         "num_samples": len(log_weights),
         "per_slot": per_slot,
-        "method": "exact-address" if per_slot else "sampled",
+        "method": "sampled" if not per_slot else "exact-address" if draws.candidates is None else "top-k",
         "decodes": decodes,
     }
+    if draws.candidates is not None:
+        facts["slot"] = "the candidates that the guide found, best first; their addresses are in `candidate`"
     return as_dataset(values, facts)
 
 
-_BASE = ("log_evidence", "log_evidence_se", "ess", "khat")
-
-
-def address_quantities(q_logits: Tensor, p_logits: Tensor, num_slots: Tensor) -> dict[str, Tensor]:
-    """What follows from guide and prior of the address alone, `(B, S)` each."""
-    gain, entropy = information_gain(q_logits, p_logits), address_entropy(q_logits)
-    return {
-        "information_gain": gain,
-        "information_share": gain / num_slots.log(),  # NaN for a single slot: there is nothing to gain
-        "address_entropy": entropy,
-        "perplexity": entropy.exp(),
-        "address_guide": q_logits.softmax(-1),
-        "top": q_logits.argmax(-1),
-    }
-
-
-def _exact(
-    vma: VMA, memory: EncodedMemory, x: Tensor, p: Tensor, q: Tensor, per_slot: int, max_decodes: int, progress: bool
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits of the exact address posterior `(B, S)`, and what follows from the evidence of each slot."""
-    slots = slots_in_use(memory)
-    # A slot that is not in use has a very small prior; evidence could outweigh it.
-    log_prior = p if memory.mask is None else p.masked_fill(~memory.mask, -math.inf)
-    logits, errors = torch.full_like(p, -math.inf), torch.zeros_like(p)
-    columns, row = [], 0
-    for chunk, targets in chunks(memory, x, len(slots), max_decodes, progress):
-        log_weights = at_slots(vma, chunk, targets, slots, per_slot, max_decodes)
-        rows = slice(row, row + len(targets))
-        row += len(targets)
-        weights = StratifiedWeights.even(log_weights + log_prior[rows, slots].mT)
-        columns.append((weights.log_sum, weights.standard_error, weights.ess, weights.khat))
-        logits[rows, slots] = log_prior[rows, slots] + (log_weights.logsumexp(0) - math.log(per_slot)).mT
-        errors[rows, slots] = standard_error(log_weights).mT
-    posterior, gain = logits.softmax(-1), information_gain(logits, p)
+def _figures_of_slots(
+    vma: VMA,
+    memory: EncodedMemory,
+    x: Tensor,
+    draws: GuideDraws,
+    per_slot: int,
+    max_decodes: int,
+    progress: bool,
+) -> dict[str, Tensor]:
+    """What follows from the evidence of every slot."""
+    found = slot_weights(vma, memory, x, per_slot, max_decodes=max_decodes, progress=progress)
+    estimate, exact, q, p = found.estimate, found.log_joint, draws.log_q, draws.log_p
+    posterior, gain = exact.softmax(-1), information_gain(exact, p)
     # The delta method: d gain / d log p(x | m_a) = p(a|x,M) (log p(a|x,M) / p(a|M) - gain).
-    log_ratio = (logits.log_softmax(-1) - p).masked_fill(posterior == 0, 0.0)
-    gain_error = (posterior * (log_ratio - gain.unsqueeze(-1)) * errors).square().sum(-1).sqrt()
-    base = dict(zip(_BASE, map(torch.cat, zip(*columns, strict=True)), strict=True))
-    return logits, base | {
+    log_ratio = (exact.log_softmax(-1) - p).masked_fill(posterior == 0, 0.0)
+    gain_error = (posterior * (log_ratio - gain.unsqueeze(-1)) * found.standard_error).square().sum(-1).sqrt()
+    return {
+        "log_evidence": estimate.log_evidence,
+        "log_evidence_se": estimate.standard_error,
+        "ess": estimate.ess,
+        "khat": estimate.khat,
         "information_gain_exact": gain,
         "information_gain_exact_se": gain_error,
-        "kl_exact_to_guide": information_gain(logits, q),
-        "kl_guide_to_exact": information_gain(q, logits),
+        "information_gap": draws.information_gain - gain,
+        "kl_exact_to_guide": information_gain(exact, q),
+        "kl_guide_to_exact": information_gain(q, exact),
         "address_exact": posterior,
-        "top_exact": logits.argmax(-1),
+        "top_exact": exact.argmax(-1),
     }
+
+
+def _figures_of_candidates(
+    vma: VMA, memory: EncodedMemory, x: Tensor, candidates: Tensor, per_slot: int, max_decodes: int
+) -> dict[str, Tensor]:
+    """What follows from the evidence of each slot that the guide found, some targets at a time."""
+    rows = [
+        figures_of_candidates(vma, chunk, targets, found, per_slot, max_decodes)
+        for (chunk, targets), (_, found) in zip(
+            chunks(memory, x, per_slot, max_decodes, False),
+            chunks(memory, candidates, per_slot, max_decodes, False),
+            strict=True,
+        )
+    ]
+    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
 
 def as_dataset(values: dict[str, Tensor], facts: dict[str, Any]) -> xarray.Dataset:

@@ -1,4 +1,7 @@
-"""The evidence log p(x | M) of a model by importance sampling, with its own reliability."""
+"""The evidence log p(x | M) of a model by importance sampling, and how far each estimate can be trusted.
+
+Methods differ in how addresses are summed or sampled, and in what latents are drawn from.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +16,30 @@ import torch
 from torch import Tensor
 
 from pyro_vmem._utils.precision import autocast
-from pyro_vmem.diagnostics.refined import LEAST, refined_weights
-from pyro_vmem.diagnostics.searched import check_searched, searched_weights
-from pyro_vmem.diagnostics.slots import at_addresses, at_slots, check_numbers, chunks, slots_in_use, warn_if_not_finite
-from pyro_vmem.diagnostics.strata import StratifiedWeights
+from pyro_vmem._utils.random_state import seeded
+from pyro_vmem.diagnostics.evidence_indexed import check_method, draw_others
+from pyro_vmem.diagnostics.evidence_refined import RefineConfig, refined_weights
+from pyro_vmem.diagnostics.slot_weights import (
+    address_distributions,
+    check_numbers,
+    chunks,
+    found_slots,
+    log_address_prior,
+    log_weights_at,
+    log_weights_at_slots,
+    slots_in_use,
+    warn_if_not_finite,
+    weights_in_strata,
+)
+from pyro_vmem.diagnostics.weights import (
+    ERROR_LIMIT,
+    KHAT_LIMIT,
+    Estimate,
+    StratifiedWeights,
+    sample_counts,
+    trust_figures,
+    unreliable,
+)
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
 
@@ -24,9 +47,7 @@ __all__ = ["Evidence", "Method", "estimate_evidence", "log_evidence"]
 
 Method = Literal["exact-address", "sampled", "top-k", "refined"]
 
-KHAT_LIMIT = 0.7
-ERROR_LIMIT = 0.5  # nats; from there on one weight makes up half of the estimate, and the delta method breaks down
-LEAST_FOR_PILOT = 4  # samples a slot from which on one of them is spent to find the slots that matter
+PILOT_FROM = 4  # samples a slot from which on one of them is spent to find the slots that matter
 WARNED_SHARE = 0.05  # the share of unreliable targets from which on it is worth a warning
 
 
@@ -68,7 +89,7 @@ class Evidence:
 
         The second finds what the first needs more samples for. Such an estimate is likely too low.
         """
-        return (self.khat > KHAT_LIMIT) | (self.standard_error > ERROR_LIMIT)
+        return unreliable(self.khat, self.standard_error)
 
     def summary(self) -> dict[str, float]:
         """Means over targets; the keys name the quantity.
@@ -81,11 +102,8 @@ class Evidence:
         return {
             "nll": float(self.nll.mean()),
             "nll_se": float(self.nll.std()) / math.sqrt(size) if size > 1 else math.nan,
-            "monte_carlo_se": float(self.standard_error.square().sum().sqrt()) / size,
             "ess": float(self.ess.mean()),
-            "khat_above": float((self.khat > KHAT_LIMIT).double().mean()),
-            "khat_unknown": float(self.khat.isnan().double().mean()),
-            "unreliable": float(self.unreliable.double().mean()),
+            **trust_figures(self.khat, self.standard_error),
             "num_samples": self.num_samples,
             "decodes": self.decodes,
             "num_targets": size,
@@ -101,6 +119,7 @@ def estimate_evidence(
     method: Method = "exact-address",
     *,
     k: int = 8,
+    refine: RefineConfig | None = None,
     seed: int | None = None,
     precision: Literal["auto", "bfloat16", "float32"] | None = None,
     max_decodes: int = 1024,
@@ -150,6 +169,7 @@ def estimate_evidence(
             makes 48 at least.
         method: `"exact-address"`, `"sampled"`, `"top-k"` or `"refined"`.
         k: How many slots `"top-k"` sums over.
+        refine: How `"refined"` spends its decodes; see :class:`~pyro_vmem.diagnostics.RefineConfig`.
         seed: Seeds the samples, leaving the global random state as it is; by default they are drawn from that.
         precision: Which precision networks run in, as of `pyro_vmem.fit`; by default that of the surroundings, float32
             outside of `torch.autocast`. Densities and weights are float32 in any.
@@ -172,14 +192,10 @@ def estimate_evidence(
         >>> evidence.log_evidence.shape, evidence.decodes
         (torch.Size([3]), 1500)
     """
-    with _seeded(seed), contextlib.nullcontext() if precision is None else autocast(x.device, precision):
-        columns = [
-            (weights.log_sum, weights.standard_error, weights.ess, weights.khat)
-            for weights in _draw(vma, memory, x, num_samples, method, k, max_decodes, progress)
-        ]
-    log_evidence, standard_error, ess, khat = (torch.cat(column) for column in zip(*columns, strict=True))
-    decodes = _decodes(memory, num_samples, method, k) * len(x)
-    evidence = Evidence(log_evidence, standard_error, ess, khat, num_samples, method, decodes)
+    with seeded(seed), contextlib.nullcontext() if precision is None else autocast(x.device, precision):
+        plan = _plan(vma, memory, x, num_samples, method, k, refine or RefineConfig(), max_decodes)
+        estimate = Estimate.joined(weights.estimate for weights in _weights(plan, x, progress))
+    evidence = Evidence(*estimate, num_samples, method, plan.decodes * len(x))
     _warn(evidence, warn)
     return evidence
 
@@ -219,107 +235,109 @@ def log_evidence(
         >>> log_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5), num_samples=50).shape
         torch.Size([3])
     """
-    drawn = _draw(vma, memory, x, num_samples, method, k, max_decodes, progress)
-    values = torch.cat([weights.log_sum for weights in drawn])
+    plan = _plan(vma, memory, x, num_samples, method, k, RefineConfig(), max_decodes)
+    values = torch.cat([weights.log_sum for weights in _weights(plan, x, progress)])
     warn_if_not_finite(values)
     return values
 
 
-def _draw(
-    vma: VMA, memory: Memory, x: Tensor, num_samples: int, method: Method, k: int, max_decodes: int, progress: bool
-) -> Iterator[StratifiedWeights]:
-    """The weights of some targets at a time."""
+@dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is drawn for each target: arguments that were checked, and how many decodes they come to."""
+
+    vma: VMA
+    memory: EncodedMemory
+    slots: Tensor  # those in use
+    method: Method
+    k: int
+    refine: RefineConfig
+    decodes: int
+    max_decodes: int
+
+
+def _plan(
+    vma: VMA,
+    memory: Memory,
+    x: Tensor,
+    num_samples: int,
+    method: Method,
+    k: int,
+    refine: RefineConfig,
+    max_decodes: int,
+) -> _Plan:
     if method not in get_args(Method):
         raise ValueError(f"method: expected one of {', '.join(map(repr, get_args(Method)))}, got {method!r}.")
     check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
     vma.check(memory, x)
-    encoded, slots = vma.encode(memory), slots_in_use(memory)
-    if encoded.index is not None:
-        check_searched(encoded, method)
-    decodes = _decodes(memory, num_samples, method, k)
-    for chunk, targets in chunks(encoded, x, decodes, max_decodes, progress):
-        if encoded.index is not None:
-            yield searched_weights(vma, chunk, targets, decodes, method, k, max_decodes)
-        elif method == "refined":
-            yield refined_weights(vma, chunk, targets, decodes, max_decodes)
-        elif method == "exact-address" or (method == "top-k" and k >= len(slots)):
-            yield _at_every_slot(vma, chunk, targets, slots, decodes, max_decodes)
+    encoded = vma.encode(memory)
+    check_method(encoded, method)
+    slots = slots_in_use(encoded)
+    if method == "top-k" and encoded.index is None and k >= len(slots):
+        method = "exact-address"
+    least = {"exact-address": len(slots), "sampled": 1, "top-k": min(k, len(slots)) + 1}
+    decodes = max(num_samples, least.get(method, refine.decodes_per_slot))
+    return _Plan(vma, encoded, slots, method, k, refine, decodes, max_decodes)
+
+
+def _weights(plan: _Plan, x: Tensor, progress: bool) -> Iterator[StratifiedWeights]:
+    """The weights of some targets at a time."""
+    for memory, targets in chunks(plan.memory, x, plan.decodes, plan.max_decodes, progress):
+        if plan.method == "refined":
+            yield refined_weights(plan.vma, memory, targets, plan.decodes, plan.refine, plan.max_decodes)
         else:
-            yield _guided(vma, chunk, targets, decodes, 0 if method == "sampled" else k, max_decodes)
+            of_method = {"exact-address": _exact_address, "top-k": _top_k, "sampled": _sampled}[plan.method]
+            yield of_method(plan, memory, targets)
 
 
-def _decodes(memory: Memory, num_samples: int, method: Method, k: int) -> int:
-    """How many decodes a target takes: one a stratum at least."""
-    slots = len(slots_in_use(memory))
-    least = {"exact-address": slots, "sampled": 1, "top-k": slots if k >= slots else k + 1, "refined": LEAST}
-    return max(num_samples, least[method])
-
-
-def _at_every_slot(
-    vma: VMA, memory: EncodedMemory, x: Tensor, slots: Tensor, num_samples: int, max_decodes: int
-) -> StratifiedWeights:
-    """Samples of which each slot is a stratum; a first draw at each slot tells where to spend the others."""
-    target, size = vma.encode_x(x), len(slots)
-    log_p = vma.address_prior(memory).logits[..., slots].expand(len(x), -1)
-    mass = vma.address_guide(memory, target).probs[..., slots]
-    if num_samples < LEAST_FOR_PILOT * size:
-        counts = _shares_of(num_samples, mass)
+def _exact_address(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights:
+    """Each slot is a stratum; a first draw at each tells where to spend the others."""
+    vma, slots, num_samples = plan.vma, plan.slots, plan.decodes
+    log_p = log_address_prior(vma, memory, len(x))[:, slots]
+    mass = vma.address_guide(memory, vma.encode_x(x)).probs[..., slots]
+    size = len(slots)
+    if num_samples < PILOT_FROM * size:
+        counts = sample_counts(num_samples, mass)
     else:
         # The first draws have no other part: were they counted, a slot would be sampled less where they came out low.
-        pilot = at_slots(vma, memory, x, slots, 1, max_decodes).squeeze(0).mT + log_p
+        pilot = log_weights_at_slots(vma, memory, x, slots, 1, plan.max_decodes).squeeze(0).mT + log_p
         share = (mass + pilot.softmax(-1)) / 2
         share = share.masked_fill(~share.isfinite().all(-1, keepdim=True), 1 / size)  # no slot explains it
         num_samples -= size
         counts = 1 + ((num_samples - size) * share).floor().long()
         counts.scatter_add_(-1, share.argmax(-1, keepdim=True), num_samples - counts.sum(-1, keepdim=True))
-    position = torch.arange(num_samples, device=x.device).expand(len(x), -1)
-    stratum = torch.searchsorted(counts.cumsum(-1), position.contiguous(), right=True)
-    log_weights = at_addresses(vma, memory, x, target, slots[stratum].mT, max_decodes)
-    return StratifiedWeights(log_weights + log_p.gather(-1, stratum).mT, stratum.mT, counts.mT)
+    return weights_in_strata(vma, memory, x, slots.expand(len(x), -1), log_p, counts, None, plan.max_decodes)
 
 
-def _guided(
-    vma: VMA, memory: EncodedMemory, x: Tensor, num_samples: int, k: int, max_decodes: int
-) -> StratifiedWeights:
-    """Samples of which each of the `k` slots most probable by the guide is a stratum, and the others are one."""
-    target = vma.encode_x(x)
-    log_q, log_p = vma.address_guide(memory, target).logits, vma.address_prior(memory).logits
-    top = log_q.topk(k, dim=-1).indices
-    # Where the probability of the others has underflowed, any of them will do.
-    others = log_q.clamp(min=torch.finfo(log_q.dtype).min / 2).scatter(-1, top, -math.inf)
-    q_others = torch.distributions.Categorical(logits=others)
-    mass = torch.cat([log_q.gather(-1, top), others.logsumexp(-1, keepdim=True)], -1).exp()
-    counts = _shares_of(num_samples, mass)
-    ends = counts.cumsum(-1)
-    position = torch.arange(num_samples, device=x.device).expand(len(x), -1)
-    stratum = torch.searchsorted(ends, position.contiguous(), right=True)
-    drawn = q_others.sample(torch.Size([num_samples])).mT
-    # Columns of `values` are the strata, as those of `counts`.
-    a = torch.cat([top, drawn], -1).gather(-1, torch.where(stratum < k, stratum, k + position))
-    log_chosen = q_others.logits.gather(-1, a).masked_fill(stratum < k, 0.0)
-    log_ratio = log_p.expand_as(log_q).gather(-1, a) - log_chosen
-    log_weights = log_ratio.mT + at_addresses(vma, memory, x, target, a.mT, max_decodes)
-    return StratifiedWeights(log_weights, stratum.mT, counts.mT)
+def _top_k(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights:
+    """Each of the slots that are most probable by the guide is a stratum, and the others are one."""
+    vma, num_samples = plan.vma, plan.decodes
+    q, p = address_distributions(vma, memory, vma.encode_x(x))
+    if memory.index is not None:
+        top = found_slots(q, plan.k)
+        others, log_left = draw_others(p, top, num_samples)
+        log_ratio = log_left.unsqueeze(-1).expand_as(others)
+        log_p, inside = p.log_prob(top.mT).mT, q.log_prob(top.mT).exp().mT
+        rest = (1 - inside.sum(-1, keepdim=True)).clamp(min=0.0)
+    else:
+        top, log_q, all_log_p = q.logits.topk(plan.k, dim=-1).indices, q.logits, p.logits.expand_as(q.logits)
+        # Where the probability of the others has underflowed, any of them will do.
+        left = log_q.clamp(min=torch.finfo(log_q.dtype).min / 2).scatter(-1, top, -math.inf)
+        q_others = torch.distributions.Categorical(logits=left)
+        others = q_others.sample(torch.Size([num_samples])).mT
+        log_ratio = all_log_p.gather(-1, others) - q_others.logits.gather(-1, others)
+        log_p, inside = all_log_p.gather(-1, top), log_q.gather(-1, top).exp()
+        rest = left.logsumexp(-1, keepdim=True).exp()
+    counts = sample_counts(num_samples, torch.cat([inside, rest], -1))
+    return weights_in_strata(vma, memory, x, top, log_p, counts, (others, log_ratio), plan.max_decodes)
 
 
-def _shares_of(num_samples: int, mass: Tensor) -> Tensor:
-    """Divides samples between strata, half equally and half by their mass `(B, G)`, two to each where they suffice."""
-    strata = mass.shape[-1]
-    least = 2 if num_samples >= 2 * strata else 1
-    share = (mass + 1 / strata) / 2
-    counts = least + ((num_samples - least * strata) * share).floor().long()
-    counts[..., 0] += num_samples - counts.sum(-1)
-    return counts
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
+def _sampled(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights:
+    """Addresses are drawn from the guide, and all draws are one stratum."""
+    target = plan.vma.encode_x(x)
+    q, p = address_distributions(plan.vma, memory, target)
+    a = q.sample(torch.Size([plan.decodes]))
+    log_weights = log_weights_at(plan.vma, memory, x, target, a, plan.max_decodes)
+    return StratifiedWeights.unstratified(p.log_prob(a) - q.log_prob(a) + log_weights)
 
 
 def _warn(evidence: Evidence, of_unreliable: bool) -> None:

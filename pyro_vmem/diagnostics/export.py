@@ -1,4 +1,7 @@
-"""Draws, data and diagnostics of a VMA in the layout that ArviZ reads."""
+"""Draws, data and diagnostics of a VMA in the layout that ArviZ reads.
+
+ArviZ and xarray are optional; they are imported when a function here is called.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ import torch
 from torch import Tensor
 
 from pyro_vmem._utils.extras import require
+from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.diagnostics.diagnose import describe
-from pyro_vmem.diagnostics.draws import GuideDraws, draw_from_guide
-from pyro_vmem.diagnostics.slots import check_numbers
+from pyro_vmem.diagnostics.slot_weights import GuideDraws, check_numbers, draw_from_guide
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
 
@@ -91,8 +94,7 @@ def to_datatree(
     xr = require("xarray", "arviz")
     check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     vma.check(memory, x)
-    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed):
         start = time.perf_counter()
         encoded = vma.encode(memory)
         draws = draw_from_guide(vma, encoded, x, num_samples, predict=True, max_decodes=max_decodes, progress=progress)
@@ -116,7 +118,7 @@ def to_datatree(
     }
     datasets = {name: _dataset(xr, variables, facts) for name, variables in groups.items()}
     datasets["observed_data"] = _dataset(xr, {"x": (x, ("datapoint", *_event_dims(memory)))}, facts)
-    datasets["constant_data"] = _dataset(xr, _constants(memory, labels), facts)
+    datasets["constant_data"] = _dataset(xr, _constants(encoded, labels), facts)
     datasets["vi_diagnostics"] = diagnostics
     tree: xarray.DataTree = xr.DataTree.from_dict({"/": xr.Dataset(attrs=facts), **datasets})
     return tree

@@ -1,4 +1,7 @@
-"""Few-shot evaluation: evidence, information gain and address hits on classes that were never trained on."""
+"""Few-shot evaluation of a model on episodes, usually of classes that it was not trained on.
+
+It measures the evidence of each target, what its lookup gains, and how often it finds the right class.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,13 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vmem.data import EpisodeSampler
-from pyro_vmem.diagnostics.addresses import Reliability, agreement, calibration_error, top_k_hit_rate
-from pyro_vmem.diagnostics.draws import draw_from_guide
-from pyro_vmem.diagnostics.evidence import ERROR_LIMIT, KHAT_LIMIT
+from pyro_vmem._utils.random_state import seeded
+from pyro_vmem.data import Episode, EpisodeSampler
+from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, agreement, calibration_error, top_k_hit_rate
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
-from pyro_vmem.diagnostics.slots import at_slots, check_numbers, chunks, warn_if_not_finite
-from pyro_vmem.diagnostics.strata import StratifiedWeights
-from pyro_vmem.memory import EncodedMemory, Memory
+from pyro_vmem.diagnostics.slot_weights import check_numbers, draw_from_guide, slot_weights, warn_if_not_finite
+from pyro_vmem.diagnostics.weights import trust_figures, unreliable
+from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
 
@@ -92,7 +94,7 @@ class FewShotEvaluation:
     @property
     def unreliable(self) -> Tensor:
         """Whether the evidence hangs on few large weights, as of :class:`~pyro_vmem.diagnostics.Evidence`, `(E, B)`."""
-        return (self.khat > KHAT_LIMIT) | (self.standard_error > ERROR_LIMIT)
+        return unreliable(self.khat, self.standard_error)
 
     @property
     def ceiling(self) -> float:
@@ -100,12 +102,12 @@ class FewShotEvaluation:
         return math.log(self.n_way)
 
     @property
-    def reliability(self) -> Reliability:
+    def reliability(self) -> ReliabilityCurve:
         """Whether the guide's probability of its most probable class is how often it is right, over all targets."""
         return calibration_error(self.class_probs.flatten(0, 1), self.target_class.flatten())
 
     @property
-    def reliability_exact(self) -> Reliability:
+    def reliability_exact(self) -> ReliabilityCurve:
         """The same of the exact address posterior."""
         return calibration_error(self.class_probs_exact.flatten(0, 1), self.target_class.flatten())
 
@@ -158,23 +160,19 @@ class FewShotEvaluation:
         for name, values in columns.items():
             summary[name], summary[f"{name}_se"] = (math.nan, math.nan) if values is None else mean_and_error(values)
         num_slots, gain = self.n_way * self.k_shot, summary["information_gain"]
-        size = self.log_evidence.numel()
         summary |= {
             "information_gain_bits": gain / math.log(2),
             "information_gain_share": gain / self.ceiling if self.n_way > 1 else math.nan,
             "information_gain_share_of_slots": gain / math.log(num_slots) if num_slots > 1 else math.nan,
             "calibration_error": self.reliability.error,
             "calibration_error_exact": self.reliability_exact.error,
-            "monte_carlo_se": float(self.standard_error.square().sum().sqrt()) / size,
-            "unreliable": float(self.unreliable.double().mean()),
-            "khat_above": float((self.khat > KHAT_LIMIT).double().mean()),
-            "khat_unknown": float(self.khat.isnan().double().mean()),
+            **trust_figures(self.khat, self.standard_error),
             "chance": 1 / self.n_way,
             "n_way": self.n_way,
             "k_shot": self.k_shot,
             "num_samples": self.num_samples,
             "num_episodes": len(self.log_evidence),
-            "num_targets": size,
+            "num_targets": self.log_evidence.numel(),
             "decodes": self.decodes,
             "evaluation_seconds": self.seconds,
             "decodes_per_second": self.decodes / self.seconds,
@@ -236,13 +234,12 @@ def evaluate(
     check_weights(vma)
     start, rows, information, decodes = time.perf_counter(), [], [], 0
     bar = tqdm(range(num_episodes), desc="evaluating", unit="episode", disable=not progress)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         for index in bar:
             episode = episodes[index].to(next(vma.parameters()).device)
             assert episode.labels is not None  # those of a sampler have them
             wrong = episodes.distractors(index).to(episode.x.device)
-            row, lookups = _measure(vma, episode.x, episode.labels, episode.memory, wrong, num_samples, max_decodes)
+            row, lookups = _measure(vma, episode, wrong, num_samples, max_decodes)
             rows.append(row)
             information.append(lookups)
             slots = episode.memory.num_slots + wrong.num_slots
@@ -261,27 +258,24 @@ def evaluate(
 
 
 def _measure(
-    vma: VMA,
-    x: Tensor,
-    labels: Tensor,
-    memory: Memory,
-    wrong: Memory,
-    num_samples: int,
-    max_decodes: int,
+    vma: VMA, episode: Episode, wrong: Memory, num_samples: int, max_decodes: int
 ) -> tuple[dict[str, Tensor], InformationSummary]:
     """The columns of one episode's targets, and what its lookups say about them."""
-    vma.check(memory, x)
+    x, encoded = episode.x, vma.encode(episode.memory)
+    vma.check(encoded, x)
     vma.check(wrong, x)
-    encoded = vma.encode(memory)
-    exact, columns = _every_slot(vma, encoded, x, num_samples, max_decodes)
-    columns["log_evidence_wrong"] = _every_slot(vma, vma.encode(wrong), x, num_samples, max_decodes)[0].logsumexp(-1)
-    with torch.random.fork_rng():  # so that the evidence does not depend on what else is measured
+    right = slot_weights(vma, encoded, x, num_samples, max_decodes=max_decodes)
+    exact, columns = right.log_joint, right.estimate._asdict()
+    other = slot_weights(vma, wrong, x, num_samples, max_decodes=max_decodes)
+    columns["log_evidence_wrong"] = other.estimate.log_evidence
+    # Forked, so that the evidence of the next episode does not depend on what else is measured.
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         draws = draw_from_guide(vma, encoded, x, _DRAWS, max_decodes=max_decodes)
-    guide, prior = draws.q_logits, draws.p_logits
+    guide, prior = draws.log_q, draws.log_p
     compared = agreement(guide, exact)
     assert encoded.labels is not None  # those of learned slots too, which are a class of their own
     columns |= {
-        "information_gain": information_gain(guide, prior),
+        "information_gain": draws.information_gain,
         "information_gain_exact": information_gain(exact, prior),
         "kl_exact_to_guide": compared.kl_from_exact,
         "kl_guide_to_exact": compared.kl_from_guide,
@@ -291,24 +285,9 @@ def _measure(
         "kl_z": draws.kl_z.mean(0),
         "class_probs": encoded.by_class(guide.softmax(-1)),
         "class_probs_exact": encoded.by_class(exact.softmax(-1)),
-        "target_class": torch.searchsorted(encoded.labels.unique(), labels),
+        "target_class": torch.searchsorted(encoded.labels.unique(), episode.labels),
     }
     return columns, information_summary(guide, prior[0])
-
-
-def _every_slot(
-    vma: VMA, memory: EncodedMemory, x: Tensor, num_samples: int, max_decodes: int
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The logits of the exact address posterior `(B, S)`, and the evidence with its reliability."""
-    prior, slots = vma.address_prior(memory).logits, torch.arange(memory.num_slots, device=x.device)
-    logits, rows = [], []
-    for chunk, targets in chunks(memory, x, memory.num_slots, max_decodes, progress=False):
-        weights = at_slots(vma, chunk, targets, slots, num_samples, max_decodes) + prior.unsqueeze(-1)
-        logits.append(weights.logsumexp(0).mT - math.log(num_samples))
-        summed = StratifiedWeights.even(weights)
-        rows.append((summed.log_sum, summed.standard_error, summed.ess, summed.khat))
-    names = ("log_evidence", "standard_error", "ess", "khat")
-    return torch.cat(logits), dict(zip(names, map(torch.cat, zip(*rows, strict=True)), strict=True))
 
 
 def _top_rate(class_probs: Tensor, target_class: Tensor) -> Tensor:

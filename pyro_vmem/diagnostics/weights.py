@@ -1,16 +1,35 @@
-"""How far importance weights can be trusted: their effective sample size, tail index and standard error."""
+"""Sums of importance weights, drawn in one or several strata, and how far such a sum can be trusted.
+
+The functions take bare tensors of log weights; nothing here knows what a model is.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-__all__ = ["effective_sample_size", "pareto_k", "standard_error"]
+__all__ = [
+    "Estimate",
+    "StratifiedWeights",
+    "effective_sample_size",
+    "pareto_k",
+    "sample_counts",
+    "standard_error",
+    "strata_of",
+    "trust_figures",
+    "unreliable",
+]
 
 LEAST_TAIL = 5  # weights in the tail below which a generalised Pareto distribution is not fitted
+KHAT_LIMIT = 0.7  # above it the mean of weights converges too slowly to be trusted (Vehtari et al., 2024)
+ERROR_LIMIT = 0.5  # nats; from there on one weight makes up half of the estimate, and the delta method breaks down
+KHAT_SHARE = 0.99  # the share of an estimate by whose strata its k-hat is judged
 
 
 def effective_sample_size(log_weights: Tensor) -> Tensor:
@@ -120,6 +139,168 @@ def tail_index(log_weights: Tensor, equal_within: float) -> float:
         return math.inf
     fitted: float = fit_generalized_pareto((above - cutoff).expm1())[0]
     return fitted if math.isfinite(fitted) else math.inf
+
+
+@dataclass(frozen=True, eq=False)
+class StratifiedWeights:
+    r"""Samples of each datapoint in :math:`G` strata, whose means add up: :math:`\sum_g \frac{1}{n_g} \sum_k w_{gk}`.
+
+    Strata are slots that are summed over, and one of slots that are sampled; with a single stratum it is the mean of
+    the weights.
+
+    Arguments:
+        log_weights: :math:`\log w`, with shape `(K, B)`.
+        stratum: The stratum of each sample, with shape `(K, B)`; integers.
+        counts: The samples :math:`n_g \ge 1` of each stratum, with shape `(G, B)`; integers.
+
+    Example:
+        >>> log_weights = torch.tensor([[1.0], [3.0], [5.0]]).log()  # a mean of 2, and 5
+        >>> weights = StratifiedWeights(log_weights, torch.tensor([[0], [0], [1]]), torch.tensor([[2], [1]]))
+        >>> round(float(weights.log_sum.exp()), 4)
+        7.0
+    """
+
+    log_weights: Tensor
+    stratum: Tensor
+    counts: Tensor
+
+    @classmethod
+    def unstratified(cls, log_weights: Tensor) -> StratifiedWeights:
+        """All samples `(K, B)` in one stratum."""
+        stratum = torch.zeros_like(log_weights, dtype=torch.long)
+        return cls(log_weights, stratum, torch.full_like(stratum[:1], len(log_weights)))
+
+    @classmethod
+    def even(cls, log_weights: Tensor) -> StratifiedWeights:
+        """As many samples of every stratum: `(n, G, B)`."""
+        samples, strata, batch = log_weights.shape
+        stratum = torch.arange(strata, device=log_weights.device).repeat(samples).unsqueeze(-1).expand(-1, batch)
+        return cls(log_weights.flatten(0, 1), stratum, torch.full_like(stratum[:strata], samples))
+
+    @property
+    def estimate(self) -> Estimate:
+        """The logarithm of the sum with all that tells how far it can be trusted."""
+        return Estimate(self.log_sum, self.standard_error, self.ess, self.khat)
+
+    @property
+    def log_means(self) -> Tensor:
+        r""":math:`\log \frac{1}{n_g} \sum_k w_{gk}` of each stratum, with shape `(G, B)`."""
+        log_shares = self._log_shares()
+        largest = log_shares.amax(0).nan_to_num(0.0, 0.0, 0.0)
+        return self._by_stratum((log_shares - largest).exp()).log() + largest
+
+    @property
+    def log_sum(self) -> Tensor:
+        r""":math:`\log \sum_g \frac{1}{n_g} \sum_k w_{gk}`, with shape `(B,)`."""
+        return self._log_shares().logsumexp(0)
+
+    @property
+    def standard_error(self) -> Tensor:
+        r"""That of `log_sum` by the delta method, in nats `(B,)`; NaN if every stratum has one sample only.
+
+        Strata vary independently: :math:`\sqrt{\sum_g \mathrm{Var}_g / n_g} / \sum_g \bar w_g`. One sample says nothing
+        of the spread of its stratum, so that is taken to be the others', as a share of the mean.
+        """
+        shares, counts = self._log_shares().softmax(0), self.counts.to(self.log_weights.dtype)
+        mean = self._by_stratum(shares) / counts
+        squares = self._by_stratum((shares - mean.gather(0, self.stratum)).square())
+        single = counts == 1
+        totals = mean * counts
+        variances = (squares * counts / (counts - 1).clamp(min=1)).masked_fill(single, 0.0)
+        known = totals.masked_fill(single, 0.0)
+        relative = (variances * counts).sum(0) / known.square().sum(0)
+        return (variances + torch.where(single, totals.square() * relative, 0.0)).sum(0).sqrt()
+
+    @property
+    def ess(self) -> Tensor:
+        r"""The effective sample size :math:`1 / \sum_{gk} c_{gk}^2` of all samples, in [1, K], with shape `(B,)`.
+
+        :math:`c_{gk}` is what a sample has in the estimate. It is small also where most samples were spent on strata
+        that hold nothing.
+        """
+        return (1 / self._log_shares().softmax(0).square().sum(0)).clamp(1, len(self.log_weights))
+
+    @property
+    def khat(self) -> Tensor:
+        """The Pareto tail index of the weights over the mean of their stratum, with shape `(B,)`.
+
+        The fewest strata that make up 99 % of the estimate are pooled. Weights differ between strata for no fault of
+        the proposal, and what strata outside of these do has no part in the estimate.
+        """
+        log_shares = self._log_shares()
+        shares = self._by_stratum(log_shares.softmax(0))
+        relative = log_shares - log_shares.logsumexp(0) - (shares / self.counts).log().gather(0, self.stratum)
+        ordered, order = shares.sort(0, descending=True)
+        kept = torch.zeros_like(order, dtype=torch.bool).scatter(0, order, ordered.cumsum(0) - ordered < KHAT_SHARE)
+        kept = kept.gather(0, self.stratum)
+        columns = zip(relative.mT.cpu(), kept.mT.cpu(), self.log_weights.amax(0).tolist(), strict=True)
+        indices = [
+            tail_index(row[keep].double(), rounding(largest, row.dtype)) if math.isfinite(largest) else math.nan
+            for row, keep, largest in columns
+        ]
+        return relative.new_tensor(indices)
+
+    def _log_shares(self) -> Tensor:
+        """What each sample has in the sum, `(K, B)`."""
+        return self.log_weights - self.counts.to(self.log_weights.dtype).log().gather(0, self.stratum)
+
+    def _by_stratum(self, values: Tensor) -> Tensor:
+        return values.new_zeros(self.counts.shape).scatter_add(0, self.stratum, values)
+
+
+class Estimate(NamedTuple):
+    """The logarithm of a sum of importance weights, and how far it can be trusted; each `(B,)`."""
+
+    log_evidence: Tensor
+    standard_error: Tensor
+    ess: Tensor
+    khat: Tensor
+
+    @classmethod
+    def joined(cls, parts: Iterable[Estimate]) -> Estimate:
+        """The estimates of all datapoints, of those of some at a time."""
+        return cls(*map(torch.cat, zip(*parts, strict=True)))
+
+
+def unreliable(khat: Tensor, standard_error: Tensor) -> Tensor:
+    """Whether an estimate depends on a few large weights, and is likely too low; shape as of both."""
+    return (khat > KHAT_LIMIT) | (standard_error > ERROR_LIMIT)
+
+
+def trust_figures(khat: Tensor, standard_error: Tensor) -> dict[str, float]:
+    """Figures over all datapoints: what more samples would take from the error of their mean, and shares of trust."""
+    return {
+        "monte_carlo_se": float(standard_error.square().sum().sqrt()) / standard_error.numel(),
+        "unreliable": float(unreliable(khat, standard_error).double().mean()),
+        "khat_above": float((khat > KHAT_LIMIT).double().mean()),
+        "khat_unknown": float(khat.isnan().double().mean()),
+    }
+
+
+def sample_counts(num_samples: int, mass: Tensor) -> Tensor:
+    """How many samples each stratum gets: half are divided equally, half by mass, and two each where they suffice.
+
+    So no stratum is starved by a proposal that is too sure.
+
+    Arguments:
+        num_samples: How many samples there are, at least one a stratum.
+        mass: The probability of each stratum, with shape `(B, G)`.
+
+    Returns:
+        Integers `(B, G)`, whose rows add up to `num_samples`.
+    """
+    strata = mass.shape[-1]
+    least = 2 if num_samples >= 2 * strata else 1  # one sample says nothing of the spread
+    share = (mass + 1 / strata) / 2
+    counts = least + ((num_samples - least * strata) * share).floor().long()
+    counts[..., 0] += num_samples - counts.sum(-1)
+    return counts
+
+
+def strata_of(counts: Tensor) -> Tensor:
+    """The stratum of each sample in order, `(B, K)`, from how many each stratum has, `(B, G)`."""
+    positions = torch.arange(int(counts[0].sum()), device=counts.device).expand(len(counts), -1)
+    return torch.searchsorted(counts.cumsum(-1).contiguous(), positions.contiguous(), right=True)
 
 
 def _check(log_weights: Tensor) -> None:

@@ -4,8 +4,14 @@ from pyro_vmem.distributions.autoregressive import CausalBernoulli
 from pyro_vmem.distributions.causal_network import CausalNetwork
 from pyro_vmem.distributions.discretised import CategoricalLevels, DiscretisedLogistic
 from pyro_vmem.distributions.masking import UNUSED_LOGIT, excluding
-from pyro_vmem.distributions.sparse_categorical import MixedCategorical, TruncatedCategorical, sparse_probs
-from pyro_vmem.distributions.top_and_rest import top_and_rest
+from pyro_vmem.distributions.sparse_categorical import (
+    MixedCategorical,
+    SparseCategorical,
+    TruncatedCategorical,
+    sparse_parts,
+    top,
+    top_and_rest,
+)
 
 __all__ = [
     "UNUSED_LOGIT",
@@ -14,8 +20,10 @@ __all__ = [
     "CausalNetwork",
     "DiscretisedLogistic",
     "MixedCategorical",
+    "SparseCategorical",
     "TruncatedCategorical",
     "excluding",
-    "sparse_probs",
+    "sparse_parts",
+    "top",
     "top_and_rest",
 ]

@@ -65,13 +65,13 @@ class CausalBernoulli(TorchDistribution):
         drawn, _ = self.fill(self.output.new_zeros(shape, dtype=full_precision(self.output).dtype), unknown)
         return drawn
 
-    @property
-    def mean(self) -> Tensor:
-        """The probability of ink of each pixel given a draw of those before it, `(*, C, H, W)`.
+    @torch.no_grad()
+    def probs_given_draw(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  # as torch has it
+        """The probability of ink of each pixel given a draw of those before it, with shape `(*, C, H, W)`.
 
-        Over draws that is right on average; it has no closed form, so it differs from call to call.
+        It is random; over draws, it is right on average. The mean itself has no closed form, so there is no `mean`.
         """
-        return self.probs(self.sample())
+        return self.probs(self.sample(torch.Size(sample_shape)))
 
     @torch.no_grad()
     def probs(self, x: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from typing import Any
 
@@ -13,14 +14,17 @@ from torch.distributions.utils import lazy_property
 
 from pyro_vmem.distributions.masking import UNUSED_LOGIT
 
-__all__ = ["MixedCategorical", "TruncatedCategorical", "sparse_probs"]
+__all__ = ["MixedCategorical", "SparseCategorical", "TruncatedCategorical", "sparse_parts", "top", "top_and_rest"]
 
 
-class _Sparse(dist.Categorical):
-    """A categorical whose logits are made only where someone asks for all of them.
+class SparseCategorical(dist.Categorical, abc.ABC):
+    """A categorical over :math:`S` values of which each row names few; what it does costs nothing of rows times S.
+
+    Only `logits` and `probs` are dense: they are made when somebody asks for them. The functions :func:`sparse_parts`,
+    :func:`top` and :func:`top_and_rest` take any categorical, sparse or dense.
 
     Attributes:
-        kept_values: The values that have a probability of their own, with shape `(*, k)`.
+        kept_values: The values that have a probability of their own, no two the same, with shape `(*, k)`.
     """
 
     kept_values: Tensor
@@ -37,8 +41,20 @@ class _Sparse(dist.Categorical):
     def probs(self) -> Tensor:
         return self.logits.exp()
 
+    @abc.abstractmethod
+    def parts(self) -> list[tuple[Tensor, Tensor | None]]:
+        """See :func:`sparse_parts`."""
 
-class TruncatedCategorical(_Sparse):
+    @abc.abstractmethod
+    def top(self, k: int) -> Tensor:
+        """See :func:`top`."""
+
+    @abc.abstractmethod
+    def sample_beside(self, top: Tensor) -> Tensor:
+        """A draw, with shape `(*)`, given that it is none of the most probable values `top`, `(*, k)`."""
+
+
+class TruncatedCategorical(SparseCategorical):
     """A categorical on some of its values, each row's own; enumeration visits those only.
 
     Arguments:
@@ -95,13 +111,26 @@ class TruncatedCategorical(_Sparse):
             )
         return self.kept_values.movedim(-1, 0)
 
+    def parts(self) -> list[tuple[Tensor, Tensor | None]]:
+        """See :func:`sparse_parts`."""
+        return [(self.kept_logits.exp(), self.kept_values)]
 
-class MixedCategorical(_Sparse):
-    r"""A truncated categorical mixed with another over all values: :math:`(1 - \epsilon)\, q_k + \epsilon\, p`.
+    def top(self, k: int) -> Tensor:
+        """See :func:`top`."""
+        return self.kept_values.gather(-1, self.kept_logits.topk(k, dim=-1).indices)
+
+    def sample_beside(self, top: Tensor) -> Tensor:
+        """A draw, with shape `(*)`, given that it is none of the most probable values `top`, `(*, k)`."""
+        places = _sample_beside(self.kept_logits, _is_among(self.kept_values, top))
+        return self.kept_values.gather(-1, places.unsqueeze(-1)).squeeze(-1)
+
+
+class MixedCategorical(SparseCategorical):
+    r"""A truncated categorical mixed with another over all values: :math:`q = (1 - \epsilon)\, q_k + \epsilon\, p`.
 
     Arguments:
-        kept: The truncated one, with batch shape `(*)`.
-        rest: The other, with a batch shape that broadcasts with that, `()` for one that is shared.
+        kept: The truncated one :math:`q_k`, with batch shape `(*)`.
+        rest: The other :math:`p`, with a batch shape that broadcasts with that, `()` for one that is shared.
         share: The share :math:`\epsilon` of the other, in (0, 1).
 
     Example:
@@ -130,43 +159,145 @@ class MixedCategorical(_Sparse):
 
     @lazy_property
     def logits(self) -> Tensor:
-        return torch.logaddexp(self.kept.logits + math.log1p(-self.share), self.rest.logits + math.log(self.share))
+        return torch.logaddexp(self.kept.logits + math.log1p(-self.share), self._log_rest(None))
+
+    def _log_rest(self, value: Tensor | None) -> Tensor:
+        r""":math:`\log \epsilon\, p_a` of values, or of all."""
+        return (self.rest.logits if value is None else self.rest.log_prob(value)) + math.log(self.share)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        kept = self.kept.log_prob(value) + math.log1p(-self.share)
-        return torch.logaddexp(kept, self.rest.log_prob(value) + math.log(self.share))
+        return torch.logaddexp(self.kept.log_prob(value) + math.log1p(-self.share), self._log_rest(value))
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  # as of torch
         kept = self.kept.sample(sample_shape)
         if self.rest.batch_shape:
             rest = self.rest.sample(kept.shape[: kept.dim() - len(self.rest.batch_shape)])
-        else:  # one random number a draw, so that processes can share them
+        else:  # one random number per draw from the distribution function, instead of a row of S probabilities
             steps = self.rest.probs.double().cumsum(-1)
-            rest = at_level(steps, steps[-1] * torch.rand(kept.shape, dtype=steps.dtype, device=kept.device))
+            rest = _at_level(steps, steps[-1] * torch.rand(kept.shape, dtype=steps.dtype, device=kept.device))
         return torch.where(torch.rand(kept.shape, device=kept.device) < self.share, rest, kept)
 
     def entropy(self) -> Tensor:
-        """In nats, in the shape of the batch."""
-        # The sum over all values as if none were kept, and what is different at those that are.
+        r"""In nats, in the shape of the batch.
+
+        .. math:: H(q) = -\sum_a \epsilon p_a \log \epsilon p_a
+            - \sum_{a\ \mathrm{kept}} (q_a \log q_a - \epsilon p_a \log \epsilon p_a)
+
+        The first sum is :math:`\epsilon (\log \epsilon - H(p))`: of all values, as if none were kept.
+        """
         everywhere = self.share * (math.log(self.share) - _unexpanded(self.rest).entropy())
         values = self.kept_values.movedim(-1, 0)
-        log_q, log_rest = self.log_prob(values), self.rest.log_prob(values) + math.log(self.share)
+        log_q, log_rest = self.log_prob(values), self._log_rest(values)
         return -everywhere - (log_q.exp() * log_q - log_rest.exp() * log_rest).sum(0)
 
+    def parts(self) -> list[tuple[Tensor, Tensor | None]]:
+        """See :func:`sparse_parts`."""
+        return [
+            ((1 - self.share) * self.kept.kept_logits.exp(), self.kept_values),
+            (self.share * self.rest.probs, None),
+        ]
 
-def at_level(steps: Tensor, level: Tensor) -> Tensor:
-    """The values at which a distribution function passes a level: draws, of a level that is uniform.
+    def top(self, k: int) -> Tensor:
+        """See :func:`top`."""
+        # They are among those that are kept, and of the others the most probable of the other categorical.
+        kept = self.kept_values
+        likely = self.rest.logits.topk(min(k + kept.shape[-1], self._num_events), dim=-1).indices
+        likely = likely.expand(*self.batch_shape, -1)
+        candidates = torch.cat([kept, likely], -1)
+        log_q = self.log_prob(candidates.movedim(-1, 0)).movedim(0, -1)
+        log_q[..., kept.shape[-1] :].masked_fill_(_is_among(likely, kept), -math.inf)  # which are there already
+        return candidates.gather(-1, log_q.topk(k, dim=-1).indices)
+
+    def sample_beside(self, top: Tensor) -> Tensor:
+        """A draw, with shape `(*)`, given that it is none of the most probable values `top`, `(*, k)`."""
+        rest, share, shape = self.rest.probs.double(), self.share, self.batch_shape
+        mass_of_top = rest.expand(*shape, -1).gather(-1, top)
+        left_of_rest = (share * (rest.sum(-1) - mass_of_top.sum(-1))).clamp(min=0.0)
+        excluded = _is_among(self.kept_values, top)
+        left_of_kept = ((1 - share) * self.kept.kept_logits.exp().double().masked_fill(excluded, 0.0)).sum(-1)
+        chance = torch.rand(shape, dtype=rest.dtype, device=rest.device) * (left_of_kept + left_of_rest)
+        of_kept = self.kept.sample_beside(top)
+        # Of the other categorical by its distribution function, from which the steps of the values in `top` are taken
+        # out: a level past such a step is moved on by it.
+        steps = rest.cumsum(-1)
+        level = torch.rand(shape, dtype=rest.dtype, device=rest.device) * (steps[..., -1] - mass_of_top.sum(-1))
+        for value in top.sort(-1).values.split(1, -1):
+            step = rest.expand(*shape, -1).gather(-1, value).squeeze(-1)
+            before = steps.expand(*shape, -1).gather(-1, value).squeeze(-1) - step
+            level = torch.where(level >= before, level + step, level)
+        of_rest = _at_level(steps if steps.dim() == 1 else steps.expand(*shape, -1), level)
+        return torch.where(chance < left_of_kept, of_kept, of_rest)
+
+
+# Of any categorical, sparse or dense
+
+
+def sparse_parts(q: torch.distributions.Categorical) -> list[tuple[Tensor, Tensor | None]]:
+    r"""Probabilities that add up to those of a categorical, and the values that each of them is of.
 
     Arguments:
-        steps: The distribution function, not decreasing, with shape `(S,)` or `(*, S)`.
-        level: The levels, from 0 to below the last step, with shape `(*)`.
+        q: The categorical, with batch shape `(*)`.
 
     Returns:
-        The values, with shape `(*)`; none whose step is zero.
+        Pairs of probabilities `(*, k)` and values `(*, k)`; `None` in place of values stands for all, `(*, S)`, with
+        leading dims that broadcast.
 
     Example:
-        >>> at_level(torch.tensor([0.2, 0.2, 1.0]), torch.tensor([0.1, 0.2, 0.9]))
-        tensor([0, 2, 2])
+        >>> sparse_parts(TruncatedCategorical(torch.zeros(2), torch.tensor([1, 3]), 4))
+        [(tensor([0.5000, 0.5000]), tensor([1, 3]))]
+    """
+    return q.parts() if isinstance(q, SparseCategorical) else [(q.probs, None)]
+
+
+def top(q: torch.distributions.Categorical, k: int) -> Tensor:
+    """The `k` most probable values of each row, `(*, k)`, best first; `k` is at most as many as a row has.
+
+    Example:
+        >>> top(TruncatedCategorical(torch.tensor([1.0, 2.0]), torch.tensor([40, 70]), 1_000_000), 1)
+        tensor([70])
+    """
+    return q.top(k) if isinstance(q, SparseCategorical) else q.logits.topk(k, dim=-1).indices
+
+
+@torch.no_grad()
+def top_and_rest(q: torch.distributions.Categorical, k: int) -> Tensor:
+    r"""The :math:`k` most probable values of each row, and a draw from :math:`q` given that it is none of these.
+
+    Arguments:
+        q: The categorical, with batch shape `(*)`.
+        k: How many values, fewer than those that have a probability of their own: all, or those that a truncated
+            categorical keeps.
+
+    Returns:
+        Values `(k + 1, *)`, the most probable first, what was drawn last. Where the others have no probability at all,
+        what is drawn is any value.
+
+    Example:
+        >>> top_and_rest(torch.distributions.Categorical(probs=torch.tensor([0.1, 0.6, 0.0, 0.3])), 2)
+        tensor([1, 3, 0])
+        >>> top_and_rest(TruncatedCategorical(torch.tensor([1.0, 2.0]), torch.tensor([40, 70]), 1_000_000), 1)
+        tensor([70, 40])
+    """
+    values = top(q, k)
+    if isinstance(q, SparseCategorical):
+        drawn = q.sample_beside(values)
+    else:
+        drawn = _sample_beside(q.logits, torch.zeros_like(q.logits, dtype=torch.bool).scatter(-1, values, True))
+    return torch.cat([values, drawn.unsqueeze(-1)], -1).movedim(-1, 0)
+
+
+def _sample_beside(logits: Tensor, excluded: Tensor) -> Tensor:
+    """A draw given that it is none that is excluded, with shape `(*)`."""
+    # Where the others' probability has underflowed, any of them will do: its weight is zero.
+    lowest = torch.finfo(logits.dtype).min
+    others = logits.clamp(min=lowest / 2).masked_fill(excluded, lowest)
+    return torch.distributions.Categorical(logits=others).sample()
+
+
+def _at_level(steps: Tensor, level: Tensor) -> Tensor:
+    """The values, `(*)`, at which a distribution function, `(S,)` or `(*, S)`, passes levels `(*)`.
+
+    Draws, if the levels are uniform from 0 to below the last step; never a value whose step is zero.
     """
     if steps.dim() == 1:
         found = torch.searchsorted(steps, level, right=True)
@@ -175,16 +306,8 @@ def at_level(steps: Tensor, level: Tensor) -> Tensor:
     return found.clamp(max=steps.shape[-1] - 1)
 
 
-def sparse_probs(q: dist.Categorical) -> tuple[Tensor, Tensor | None]:
-    """The probabilities of those values that have any, and which these are; of all, and `None`, if all have.
-
-    Example:
-        >>> sparse_probs(TruncatedCategorical(torch.zeros(2), torch.tensor([1, 3]), 4))
-        (tensor([0.5000, 0.5000]), tensor([1, 3]))
-    """
-    if isinstance(q, TruncatedCategorical):
-        return q.kept_logits.exp(), q.kept_values
-    return q.probs, None
+def _is_among(values: Tensor, others: Tensor) -> Tensor:
+    return (values.unsqueeze(-1) == others.unsqueeze(-2)).any(-1)
 
 
 @register_kl(TruncatedCategorical, dist.Categorical)  # type: ignore[untyped-decorator]
@@ -195,10 +318,14 @@ def _kl_of_truncated(q: TruncatedCategorical, p: dist.Categorical) -> Tensor:
 
 @register_kl(MixedCategorical, dist.Categorical)  # type: ignore[untyped-decorator]
 def _kl_of_mixed(q: MixedCategorical, p: dist.Categorical) -> Tensor:
-    # As of the entropy.
+    r"""With the rest :math:`r`, as the entropy: the sum over all values as if none were kept, and what differs there.
+
+    .. math:: \epsilon (\log \epsilon + KL(r \| p))
+        + \sum_{a\ \mathrm{kept}} (q_a \log (q_a / p_a) - \epsilon r_a \log (\epsilon r_a / p_a))
+    """
     everywhere = q.share * (math.log(q.share) + kl_divergence(_unexpanded(q.rest), _unexpanded(p)))
     values = q.kept_values.movedim(-1, 0)
-    log_q, log_p, log_rest = q.log_prob(values), p.log_prob(values), q.rest.log_prob(values) + math.log(q.share)
+    log_q, log_p, log_rest = q.log_prob(values), p.log_prob(values), q._log_rest(values)
     return everywhere + (log_q.exp() * (log_q - log_p) - log_rest.exp() * (log_rest - log_p)).sum(0)
 
 

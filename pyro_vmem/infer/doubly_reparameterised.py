@@ -8,12 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import Delta
 from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-__all__ = ["PathWeight", "doubly_reparameterised", "through_values_only"]
+from pyro_vmem.infer.site_notes import PATH
+
+__all__ = ["PathWeight", "depends_on", "doubly_reparameterised", "is_delta", "through_values_only"]
 
 
 class PathWeight:
@@ -37,13 +41,22 @@ class doubly_reparameterised(Messenger):
     """Draws the reparameterised sites of a guide so that the gradient through each value can be weighted."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] or msg["value"] is not None or not getattr(msg["fn"], "has_rsample", False):
+        # A Delta has no noise of its own: the gradient through its value goes on to those that it is made of.
+        if msg["is_observed"] or msg["value"] is not None or is_delta(msg) or not msg["fn"].has_rsample:
             return
         value = msg["fn"](*msg["args"], **msg["kwargs"])
         if value.requires_grad:
             path = PathWeight()
             msg["value"] = path.attach(value)
-            msg["infer"] = {**msg["infer"], "path": path}
+            msg["infer"] = {**msg["infer"], PATH: path}
+
+
+def is_delta(site: Any) -> bool:
+    """Whether a site is a `Delta`, in whatever plates and masks."""
+    fn = site["fn"]
+    while hasattr(fn, "base_dist"):
+        fn = fn.base_dist
+    return isinstance(fn, Delta)
 
 
 def through_values_only(guide_trace: Trace) -> None:
@@ -53,29 +66,27 @@ def through_values_only(guide_trace: Trace) -> None:
         ValueError: If a latent's guide depends on the value of a reparameterised latent.
     """
     sites: dict[str, Any] = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
-    drawn = {name: site for name, site in sites.items() if "path" in site["infer"]}
+    drawn = {name: site for name, site in sites.items() if PATH in site["infer"]}
     direct = {}
     for name, site in drawn.items():
         log_prob = site["fn"].log_prob(site["value"].detach(), *site["args"], **site["kwargs"])
         direct[name] = scale_and_mask(log_prob, site["scale"], site["mask"])
-    _check_independent(sites, drawn, direct)
+    for name, site in sites.items():
+        if is_delta(site) or site_is_factor(site):
+            continue  # the Jacobian of a change of variables, which is part of the path
+        others = {other: drawn[other]["value"] for other in drawn if other != name}
+        if found := depends_on(direct.get(name, site["log_prob"]), others):
+            raise ValueError(
+                f"dreg: the guide of {name!r} depends on the value of {found[0]!r}, and doubly reparameterised "
+                "gradients are for reparameterised latents that no other latent's guide depends on. Use dreg=False."
+            )
     for name, site in drawn.items():
         site["log_prob"] = site["log_prob"] - direct[name] + direct[name].detach()
 
 
-def _check_independent(sites: dict[str, Any], drawn: dict[str, Any], direct: dict[str, Tensor]) -> None:
-    for name, site in sites.items():
-        log_prob = direct.get(name, site["log_prob"])
-        others = [other for other in drawn if other != name]
-        if not log_prob.requires_grad or not others:
-            continue
-        values = [drawn[other]["value"] for other in others]
-        for other, gradient in zip(
-            others, torch.autograd.grad(log_prob.sum(), values, retain_graph=True, allow_unused=True), strict=True
-        ):
-            if gradient is not None:
-                raise ValueError(
-                    f"dreg: the guide of {name!r} depends on the value of {other!r}, and doubly reparameterised "
-                    "gradients are for reparameterised latents that no other latent's guide depends on. "
-                    "Use dreg=False."
-                )
+def depends_on(log_prob: Any, values: dict[str, Tensor]) -> list[str]:
+    """The names of the values that a log-probability would send a gradient to."""
+    if not values or not isinstance(log_prob, Tensor) or not log_prob.requires_grad:
+        return []
+    found = torch.autograd.grad(log_prob.sum(), list(values.values()), retain_graph=True, allow_unused=True)
+    return [name for name, gradient in zip(values, found, strict=True) if gradient is not None]

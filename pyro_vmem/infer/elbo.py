@@ -8,6 +8,7 @@ from __future__ import annotations
 import abc
 import inspect
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -23,6 +24,7 @@ from pyro_vmem._utils.checks import check_count
 from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, through_values_only
 from pyro_vmem.infer.particles import Particles, draw_particles
 from pyro_vmem.infer.resampled_backward import check_guide, resampled_particles
+from pyro_vmem.infer.subsampling import SameSubsample
 
 __all__ = ["ParticleELBO", "Terms", "log_mean_exp"]
 
@@ -94,11 +96,6 @@ class ParticleELBO(ELBO, abc.ABC):
         """How often the model is evaluated for each datapoint."""
         return int(self.num_particles) + (self.backward or 0)
 
-    @property
-    def detach_samples(self) -> bool:
-        """Whether no latent is differentiated through."""
-        return False
-
     @abc.abstractmethod
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         """The bound of each datapoint, and a surrogate whose gradient is the estimator's.
@@ -144,6 +141,11 @@ class ParticleELBO(ELBO, abc.ABC):
         """What the particles are drawn from, made of the guide in its plates; the guide itself unless overridden."""
         return doubly_reparameterised()(guide) if self.dreg else guide
 
+    def check_drawn(self, guide_trace: Trace) -> None:
+        """Changes or refuses what was drawn, its log-probabilities known, before it is made particles of."""
+        if self.dreg:
+            through_values_only(guide_trace)
+
     def _check_backward(self, backward: int, num_particles: int, vectorize_particles: bool) -> None:
         if not self.weighted:
             raise ValueError(
@@ -166,18 +168,25 @@ class ParticleELBO(ELBO, abc.ABC):
         check_guide(guide)
         if self.max_plate_nesting == math.inf:
             self._guess_max_plate_nesting(model, guide, args, kwargs)
-        drawn = poutine.trace(self.proposal(self._vectorized_num_particles(guide))).get_trace(*args, **kwargs)
-        if self.detach_samples:
-            drawn.detach_()
+        same = SameSubsample()
+        drawn = poutine.trace(same(self.proposal(self._vectorized_num_particles(guide)))).get_trace(*args, **kwargs)
         sizes = int(self.num_particles), self.backward
-        return resampled_particles(drawn, model, *sizes, int(self.max_plate_nesting), args, kwargs)
+        particles = resampled_particles(
+            drawn, same(model), *sizes, int(self.max_plate_nesting), self.check_drawn, args, kwargs
+        )
+        same.check()
+        return particles
+
+    def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
+        same = SameSubsample()
+        yield from super()._get_traces(same(model), same(guide), args, kwargs)
+        same.check()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         traces: tuple[Trace, Trace] = get_importance_trace(
-            "flat", self.max_plate_nesting, model, self.proposal(guide), args, kwargs, detach=self.detach_samples
+            "flat", self.max_plate_nesting, model, self.proposal(guide), args, kwargs
         )
-        if self.dreg:
-            through_values_only(traces[1])
+        self.check_drawn(traces[1])
         return traces
 
     def __repr__(self) -> str:
@@ -224,9 +233,15 @@ class Terms:
 
     @property
     def kl(self) -> dict[str, Tensor]:
-        r""":math:`KL(q \| p)` of each latent site, each `(B,)`: closed form if categorical, else over particles."""
+        r""":math:`KL(q \| p)` of each latent site, each `(B,)`: closed form if categorical, else over particles.
+
+        An auxiliary site of the guide has no prior: its entry is :math:`E \log q`, and belongs to the latent that is
+        made of it.
+        """
         p = self.particles
-        sampled = {name: p.log_guide[name] - p.log_prior[name] for name in p.log_guide}
+        sampled = {
+            name: log_q - p.log_prior[name] if name in p.log_prior else log_q for name, log_q in p.log_guide.items()
+        }
         return {name: self._mean(kl) for name, kl in (sampled | p.kl).items()}
 
     @property

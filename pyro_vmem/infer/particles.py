@@ -1,4 +1,7 @@
-"""Draws particles of a model and a guide, and sums their log-probabilities per datapoint."""
+"""Draws particles of a model and a guide, and sums their log-probabilities per datapoint.
+
+The plates that all sample sites share are the data; what a site has in other plates is summed.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,16 @@ from collections.abc import Callable, Iterable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.distributions.util import scale_and_mask
 from pyro.infer import ELBO
 from pyro.poutine import Trace
+from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vmem.infer.doubly_reparameterised import PathWeight
+from pyro_vmem.infer.site_notes import DETACHED, OWN, PATH
 
 __all__ = ["Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples"]
 
@@ -30,9 +34,10 @@ class Particles:
 
     Attributes:
         log_prior: :math:`\log p` of each latent site.
-        log_guide: :math:`\log q` of each latent site; of what it was drawn from, if that is not the guide itself.
+        log_guide: :math:`\log q` of each site of the guide; of what it was drawn from, if that is not the guide itself.
+            Auxiliary sites, such as the unconstrained values of Pyro's autoguides, are among them, and have no prior.
         log_likelihood: :math:`\log p` of all observed sites together.
-        score: :math:`\log q` of each latent that is not reparameterised, unscaled.
+        score: :math:`\log q` of each site that the objective does not differentiate through, unscaled.
         kl: :math:`KL(q \| p)` in closed form, of each categorical latent.
         scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
         arguments: What model and guide were called with, positional and by keyword.
@@ -47,25 +52,32 @@ class Particles:
     kl: dict[str, Tensor]
     scale: float
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
-    paths: list[list[tuple[PathWeight, Callable[[Tensor], Tensor]]]] = field(default_factory=list)
+    paths: list[list[tuple[Any, Callable[[Tensor], Tensor], Tensor | float]]] = field(default_factory=list)
 
     @property
     def log_weights(self) -> Tensor:
         r""":math:`\log w_k = \log p(x, h_k) - \log q(h_k | x)`, with shape `(K, B)`."""
         log_weights = self.log_likelihood
-        for name in self.log_prior:
-            log_weights = log_weights + self.log_prior[name] - self.log_guide[name]
+        for log_prior in self.log_prior.values():
+            log_weights = log_weights + log_prior
+        for log_guide in self.log_guide.values():
+            log_weights = log_weights - log_guide
         return log_weights
 
-    def weight_paths(self, factor: Tensor) -> None:
-        """Multiplies the gradient that reaches the guide through the particles' values.
+    def weight_paths(self, share: Tensor) -> None:
+        r"""Makes the gradient through the particles' values doubly reparameterised, where it can be weighted.
+
+        The gradient of the bound has a share :math:`\tilde w_k` of it already. With :math:`q(z)^\beta` in the weight,
+        the direct gradient, :math:`-\beta \tilde w_k \nabla \log q(z_k)`, is in expectation
+        :math:`-\beta (\tilde w_k - \tilde w_k^2)` times that through the value, which leaves a factor of
+        :math:`1 - \beta + \beta \tilde w_k` for that.
 
         Arguments:
-            factor: The factor of each particle, with shape `(K, B)`, without gradient.
+            share: The normalised weights :math:`\tilde w_k`, with shape `(K, B)`, without gradient.
         """
-        for rows, paths in zip(factor.split(len(factor) // max(1, len(self.paths))), self.paths, strict=False):
-            for path, shaped in paths:
-                path.factor = shaped(rows)
+        for rows, paths in zip(share.split(len(share) // max(1, len(self.paths))), self.paths, strict=False):
+            for path, shaped, power in paths:
+                path.factor = 1 - power + power * shaped(rows)
 
     def score_sum(self, signal: Tensor) -> Tensor:
         r""":math:`\sum_k s_k \log q(h_k)` over the latents that are not reparameterised.
@@ -84,13 +96,14 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
 
     Arguments:
         elbo: Gives the number of particles, and whether they are vectorized.
-        model: A Pyro model whose latents all sit in one data plate (or in the same plates).
+        model: A Pyro model whose sites all sit in one data plate, or in the same plates.
         guide: Its guide.
         args: Their arguments.
         kwargs: Their keyword arguments.
 
     Raises:
-        ValueError: If a site is outside of the data plate, is enumerated, or sits in a subsampled inner plate.
+        ValueError: If a site is outside of the data plate, is enumerated, or sits in a subsampled inner plate; if a
+            latent is missing in the guide, or observed there; if no observation varies along a data plate.
     """
     rows = [particles_of(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
     if len(rows) == 1:
@@ -121,26 +134,24 @@ def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
     log_prior, log_likelihood = model_terms(model_trace, layout)
     return Particles(
         log_prior=log_prior,
-        log_guide={name: layout.per_datapoint(guide_sites[name]["log_prob"]) for name in latents},
+        log_guide={name: layout.per_datapoint(site["log_prob"]) for name, site in guide_sites.items()},
         log_likelihood=log_likelihood,
         score={
-            name: layout.per_datapoint(_score(site), scaled=False)
+            name: layout.per_datapoint(score, scaled=False)
             for name, site in guide_sites.items()
-            if isinstance(site["score_parts"].score_function, Tensor)
+            if isinstance(score := _score(site), Tensor)  # of what is reparameterised it is the number zero
         },
         kl={
-            name: layout.per_datapoint(
-                torch.distributions.kl_divergence(_guide(guide_sites[name]), site["fn"]), scaled=False
-            )
+            name: layout.per_datapoint(_closed_form(guide_sites[name], site), scaled=False)
             for name, site in latents.items()
             if _is_categorical(site["fn"]) and _is_categorical(guide_sites[name]["fn"])
         },
         scale=layout.scale,
         paths=[
             [
-                (site["infer"]["path"], partial(layout.of_value, event_dim=site["fn"].event_dim))
+                (site["infer"][PATH], partial(layout.of_value, event_dim=site["fn"].event_dim), _power(site, layout))
                 for site in guide_sites.values()
-                if "path" in site["infer"]
+                if PATH in site["infer"]
             ]
         ],
     )
@@ -162,7 +173,8 @@ class Layout:
         traces: Those of a model and its guide.
 
     Raises:
-        ValueError: If the sites do not all sit in one data plate, or a plate in it is subsampled.
+        ValueError: If the sites do not all sit in one data plate, a plate in it is subsampled, or no observation varies
+            along it.
     """
 
     def __init__(self, *traces: Trace) -> None:
@@ -171,23 +183,20 @@ class Layout:
         shared = set.intersection(*stacks)
         data = sorted((f for f in shared if f.name != PARTICLE_PLATE), key=lambda f: f.dim)
         if not data:
-            loose = [
-                site["name"]
-                for site, stack in zip(sites, stacks, strict=True)
-                if all(f.name == PARTICLE_PLATE for f in stack)
-            ]
-            raise ValueError(
-                "model and guide: expected all sample sites in one data plate, so that each datapoint has its own "
-                f"importance weights; outside of any plate: {sorted(set(loose)) or 'none, but they share no plate'}. "
-                'Wrap the local latents and the observation in `with pyro.plate("data", len(x)):`; global latents '
-                "need a guide of their own."
-            )
-        inner = set.union(*stacks) - shared
-        for frame in inner:
+            _refuse_loose(sites, stacks)
+        for frame in {frame for site in sites for frame in site["cond_indep_stack"]} - shared:
             if frame.full_size is not None and frame.full_size != frame.size:
                 raise ValueError(
                     f"model and guide: plate {frame.name!r} inside the data plate is subsampled, so importance weights "
                     "of a datapoint are not known. Subsample the data plate only."
+                )
+        observed = [site for site in sites if site["is_observed"] and not site_is_factor(site)]
+        for frame in data:
+            if frame.size > 1 and observed and not any(_size_along(frame.dim, site) > 1 for site in observed):
+                raise ValueError(
+                    f"model: no observation varies along plate {frame.name!r}, so each would be counted {frame.size} "
+                    "times. Take the programs out of that plate; to stand for more data, use pyro.poutine.scale; or "
+                    "expand the observation, if it was made as often."
                 )
         particles = [f.dim for f in shared if f.name == PARTICLE_PLATE]
         self.dims = particles + [f.dim for f in data]
@@ -223,25 +232,47 @@ class Layout:
 
 
 def samples(trace: Trace) -> dict[str, Any]:
-    """The sample sites of a trace."""
-    return {name: site for name, site in trace.nodes.items() if site["type"] == "sample"}
+    """The sample sites of a trace, without those of `pyro.deterministic`, which have no density."""
+    return {
+        name: site
+        for name, site in trace.nodes.items()
+        if site["type"] == "sample" and not (site["infer"] or {}).get("_deterministic")
+    }
 
 
-def _guide(site: Any) -> Any:
-    """The guide's distribution at a site, which a proposal may have stood in for."""
-    return site["infer"].get("guide", site["fn"])
+def _score(site: Any) -> Any:
+    """The guide's own log-probability of a value that is not differentiated through, unscaled; else the number zero."""
+    if OWN in site["infer"]:
+        return scale_and_mask(site["infer"][OWN].log_prob(site["value"]), mask=site["mask"])
+    if DETACHED in site["infer"]:
+        return scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
+    return site["score_parts"].score_function
 
 
-def _score(site: Any) -> Tensor:
-    """The guide's own log-probability of a value that is not reparameterised, unscaled."""
-    if "guide" not in site["infer"]:
-        score: Tensor = site["score_parts"].score_function
-        return score
-    return scale_and_mask(_guide(site).log_prob(site["value"]), 1.0, site["mask"])
+def _power(site: Any, layout: Layout) -> Tensor | float:
+    """To which power the density of a site is in its datapoint's weight, in a shape that broadcasts with the value."""
+    power: Tensor | float = site["scale"] / layout.scale
+    if site["mask"] is not None:
+        power = power * site["mask"]
+    if isinstance(power, Tensor):
+        power = power.reshape(*power.shape, *[1] * site["fn"].event_dim)
+    return power
+
+
+def _closed_form(guide_site: Any, site: Any) -> Tensor:
+    own = guide_site["infer"].get(OWN, guide_site["fn"])
+    kl: Tensor = scale_and_mask(torch.distributions.kl_divergence(own, site["fn"]), mask=site["mask"])
+    return kl
 
 
 def _is_categorical(fn: Any) -> bool:
     return isinstance(fn, torch.distributions.Categorical)
+
+
+def _size_along(dim: int, site: Any) -> int:
+    """How many observations there are along a plate."""
+    shape = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
+    return int(shape[dim]) if len(shape) >= -dim else 1
 
 
 def _check_sites(latents: dict[str, Any], guide_sites: dict[str, Any]) -> None:
@@ -253,3 +284,21 @@ def _check_sites(latents: dict[str, Any], guide_sites: dict[str, Any]) -> None:
                 f"guide: site {name!r} is marked for enumeration, but this objective samples. Remove config_enumerate, "
                 "or sum the site out with pyro.infer.TraceEnum_ELBO."
             )
+    for name, site in guide_sites.items():
+        if site["is_observed"] and not site_is_factor(site):
+            raise ValueError(
+                f"guide: site {name!r} is observed in it, and its density is no part of any bound. Hide it: "
+                f"pyro.poutine.block(guide, hide=[{name!r}])."
+            )
+
+
+def _refuse_loose(sites: list[Any], stacks: list[set[Any]]) -> NoReturn:
+    loose = [
+        site["name"] for site, stack in zip(sites, stacks, strict=True) if all(f.name == PARTICLE_PLATE for f in stack)
+    ]
+    raise ValueError(
+        "model and guide: expected all sample sites in one data plate, so that each datapoint has its own importance "
+        f"weights; outside of any plate: {sorted(set(loose)) or 'none, but they share no plate'}. Wrap the local "
+        'latents and the observation in `with pyro.plate("data", len(x)):`; global latents need a guide of their own. '
+        "Of Pyro's autoguides AutoNormal, AutoDelta and AutoNormalMessenger draw each latent in its plate."
+    )

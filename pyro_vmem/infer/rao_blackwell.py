@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_vmem._utils.checks import check_count
 from pyro_vmem.distributions import top_and_rest
 from pyro_vmem.infer.elbo import ParticleELBO
-from pyro_vmem.infer.particles import Particles
+from pyro_vmem.infer.particles import Particles, samples
 
 __all__ = ["RaoBlackwell_ELBO"]
 
@@ -41,8 +41,8 @@ class RaoBlackwell_ELBO(ParticleELBO):
         retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
-        ValueError: If `k` is less than 1; at the first loss, if there is no such site, it is not categorical, or it
-            depends on another latent.
+        ValueError: If `k` is less than 1; at the first loss, if there is no such site, it is not categorical, it
+            depends on another latent, it is in a plate inside the data plate, or it is masked on its own.
 
     Example:
         >>> import pyro_vmem as pv
@@ -72,7 +72,25 @@ class RaoBlackwell_ELBO(ParticleELBO):
         if self.site not in traces[1].nodes:
             latents = [name for name, site in traces[1].nodes.items() if site["type"] == "sample"]
             raise ValueError(f"site: the guide has no sample site {self.site!r}; it has {latents}.")
+        self._check_site(*traces)
         return traces
+
+    def _check_site(self, model_trace: Trace, guide_trace: Trace) -> None:
+        """Refuses a site that is several for each datapoint, or counts where others do not."""
+        summed = guide_trace.nodes[self.site]
+        for name, site in {**samples(guide_trace), **samples(model_trace)}.items():
+            for frame in summed["cond_indep_stack"]:
+                if frame not in site["cond_indep_stack"]:
+                    raise ValueError(
+                        f"site: {self.site!r} is in plate {frame.name!r}, which {name!r} is not in, so that a "
+                        "datapoint has several of it. Use pyro.infer.TraceEnum_ELBO, VIMCO_ELBO or "
+                        "Reinforce_ELBO."
+                    )
+            if summed["mask"] is not None and not _same_mask(summed["mask"], site["mask"]):
+                raise ValueError(
+                    f"site: {self.site!r} is masked otherwise than {name!r}. Mask the whole of model and guide, or "
+                    "only the observation; or sample, by VIMCO_ELBO or Reinforce_ELBO."
+                )
 
     def shares(self, particles: Particles) -> Tensor:
         q_top = particles.score[self.site][:-1].exp()
@@ -88,6 +106,10 @@ class RaoBlackwell_ELBO(ParticleELBO):
         log_q_rest = particles.score[self.site][-1] - q[-1].clamp(min=torch.finfo(q.dtype).tiny).log()
         surrogate = bound + ((q * log_weights).detach() * scores).sum(0) + q[-1].detach() * signal * log_q_rest
         return bound, surrogate
+
+
+def _same_mask(mask: Any, other: Any) -> bool:
+    return other is mask or (other is not None and bool((torch.as_tensor(mask) == torch.as_tensor(other)).all()))
 
 
 class _TopAndRest(Messenger):

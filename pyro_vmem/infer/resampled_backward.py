@@ -5,6 +5,7 @@ The model runs without gradients for all particles, and once more with gradients
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -18,14 +19,20 @@ from pyro.poutine.util import prune_subsample_sites
 from pyro.util import check_model_guide_match, check_site_shape
 from torch import Tensor
 
-from pyro_vmem.infer.doubly_reparameterised import through_values_only
 from pyro_vmem.infer.particles import PARTICLE_PLATE, Layout, Particles, model_terms, particles_of, samples
 
 __all__ = ["check_guide", "choose", "resampled_particles"]
 
 
 def resampled_particles(
-    drawn: Trace, model: Any, num_particles: int, count: int, max_plate_nesting: int, args: Any, kwargs: Any
+    drawn: Trace,
+    model: Any,
+    num_particles: int,
+    count: int,
+    max_plate_nesting: int,
+    check_drawn: Callable[[Trace], None],
+    args: Any,
+    kwargs: Any,
 ) -> Particles:
     r"""Draws particles with the same values as :func:`draw_particles` does, and fewer gradients.
 
@@ -47,6 +54,7 @@ def resampled_particles(
         num_particles: The number K of particles.
         count: The number n of particles that are drawn, less than K.
         max_plate_nesting: The dim of the particles, counted from the right.
+        check_drawn: What is called with the guide's trace when its log-probabilities are known.
         args: The model's arguments.
         kwargs: Its keyword arguments.
 
@@ -64,7 +72,7 @@ def resampled_particles(
     guide_trace.compute_score_parts()
     if is_validation_enabled():
         _validate(model_trace, guide_trace, max_plate_nesting)
-    through_values_only(guide_trace)
+    check_drawn(guide_trace)
     particles, latents = particles_of(model_trace, guide_trace), samples(guide_trace)
     share = particles.log_weights.detach().softmax(0)
     chosen = choose(share, torch.rand_like(share[0]), count)
@@ -146,6 +154,8 @@ def _only(chosen: Tensor, drawn: Trace, layout: Layout) -> Trace:
     """What was drawn, of the chosen particles only."""
     trace = drawn.copy()
     for name, site in samples(prune_subsample_sites(drawn)).items():
+        if site["is_observed"]:  # a factor of the guide, which the model does not replay
+            continue
         index = layout.of_value(chosen, site["fn"].event_dim)
         trace.nodes[name] = site | {"value": torch.take_along_dim(site["value"], index, 0)}
     return trace

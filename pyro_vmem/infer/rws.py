@@ -6,12 +6,18 @@ import math
 from typing import Any, ClassVar
 
 import torch
-from pyro.distributions import Categorical
+from pyro.distributions import Bernoulli, Categorical, OneHotCategorical
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+from torch.distributions import Independent
 
+from pyro_vmem._utils.checks import check_count
+from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
-from pyro_vmem.infer.particles import Particles
+from pyro_vmem.infer.particles import Particles, samples
+from pyro_vmem.infer.site_notes import DETACHED, OWN
 
 __all__ = ["RWS_ELBO"]
 
@@ -32,9 +38,10 @@ class RWS_ELBO(ParticleELBO):
 
     - `pathwise`: reparameterised latents follow the gradient of :math:`L` through their values, and only the others the
       wake phase. A decoder that is not yet trained has no use for a latent that it is not differentiated through.
-    - `defensive`: categorical latents are drawn from :math:`(1 - \delta)\, q + \delta\, \mathrm{uniform}`, so that a
+    - `defensive`: discrete latents are drawn from :math:`(1 - \delta)\, q + \delta\, \mathrm{uniform}`, so that a
       value that the guide has given up is still tried. The weights are those of the mixture; what is trained is q. With
-      `top`, the uniform distribution is that on the most probable values: of many, most are not worth a try.
+      `top`, the uniform distribution is that on the most probable values: of many, most are not worth a try. They may
+      be categorical, one-hot or Bernoulli, each of several independent ones mixed on its own.
 
     References:
         | Reweighted Wake-Sleep (Bornschein & Bengio, 2015), equations 5 and 8 | https://arxiv.org/abs/1406.2751
@@ -53,7 +60,9 @@ class RWS_ELBO(ParticleELBO):
 
     Raises:
         ValueError: If `num_particles` is less than 2 (a single particle has weight one, whatever it is), `defensive` or
-            `top` is out of range, or `dreg` is without `pathwise`.
+            `top` is out of range, or `dreg` is without `pathwise`; at the first loss, if a discrete latent cannot be
+            mixed, a guide is a point with no density and not `pathwise`, or, with `pathwise`, a discrete latent's
+            guide depends on a latent that is differentiated through.
 
     Example:
         >>> import pyro_vmem as pv
@@ -82,7 +91,7 @@ class RWS_ELBO(ParticleELBO):
     ) -> None:
         if not 0 <= defensive < 1:
             raise ValueError(f"defensive: expected a number in [0, 1), got {defensive}.")
-        if top is not None and (top < 1 or not defensive):
+        if top is not None and (check_count("top", top, 0) < 1 or not defensive):
             raise ValueError(f"top: expected at least 1, with a share of at least something; got {top}, {defensive=}.")
         if dreg and not pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
@@ -92,29 +101,60 @@ class RWS_ELBO(ParticleELBO):
         self.defensive = defensive
         self.top = top
 
-    @property
-    def detach_samples(self) -> bool:
-        return not self.pathwise
-
     def proposal(self, guide: Any) -> Any:
         drawn = super().proposal(guide)
-        return _Defensive(self.defensive, self.top)(drawn) if self.defensive else drawn
+        if self.defensive:
+            drawn = _Defensive(self.defensive, self.top)(drawn)
+        return drawn if self.pathwise else _Detached()(drawn)
+
+    def check_drawn(self, guide_trace: Trace) -> None:
+        super().check_drawn(guide_trace)
+        if not self.pathwise:
+            return
+        # The wake phase holds latents fixed; where a discrete one's guide depends on the value of another, the same
+        # log q would have to send the bound's gradient through that value, and the wake phase's not.
+        sites = samples(guide_trace)
+        values = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and s["value"].requires_grad}
+        for name, site in sites.items():
+            if isinstance(site["score_parts"].score_function, Tensor) and (
+                found := depends_on(site["log_prob"], values)
+            ):
+                raise ValueError(
+                    f"pathwise: the guide of {name!r}, which the wake phase trains, depends on the value of "
+                    f"{found[0]!r}, which is differentiated through. Use pathwise=False, or VIMCO_ELBO."
+                )
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights
         share = log_weights.detach().softmax(0)
         particles.weight_paths(share)
-        awake = particles.score if self.pathwise else particles.log_guide | particles.score
         # What the wake phase trains has no part in the bound's own gradient.
-        of_bound = log_weights
+        awake, of_bound = particles.score, log_weights
         for name in awake:
             of_bound = of_bound + particles.log_guide[name] - particles.log_guide[name].detach()
         wake = sum((share * log_q for log_q in awake.values()), torch.zeros_like(share)).sum(0)
         return log_mean_exp(log_weights), log_mean_exp(of_bound) + wake
 
 
+class _Detached(Messenger):
+    """Draws reparameterised sites without a gradient, also for the sites that are drawn after them."""
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or msg["value"] is not None or not msg["fn"].has_rsample:
+            return
+        value = msg["fn"](*msg["args"], **msg["kwargs"])
+        if is_delta(msg) and value.requires_grad:
+            raise ValueError(
+                f"guide: site {msg['name']!r} is a point that is learned, and the wake phase learns densities. Use "
+                "pathwise=True, or VIMCO_ELBO."
+            )
+        msg["value"] = value.detach()
+        if not is_delta(msg):
+            msg["infer"] = {**msg["infer"], DETACHED: True}
+
+
 class _Defensive(Messenger):
-    """Draws categorical sites from a mixture of the guide and the uniform distribution."""
+    """Draws discrete sites from a mixture of the guide and the uniform distribution."""
 
     def __init__(self, share: float, top: int | None) -> None:
         super().__init__()
@@ -122,12 +162,27 @@ class _Defensive(Messenger):
 
     def _pyro_sample(self, msg: Any) -> None:
         fn = msg["fn"]
-        if msg["is_observed"] or not isinstance(fn, torch.distributions.Categorical):
+        if msg["is_observed"] or site_is_subsample(msg) or fn.has_rsample:
             return
-        q = fn.probs
+        msg["fn"] = self._mixed(fn, msg["name"])
+        msg["infer"] = {**msg["infer"], OWN: fn}
+
+    def _mixed(self, fn: Any, name: str) -> Any:
+        if isinstance(fn, Independent):
+            return self._mixed(fn.base_dist, name).to_event(fn.reinterpreted_batch_ndims)
+        if isinstance(fn, torch.distributions.Bernoulli):
+            return Bernoulli(self._with_uniform(torch.stack([1 - fn.probs, fn.probs], -1))[..., 1])
+        if isinstance(fn, torch.distributions.OneHotCategorical):
+            return OneHotCategorical(self._with_uniform(fn.probs))
+        if isinstance(fn, torch.distributions.Categorical):
+            return Categorical(self._with_uniform(fn.probs))
+        raise ValueError(
+            f"defensive: site {name!r} is a {type(fn).__name__}, and there is a uniform distribution only for "
+            "Categorical, OneHotCategorical and Bernoulli, also in Independent. Use defensive=0."
+        )
+
+    def _with_uniform(self, q: Tensor) -> Tensor:
         uniform = torch.full_like(q, 1 / q.shape[-1])
         if self.top is not None and self.top < q.shape[-1]:
             uniform = torch.zeros_like(q).scatter(-1, q.topk(self.top, dim=-1).indices, 1 / self.top)
-        mixture = (1 - self.share) * q + self.share * uniform
-        msg["fn"] = Categorical(probs=mixture)
-        msg["infer"] = {**msg["infer"], "guide": fn}
+        return (1 - self.share) * q + self.share * uniform

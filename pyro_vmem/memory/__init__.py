@@ -1,8 +1,9 @@
 """Memories: templates in slots, how they are stored, encoded, read and searched."""
 
+from pyro_vmem.memory.encoded import EncodedMemory, Template
 from pyro_vmem.memory.index import AddressIndex, ExactIndex, FaissIndex, Hits, recall
-from pyro_vmem.memory.memory import EncodedMemory, Memory, Template
-from pyro_vmem.memory.packed import LazyMemory, PackedMemory
+from pyro_vmem.memory.memory import Memory, Store
+from pyro_vmem.memory.packed import PackedMemory, PackedStore
 
 __all__ = [
     "AddressIndex",
@@ -10,9 +11,10 @@ __all__ = [
     "ExactIndex",
     "FaissIndex",
     "Hits",
-    "LazyMemory",
     "Memory",
     "PackedMemory",
+    "PackedStore",
+    "Store",
     "Template",
     "recall",
 ]

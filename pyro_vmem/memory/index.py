@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import abc
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyro_vmem._utils.extras import require
+from pyro_vmem.memory.growing import Growing
 
 __all__ = ["AddressIndex", "ExactIndex", "FaissIndex", "Hits", "merge_hits", "recall"]
 
-Kind = Literal["flat", "ivf", "hnsw"]
+Kind = Literal["ivf", "hnsw"]
 
 BLOCK = 1 << 22  # scores held at once, 16 MB
 FOLDED_SHARE = 0.05  # the share of new keys from which on they are moved into the faiss index
@@ -37,6 +40,28 @@ class Hits:
 
     scores: Tensor
     slots: Tensor
+
+    def filled(self, num_slots: int) -> tuple[Tensor, Tensor | None]:
+        """Slots with others where nothing was found, so that each row has `k` different ones; and where that is.
+
+        Arguments:
+            num_slots: How many slots there are, at least `k`.
+
+        Returns:
+            Slots, integers `(*, k)`, and True at those that were not found, `(*, k)`; `None` if all were.
+
+        Example:
+            >>> Hits(torch.tensor([2.0, -torch.inf]), torch.tensor([0, -1])).filled(10)
+            (tensor([0, 1]), tensor([False,  True]))
+        """
+        missing = self.slots < 0
+        if not bool(missing.any()):
+            return self.slots, None
+        # Of the first 2 k slots at least k were not found; a stable sort puts these first, in order.
+        others = torch.arange(min(2 * missing.shape[-1], num_slots), device=missing.device)
+        is_found = (others.unsqueeze(-1) == self.slots.unsqueeze(-2)).any(-1)
+        free = is_found.to(torch.uint8).argsort(dim=-1, stable=True)
+        return torch.where(missing, free.gather(-1, (missing.cumsum(-1) - 1).clamp(min=0)), self.slots), missing
 
 
 def merge_hits(found: Sequence[Hits], k: int) -> Hits:
@@ -95,8 +120,9 @@ class AddressIndex(abc.ABC):
     """
 
     def __init__(self, keys: Tensor) -> None:
-        self.keys = self._checked(keys, None).clone()
-        self.present = torch.ones(len(keys), dtype=torch.bool, device=keys.device)
+        self._keys = Growing(self._checked(keys, None)).with_room()
+        self._present = Growing(torch.ones(len(keys), dtype=torch.bool, device=keys.device)).with_room()
+        self._count = len(keys)
 
     def _checked(self, keys: Tensor, dim: int | None) -> Tensor:
         expected = f"(n, {'E' if dim is None else dim})"
@@ -105,6 +131,16 @@ class AddressIndex(abc.ABC):
         if not bool(torch.isfinite(keys).all()):
             raise ValueError("keys: found NaN or infinite values. Check the weights of the encoder and of the guide.")
         return keys.detach()
+
+    @property
+    def keys(self) -> Tensor:
+        """The keys of all slots, `(S, E)`, removed ones included."""
+        return self._keys.values
+
+    @property
+    def present(self) -> Tensor:
+        """True where a slot can be found, `(S,)`."""
+        return self._present.values
 
     @property
     def num_slots(self) -> int:
@@ -118,7 +154,7 @@ class AddressIndex(abc.ABC):
 
     def __len__(self) -> int:
         """Slots that can be found."""
-        return int(self.present.sum())
+        return self._count
 
     @property
     def slots(self) -> Tensor:
@@ -142,13 +178,17 @@ class AddressIndex(abc.ABC):
             fewer, the last have score `-inf` and slot -1.
 
         Raises:
-            ValueError: If `k` is less than 1, or queries are not as long as keys.
+            ValueError: If `k` is less than 1, or queries are not finite, or not as long as keys.
         """
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}.")
         if queries.shape[-1] != self.dim:
             raise ValueError(f"queries: expected shape (*, {self.dim}) as keys have, got {tuple(queries.shape)}.")
         flat = queries.detach().reshape(-1, self.dim).to(self.keys.device, self.keys.dtype)
+        if not bool(torch.isfinite(flat).all()):
+            raise ValueError(
+                "queries: found NaN or infinite values. Check the targets, and the weights of the encoder and guide."
+            )
         found = self._search(flat, k)
         scores = flat.new_full((len(flat), k), -math.inf)
         slots = torch.full((len(flat), k), -1, device=flat.device)
@@ -172,8 +212,8 @@ class AddressIndex(abc.ABC):
         """
         new = self._checked(keys, self.dim).to(self.keys)
         slots = torch.arange(self.num_slots, self.num_slots + len(new), device=self.keys.device)
-        self.keys = torch.cat([self.keys, new])
-        self.present = torch.cat([self.present, self.present.new_ones(len(new))])
+        self._keys, self._present = self._keys.append(new), self._present.append(self.present.new_ones(len(new)))
+        self._count += len(new)
         self._changed(slots)
         return slots
 
@@ -186,7 +226,9 @@ class AddressIndex(abc.ABC):
         Raises:
             IndexError: If one is not a slot.
         """
-        self.present[self._in_range(slots)] = False
+        slots = self._in_range(slots)
+        self.present[slots] = False
+        self._count = int(self.present.sum())
         self._changed(slots)
 
     def update(self, slots: Tensor, keys: Tensor) -> None:
@@ -200,7 +242,8 @@ class AddressIndex(abc.ABC):
             ValueError: If the keys do not fit.
             IndexError: If one is not a slot.
         """
-        self.keys[self._in_range(slots)] = self._checked(keys, self.dim).to(self.keys)
+        slots, keys = self._in_range(slots), self._checked(keys, self.dim).to(self.keys)
+        self.keys[slots] = keys
         self._changed(slots)
 
     def _in_range(self, slots: Tensor) -> Tensor:
@@ -224,6 +267,12 @@ class AddressIndex(abc.ABC):
             if len(keys) != len(self.keys):
                 raise ValueError(f"keys: expected {len(self.keys)}, one a slot, got {len(keys)}.")
             self.keys.copy_(self._checked(keys, self.dim))
+
+    def copy(self) -> Self:
+        """An index of the same slots with keys of its own."""
+        other = copy.copy(self)
+        other._keys, other._present = self._keys.with_room(), self._present.with_room()
+        return other
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} of {self.num_slots} slots, keys of {self.dim})"
@@ -277,7 +326,7 @@ class FaissIndex(AddressIndex):
     Arguments:
         keys: One key a slot, with shape `(S, E)`.
         kind: `"ivf"` groups the keys around centres and searches the groups nearest to the query; `"hnsw"` walks a
-            graph of near keys, which takes longer to build, and least time a query; `"flat"` looks at all.
+            graph of near keys, which takes longer to build, and least time a query.
         effort: How many groups (`"ivf"`) or nodes of the graph (`"hnsw"`) a search looks at: more find more. Default:
             two square roots of the groups, 128 nodes.
 
@@ -286,7 +335,7 @@ class FaissIndex(AddressIndex):
         ImportError: If faiss is not installed.
 
     Example:
-        >>> index = FaissIndex(torch.eye(64), kind="flat")
+        >>> index = FaissIndex(torch.eye(64), effort=10)
         >>> index.search(torch.eye(64)[5], 1).slots
         tensor([5])
     """
@@ -302,12 +351,15 @@ class FaissIndex(AddressIndex):
         self.effort = effort
         self.rebuild()
 
+    def copy(self) -> Self:
+        other = super().copy()
+        other.rebuild()
+        return other
+
     def rebuild(self, keys: Tensor | None = None) -> None:
         super().rebuild(keys)
         faiss, table = self._faiss, self.keys.numpy()
-        if self.kind == "flat":
-            self._index = faiss.IndexFlatIP(self.dim)
-        elif self.kind == "hnsw":
+        if self.kind == "hnsw":
             self._index = faiss.IndexHNSWFlat(self.dim, 32, faiss.METRIC_INNER_PRODUCT)
         else:
             # faiss asks for 39 keys a group at least to learn the centres from.
@@ -317,17 +369,24 @@ class FaissIndex(AddressIndex):
             self._index.cp.max_points_per_centroid = 64
             self._index.train(table)
         self._index.add(table)
-        # Of which slots the faiss index knows the key they have now, and which are searched beside it.
-        self._known = self.present.clone()
-        self._beside = torch.zeros_like(self.present)
+        self._beside = torch.empty(0, dtype=torch.long)
+        self._select(self.present)
+
+    def _select(self, valid: Tensor) -> None:
+        """Notes of which slots, `(n,)`, faiss has the key they have now: it searches no others."""
+        # One bit per slot. The selector points to these bytes, so that a change of few slots is one of few bits.
+        self._bits = np.packbits(valid.numpy(), bitorder="little")
+        self._num_known, self._all_valid = len(valid), bool(valid.all())
+        self._selector = self._faiss.IDSelectorBitmap(self._bits)
 
     def _changed(self, slots: Tensor) -> None:
-        more = self.num_slots - len(self._known)
-        self._known = torch.cat([self._known, self._known.new_zeros(more)])
-        self._beside = torch.cat([self._beside, self._beside.new_zeros(more)])
-        self._known[slots] = False
-        self._beside[slots] = self.present[slots]
-        if int(self._beside.sum()) > max(FOLDED_LEAST, FOLDED_SHARE * self.num_slots):
+        known = slots[slots < self._num_known].numpy()
+        if len(known):  # a new slot is not in the index of faiss: nothing to leave out
+            np.bitwise_and.at(self._bits, known >> 3, ~(1 << (known & 7)).astype(np.uint8))
+            self._all_valid = False
+        beside = torch.cat([self._beside, slots]).unique()
+        self._beside = beside[self.present[beside]]
+        if len(self._beside) > max(FOLDED_LEAST, FOLDED_SHARE * self.num_slots):
             self._fold()
 
     def _fold(self) -> None:
@@ -336,29 +395,28 @@ class FaissIndex(AddressIndex):
             self.rebuild()
             return
         # The centres stay: learning them takes longer than all the rest.
-        slots = self._beside.nonzero().squeeze(-1)
-        self._index.remove_ids(self._faiss.IDSelectorBatch((~self._known).nonzero().squeeze(-1).numpy()))
+        slots, valid = self._beside, np.unpackbits(self._bits, count=self._num_known, bitorder="little")
+        self._index.remove_ids(self._faiss.IDSelectorBatch((valid == 0).nonzero()[0]))
         self._index.add_with_ids(self.keys[slots].numpy(), slots.numpy())
-        self._known[slots] = True
-        self._beside[slots] = False
+        self._beside = slots[:0]
+        self._select(self.present)
 
     def _search(self, queries: Tensor, k: int) -> Hits:
         scores, slots = self._index.search(queries.numpy(), k, params=self._parameters())
-        found, beside = Hits(torch.from_numpy(scores), torch.from_numpy(slots)), self._beside.nonzero().squeeze(-1)
+        found, beside = Hits(torch.from_numpy(scores), torch.from_numpy(slots)), self._beside
         found = Hits(found.scores.masked_fill(found.slots < 0, -math.inf), found.slots)
-        if len(beside) == 0:
-            return found
-        exact = _exact(queries, self.keys[beside], self.present[beside], k)
-        return merge_hits([found, Hits(exact.scores, beside[exact.slots])], k)
+        if len(beside):
+            exact = _exact(queries, self.keys[beside], self.present[beside], k)
+            found = merge_hits([found, Hits(exact.scores, beside[exact.slots])], k)
+        none = (found.scores == -math.inf).all(-1)
+        if bool(none.any()):  # most slots that the search would pass through were removed
+            exact = _exact(queries[none], self.keys, self.present, k)
+            found.scores[none, : exact.scores.shape[1]] = exact.scores
+            found.slots[none, : exact.slots.shape[1]] = exact.slots
+        return found
 
     def _parameters(self) -> Any:
-        faiss, settings = self._faiss, {}
-        if not bool(self._known.all()):
-            packed = torch.nn.functional.pad(self._known, (0, -len(self._known) % 8)).reshape(-1, 8)
-            weights = 2 ** torch.arange(8, dtype=torch.uint8)
-            settings["sel"] = faiss.IDSelectorBitmap((packed * weights).sum(-1).to(torch.uint8).numpy())
-        if self.kind == "flat":
-            return faiss.SearchParameters(**settings)
+        faiss, settings = self._faiss, {} if self._all_valid else {"sel": self._selector}
         if self.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=self.effort or 128, **settings)
         effort = min(self.effort or math.ceil(2 * math.sqrt(self._index.nlist)), self._index.nlist)

@@ -1,24 +1,117 @@
-"""A memory of millions of templates: stored as bits or bytes, decoded and encoded as they are read."""
+"""A memory of millions of templates, stored as bits or bytes in RAM or in a file, that can be added and removed."""
 
 from __future__ import annotations
 
+import copy
+import itertools
+import math
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex
-from pyro_vmem.memory.memory import EncodedMemory, Memory, Template
-from pyro_vmem.memory.packing import pack_templates, row_shape, unpack_templates, write_rows
+from pyro_vmem.memory.memory import Memory
 
-__all__ = ["LazyMemory", "PackedMemory"]
+__all__ = ["PackedMemory", "PackedStore"]
 
-SEARCHED_AT_ONCE = 1024  # templates that are encoded at once where features alone are kept
 MOST_AT_ONCE = 1 << 28  # values that are decoded at once if somebody asks for all templates, 1 GB
+WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)  # of the bits of a byte, as `numpy.packbits` has them
+
+
+class PackedStore:
+    """Templates as bits (binary values) or bytes (grey levels): a :class:`Store` that decodes what is read.
+
+    Arguments:
+        packed: Integers of type uint8, which may be a mapped file: see :class:`PackedMemory`.
+        event_shape: The shape of one template.
+        bits: 1 or 8 for each value.
+        dtype: What templates are decoded to.
+        device: Where they are decoded to. Default: where `packed` is.
+
+    Raises:
+        ValueError: If `packed` is not of the shape and dtype that templates of this shape have.
+    """
+
+    batch_shape = torch.Size()
+    is_decoded = False
+
+    def __init__(
+        self,
+        packed: Tensor,
+        event_shape: Sequence[int],
+        bits: Literal[1, 8] = 1,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> None:
+        if bits not in (1, 8):
+            raise ValueError(f"bits: expected 1 or 8, got {bits!r}.")
+        self.packed, self.event_shape, self.bits, self.dtype = packed, torch.Size(event_shape), bits, dtype
+        self.device = torch.device(device) if device is not None else packed.device
+        self.added = Growing(packed[:0])  # beside what may be a file
+        row = self.row_shape
+        if packed.dtype != torch.uint8 or tuple(packed.shape[1:]) != row or len(packed) == 0:
+            raise ValueError(
+                f"packed: expected uint8 values (S, {', '.join(map(str, row))}) for {bits}-bit templates of shape "
+                f"{tuple(self.event_shape)}, got {packed.dtype} {tuple(packed.shape)}. "
+                "Make it with PackedMemory.pack(templates)."
+            )
+
+    @property
+    def num_slots(self) -> int:
+        """The number of slots :math:`S`."""
+        return len(self.packed) + len(self.added.values)
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        """The shape of one template as it is stored."""
+        return (-(-self.event_shape.numel() // 8),) if self.bits == 1 else tuple(self.event_shape)
+
+    @property
+    def templates(self) -> Tensor:
+        """All templates, decoded: `(S, *event)`; a `ValueError` if they are too many."""
+        self.check_size()
+        return self.read(torch.arange(self.num_slots, device=self.device))
+
+    def check_size(self) -> None:
+        """Raises a `ValueError` if templates are too many for all `(S, *event)` to be looked at."""
+        if self.num_slots * self.event_shape.numel() > MOST_AT_ONCE:
+            gigabytes = 4e-9 * self.num_slots * self.event_shape.numel()
+            raise ValueError(
+                f"memory: what was asked for looks at all of its {self.num_slots:,} templates, {gigabytes:.1f} GB when "
+                "decoded. Use parts that do not, IndexedGuide and UniformPrior, and memory.read(a) for some."
+            )
+
+    def read(self, a: Tensor) -> Tensor:
+        """Templates `(*, *event)` at addresses `(*)`, decoded; an `IndexError` if one is not a slot."""
+        at = a.flatten().to(self.packed.device)
+        if at.device.type == "cpu" and bool(((at < 0) | (at >= self.num_slots)).any()):
+            raise IndexError(f"a: expected addresses in 0..{self.num_slots - 1}, got {at.min()}..{at.max()}.")
+        rows, added = self.packed.index_select(0, at.clamp(max=len(self.packed) - 1)), self.added.values
+        if len(added):
+            is_added = at >= len(self.packed)
+            rows[is_added] = added[at[is_added] - len(self.packed)]
+        values = _unpack(rows.to(self.device), self.event_shape, self.bits, self.dtype)
+        return values.reshape(*a.shape, *self.event_shape)
+
+    def append(self, rows: Tensor) -> PackedStore:
+        """The store with packed templates `(n, *row_shape)` behind the others, which are not copied."""
+        other = copy.copy(self)
+        other.added = self.added.append(rows)
+        return other
+
+    def map(self, fn: Callable[[Tensor], Tensor]) -> PackedStore:
+        """What is stored stays where it is, and is decoded to the new place and dtype."""
+        like = fn(torch.empty(0, dtype=self.dtype, device=self.device))
+        other = copy.copy(self)
+        other.dtype, other.device = like.dtype, like.device
+        return other
 
 
 class PackedMemory(Memory):
@@ -54,6 +147,8 @@ class PackedMemory(Memory):
         (True, torch.Size([1000, 98]))
     """
 
+    store: PackedStore
+
     def __init__(
         self,
         packed: Tensor,
@@ -65,32 +160,9 @@ class PackedMemory(Memory):
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        if bits not in (1, 8):
-            raise ValueError(f"bits: expected 1 or 8, got {bits!r}.")
-        self.packed, self._event_shape, self.bits = packed, torch.Size(event_shape), bits
-        self.added = packed[:0]  # beside what may be a file
-        self.labels, self.mask, self.index = labels, mask, index
-        self.per_datapoint = False
-        self._dtype, self._device = dtype, torch.device(device) if device is not None else packed.device
-        self._check()
-
-    def _check(self) -> None:
-        row = row_shape(self._event_shape, self.bits)
-        if self.packed.dtype != torch.uint8 or tuple(self.packed.shape[1:]) != row or self.num_slots == 0:
-            raise ValueError(
-                f"packed: expected uint8 values (S, {', '.join(map(str, row))}) for {self.bits}-bit templates of shape "
-                f"{tuple(self._event_shape)}, got {self.packed.dtype} {tuple(self.packed.shape)}. "
-                "Make it with PackedMemory.pack(templates)."
-            )
-        for name, value in (("labels", self.labels), ("mask", self.mask)):
-            if value is not None and value.shape != (self.num_slots,):
-                raise ValueError(f"{name}: expected shape ({self.num_slots},), got {tuple(value.shape)}.")
-        if self.labels is not None and (self.labels.is_floating_point() or self.labels.is_complex()):
-            raise ValueError(f"labels: expected integers, got {self.labels.dtype}. Use `labels.long()`.")
-        if self.mask is not None and (self.mask.dtype != torch.bool or not bool(self.mask.any())):
-            raise ValueError("mask: expected dtype torch.bool and a slot in use. Use `mask.bool()`.")
-        if self.index is not None and self.index.num_slots != self.num_slots:
-            raise ValueError(f"index: it has {self.index.num_slots} slots, the memory {self.num_slots}. Make it anew.")
+        super().__init__(PackedStore(packed, event_shape, bits, dtype, device), labels, mask, index=index)
+        self._grown_labels = None if labels is None else Growing(labels)
+        self._shares_index = False
 
     @classmethod
     def pack(
@@ -123,13 +195,13 @@ class PackedMemory(Memory):
         event_shape = first.shape[1:]
 
         def packed() -> Iterable[Tensor]:
-            yield pack_templates(first, event_shape, bits)
+            yield _pack(first, event_shape, bits)
             for batch in batches:
-                yield pack_templates(batch, event_shape, bits)
+                yield _pack(batch, event_shape, bits)
 
         if path is None:
             return cls(torch.cat(list(packed())), event_shape, bits, labels, dtype=first.dtype)
-        write_rows(Path(path), packed(), row_shape(event_shape, bits))
+        _write_rows(Path(path), packed())
         return cls.open(path, event_shape, bits, labels)
 
     @classmethod
@@ -154,93 +226,45 @@ class PackedMemory(Memory):
         return cls(packed, event_shape, bits, labels)
 
     @property
-    def num_slots(self) -> int:
-        """The number of slots :math:`S`, masked ones included."""
-        return len(self.packed) + len(self.added)
+    def packed(self) -> Tensor:
+        """The templates as they are stored, without those that were added."""
+        return self.store.packed
 
     @property
-    def batch_shape(self) -> torch.Size:
-        """`()`: the memory is shared."""
-        return torch.Size()
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """The shape of one template."""
-        return self._event_shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where templates are when they have been read."""
-        return self._device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What templates are when they have been read."""
-        return self._dtype
-
-    @property
-    def templates(self) -> Tensor:  # type: ignore[override]  # made of what is stored
-        """All templates, decoded: `(S, *event)`.
-
-        Raises:
-            ValueError: If they are too many to be decoded at once.
-        """
-        self.refuse_all()
-        return self.read(torch.arange(self.num_slots, device=self.device))
-
-    def refuse_all(self) -> None:
-        """Raises a `ValueError` if templates are too many for all `(S, *event)` to be looked at."""
-        if self.num_slots * self.event_shape.numel() > MOST_AT_ONCE:
-            gigabytes = 4e-9 * self.num_slots * self.event_shape.numel()
-            raise ValueError(
-                f"memory: what was asked for looks at all of its {self.num_slots:,} templates, {gigabytes:.1f} GB when "
-                "decoded. Use parts that do not, IndexedGuide and UniformPrior, and memory.read(a) for some."
-            )
-
-    def encoded_by(self, encoder: Callable[[Tensor], Template]) -> LazyMemory:
-        """This memory, whose templates are encoded as they are read."""
-        return LazyMemory(self, encoder)
-
-    def read(self, a: Tensor) -> Tensor:
-        """Reads and decodes :math:`m_a`; as of :class:`Memory`."""
-        at = a.flatten().to(self.packed.device)
-        if at.device.type == "cpu" and bool(((at < 0) | (at >= self.num_slots)).any()):
-            raise IndexError(f"a: expected addresses in 0..{self.num_slots - 1}, got {at.min()}..{at.max()}.")
-        rows = self.packed.index_select(0, at.clamp(max=len(self.packed) - 1))
-        if len(self.added):
-            is_added = at >= len(self.packed)
-            rows[is_added] = self.added[at[is_added] - len(self.packed)]
-        values = unpack_templates(rows.to(self.device), self.event_shape, self.bits, self.dtype)
-        return values.reshape(*a.shape, *self.event_shape)
+    def bits(self) -> Literal[1, 8]:
+        """How many bits a value is stored in."""
+        return self.store.bits
 
     def add(self, templates: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """Appends templates; returns their slots, integers `(n,)`. :func:`add_templates` computes the keys.
 
+        Nothing is changed if anything does not fit, and nothing that is there is copied.
+
         Arguments:
-            templates: The templates, with shape `(n, *event)`; as of :meth:`pack`.
+            templates: The templates, with shape `(n, *event)`; see :meth:`pack`.
             labels: Their classes, integers `(n,)`, if the memory has labels.
             keys: Their keys `(n, E)`, if the memory has an index.
 
         Raises:
             ValueError: If the templates do not fit, or labels or keys are missing.
         """
-        new = pack_templates(templates, self.event_shape, self.bits).to(self.packed.device)
+        rows = _pack(templates, self.event_shape, self.bits).to(self.packed.device)
         for name, value, here in (("labels", labels, self.labels), ("keys", keys, self.index)):
-            if (value is None) != (here is None) or (value is not None and len(value) != len(new)):
-                raise ValueError(
-                    f"{name}: expected {'none, as the memory has' if here is None else f'{len(new)}, one a template'}, "
-                    f"got {'none' if value is None else len(value)}."
-                )
-        if keys is not None:
-            assert self.index is not None
-            self.index.add(keys)  # which refuses keys that do not fit before anything is added
-        slots = torch.arange(self.num_slots, self.num_slots + len(new), device=self.device)
-        self.added = torch.cat([self.added, new])
+            if (value is None) != (here is None) or (value is not None and len(value) != len(rows)):
+                expected = "none, as the memory has" if here is None else f"{len(rows)}, one a template"
+                raise ValueError(f"{name}: expected {expected}, got {'none' if value is None else len(value)}.")
         if labels is not None:
-            assert self.labels is not None
-            self.labels = torch.cat([self.labels, labels.to(self.labels)])
+            labels = self._new_labels(labels)
+        if keys is not None:
+            self._own_index().add(keys)  # which refuses keys that do not fit; all else has been checked
+        slots = torch.arange(self.num_slots, self.num_slots + len(rows), device=self.device)
+        if labels is not None:
+            assert self._grown_labels is not None
+            self._grown_labels = self._grown_labels.append(labels)
+            self.labels = self._grown_labels.values
         if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(new))])
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows))])
+        self.store = self.store.append(rows)
         return slots
 
     def remove(self, slots: Tensor) -> None:
@@ -253,22 +277,44 @@ class PackedMemory(Memory):
             ValueError: If no slot would be left.
             IndexError: If one is not a slot.
         """
+        if bool(((slots < 0) | (slots >= self.num_slots)).any()):
+            raise IndexError(f"slots: expected 0..{self.num_slots - 1}, got {slots.min()}..{slots.max()}.")
         mask = torch.ones(self.num_slots, dtype=torch.bool, device=self.device) if self.mask is None else self.mask
         mask = mask.index_fill(0, slots.to(mask.device), False)
         if not bool(mask.any()):
             raise ValueError("slots: no slot would be left in use. A memory needs at least one.")
         if self.index is not None:
-            self.index.remove(slots)
+            self._own_index().remove(slots)
         self.mask = mask
 
-    def _map(self, fn: Any) -> PackedMemory:
-        """Labels and mask mapped; what is stored stays where it is, and is decoded to the new place."""
-        like = fn(torch.empty(0, dtype=self.dtype, device=self.device), True)
-        other = object.__new__(PackedMemory)
-        other.__dict__ |= self.__dict__
-        other.labels = None if self.labels is None else fn(self.labels, False)
-        other.mask = None if self.mask is None else fn(self.mask, False)
-        other._dtype, other._device = like.dtype, like.device
+    def _new_labels(self, labels: Tensor) -> Tensor:
+        """Labels in the dtype and on the device of those there are, which must be able to hold them."""
+        assert self.labels is not None
+        if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
+            raise ValueError(
+                f"labels: expected integers ({len(labels)},), got {labels.dtype} {tuple(labels.shape)}. Use "
+                "`labels.flatten().long()`."
+            )
+        converted = labels.to(self.labels)
+        if not bool((converted == labels.to(converted.device)).all()):
+            raise ValueError(
+                f"labels: {labels.min()}..{labels.max()} do not fit into the memory's labels, {self.labels.dtype}. "
+                "Make the memory with labels of a larger dtype, `labels.long()`."
+            )
+        return converted
+
+    def _own_index(self) -> AddressIndex:
+        """The index, which a copy that `to` made does not share any more: it keeps the slots that it has."""
+        assert self.index is not None
+        if self._shares_index:
+            self.index, self._shares_index = self.index.copy(), False
+        return self.index
+
+    def _map(self, values: Callable[[Tensor], Tensor], slots: Callable[[Tensor], Tensor]) -> Self:
+        # The keys of a million slots are not copied each time that an episode moves: only when slots come or go.
+        self._shares_index = self.index is not None
+        other = super()._map(values, slots)
+        other._grown_labels = None if other.labels is None else Growing(other.labels)
         return other
 
     def __repr__(self) -> str:
@@ -276,109 +322,45 @@ class PackedMemory(Memory):
         return f"{super().__repr__()[:-1]}, {self.bits} bit{'s' * (self.bits > 1)} a value{indexed})"
 
 
-class LazyMemory(EncodedMemory):
-    r"""A shared memory whose templates are encoded as they are read, each once in a read.
+def _pack(templates: Tensor, event_shape: Sequence[int], bits: int) -> Tensor:
+    """Templates `(n, *event)` as uint8 rows."""
+    if tuple(templates.shape[1:]) != tuple(event_shape) or not templates.is_floating_point():
+        raise ValueError(
+            f"templates: expected floating-point values (n, {', '.join(map(str, event_shape))}), got "
+            f"{templates.dtype} {tuple(templates.shape)}."
+        )
+    if bits == 1:
+        if not bool(((templates == 0) | (templates == 1)).all()):
+            raise ValueError("templates: expected binary values, 0 or 1, for bits=1. Use bits=8 for values in [0, 1].")
+        flat = templates.flatten(1).to(torch.uint8)
+        flat = F.pad(flat, (0, -flat.shape[1] % 8)).unflatten(1, (-1, 8))
+        return (flat * flat.new_tensor(WEIGHTS)).sum(-1).to(torch.uint8)
+    if not bool(((templates >= 0) & (templates <= 1)).all()):
+        raise ValueError("templates: expected values in [0, 1] for bits=8. Scale them, or use a Memory.")
+    return (255 * templates).round().to(torch.uint8)
 
-    What was encoded last is kept, so that what the guide has read costs the model nothing; gradients flow through it. A
-    part that looks at the features of all slots has all encoded, and what is read after is gathered from these; without
-    gradient, as for a search, features alone are kept. It stands wherever an :class:`EncodedMemory` does.
 
-    Arguments:
-        memory: The memory, a :class:`PackedMemory` or any other that is shared.
-        encoder: Makes the features of templates `(n, *event)`.
+def _unpack(rows: Tensor, event_shape: Sequence[int], bits: int, dtype: torch.dtype) -> Tensor:
+    """The reverse: uint8 rows as templates `(n, *event)`."""
+    if bits == 8:
+        return rows.to(dtype) / 255
+    values = (rows.unsqueeze(-1) & rows.new_tensor(WEIGHTS)) != 0
+    return values.flatten(1)[:, : math.prod(event_shape)].to(dtype).unflatten(1, tuple(event_shape))
 
-    Example:
-        >>> from pyro_vmem.parts import MLPEncoder
-        >>> memory = LazyMemory(PackedMemory.pack((torch.rand(1000, 8) > 0.5).float()), MLPEncoder((8,), 16))
-        >>> memory.read(torch.tensor([[4, 0], [4, 4]])).features.shape  # encodes two templates
-        torch.Size([2, 2, 16])
-    """
 
-    def __init__(self, memory: Memory, encoder: Callable[[Tensor], Template]) -> None:
-        self.memory, self.encoder = memory, encoder
-        self.labels, self.mask, self.index, self.per_datapoint = memory.labels, memory.mask, memory.index, False
-        self._last: tuple[Tensor, Template, tuple[bool, bool]] | None = None
-
-    @property
-    def encoded(self) -> Template:  # type: ignore[override]  # made when asked for
-        """All templates with their features; refused if they are too many."""
-        last = self._usable()
-        if last is None or len(last[0]) < self.num_slots:
-            everything = torch.arange(self.num_slots, device=self.device)
-            self._last = last = everything, self.encoder(self.memory.templates), self._context()
-        return last[1]
-
-    @property
-    def features(self) -> Tensor:
-        """One feature vector a slot, with shape `(S, F)`; refused if they are too many."""
-        last = self._usable()
-        if torch.is_grad_enabled() or (last is not None and len(last[0]) == self.num_slots):
-            return self.encoded.features
-        if isinstance(self.memory, PackedMemory):
-            self.memory.refuse_all()
-        batches = torch.arange(self.num_slots, device=self.device).split(SEARCHED_AT_ONCE)
-        return torch.cat([self.encoder(self.memory.read(some)).features for some in batches])
-
-    @property
-    def templates(self) -> Tensor:  # type: ignore[override]  # as above
-        """All templates `(S, *event)`; refused if they are too many."""
-        return self.memory.templates
-
-    @property
-    def num_slots(self) -> int:
-        """The number of slots :math:`S`, masked ones included."""
-        return self.memory.num_slots
-
-    @property
-    def batch_shape(self) -> torch.Size:
-        """`()`: the memory is shared."""
-        return torch.Size()
-
-    @property
-    def event_shape(self) -> torch.Size:
-        """The shape of one template."""
-        return self.memory.event_shape
-
-    @property
-    def device(self) -> torch.device:
-        """Where templates are when they have been read."""
-        return self.memory.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """What templates are when they have been read."""
-        return self.memory.dtype
-
-    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
-        r"""Reads, decodes and encodes :math:`m_a`; as of :class:`EncodedMemory`."""
-        slots, template = self._encoded_at(a)
-        return EncodedMemory.of_templates(template).read(torch.searchsorted(slots, a.contiguous()))
-
-    def _encoded_at(self, a: Tensor) -> tuple[Tensor, Template]:
-        """Slots in order that are those of `a` at least, and their templates."""
-        last = self._usable()
-        if last is not None:
-            slots, template, _ = last
-            at = torch.searchsorted(slots, a.contiguous()).clamp(max=len(slots) - 1)
-            if bool((slots[at] == a).all()):
-                return slots, template
-        slots = a.unique()
-        template = self.encoder(self.memory.read(slots))
-        self._last = slots, template, self._context()
-        return slots, template
-
-    def _usable(self) -> tuple[Tensor, Template, tuple[bool, bool]] | None:
-        """What was encoded last; not if that was in another precision, or without a gradient that is wanted now."""
-        if self._last is None:
-            return None
-        (grad, half), (now_grad, now_half) = self._last[2], self._context()
-        return self._last if half == now_half and (grad or not now_grad) else None
-
-    def _context(self) -> tuple[bool, bool]:
-        return torch.is_grad_enabled(), torch.is_autocast_enabled(self.device.type)
-
-    def _map(self, fn: Any) -> LazyMemory:
-        return LazyMemory(self.memory._map(fn), self.encoder)
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.memory!r})"
+def _write_rows(path: Path, batches: Iterable[Tensor]) -> None:
+    """Writes rows some at a time as one `.npy` file, whose header says how many there are when all are written."""
+    part, rows = path.with_name(path.name + ".part"), 0
+    batches = iter(batches)
+    first = next(batches)
+    with part.open("wb") as file:
+        for final in (False, True):
+            file.seek(0)
+            # numpy leaves room in the header for the first dim to grow
+            header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *first.shape[1:])}
+            np.lib.format.write_array_header_1_0(file, header)
+            if not final:
+                for batch in itertools.chain([first], batches):
+                    file.write(batch.cpu().numpy().tobytes())
+                    rows += len(batch)
+    part.replace(path)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any, Self
 
 import pyro.distributions as dist
@@ -64,6 +63,10 @@ class _Baseline(VMA):
         super().__init__(
             UniformPrior(), latent_prior, likelihood, UniformGuide(), latent_guide, template_encoder, x_encoder, name
         )
+        self._add_networks()
+
+    def _add_networks(self) -> None:
+        """Makes what the model has beside the networks of a VMA."""
 
     @classmethod
     def like(cls, vma: VMA) -> Self:
@@ -110,22 +113,11 @@ class NoMemoryVAE(_Baseline):
         torch.Size([2, 1, 12, 10])
     """
 
-    def __init__(
-        self,
-        latent_prior: LatentPrior,
-        likelihood: Likelihood,
-        latent_guide: LatentGuide,
-        template_encoder: Encoder | None = None,
-        x_encoder: Encoder | None = None,
-        name: str = "vma",
-    ) -> None:
-        super().__init__(latent_prior, likelihood, latent_guide, template_encoder, x_encoder, name)
+    def _add_networks(self) -> None:
         self.template = nn.Parameter(torch.zeros(self.event_shape))
 
-    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
-        if isinstance(memory, EncodedMemory):
-            return memory
-        return _SameEverywhere(memory, _expanded(self.template_encoder(self.template), memory.batch_shape))
+    def _encode(self, memory: Memory, reads: int | None) -> EncodedMemory:
+        return _OneTemplate(memory, self.template_encoder(self.template).map(lambda t: _one_slot(t, memory)))
 
 
 class SetStatisticsVAE(_Baseline):
@@ -162,16 +154,7 @@ class SetStatisticsVAE(_Baseline):
         torch.Size([2, 1, 12, 10])
     """
 
-    def __init__(
-        self,
-        latent_prior: LatentPrior,
-        likelihood: Likelihood,
-        latent_guide: LatentGuide,
-        template_encoder: Encoder | None = None,
-        x_encoder: Encoder | None = None,
-        name: str = "vma",
-    ) -> None:
-        super().__init__(latent_prior, likelihood, latent_guide, template_encoder, x_encoder, name)
+    def _add_networks(self) -> None:
         num_features = self.template_encoder.num_features
         self.phi = nn.Sequential(nn.Linear(num_features, num_features), nn.ReLU())
         self.rho = nn.Linear(num_features, num_features)
@@ -180,17 +163,11 @@ class SetStatisticsVAE(_Baseline):
     def like(cls, vma: VMA) -> Self:
         return cls(vma.latent_prior, vma.likelihood, vma.latent_guide, vma.template_encoder, vma.x_encoder)
 
-    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
-        if isinstance(memory, EncodedMemory):
-            return memory
+    def _encode(self, memory: Memory, reads: int | None) -> EncodedMemory:
         each: Template = self.template_encoder(memory.templates)
-        return _SameEverywhere(
-            memory,
-            Template(
-                _mean(memory, memory.templates),
-                self.rho(_mean(memory, self.phi(each.features))),
-                tuple(_mean(memory, m) for m in each.maps),
-            ),
+        features = self.rho(_mean(memory, self.phi(each.features)))
+        return _OneTemplate(
+            memory, Template(_mean(memory, each.raw), features, tuple(_mean(memory, m) for m in each.maps))
         )
 
 
@@ -238,28 +215,34 @@ class SoftAttentionVAE(_Baseline):
             vma.x_encoder,
         )
 
-    def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
-        if isinstance(memory, EncodedMemory):
-            return memory
+    def _encode(self, memory: Memory, reads: int | None) -> EncodedMemory:
         return _ReadAsAWhole(memory, self.template_encoder(memory.templates))
 
 
-class _SameEverywhere(EncodedMemory):
-    """A memory in which every slot reads the same; `encoded` is that one template, with leading shape `batch_shape`."""
+class _OneTemplate(EncodedMemory):
+    """A memory in which every address reads the same; `encoded` has that one template, in a single slot."""
 
-    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as EncodedMemory's
-        return _expanded(self.encoded, _leading(a, self))
-
-    def _map(self, fn: Any) -> EncodedMemory:
-        mapped = super()._map(fn)
-        return _SameEverywhere(mapped, mapped.encoded)
+    def _read(self, table: Template, a: Tensor) -> Template:
+        return super()._read(table, torch.zeros_like(a))
 
 
-@dataclass(frozen=True, eq=False)
+class _ReadAsAWhole(EncodedMemory):
+    """A memory of which every address reads all."""
+
+    def _read(self, table: Template, a: Tensor) -> Template:
+        return _Whole(self, torch.broadcast_shapes(a.shape, self.batch_shape))
+
+
 class _Whole(Template):
     """All of a memory, as what is read at any address; what it looks like depends on the weights of its slots."""
 
-    memory: EncodedMemory = field(kw_only=True)
+    def __init__(self, memory: EncodedMemory, leading: torch.Size) -> None:
+        self.memory, encoded = memory, memory.encoded
+        raw, features = (
+            values.new_zeros(()).expand(*leading, *event)
+            for values, event in ((encoded.raw, memory.event_shape), (encoded.features, encoded.features.shape[-1:]))
+        )
+        super().__init__(raw, features)  # nothing can be seen of it without weights
 
     def mixture(self, weights: Tensor) -> Template:
         """The mixture of templates with weights `(*, S)`."""
@@ -273,25 +256,8 @@ class _Whole(Template):
             return mixed.reshape(*mixed.shape[:-1], *event)
 
         with no_autocast(weights):
-            raw = mix(self.memory.templates)
+            raw = mix(encoded.raw)
         return Template(raw, mix(encoded.features), tuple(mix(m) for m in encoded.maps))
-
-
-class _ReadAsAWhole(EncodedMemory):
-    """A memory of which every address reads all."""
-
-    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as EncodedMemory's
-        leading, raw, features = _leading(a, self), self.templates, self.features
-        # Nothing can be seen of it without weights.
-        return _Whole(
-            raw.new_zeros(()).expand(*leading, *self.event_shape),
-            features.new_zeros(()).expand(*leading, features.shape[-1]),
-            memory=self,
-        )
-
-    def _map(self, fn: Any) -> EncodedMemory:
-        mapped = super()._map(fn)
-        return _ReadAsAWhole(mapped, mapped.encoded)
 
 
 class SoftAttentionDecoder(Decoder):
@@ -311,9 +277,6 @@ class SoftAttentionDecoder(Decoder):
         decoded: Tensor = self.inner(z, template.mixture(weights))
         return decoded
 
-    def shift_output(self, value: float) -> None:
-        self.inner.shift_output(value)
-
 
 class SoftAttentionGuide(LatentGuide):
     """A guide of the latent that is given a mixture of the templates, with weights from the target."""
@@ -331,27 +294,17 @@ class SoftAttentionGuide(LatentGuide):
         return q.expand(torch.broadcast_shapes(q.batch_shape, template.leading_shape))
 
 
-def _expanded(template: Template, leading: torch.Size) -> Template:
-    """A template with more leading dims; no copy."""
-    dims = len(template.leading_shape)
-    return Template(
-        template.raw.expand(*leading, *template.raw.shape[dims:]),
-        template.features.expand(*leading, *template.features.shape[dims:]),
-        tuple(m.expand(*leading, *m.shape[dims:]) for m in template.maps),
-    )
+def _one_slot(values: Tensor, memory: Memory) -> Tensor:
+    """One template's values as those of a memory with one slot, `(1, *)` or `(B, 1, *)`; no copy."""
+    return values.expand(*memory.batch_shape, 1, *values.shape)
 
 
 def _mean(memory: Memory, values: Tensor) -> Tensor:
-    """The mean of `values`, `(S, ...)` or `(B, S, ...)`, over the slots in use."""
+    """The mean of `values`, `(S, *)` or `(B, S, *)`, over the slots in use: `(1, *)` or `(B, 1, *)`."""
     dim = len(memory.batch_shape)
     exact = full_precision(values)
     if memory.mask is None:
-        return exact.mean(dim).to(values.dtype)
+        return exact.mean(dim, keepdim=True).to(values.dtype)
     shares = memory.mask.to(exact.dtype) / memory.slots_in_use.unsqueeze(-1)
     shares = shares.reshape(*shares.shape, *[1] * (exact.dim() - shares.dim()))
-    return (shares * exact).sum(dim).to(values.dtype)
-
-
-def _leading(a: Tensor, memory: Memory) -> torch.Size:
-    """The leading dims of what is read at the addresses `a`."""
-    return torch.broadcast_shapes(a.shape, memory.batch_shape)
+    return (shares * exact).sum(dim, keepdim=True).to(values.dtype)

@@ -1,4 +1,4 @@
-"""The keys of a memory's slots: computed, kept fresh while a model is trained, and how old they have become."""
+"""The index of a memory: its keys are computed, refreshed while the model is trained, and compared with fresh ones."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, PackedMemory, recall
+from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, PackedMemory, recall
 from pyro_vmem.model.vma import VMA
 from pyro_vmem.parts import AddressGuide, KeyedGuide
 
@@ -34,7 +34,7 @@ def keyed(guide: AddressGuide) -> KeyedGuide:
 
 @torch.no_grad()
 def slot_keys(
-    vma: VMA, memory: PackedMemory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
+    vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
 ) -> Tensor:
     """The keys of slots as the model has them now: their templates are read and encoded, some at a time.
 
@@ -60,8 +60,8 @@ def slot_keys(
 
 def index_memory(
     vma: VMA,
-    memory: PackedMemory,
-    kind: Literal["exact", "flat", "ivf", "hnsw"] = "exact",
+    memory: Memory,
+    kind: Literal["exact", "ivf", "hnsw"] = "exact",
     *,
     effort: int | None = None,
     batch_size: int = 1024,
@@ -128,7 +128,6 @@ def add_templates(vma: VMA, memory: PackedMemory, templates: Tensor, labels: Ten
     """
     # What is packed is what is read later, so that is what the keys are of.
     packed = PackedMemory.pack(templates, memory.bits).to(memory.device, memory.dtype)
-    assert isinstance(packed, PackedMemory)
     return memory.add(templates, labels, None if memory.index is None else slot_keys(vma, packed))
 
 
@@ -152,7 +151,7 @@ class Staleness:
 
 @torch.no_grad()
 def staleness(
-    vma: VMA, memory: PackedMemory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: int = 0
+    vma: VMA, memory: Memory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: int = 0
 ) -> Staleness:
     """Measures how much the cached keys of a memory's index would have fresh ones find other slots.
 
@@ -222,7 +221,7 @@ class KeyRefresher:
         0.0
     """
 
-    def __init__(self, vma: VMA, memory: PackedMemory, slots_a_step: int = 256) -> None:
+    def __init__(self, vma: VMA, memory: Memory, slots_a_step: int = 256) -> None:
         if slots_a_step < 1:
             raise ValueError(f"slots_a_step: expected at least 1, got {slots_a_step}.")
         _index_of(memory)
@@ -249,7 +248,7 @@ class KeyRefresher:
         return drift
 
 
-def _index_of(memory: PackedMemory) -> AddressIndex:
+def _index_of(memory: Memory) -> AddressIndex:
     if memory.index is None:
         raise ValueError("memory: it has no index. Make one with index_memory(vma, memory).")
     return memory.index

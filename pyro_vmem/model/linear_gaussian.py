@@ -183,9 +183,6 @@ class _LinearDecoder(Decoder):
         r = self.reference
         return z @ r.loading.mT + template.raw @ r.skip.mT + r.offset
 
-    def shift_output(self, value: float) -> None:
-        raise NotImplementedError("the reference model's parameters are given")
-
 
 class _LinearLikelihood(Likelihood):
     def forward(self, z: Tensor, template: Template) -> dist.Distribution:

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from pyro_vmem._utils.param_store import register
-from pyro_vmem.distributions import sparse_probs
-from pyro_vmem.memory import EncodedMemory, LazyMemory, Memory, Template
+from pyro_vmem.distributions import sparse_parts
+from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.checks import check_address, check_memory, check_targets
+from pyro_vmem.model.completion import complete
 from pyro_vmem.parts import (
     AddressGuide,
     AddressPrior,
@@ -36,6 +37,7 @@ from pyro_vmem.parts import (
     Templates,
     UniformPrior,
     WarpDecoder,
+    log_odds,
 )
 
 __all__ = ["VMA"]
@@ -162,7 +164,7 @@ class VMA(Part):
         defaults: dict[str, Any] = {
             "address_prior": UniformPrior(),
             "latent_prior": TemplatePrior(latent_dim, num_features),
-            "likelihood": likelihood(decoders[decoder](image_shape, *sizes), ink),
+            "likelihood": likelihood(decoders[decoder](image_shape, *sizes, level=log_odds(ink))),
             "address_guide": SimilarityGuide(num_features),
             "latent_guide": GaussianGuide(latent_dim, num_features),
             "template_encoder": ConvEncoder(image_shape, num_features, width),
@@ -274,14 +276,16 @@ class VMA(Part):
         `svi.step(vma.encode(memory), x)` encodes once for guide and model; gradients flow through it. Where `reads`,
         the most templates that will be read, are fewer than the slots, each is encoded as it is read.
         """
-        if isinstance(memory, EncodedMemory):
-            return memory
+        return memory if isinstance(memory, EncodedMemory) else self._encode(memory, reads)
+
+    def _encode(self, memory: Memory, reads: int | None) -> EncodedMemory:
         if self.templates is not None:
             memory = self.templates(memory)
-        if reads is not None and reads < memory.num_slots and not memory.per_datapoint:
-            return LazyMemory(memory, self.template_encoder)
+        few = reads is not None and reads < memory.num_slots and not memory.per_datapoint
+        if few or not memory.store.is_decoded:
+            return EncodedMemory(memory, self.template_encoder)
         with record_function("encode memory"):
-            return memory.encoded_by(self.template_encoder)
+            return EncodedMemory(memory, self.template_encoder(memory.templates))
 
     def encode_x(self, x: Tensor) -> Template:
         """Targets `(*, *event)` with their features."""
@@ -299,7 +303,8 @@ class VMA(Part):
             memory: The memory :math:`M`, shared or per datapoint.
             n: How many draws.
             address: The slot to read. By default each draw samples its own from the address prior.
-            mean: Whether to return the mean of :math:`p(x | z, m_a)` instead of a draw from it: grey, less noisy.
+            mean: Whether to return the mean of :math:`p(x | z, m_a)` instead of a draw from it: grey, less noisy. Of
+                causal pixels, the mean of each given a draw of those before it.
 
         Returns:
             The draws, with shape `(n, *event)`, or `(n, B, *event)` for one memory per datapoint.
@@ -318,23 +323,26 @@ class VMA(Part):
             a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
         template = encoded.read(a)
         p_x = self.likelihood(self.latent_prior(template).sample(), template)
-        return p_x.mean if mean else p_x.sample()
+        return self.likelihood.draw(p_x, mean)
 
     @torch.no_grad()
     def complete(
         self, memory: Memory, x: Tensor, mask: Tensor, num_particles: int = 64, rounds: int = 4, mean: bool = False
     ) -> Tensor:
-        r"""Fills in the part of each target that was not observed, by sampling importance resampling.
+        r"""Fills in the part of each target that was not observed, by a draw of :math:`p(a, z, x_{mis} | x_{obs}, M)`.
 
-        Each round draws particles from the guide given the target as filled in so far, weights them by the observed
-        part alone, :math:`p(x_{obs}, a, z | M) / q(a, z | x, M)`, picks one, and fills in from its likelihood.
+        Each slot that may explain a target is given particles of its own, which start from its prior and are then
+        drawn from the guide given the target as that slot fills it in, for some rounds. They are weighted by the
+        observed part alone, so a slot is chosen at the end by how well it explains that: no slot is decided on while
+        the target is filled in by another's. Draws of targets that several slots explain show all of them.
 
         Arguments:
             memory: The memory :math:`M`.
             x: The targets, with shape `(B, *event)`; what is not observed is ignored.
             mask: True where a value is observed; broadcasts with `x`.
-            num_particles: How many particles a round draws.
-            rounds: How many rounds.
+            num_particles: How many particles a round draws per target, at least. They are divided between the slots; of
+                a memory with more slots, as many are tried as the guide finds most probable.
+            rounds: How many rounds follow the first, which draws from the prior.
             mean: Whether to fill in the likelihood's mean in the last round instead of a draw.
 
         Returns:
@@ -354,21 +362,7 @@ class VMA(Part):
             raise ValueError(f"mask: {tuple(mask.shape)} does not broadcast with x {tuple(x.shape)}.") from error
         self.check(memory, blank := torch.where(mask, x, torch.zeros_like(x)))
         encoded = self.encode(memory)
-        filled = torch.where(mask, x, encoded.templates.mean(-len(self.event_shape) - 1).expand_as(x))
-        for round_ in range(rounds):
-            target = self.encode_x(filled)
-            q_a = self.address_guide(encoded, target)
-            a = q_a.sample(torch.Size([num_particles]))
-            template = encoded.read(a)
-            q_z = self.latent_guide(target, template)
-            z = q_z.sample()
-            p_x = self.likelihood(z, template)
-            drawn, log_observed = self.likelihood.fill(p_x, blank, mask, mean and round_ == rounds - 1)
-            log_prior = self.address_prior(encoded).log_prob(a) + self.latent_prior(template).log_prob(z)
-            log_weight = log_observed + log_prior - q_a.log_prob(a) - q_z.log_prob(z)
-            chosen = torch.distributions.Categorical(logits=log_weight.mT).sample()
-            filled = torch.where(mask, x, drawn[chosen, torch.arange(len(x), device=x.device)])
-        return filled
+        return complete(self, encoded, blank, mask, num_particles, rounds, mean)
 
     @torch.no_grad()
     def classify(self, memory: Memory, x: Tensor) -> Tensor:
@@ -389,7 +383,8 @@ class VMA(Part):
             raise ValueError("memory: classify needs labels, got none. Make it with Memory(templates, labels).")
         self.check(memory, x)
         encoded = self.encode(memory)
-        return encoded.by_class(*sparse_probs(self.address_guide(encoded, self.encode_x(x))))
+        parts = sparse_parts(self.address_guide(encoded, self.encode_x(x)))
+        return sum((encoded.by_class(probs, slots) for probs, slots in parts[1:]), encoded.by_class(*parts[0]))
 
     def _enter(self, memory: Memory, x: Tensor | None) -> tuple[EncodedMemory, int]:
         """Registers the parameters with Pyro, checks the input, encodes the memory and counts the datapoints."""
@@ -399,7 +394,8 @@ class VMA(Part):
 
     def check(self, memory: Memory, x: Tensor | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
-        check_memory(memory, self.event_shape, next((p.dtype for p in self.parameters()), None))
+        weight = next(self.parameters(), None)
+        check_memory(memory, self.event_shape, None if weight is None else weight.dtype)
         if x is not None:
             check_targets(x, memory)
             self.likelihood.check(x)

@@ -3,7 +3,7 @@
 from pyro_vmem.parts.address_guides import DefensiveGuide, EncoderGuide, KeyedGuide, PairwiseGuide, SimilarityGuide
 from pyro_vmem.parts.address_priors import ClassBalancedPrior, ContentPrior, LearnedPrior, TemperedPrior, UniformPrior
 from pyro_vmem.parts.addressing import AddressGuide, AddressPrior, over_slots
-from pyro_vmem.parts.decoders import ConvDecoder, Decoder, MLPDecoder, WarpDecoder
+from pyro_vmem.parts.decoders import ConvDecoder, Decoder, MLPDecoder, WarpDecoder, log_odds
 from pyro_vmem.parts.encoders import ConvEncoder, Encoder, FlatEncoder, MLPEncoder
 from pyro_vmem.parts.flows import FlowGuide, FlowPrior
 from pyro_vmem.parts.latents import (
@@ -70,6 +70,7 @@ __all__ = [
     "TruncatedGuide",
     "UniformPrior",
     "WarpDecoder",
+    "log_odds",
     "mlp",
     "over_slots",
 ]

@@ -16,7 +16,7 @@ from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import Doubling, Join, Residual, check_image_shape, conv3, half_size, in_patches, mlp
 from pyro_vmem.parts.part import Part
 
-__all__ = ["ConvDecoder", "Decoder", "MLPDecoder", "WarpDecoder"]
+__all__ = ["ConvDecoder", "Decoder", "MLPDecoder", "WarpDecoder", "log_odds"]
 
 
 class Decoder(Part):
@@ -41,9 +41,20 @@ class Decoder(Part):
             The output, with shape `(*, *event_shape)`.
         """
 
-    @abc.abstractmethod
-    def shift_output(self, value: float) -> None:
-        """Makes `value` the output's mean level: set before training from the data (the log-odds of ink, say)."""
+
+def log_odds(mean: float) -> float:
+    r""":math:`\log \frac{p}{1 - p}`, the level at which binary pixels have the mean `p`.
+
+    Raises:
+        ValueError: If `mean` is not between 0 and 1.
+
+    Example:
+        >>> log_odds(0.5)
+        0.0
+    """
+    if not 0 < mean < 1:
+        raise ValueError(f"mean: expected a number between 0 and 1, got {mean}.")
+    return math.log(mean / (1 - mean))
 
 
 class MLPDecoder(Decoder):
@@ -54,6 +65,8 @@ class MLPDecoder(Decoder):
         latent_dim: The length `D` of the latent.
         num_features: The length `F` of the template's feature vector.
         hidden: The widths of the hidden layers, at least one.
+        level: What every output starts around, such as :func:`log_odds` of the share of ink in the data, so that
+            training need not begin by finding it. Default: near zero, and different for each output.
 
     Raises:
         ValueError: If `hidden` is empty.
@@ -70,6 +83,7 @@ class MLPDecoder(Decoder):
         latent_dim: int = 32,
         num_features: int = 128,
         hidden: tuple[int, ...] = (256,),
+        level: float | None = None,
     ) -> None:
         super().__init__()
         if len(hidden) == 0:
@@ -77,15 +91,15 @@ class MLPDecoder(Decoder):
         self.event_shape = tuple(event_shape)
         self.latent_dim = latent_dim
         self.join = Join(latent_dim, num_features, hidden[0])
-        self.network = nn.Sequential(nn.ReLU(), mlp(*hidden, math.prod(self.event_shape)))
+        layers = mlp(*hidden, math.prod(self.event_shape))
+        self.network = nn.Sequential(nn.ReLU(), layers)
+        last = layers[-1]
+        assert isinstance(last, nn.Linear)
+        _start_at(last.bias, level)
 
     def forward(self, z: Tensor, template: Template) -> Tensor:
         out: Tensor = self.network(self.join(z, template.features)).unflatten(-1, self.event_shape)
         return out
-
-    def shift_output(self, value: float) -> None:
-        last = [module for module in self.network.modules() if isinstance(module, nn.Linear)][-1]
-        nn.init.constant_(last.bias, value)
 
 
 class ConvDecoder(Decoder):
@@ -101,6 +115,7 @@ class ConvDecoder(Decoder):
             :class:`ConvEncoder` makes them; `None` for a decoder without skips.
         width: The channels at half resolution; twice as many below.
         out_channels: The channels of the output; by default those of an image.
+        level: What every pixel starts around; see :class:`MLPDecoder`.
 
     Raises:
         ValueError: If `image_shape` is not three positive numbers.
@@ -120,21 +135,19 @@ class ConvDecoder(Decoder):
         map_channels: tuple[int, int] | None = (32, 64),
         width: int = 32,
         out_channels: int | None = None,
+        level: float | None = None,
     ) -> None:
         super().__init__()
         channels, *size = check_image_shape(image_shape)
         self.event_shape = (out_channels or channels, *size)
         self.latent_dim = latent_dim
         self.coarse = _Coarse(size, latent_dim, num_features, map_channels, width)
-        self.fine = _Fine(size, channels, self.event_shape[0], 0, map_channels, width)
+        self.fine = _Fine(size, channels, self.event_shape[0], 0, map_channels, width, level)
 
     def forward(self, z: Tensor, template: Template) -> Tensor:
         leading = torch.broadcast_shapes(z.shape[:-1], template.leading_shape)
         images = self.fine(self.coarse(z, template, leading), None, template, leading)
         return images.reshape(*leading, *self.event_shape)
-
-    def shift_output(self, value: float) -> None:
-        self.fine.shift_output(value)
 
 
 class WarpDecoder(Decoder):
@@ -154,6 +167,7 @@ class WarpDecoder(Decoder):
             :class:`ConvEncoder` makes them; `None` for a decoder without skips.
         width: The channels at half resolution; twice as many below.
         out_channels: The channels of the output; by default those of an image.
+        level: What every pixel starts around; see :class:`MLPDecoder`.
 
     Raises:
         ValueError: If `image_shape` is not three positive numbers.
@@ -173,6 +187,7 @@ class WarpDecoder(Decoder):
         map_channels: tuple[int, int] | None = (32, 64),
         width: int = 32,
         out_channels: int | None = None,
+        level: float | None = None,
     ) -> None:
         super().__init__()
         channels, *size = check_image_shape(image_shape)
@@ -182,7 +197,7 @@ class WarpDecoder(Decoder):
         self.coarse = _Coarse(size, latent_dim, num_features, map_channels, width)
         self.affine = nn.Linear(2 * width, 6)
         self.field = conv3(2 * width, 2)
-        self.fine = _Fine(size, channels, self.event_shape[0], 4 * views, map_channels, width)
+        self.fine = _Fine(size, channels, self.event_shape[0], 4 * views, map_channels, width, level)
         self.show = nn.Conv2d(views, self.event_shape[0], 1, bias=False)
         for name, values in zip(("down", "right", "pixels"), _coordinates(self.event_shape[1:]), strict=True):
             self.register_buffer(name, values, persistent=False)  # made of the sizes alone, so no part of what is saved
@@ -203,7 +218,7 @@ class WarpDecoder(Decoder):
         coarse = self.coarse(z, template, leading)
         hidden = F.relu(coarse)
         grid = self._grid(full_precision(self.affine(hidden.mean((-2, -1)))), full_precision(self.field(hidden)))
-        views = _copies(as_images(template.of_each(_views)), template.leading_shape, leading)
+        views = _copies(as_images(template.map_unique(_views)), template.leading_shape, leading)
         warped = F.grid_sample(views, grid.to(views.dtype), align_corners=False)
         images = self.fine(coarse, in_patches(warped), template, leading) + _weighed(self.show.weight, warped)
         return images.reshape(*leading, *self.event_shape)
@@ -215,9 +230,6 @@ class WarpDecoder(Decoder):
             straight = (identity + affine.unflatten(-1, (2, 3))) @ self.pixels
             grid = straight.unflatten(-1, self.event_shape[1:]) + self.down @ (field @ self.right)
         return grid.permute(0, 2, 3, 1)
-
-    def shift_output(self, value: float) -> None:
-        self.fine.shift_output(value)
 
 
 def _coordinates(size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
@@ -298,14 +310,17 @@ class _Fine(nn.Module):
         patches: int,
         map_channels: tuple[int, int] | None,
         width: int,
+        level: float | None,
     ) -> None:
         super().__init__()
-        self.size, self.channels = image_size, channels
+        self.size = image_size
         self.up = Doubling(2 * width, width)
         self.look = conv3(patches, width) if patches else None
         self.skip = nn.Conv2d(map_channels[0], width, 1) if map_channels else None
         self.mix = Residual(width)
         self.out = conv3(width, out_channels * 4)
+        assert self.out.bias is not None
+        _start_at(self.out.bias[: 4 * channels], level)  # what else is put out is no image
 
     def forward(self, coarse: Tensor, patches: Tensor | None, template: Template, leading: torch.Size) -> Tensor:
         height, width = half_size(self.size)
@@ -317,9 +332,10 @@ class _Fine(nn.Module):
         images = F.pixel_shuffle(self.out(F.relu(self.mix(maps))), 2)
         return images[..., : self.size[0], : self.size[1]]
 
-    def shift_output(self, value: float) -> None:
-        assert self.out.bias is not None
-        nn.init.constant_(self.out.bias[: 4 * self.channels], value)  # what else is put out is no image
+
+def _start_at(bias: Tensor, level: float | None) -> None:
+    if level is not None:
+        nn.init.constant_(bias, level)
 
 
 def _skip(layer: nn.Module, template: Template, which: int, leading: torch.Size) -> Tensor:
@@ -329,7 +345,7 @@ def _skip(layer: nn.Module, template: Template, which: int, leading: torch.Size)
         images: Tensor = layer(as_images(template.maps[which]))
         return images.reshape(*template.leading_shape, *images.shape[1:])
 
-    return _copies(as_images(template.of_each(applied)), template.leading_shape, leading)
+    return _copies(as_images(template.map_unique(applied)), template.leading_shape, leading)
 
 
 def _copies(images: Tensor, shape: torch.Size, leading: torch.Size) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import math
 from typing import Any
 
 import pyro.distributions as dist
@@ -56,6 +55,11 @@ class Likelihood(Part):
     def check(self, x: Tensor) -> None:
         """Raises a `ValueError` if `x`, `(*, *event)`, holds values that this likelihood gives no probability to."""
 
+    def draw(self, p_x: Any, mean: bool = False) -> Tensor:
+        """Draws observations, with shape `(*, *event)`, from what this likelihood returned; or gives their means."""
+        drawn: Tensor = p_x.mean if mean else p_x.sample()
+        return drawn
+
     def fill(self, p_x: Any, x: Tensor, known: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
         r"""Draws what is not known of observations.
 
@@ -71,7 +75,7 @@ class Likelihood(Part):
         """
         event_dims = tuple(range(-len(self.event_shape), 0))
         log_known = (p_x.base_dist.log_prob(x) * known).sum(event_dims)
-        return torch.where(known, x, p_x.mean if mean else p_x.sample()), log_known
+        return torch.where(known, x, self.draw(p_x, mean)), log_known
 
 
 class BernoulliDecoder(Likelihood):
@@ -79,11 +83,6 @@ class BernoulliDecoder(Likelihood):
 
     Arguments:
         network: The decoder :math:`d`, whose outputs are logits.
-        mean: The mean of a pixel to start from, in (0, 1); the share of ink in the data, so that training
-            need not begin by finding it.
-
-    Raises:
-        ValueError: If `mean` is not between 0 and 1.
 
     Example:
         >>> from pyro_vmem.parts import MLPDecoder
@@ -91,10 +90,6 @@ class BernoulliDecoder(Likelihood):
         >>> p(torch.randn(3, 4), Template(torch.rand(3, 1, 8, 8), torch.rand(3, 16))).event_shape
         torch.Size([1, 8, 8])
     """
-
-    def __init__(self, network: Decoder, mean: float = 0.5) -> None:
-        super().__init__(network)
-        network.shift_output(_log_odds(mean))
 
     def forward(self, z: Tensor, template: Template) -> dist.Distribution:
         logits = full_precision(self.network(z, template))
@@ -121,13 +116,12 @@ class CausalBernoulliDecoder(Likelihood):
 
     Arguments:
         network: The decoder, with `context` output channels more than an image has.
-        mean: The mean of a pixel to start from, in (0, 1); see :class:`BernoulliDecoder`.
         context: How many features of what comes before a pixel meet as many outputs of the decoder there.
         hidden: The width of the network on the pixels before a pixel.
         radius: How many pixels to the left, to the right and above it are seen.
 
     Raises:
-        ValueError: If `mean` is not between 0 and 1, `context`, `hidden` or `radius` is less than 1, or the network's
+        ValueError: If `context`, `hidden` or `radius` is less than 1, or the network's
             outputs are not images with more than `context` channels.
 
     Example:
@@ -138,9 +132,7 @@ class CausalBernoulliDecoder(Likelihood):
         torch.Size([5, 3, 1, 12, 12])
     """
 
-    def __init__(
-        self, network: Decoder, mean: float = 0.5, context: int = 8, hidden: int = 64, radius: int = 5
-    ) -> None:
+    def __init__(self, network: Decoder, context: int = 8, hidden: int = 64, radius: int = 5) -> None:
         super().__init__(network)
         for name, value in (("context", context), ("hidden", hidden), ("radius", radius)):
             if value < 1:
@@ -152,7 +144,6 @@ class CausalBernoulliDecoder(Likelihood):
             )
         self.context = context
         self.past = CausalNetwork(network.event_shape[0] - context, context, hidden, radius)
-        network.shift_output(_log_odds(mean))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -161,6 +152,11 @@ class CausalBernoulliDecoder(Likelihood):
 
     def forward(self, z: Tensor, template: Template) -> dist.Distribution:
         return CausalBernoulli(self.network(z, template), self.past, validate_args=False)
+
+    def draw(self, p_x: Any, mean: bool = False) -> Tensor:
+        """Draws images, `(*, C, H, W)`; or the means of pixels given a draw of those before them."""
+        drawn: Tensor = p_x.probs_given_draw() if mean else p_x.sample()
+        return drawn
 
     def fill(self, p_x: Any, x: Tensor, known: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
         filled, log_known = p_x.fill(x.expand(p_x.batch_shape + p_x.event_shape), known)
@@ -311,12 +307,6 @@ class CategoricalDecoder(Likelihood):
 
     def check(self, x: Tensor) -> None:
         _check_on_levels(self, x, self.num_levels)
-
-
-def _log_odds(mean: float) -> float:
-    if not 0 < mean < 1:
-        raise ValueError(f"mean: expected a number between 0 and 1, got {mean}.")
-    return math.log(mean / (1 - mean))
 
 
 def _check_binary(part: Likelihood, x: Tensor) -> None:

@@ -8,7 +8,7 @@ import inspect
 import sys
 from typing import Any, Self
 
-from torch import nn
+from torch import Tensor, nn
 
 __all__ = ["Part", "public_path"]
 
@@ -63,7 +63,10 @@ class Part(nn.Module, abc.ABC):
         return {"class_path": public_path(cls), "init_args": init_args}
 
     def _with(self, changes: dict[str, Any]) -> Self:
-        """The same class with some other arguments; whatever else this one holds is shared."""
+        """The same class with some other arguments; whatever else this one holds is shared.
+
+        What its constructor makes to go with the arguments is made anew where the new ones need another size.
+        """
         arguments = self.arguments()
         for name in changes:
             if name not in arguments:
@@ -74,8 +77,10 @@ class Part(nn.Module, abc.ABC):
                 )
         other = type(self)(**(arguments | changes))
         for held in ("_modules", "_parameters", "_buffers"):  # those that are no argument too
-            kept = {name: value for name, value in getattr(self, held).items() if name not in changes}
-            getattr(other, held).update(kept)
+            ours, made = getattr(self, held), getattr(other, held)
+            for name, value in ours.items():
+                if name not in changes and _shapes(value) == _shapes(made.get(name)):
+                    made[name] = value
         other.training = self.training
         return other
 
@@ -105,6 +110,13 @@ def public_path(cls: type) -> str:
         if vars(module or object).get(cls.__qualname__) is cls:
             return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _shapes(held: nn.Module | Tensor | None) -> Any:
+    """The names and shapes of the tensors in what a module holds."""
+    if isinstance(held, nn.Module):
+        return {name: value.shape for name, value in held.state_dict().items()}
+    return None if held is None else held.shape
 
 
 def _plain(value: Any) -> Any:

@@ -6,8 +6,8 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_vmem.distributions import TruncatedCategorical
-from pyro_vmem.memory import EncodedMemory, LazyMemory, Template
+from pyro_vmem.distributions import TruncatedCategorical, excluding, top
+from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.parts.address_guides import KeyedGuide
 from pyro_vmem.parts.addressing import AddressGuide
 
@@ -46,10 +46,11 @@ class TruncatedGuide(AddressGuide):
         self.k = k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
-        if isinstance(memory, LazyMemory) and isinstance(self.inner, KeyedGuide):
+        if memory.is_lazy and isinstance(self.inner, KeyedGuide):
             return _scored_again(self.inner, memory, x, _best_of_all(self.inner, memory, x, self.k))
-        top = self.inner(memory, x).logits.topk(min(self.k, memory.num_slots), dim=-1)
-        return TruncatedCategorical(top.values, top.indices, memory.num_slots)
+        logits = self.inner(memory, x).logits
+        slots = logits.topk(min(self.k, memory.num_slots), dim=-1).indices
+        return TruncatedCategorical(logits.gather(-1, slots), slots, memory.num_slots)
 
 
 class IndexedGuide(AddressGuide):
@@ -88,24 +89,29 @@ class IndexedGuide(AddressGuide):
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         if memory.index is None:
-            slots = _best_of_all(self.inner, memory, x, self.k)
-        else:
-            with torch.no_grad():
-                queries = self.inner.queries(x.features)
-            slots = memory.index.search(queries, min(self.k, len(memory.index))).slots
-        return _scored_again(self.inner, memory, x, slots)
+            return _scored_again(self.inner, memory, x, _best_of_all(self.inner, memory, x, self.k))
+        with torch.no_grad():
+            queries = self.inner.queries(x.features)
+        hits = memory.index.search(queries, min(self.k, len(memory.index)))
+        return _scored_again(self.inner, memory, x, *hits.filled(memory.num_slots))
 
 
 @torch.no_grad()
 def _best_of_all(inner: KeyedGuide, memory: EncodedMemory, x: Template, k: int) -> Tensor:
     """The most probable slots, `(*, k)`."""
-    return inner(memory, x).logits.topk(min(k, memory.num_slots), dim=-1).indices
+    return top(inner(memory, x), min(k, memory.num_slots))
 
 
-def _scored_again(inner: KeyedGuide, memory: EncodedMemory, x: Template, slots: Tensor) -> TruncatedCategorical:
-    """The truncated guide on slots `(*, k)`, whose templates are read and encoded with gradient."""
-    scores = inner.scores(memory.read(slots.movedim(-1, 0)), x)
-    return TruncatedCategorical(scores.movedim(0, -1), slots, memory.num_slots)
+def _scored_again(
+    inner: KeyedGuide, memory: EncodedMemory, x: Template, slots: Tensor, missing: Tensor | None = None
+) -> TruncatedCategorical:
+    """The truncated guide on slots `(*, k)`, whose templates are read and encoded with gradient.
+
+    Slots that are only there because a search found too few, where `missing`, have probability zero.
+    """
+    scores = inner.scores(memory.read(slots.movedim(-1, 0)), x).movedim(0, -1)
+    logits = scores if missing is None else excluding(scores, missing)
+    return TruncatedCategorical(logits, slots, memory.num_slots)
 
 
 def _check_k(k: int) -> None:

@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmem._utils.checks import check_range
 from pyro_vmem.data import Episode
-from pyro_vmem.memory import AddressIndex, Memory, PackedMemory
+from pyro_vmem.memory import AddressIndex, Memory
 from pyro_vmem.model.indexing import KeyRefresher, staleness
 from pyro_vmem.parts import AddressGuide, IndexedGuide
 from pyro_vmem.train.checkpoint import load_newest, save_checkpoint
@@ -283,8 +283,7 @@ class RefreshKeys(Callback):
 
     def wants(self, guide: object, memory: Memory) -> bool:
         """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
-        indexed = isinstance(memory, PackedMemory) and memory.index is not None
-        return indexed and self.slots_per_step > 0 and _looked_up(guide) > 0
+        return memory.index is not None and self.slots_per_step > 0 and _looked_up(guide) > 0
 
     def start(self, trainer: Trainer) -> None:
         """Forgets what was met in an earlier run."""
@@ -296,7 +295,6 @@ class RefreshKeys(Callback):
         memory = episode.memory
         if not self.wants(trainer.vma.address_guide, memory):
             return
-        assert isinstance(memory, PackedMemory)
         assert memory.index is not None
         new = memory.index not in self._met
         if new:
@@ -317,7 +315,6 @@ class RefreshKeys(Callback):
         """How old the keys are for the targets of an episode."""
         if not self.wants(trainer.vma.address_guide, episode.memory):
             return {}
-        assert isinstance(episode.memory, PackedMemory)
         with trainer.autocast:
             found = staleness(trainer.vma, episode.memory, episode.x, _looked_up(trainer.vma.address_guide))
         means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}

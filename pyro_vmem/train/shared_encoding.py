@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
-from pyro_vmem.memory import EncodedMemory, LazyMemory, Template
+from pyro_vmem.memory import EncodedMemory
 
 __all__ = ["encoded_once"]
 
@@ -41,16 +40,7 @@ def encoded_once(memory: EncodedMemory) -> Iterator[EncodedMemory]:
         ends.append((tensor, tensor.detach().requires_grad_()))
         return ends[-1][1]
 
-    def cut_all(encoded: Template) -> Template:
-        return Template(cut(encoded.raw), cut(encoded.features), tuple(cut(m) for m in encoded.maps))
-
-    if isinstance(memory, LazyMemory):
-        encoder = memory.encoder
-        yield LazyMemory(memory.memory, lambda raw: cut_all(encoder(raw)))
-    else:
-        shared = copy.copy(memory)
-        shared.templates, shared.encoded = cut(memory.templates), cut_all(memory.encoded)
-        yield shared
+    yield memory.map_encoded(lambda encoded: encoded.map(cut))
     reached = [(tensor, end.grad) for tensor, end in ends if end.grad is not None]
     if reached:
         tensors, gradients = zip(*reached, strict=True)

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.app import cli, experiment
+from pyro_vmem.app import cli, experiment, sources
 from pyro_vmem.config import pretrained
 from pyro_vmem.data import FewShotDataset
 from pyro_vmem.train import save_checkpoint
@@ -48,7 +48,7 @@ def toy(tmp_path, monkeypatch):
     images = (patterns ^ flips).flatten(0, 1).to(torch.uint8) * 255
     alphabets = torch.arange(60) // 10
     dataset = FewShotDataset(images, torch.arange(60).repeat_interleave(10), alphabets=alphabets)
-    monkeypatch.setattr(experiment.data, "glyphs", lambda size, seed: dataset)
+    monkeypatch.setattr(sources.data, "glyphs", lambda size, seed: dataset)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -246,7 +246,7 @@ def test_interrupt_elsewhere_exits_130(toy, capsys, monkeypatch):
         (["sample", "no/such/run"], 2, "no checkpoint"),
         (["train", "--out", "r", "--data", "folder"], 2, "data_root: data='folder' needs the place"),
         (["train", "--out", "r", "--data", "npz", "--data-root", "no.npz"], 2, "no.npz"),
-        (["train", "--out", "r", "--steps", "0"], 2, "steps: expected a positive number"),
+        (["train", "--out", "r", "--steps", "0"], 2, "steps: expected a whole number in [1,"),
         (["train", "--out", "r", "--n-way", "500"], 2, "n_way"),
         (["demo", "--data", "omniglot", "--data-root", "nowhere"], 2, "nowhere"),
     ],

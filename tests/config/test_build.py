@@ -7,8 +7,9 @@ import inspect
 import json
 import re
 import sys
+import time
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -201,13 +202,16 @@ def test_values_of_many_types() -> None:
     ("values", "message"),
     [
         ({"flag": 1}, "spec.address_prior.flag: expected bool, got 1 (int)."),
-        ({"limit": True}, "spec.address_prior.limit: expected int or Literal['all'], got True (bool)."),
-        ({"limit": 1.5}, "spec.address_prior.limit: expected int or Literal['all'], got 1.5 (float)."),
-        ({"pair": [1]}, "spec.address_prior.pair: expected 2 values, got 1."),
-        ({"pair": [1, 2]}, "spec.address_prior.pair[1]: expected str, got 2 (int)."),
-        ({"by_name": {"a": "b"}}, "spec.address_prior.by_name.a: expected float, got 'b' (str)."),
-        ({"extra": "b"}, "spec.address_prior.extra: expected float, got 'b' (str)."),
-        ({"priors": "UniformPrior"}, "priors: expected list[pyro_vmem.parts."),
+        ({"limit": True}, "spec.address_prior.limit: expected int | Literal['all'], got True (bool)."),
+        ({"limit": 1.5}, "spec.address_prior.limit: expected int | Literal['all'], got 1.5 (float)."),
+        ({"limit": "al"}, "got 'al' (str). Did you mean 'all'?"),
+        ({"pair": [1]}, "spec.address_prior.pair: expected tuple[int, str], got [1] (list)."),
+        ({"pair": [1, 2]}, "spec.address_prior.pair: expected tuple[int, str], got [1, 2] (list)."),
+        (
+            {"by_name": {"a": "b"}},
+            "spec.address_prior.by_name: expected dict[str, float | None], got {'a': 'b'} (dict).",
+        ),
+        ({"priors": "UniformPrior"}, "priors: expected list[AddressPrior], got 'UniformPrior' (str)."),
         ({"priors": ["StandardPrior"]}, "spec.address_prior.priors[0]: expected the name of an AddressPrior, got"),
         ({"loose": [{"class_path": "os.system"}]}, "spec.address_prior.loose[0]: expected the name of a Part, got"),
     ],
@@ -215,6 +219,86 @@ def test_values_of_many_types() -> None:
 def test_values_of_wrong_types(values: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         collected(**values)
+
+
+CHECKED_ONLY_WHILE_TYPING = """
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+import pyro_vmem as pv
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pyro.distributions as dist
+    from pyro_vmem import AddressPrior
+
+
+class MyPriorOfTest(pv.AddressPrior):
+    def __init__(self, inner: AddressPrior, temperature: float = 1.0, sizes: Sequence[int] = ()) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, memory: pv.EncodedMemory) -> dist.Categorical:
+        return self.inner(memory)
+"""
+
+
+def test_annotations_that_only_a_type_checker_imports_are_checked_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "typed_parts_of_test.py").write_text(CHECKED_ONLY_WHILE_TYPING)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def made(**arguments: Any) -> Any:
+        part = with_args("typed_parts_of_test.MyPriorOfTest", **arguments)
+        return pv.build(spec_with("address_prior", part), ["typed_parts_of_test"]).address_prior
+
+    try:
+        part = made(inner="UniformPrior", temperature=2, sizes=[1, 2])
+        assert isinstance(part.inner, pv.UniformPrior)
+        assert type(part.arguments()["temperature"]) is float
+        for arguments, message in (
+            ({"inner": "UniformPrior", "temperature": "hot"}, "temperature: expected float, got 'hot' (str)."),
+            ({"inner": "StandardPrior"}, "inner: expected the name of an AddressPrior, got 'StandardPrior'"),
+            ({"inner": "UniformPrior", "sizes": ["a"]}, "sizes: expected Sequence[int], got ['a'] (list)."),
+        ):
+            with pytest.raises(ValueError, match=re.escape(message)):
+                made(**arguments)
+    finally:
+        sys.modules.pop("typed_parts_of_test", None)
+
+
+class WithFunction(FirstSlots):
+    """A part whose argument is a function, which no spec can hold."""
+
+    def __init__(self, rule: Callable[[float], float] = float, kind: type[AddressPrior] | None = None) -> None:
+        super().__init__()
+        self.result = rule(1.0)
+
+
+@pytest.mark.parametrize("arguments", [{"rule": "os.system"}, {"rule": "evil_of_build.f"}, {"kind": "evil_of_build.F"}])
+def test_a_text_is_never_taken_for_a_function_or_a_class_to_import(
+    arguments: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    marker = tmp_path / "imported"
+    (tmp_path / "evil_of_build.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef f(x): pass\nclass F: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"spec\.address_prior\.(rule|kind): expected"):
+        pv.build(spec_with("address_prior", with_args("WithFunction", **arguments)))
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("spec", ["some/file.yaml", ["a"], None])
+def test_a_checkpoint_whose_spec_is_no_mapping_is_refused(spec: Any, tmp_path: Path) -> None:
+    (tmp_path / "spec.json").write_text(json.dumps(vectors().spec()))
+    spec = str(tmp_path / "spec.json") if isinstance(spec, str) else spec  # it is not opened, though it is there
+    save_checkpoint(tmp_path / "a", vectors().state_dict(), {"spec": spec})
+    with pytest.raises(ValueError, match=r"path: the spec in .* is (str|list|NoneType), expected a mapping"):
+        pv.load(tmp_path / "a")
 
 
 def test_weights_are_fresh_and_no_seed_is_set() -> None:
@@ -311,8 +395,7 @@ def test_messages(place: str, part: Any, message: str, base: type[Part] | None) 
         (
             "address_guide",
             with_args("SimilarityGuide", normalise="cosin"),
-            "spec.address_guide.normalise: expected 'memory', 'cosine' or 'dot', got 'cosin' (str). "
-            "Did you mean 'cosine'?",
+            "normalise: expected Literal['memory', 'cosine', 'dot'], got 'cosin' (str). Did you mean 'cosine'?",
         ),
         ("address_guide", with_args("SimilarityGuide", normalise=[]), "got [] (list)"),
         (
@@ -424,11 +507,27 @@ def test_a_module_that_loads_itself_when_it_is_asked_is_not_asked() -> None:
 def test_a_file_that_contains_itself_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.yaml"
     path.write_text("address_guide: &g {class_path: TruncatedGuide, init_args: {inner: *g}}")
-    with pytest.raises(ValueError, match=r"spec.* needs|nested too deeply"):
+    with pytest.raises(ValueError, match=r"model.yaml' is not valid .yaml \(it has more than 100,000 values"):
         pv.build(path)
     spec = yaml.safe_load(path.read_text())
     with pytest.raises(ValueError, match="nested too deeply"):
         pv.build(vectors().spec()["init_args"] | spec)
+
+
+def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
+    """Thirty lines that stand for 2 ** 30 values."""
+    lines = ["a0: &a0 [x, x]"] + [f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]" for i in range(1, 30)]
+    path = tmp_path / "model.yaml"
+    path.write_text("\n".join(lines))
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match="it has more than 100,000 values, its aliases followed"):
+        pv.build(path)
+    with pytest.raises(ValueError, match="has no argument 'a0'") as caught:
+        pv.build(vectors().spec()["init_args"] | yaml.safe_load(path.read_text()))
+    with pytest.raises(ValueError, match="address_prior: expected the name of"):
+        pv.build(spec_with("address_prior", yaml.safe_load(path.read_text())["a29"]))
+    assert len(str(caught.value)) < 500
+    assert time.perf_counter() - begin < 10
 
 
 def test_numbers_in_a_yaml_file(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import torch
 
 import pyro_vmem as pv
 from pyro_vmem import VMA, AddressGuide
-from pyro_vmem.app import Experiment, cli, experiment
+from pyro_vmem.app import Experiment, cli, experiment, sources
 from pyro_vmem.app.experiment import PARTS
-from pyro_vmem.config.words import split_words, to_words, with_changes
+from pyro_vmem.config.words import quoted, split_words, with_changes
 from pyro_vmem.data import FewShotDataset
 from pyro_vmem.infer import VIMCO_ELBO
 
@@ -45,7 +46,7 @@ FITTING: dict[str, tuple[dict[str, Any], str]] = {
         {"address_guide": {"init_args": {"temperature": 2}}},
         "SimilarityGuide(num_features=10, temperature=2.0)",
     ),
-    "the same class": ({"likelihood": "BernoulliDecoder"}, "mean=0.3"),
+    "the same class": ({"likelihood": "BernoulliDecoder"}, f"level={pv.parts.log_odds(0.3)}"),
     "the latent": ({"latent_prior": "StandardPrior"}, "StandardPrior(latent_dim=3)"),
     "a network": ({"likelihood": {"init_args": {"network": "ConvDecoder"}}}, "map_channels=(4, 8)"),
     "an encoder": ({"x_encoder": "MLPEncoder"}, "MLPEncoder(event_shape=(1, 9, 7), num_features=10)"),
@@ -108,15 +109,15 @@ def test_what_does_not_fit_is_refused(spec: dict[str, Any], message: str) -> Non
 
 def test_words_of_parts_there_and_back() -> None:
     spec = args("DefensiveGuide", share=0.5, inner=args("TruncatedGuide", k=2, inner={"init_args": {"hidden": None}}))
-    words = to_words("address_guide", spec)
-    others, changes = split_words(["a", *words, "--b", "c"], ["address_guide"], yaml.safe_load)
+    words = shlex.split(quoted({"address_guide": spec}))
+    others, changes = split_words(["a", *words, "--b", "c"], ["address_guide"])
     assert others == ["a", *words[:2], "--b", "c"]
     assert with_changes(words[1], changes["address_guide"]) == spec
 
 
 def test_words_may_be_written_as_in_a_file() -> None:
     words = ["--g.class_path=A", "--g.init_args.inner.class_path", "B", "--g.init_args.inner.init_args.k=-1"]
-    _, changes = split_words(words, ["g"], yaml.safe_load)
+    _, changes = split_words(words, ["g"])
     assert with_changes(None, changes["g"]) == args("A", inner=args("B", k=-1))
 
 
@@ -127,7 +128,7 @@ def test_words_may_be_written_as_in_a_file() -> None:
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     patterns = torch.randint(2, (24, 1, 1, 6, 6), generator=torch.Generator().manual_seed(0), dtype=torch.uint8) * 255
     dataset = FewShotDataset(patterns.expand(-1, 6, -1, -1, -1).flatten(0, 1), torch.arange(24).repeat_interleave(6))
-    monkeypatch.setattr(experiment.data, "glyphs", lambda size, seed: dataset)
+    monkeypatch.setattr(sources.data, "glyphs", lambda size, seed: dataset)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -137,18 +138,18 @@ QUICK = ["--steps", "2", "--n_way", "3", "--k_shot", "2", "--n_query", "1", "--w
 
 def test_train_with_parts_by_name(toy: Path) -> None:
     words = ["--address_guide", "TruncatedGuide", "--address-guide.k", "3", "--latent_prior=StandardPrior"]
-    assert cli.main(["train", *QUICK, "--objective", "enumerate", *words, "--likelihood.mean=0.25"]) == 0
+    assert cli.main(["train", *QUICK, "--objective", "enumerate", *words, "--likelihood.network.level=-1.5"]) == 0
     vma = pv.load("runs/train")
     assert repr(vma.address_guide) == "TruncatedGuide(inner=SimilarityGuide(), k=3)"
     assert repr(vma.latent_prior) == "StandardPrior(latent_dim=5)"
-    assert vma.likelihood.arguments()["mean"] == 0.25
+    assert vma.likelihood.network.arguments()["level"] == -1.5
     assert Experiment.read("runs/train").address_guide == args("TruncatedGuide", k=3)
     assert cli.main(["train", *QUICK]) == 0
     assert (toy / "runs" / "train-2").exists()
     # What the report prints gives the same experiment again.
     run = Experiment.read("runs/train")
     command = run._command(2, Path("again"), experiment.Evaluation()).splitlines()[0]
-    assert "--latent_prior StandardPrior --likelihood.mean 0.25 --address_guide TruncatedGuide" in command
+    assert "--latent_prior StandardPrior --likelihood.network.level -1.5 --address_guide TruncatedGuide" in command
     assert cli.main(command.split()[1:]) == 0
     assert Experiment.read("again") == run
 

@@ -73,11 +73,11 @@ def test_unpacked_it_is_a_run(small: pv.VMA, tmp_path: Path) -> None:
 
 
 def test_training_starts_from_its_weights(small: pv.VMA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_vmem.app import experiment
+    from pyro_vmem.app import experiment, sources
 
     images = (torch.rand(400, 1, 8, 8) < 0.2).to(torch.uint8) * 255
     dataset = pv.data.FewShotDataset(images, torch.arange(400) // 10)
-    monkeypatch.setattr(experiment.data, "glyphs", lambda size, seed: dataset)
+    monkeypatch.setattr(sources.data, "glyphs", lambda size, seed: dataset)
     started = experiment.Experiment(pretrained="small", n_way=4, k_shot=1, n_query=1, steps=1, lr=1e-9)
     started.train(tmp_path / "run", progress=False)
     tensors, _ = load_checkpoint(tmp_path / "run" / "best.safetensors")

@@ -14,6 +14,7 @@ import pyro_vmem as pv
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
 from pyro_vmem.diagnostics import (
     Evidence,
+    RefineConfig,
     contribution,
     diagnose,
     estimate_evidence,
@@ -21,8 +22,9 @@ from pyro_vmem.diagnostics import (
     log_evidence,
     slot_log_evidence,
 )
-from pyro_vmem.diagnostics.climb import Climb
-from pyro_vmem.diagnostics.evidence import _shares_of
+from pyro_vmem.diagnostics.evidence_refined import log_joint_of_latent
+from pyro_vmem.diagnostics.pathfinder import OptimizationPath, moments
+from pyro_vmem.diagnostics.weights import sample_counts
 from pyro_vmem.parts import over_slots
 from pyro_vmem.testing import assert_unbiased
 
@@ -68,6 +70,13 @@ def case(exact, slots=6, targets=5, per_datapoint=False, **latent):
     templates = torch.randn(targets, slots, 3) if per_datapoint else torch.randn(slots, 3)
     memory = pv.Memory(templates, per_datapoint=per_datapoint)
     return reference, reference.vma(exact=exact, **guides), memory, torch.randn(targets, 3)
+
+
+def path_from_guide(vma, x, template):
+    """A path from the guide of the latent to the mode of its posterior."""
+    return OptimizationPath(
+        log_joint_of_latent(vma, x, template), *moments(vma.latent_guide(vma.encode_x(x), template))
+    )
 
 
 def estimate(*args, **kwargs):
@@ -143,8 +152,8 @@ def test_a_path_ends_in_the_posterior_of_a_gaussian_model():
     template = vma.encode(memory).read(torch.tensor([[0] * 5, [3] * 5]))
     target = vma.encode_x(x)
     exact = reference.latent_posterior(x, template.raw)
-    climb = Climb(vma, x, target, template)
-    halfway, last = climb.go_on(4).gaussian, climb.go_on(8).gaussian
+    path = path_from_guide(vma, x, template)
+    halfway, last = path.advance(4).normal_approximation, path.advance(8).normal_approximation
     torch.testing.assert_close(last.mean, exact.mean.detach(), rtol=0, atol=1e-3)
     guide = vma.latent_guide(target, template)
     guide = dist.MultivariateNormal(guide.mean, scale_tril=guide.stddev.diag_embed())
@@ -154,24 +163,25 @@ def test_a_path_ends_in_the_posterior_of_a_gaussian_model():
     assert (by_halfway < by_guide).all()
 
 
-def test_going_on_with_some_slots_is_a_climb_of_those():
+def test_going_on_with_some_slots_is_a_path_of_those():
     reference, _, memory, x = case(True)
     vma = reference.vma(latent_guide=Off(reference, shift=1.5, scale=2.0))
-    encoded, target = vma.encode(memory), vma.encode_x(x)
+    encoded = vma.encode(memory)
     slots, rows = torch.tensor([[0] * 5, [1] * 5, [3] * 5]), torch.tensor([[2, 0, 1, 2, 0], [0, 1, 2, 1, 2]])
     kept = slots.gather(0, rows)
-    climb = Climb(vma, x, target, encoded.read(slots)).go_on(3).keep(rows, encoded.read(kept)).go_on(6)
-    alone = Climb(vma, x, target, encoded.read(kept)).go_on(6)
-    torch.testing.assert_close(climb.gaussian.mean, alone.gaussian.mean)
-    torch.testing.assert_close(climb.gaussian.scale_tril, alone.gaussian.scale_tril)
-    torch.testing.assert_close(climb.log_evidence, alone.log_evidence)
+    path = path_from_guide(vma, x, encoded.read(slots)).advance(3)
+    path.select(rows, log_joint_of_latent(vma, x, encoded.read(kept))).advance(6)
+    alone = path_from_guide(vma, x, encoded.read(kept)).advance(6)
+    torch.testing.assert_close(path.normal_approximation.mean, alone.normal_approximation.mean)
+    torch.testing.assert_close(path.normal_approximation.scale_tril, alone.normal_approximation.scale_tril)
+    torch.testing.assert_close(path.laplace_log_evidence, alone.laplace_log_evidence)
 
 
-def test_the_evidence_by_a_climb_is_that_of_the_slot_where_the_guides_spread_is_exact():
+def test_laplace_evidence_is_that_of_the_slot_where_the_guides_spread_is_exact():
     reference, _, memory, x = case(True)
     vma = reference.vma(latent_guide=Off(reference, shift=1.5))
     slots = torch.arange(3)[:, None].expand(3, 5)
-    found = Climb(vma, x, vma.encode_x(x), vma.encode(memory).read(slots)).go_on(12).log_evidence
+    found = path_from_guide(vma, x, vma.encode(memory).read(slots)).advance(12).laplace_log_evidence
     exact = reference.latent_posterior(x, memory.templates[slots])
     # Laplace's approximation is exact, but for the volume of a diagonal guide
     volume = vma.latent_guide(vma.encode_x(x), vma.encode(memory).read(slots)).stddev.log().sum(-1)
@@ -194,7 +204,7 @@ def test_refining_counts_a_gradient_as_two_decodes(num_samples):
 def test_a_gradient_on_the_path_takes_two_decodes_as_it_is_of_the_latent_alone():
     vma = pv.VMA.for_images((1, 8, 8), latent_dim=3, num_features=8, width=2)
     x = torch.rand(4, 1, 8, 8).round()
-    target, template = vma.encode_x(x), vma.encode(pv.Memory(x)).read(torch.arange(4))
+    template = vma.encode(pv.Memory(x)).read(torch.arange(4))
 
     class Convolutions(TorchDispatchMode):
         """How many there are forward, and which gradients are asked of those backward: input, weight and bias."""
@@ -210,7 +220,7 @@ def test_a_gradient_on_the_path_takes_two_decodes_as_it_is_of_the_latent_alone()
             return func(*args, **(kwargs or {}))
 
     with Convolutions() as found:
-        Climb(vma, x, target, template).go_on(4)
+        path_from_guide(vma, x, template).advance(4)
     assert 0 < len(found.backward) <= found.forward
     assert set(found.backward) == {(True, False, False)}
 
@@ -316,14 +326,14 @@ def test_top_k_of_all_slots_is_the_exact_sum(k):
 
 def test_no_stratum_is_starved():
     mass = torch.tensor([[0.999, 0.001, 0.0, 0.0], [0.1, 0.1, 0.1, 0.7], [0.25, 0.25, 0.25, 0.25]])
-    counts = _shares_of(80, mass)
+    counts = sample_counts(80, mass)
     assert counts.sum(-1).tolist() == [80, 80, 80]
     # half of an equal share and half of the guide's, rounded down by one at most
     assert (counts >= 80 / 4 / 2 - 1).all()
     assert (counts >= 80 * mass / 2 - 1).all()
-    assert _shares_of(8, mass).tolist() == [[2, 2, 2, 2]] * 3
-    assert _shares_of(4, mass).tolist() == [[1, 1, 1, 1]] * 3
-    assert _shares_of(7, mass).min() == 1
+    assert sample_counts(8, mass).tolist() == [[2, 2, 2, 2]] * 3
+    assert sample_counts(4, mass).tolist() == [[1, 1, 1, 1]] * 3
+    assert sample_counts(7, mass).min() == 1
 
 
 def test_more_samples_come_closer():
@@ -515,3 +525,36 @@ def test_bad_arguments(kwargs, match):
         log_evidence(vma, memory, x, **kwargs)
     with pytest.raises(ValueError, match=r"x: expected shape \(B, 3\)"):
         log_evidence(vma, memory, x[0])
+
+
+CONFIGS = [
+    RefineConfig(max_slots=1, tried_share=0.3),
+    RefineConfig(decodes_per_slot=60, gradients=(3, 5, 8), mixture=(0.4, 0.2, 0.2, 0.2)),
+    RefineConfig(start_gradients=1, gradients=(1,), mixture=(0.5, 0.5), guide_share=0.9, equal_share=0.5),
+]
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+def test_refining_is_unbiased_however_its_decodes_are_spent(config):
+    reference, vma, memory, x = case(False, shift=0.5, scale=1.3)
+    repeated = x[:1].repeat(3000, 1)
+    exact = reference.log_evidence(memory, repeated).detach()
+    found = estimate(vma, memory, repeated, 60, "refined", refine=config, seed=0, max_decodes=50_000)
+    assert found.decodes == 60 * 3000
+    assert_unbiased((found.log_evidence - exact).exp().view(40, -1).mean(1), torch.ones(()), resolution=0.1)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "match"),
+    [
+        ({"max_slots": 0}, "max_slots: expected at least 1, got 0"),
+        ({"guide_share": 1.5}, r"guide_share: expected a share between 0 and 1, got 1\.5"),
+        ({"gradients": (8, 4)}, "gradients: expected increasing numbers"),
+        ({"gradients": (1, 4)}, "gradients: expected at least start_gradients, 2"),
+        ({"mixture": (0.5, 0.5)}, "mixture: expected 3 positive shares that add up to 1"),
+        ({"decodes_per_slot": 47}, "decodes_per_slot: expected at least 48, .* got 47"),
+    ],
+)
+def test_what_cannot_be_spent_is_refused(kwargs, match):
+    with pytest.raises(ValueError, match=match):
+        RefineConfig(**kwargs)

@@ -372,5 +372,5 @@ def test_a_guide_without_a_site_is_refused():
 
 def test_repr_and_stock_objectives_side_by_side():
     toy, x, _ = discrete_case()
-    assert repr(VIMCO_ELBO(3)) == "VIMCO_ELBO(num_particles=3, baseline='arithmetic')"
+    assert repr(VIMCO_ELBO(3, "geometric")) == "VIMCO_ELBO(num_particles=3, baseline='geometric')"
     assert math.isfinite(Trace_ELBO().loss(toy.model, toy.guide, x))

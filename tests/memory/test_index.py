@@ -19,7 +19,6 @@ needs_faiss = pytest.mark.skipif(
 # Each of these looks at all there is, so that it finds what looking at every key finds; a new index is one line here.
 EXACT: dict[str, Callable[[Tensor], AddressIndex]] = {
     "exact": ExactIndex,
-    "flat": lambda keys: FaissIndex(keys, "flat"),
     "ivf": lambda keys: FaissIndex(keys, "ivf", effort=10_000),
     "hnsw": lambda keys: FaissIndex(keys, "hnsw", effort=10_000),
 }
@@ -144,7 +143,7 @@ WRONG = {
     "no hits": (lambda: ExactIndex(torch.rand(3, 2)).search(torch.rand(2), 0), "k: expected at least 1"),
     "keys added of another length": (lambda: ExactIndex(torch.rand(3, 2)).add(torch.rand(1, 3)), r"keys: .*\(n, 2\)"),
     "a kind there is not": (lambda: FaissIndex(torch.rand(3, 2), "ivfpq"), "kind: expected one of"),  # type: ignore[arg-type]
-    "no effort": (lambda: FaissIndex(torch.rand(3, 2), "flat", effort=0), "effort: expected at least 1"),
+    "no effort": (lambda: FaissIndex(torch.rand(3, 2), "ivf", effort=0), "effort: expected at least 1"),
 }
 
 

@@ -162,7 +162,7 @@ def test_an_address_that_is_no_slot_is_refused() -> None:
 def test_reads_are_those_of_a_memory_encoded_as_a_whole() -> None:
     vma, templates = model(), binary(S, *EVENT)
     lazy, whole = vma.encode(pv.PackedMemory.pack(templates)), vma.encode(pv.Memory(templates))
-    assert isinstance(lazy, pv.memory.LazyMemory)
+    assert lazy.is_lazy
     for leading in [(), (7,), (5, 7), (3, 1, 7)]:
         a = torch.randint(S, leading)
         one, other = lazy.read(a), whole.read(a)
@@ -190,7 +190,7 @@ def test_a_step_encodes_what_was_chosen_once(kind: Any, few: bool, monkeypatch: 
     vma, memory = model(), pv.PackedMemory.pack(binary(20 * S, *EVENT))
     pv.model.index_memory(vma, memory, kind)
     counting = Counting(vma.template_encoder)
-    encoded, x = memory.encoded_by(counting), binary(B, *EVENT)
+    encoded, x = pv.EncodedMemory(memory, counting), binary(B, *EVENT)
     guide = vma.guide if few else config_enumerate(vma.guide, "parallel", expand=True)
     elbo = pv.infer.VIMCO_ELBO(4, max_plate_nesting=1, backward=1) if few else TraceEnum_ELBO(max_plate_nesting=1)
     SVI(vma.model, guide, pyro.optim.Adam({"lr": 1e-3}), elbo).step(encoded, x)

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from pyro_vmem import EncodedMemory, Memory, Template
-from pyro_vmem.memory.memory import _to
 
 B, S = 7, 5
 LEADING = [(), (1,), (B,), (3, B), (3, 1), (3, 1, B), (2, 3, 1)]
@@ -66,7 +65,7 @@ def test_encoded_read_equals_a_loop_in_every_field(leading: tuple[int, ...], sha
 
 @SHARED
 @pytest.mark.parametrize("leading", LEADING)
-def test_what_is_made_of_each_template_is_made_once_a_slot_or_once_a_read(
+def test_what_is_made_map_unique_template_is_made_once_a_slot_or_once_a_read(
     leading: tuple[int, ...], shared: bool
 ) -> None:
     """Whichever is less work, and the same with its gradient."""
@@ -79,7 +78,7 @@ def test_what_is_made_of_each_template_is_made_once_a_slot_or_once_a_read(
         out: Tensor = encoder(template.maps[0].reshape(-1, *template.maps[0].shape[-3:]))
         return out.reshape(*template.leading_shape, *out.shape[1:])
 
-    ours = template.of_each(made)
+    ours = template.map_unique(made)
     reads, slots = template.leading_shape.numel(), memory.features.shape[:-1].numel()
     assert seen == [min(reads, slots)]
     plain = made(Template(template.raw, template.features, template.maps))
@@ -88,8 +87,8 @@ def test_what_is_made_of_each_template_is_made_once_a_slot_or_once_a_read(
     grads = [torch.autograd.grad((out * weights).sum(), encoder.weight, retain_graph=True)[0] for out in (ours, plain)]
     torch.testing.assert_close(*grads)
     with torch.no_grad():
-        assert not template.of_each(made).requires_grad
-    assert template.of_each(made).requires_grad  # nothing was kept
+        assert not template.map_unique(made).requires_grad
+    assert template.map_unique(made).requires_grad  # nothing was kept
 
 
 @SHARED
@@ -168,10 +167,14 @@ def test_to_moves_values_and_keeps_labels_and_mask(dtype: torch.dtype) -> None:
 
 
 def test_labels_move_to_the_device_whichever_way_it_is_named() -> None:
-    meta = torch.device("meta")  # a memory there could not be checked for NaN, so this tries the helper alone
+    meta, memory = torch.device("meta"), Memory(torch.rand(3, 2), torch.arange(3), torch.ones(3, dtype=torch.bool))
     for args, kwargs in [((meta,), {}), ((), {"device": meta}), (("meta", torch.float64), {"non_blocking": True})]:
-        labels = _to(torch.arange(3), False, *args, **kwargs)
-        assert (labels.device, labels.dtype) == (meta, torch.int64)
+        moved = memory.to(*args, **kwargs)
+        assert moved.labels is not None
+        assert moved.mask is not None
+        assert (moved.labels.device, moved.labels.dtype, moved.mask.device) == (meta, torch.int64, meta)
+        assert (moved.device, moved.templates.device) == (meta, meta)
+    assert memory.to("cpu") is memory
 
 
 def test_of_datapoints_takes_rows_of_everything() -> None:

@@ -15,8 +15,8 @@ from pyro_vmem.memory import ExactIndex
 from pyro_vmem.model.indexing import slot_keys
 
 SLOTS = 40
-SETTINGS: dict[str, Any] = {"steps": 6, "progress": False, "precision": "float32", "validate_every": 2, "lr": 0.02}
 AGES = ("key_overlap", "key_missed", "key_drift")
+SETTINGS: dict[str, Any] = {"steps": 6, "progress": False, "precision": "float32", "validate_every": 2, "lr": 0.02}
 
 
 def indexed(seed: int = 0) -> pv.VMA:

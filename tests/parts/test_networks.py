@@ -11,7 +11,17 @@ from torch import Tensor
 
 from pyro_vmem import VMA, Memory, Template
 from pyro_vmem._utils.image_layout import as_images
-from pyro_vmem.parts import ConvDecoder, ConvEncoder, Encoder, FlatEncoder, MLPDecoder, MLPEncoder, WarpDecoder, mlp
+from pyro_vmem.parts import (
+    ConvDecoder,
+    ConvEncoder,
+    Encoder,
+    FlatEncoder,
+    MLPDecoder,
+    MLPEncoder,
+    WarpDecoder,
+    log_odds,
+    mlp,
+)
 from pyro_vmem.parts.decoders import _blur, _weighed
 from pyro_vmem.parts.layers import Doubling, Join, Residual, half_size, in_patches
 
@@ -25,11 +35,11 @@ ENCODERS: dict[str, Any] = {
     "ConvEncoder": lambda shape: ConvEncoder(shape, NUM_FEATURES, WIDTH),
 }
 DECODERS: dict[str, Any] = {
-    "MLPDecoder": lambda shape: MLPDecoder(shape, D, NUM_FEATURES, (8,)),
-    "ConvDecoder": lambda shape: ConvDecoder(shape, D, NUM_FEATURES, (WIDTH, 2 * WIDTH), WIDTH),
-    "ConvDecoder-no-skips": lambda shape: ConvDecoder(shape, D, NUM_FEATURES, None, WIDTH),
-    "WarpDecoder": lambda shape: WarpDecoder(shape, D, NUM_FEATURES, (WIDTH, 2 * WIDTH), WIDTH),
-    "WarpDecoder-no-skips": lambda shape: WarpDecoder(shape, D, NUM_FEATURES, None, WIDTH),
+    "MLPDecoder": lambda shape, **more: MLPDecoder(shape, D, NUM_FEATURES, (8,), **more),
+    "ConvDecoder": lambda shape, **more: ConvDecoder(shape, D, NUM_FEATURES, (WIDTH, 2 * WIDTH), WIDTH, **more),
+    "ConvDecoder-no-skips": lambda shape, **more: ConvDecoder(shape, D, NUM_FEATURES, None, WIDTH, **more),
+    "WarpDecoder": lambda shape, **more: WarpDecoder(shape, D, NUM_FEATURES, (WIDTH, 2 * WIDTH), WIDTH, **more),
+    "WarpDecoder-no-skips": lambda shape, **more: WarpDecoder(shape, D, NUM_FEATURES, None, WIDTH, **more),
 }
 
 
@@ -117,12 +127,19 @@ def test_weights_are_contiguous_and_used(name: str, shape: tuple[int, int, int])
 
 @pytest.mark.parametrize("name", DECODERS)
 @pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 5), (1, 1, 1)])
-def test_shift_output_moves_every_value_by_what_it_says(name: str, shape: tuple[int, int, int]) -> None:
-    decoder, z, template = DECODERS[name](shape), torch.randn(4, D), seen(shape, 4)
-    decoder.shift_output(0.5)
-    before = decoder(z, template)
-    decoder.shift_output(-2.0)
-    torch.testing.assert_close(decoder(z, template), before - 2.5)
+def test_outputs_start_around_their_level(name: str, shape: tuple[int, int, int]) -> None:
+    z, template, outputs = torch.randn(4, D), seen(shape, 4), []
+    for level in (0.5, -2.0):
+        torch.manual_seed(0)
+        outputs.append(DECODERS[name](shape, level=level)(z, template))
+    torch.testing.assert_close(outputs[1], outputs[0] - 2.5)
+
+
+def test_a_level_is_the_log_odds_of_a_mean() -> None:
+    assert torch.tensor(log_odds(0.2)).sigmoid().item() == pytest.approx(0.2)
+    for mean in (0.0, 1.0, float("nan")):
+        with pytest.raises(ValueError, match=r"mean: expected a number between 0 and 1, got"):
+            log_odds(mean)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -147,7 +164,7 @@ def warped(decoder: WarpDecoder, raw: Tensor) -> Tensor:
 
 
 def warp_decoder(shape: tuple[int, int, int]) -> WarpDecoder:
-    decoder = WarpDecoder(shape, D, NUM_FEATURES, None, WIDTH)
+    decoder = WarpDecoder(shape, D, NUM_FEATURES, None, WIDTH, level=0.0)
     for layer in (decoder.affine, decoder.field):
         torch.nn.init.zeros_(layer.weight)
     return decoder
@@ -165,7 +182,6 @@ def test_without_a_warp_the_shown_template_is_the_template() -> None:
     features = torch.zeros(4, NUM_FEATURES)
     torch.nn.init.zeros_(decoder.fine.out.weight)  # no drawing over it
     torch.nn.init.zeros_(decoder.show.weight)
-    decoder.shift_output(0.0)
     with torch.no_grad():
         for channel in range(3):
             decoder.show.weight[channel, channel] = 2.0

@@ -195,7 +195,9 @@ def subclasses(cls: type[Part]) -> Iterator[type[Part]]:
 
 
 def test_every_part_in_the_package_is_listed() -> None:
-    # The reference model's own parts are private, and are held to mathematics in the tests of the reference.
+    # The reference model's own parts are private, and are held to mathematics in the tests of the reference; those
+    # that read a memory softly work in their baseline alone, and are held to it in its tests.
+    softly = {pv.baselines.SoftAttentionDecoder, pv.baselines.SoftAttentionGuide}
     found = {
         cls
         for cls in subclasses(Part)
@@ -203,7 +205,7 @@ def test_every_part_in_the_package_is_listed() -> None:
     }
     if not HAS_ZUKO:
         found -= {pv.FlowPrior, pv.FlowGuide}
-    assert found == {type(make()) for make in PARTS.values()}
+    assert found - softly == {type(make()) for make in PARTS.values()}
 
 
 def test_abstract_parts_cannot_be_made() -> None:
@@ -262,7 +264,7 @@ def test_likelihood_shapes(name: str, z: tuple[int, ...], template: tuple[int, .
     p = part(torch.randn(*z, D), seen(*template))
     assert (p.batch_shape, p.event_shape) == (torch.broadcast_shapes(z, template), EVENT)
     assert part.event_shape == EVENT
-    assert p.mean.shape == p.sample().shape == (*p.batch_shape, *EVENT)
+    assert part.draw(p, mean=True).shape == part.draw(p).shape == p.sample().shape == (*p.batch_shape, *EVENT)
 
 
 @pytest.mark.parametrize("name", kinds(Decoder))
@@ -322,6 +324,7 @@ def test_a_row_does_not_depend_on_the_others(name: str) -> None:
 @pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("leading", [(7,), (5, 7)])
 def test_every_parameter_gets_a_gradient(name: str, leading: tuple[int, ...]) -> None:
+    torch.manual_seed(0)  # a small network of rectified units may be dead at the start
     part = PARTS[name]()
     fully_used(part, inputs_of(part, leading)).backward()
     # Behind a second convolution that starts at zero, the first of a residual block has nothing to learn yet.
@@ -691,7 +694,7 @@ def test_guide_of_several_views_is_their_geometric_mean(views: int, shared: bool
     if views == 8:
         turns += [functools.partial(lambda turn, images: turn(images.mT), turn) for turn in turns]
     each = torch.stack([q(one, turn) for turn in turns])
-    assert each.std(0).max() > 0.01
+    assert each.std(0).max() > 0.005
     mean = each.log().mean(0).exp()
     torch.testing.assert_close(q(part), mean / mean.sum(-1, keepdim=True))
     for turn in turns:  # the same whichever way the whole is turned
@@ -933,18 +936,6 @@ def test_gaussian_scale(learn_scale: bool) -> None:
     assert "log_scale" in p.state_dict()
 
 
-@pytest.mark.parametrize("network", kinds(Decoder))
-@pytest.mark.parametrize("level", [0.01, 0.1, 0.9])
-def test_bernoulli_starts_from_the_mean_of_the_data(network: str, level: float) -> None:
-    decoder = PARTS[network]()
-    z, template = inputs_of(decoder, (B,))
-    decoder.shift_output(0.0)
-    before = decoder(z, template)
-    pv.BernoulliDecoder(decoder, mean=level)
-    expected = torch.logit(torch.tensor(level)).expand(B, *EVENT)
-    torch.testing.assert_close(decoder(z, template) - before, expected, atol=1e-4, rtol=1e-4)
-
-
 def test_bernoulli_refuses_what_it_gives_no_probability_to() -> None:
     part = pv.BernoulliDecoder(mlp_decoder())
     part.check(torch.tensor([0.0, 1.0]))
@@ -961,7 +952,6 @@ def test_bernoulli_refuses_what_it_gives_no_probability_to() -> None:
         (functools.partial(pv.SimilarityGuide, temperature=float("nan")), r"temperature: .* got nan"),
         (functools.partial(pv.GaussianGuide, hidden=()), r"hidden: expected at least one hidden width"),
         (functools.partial(MLPDecoder, (4,), hidden=()), r"hidden: expected at least one hidden width"),
-        (lambda: pv.BernoulliDecoder(mlp_decoder(), mean=0.0), r"mean: expected a number between 0 and 1, got 0.0"),
         (lambda: pv.GaussianDecoder(mlp_decoder(), scale=0.0), r"scale: expected a positive number, got 0.0"),
         (lambda: pv.GaussianDecoder(mlp_decoder(), scale=-1.0), r"scale: expected a positive number, got -1.0"),
         (lambda: pv.TemperedPrior(pv.UniformPrior(), 0.0), r"temperature: expected a positive number, got 0.0"),

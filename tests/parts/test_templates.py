@@ -123,25 +123,3 @@ def test_the_shape_is_checked() -> None:
 def test_repr_shows_them_if_there_are_any() -> None:
     assert "slots of M    ExtraTemplates(num_slots=2, event_shape=(4,))" in repr(vma_with(ExtraTemplates(K, (X,))))
     assert "slots of M" not in repr(vma_with(None))
-
-
-RAW = pytest.mark.xfail(strict=True, reason="it counts the slots of the memory it is given, not of the encoded one")
-
-
-@pytest.mark.parametrize(
-    "ask",
-    [
-        lambda vma, memory, x: pv.diagnostics.diagnose(vma, memory, x, num_samples=20, progress=False)["log_evidence"],
-        pytest.param(lambda vma, memory, x: pv.diagnostics.log_evidence(vma, memory, x, num_samples=200), marks=RAW),
-        pytest.param(lambda vma, memory, x: pv.diagnostics.slot_log_evidence(vma, memory, x), marks=RAW),
-    ],
-    ids=["diagnose", "log_evidence", "slot_log_evidence"],
-)
-@pytest.mark.filterwarnings("ignore::UserWarning")
-def test_questions_about_a_memory_are_about_what_is_read(ask) -> None:
-    vma, memory, x = vma_with(ExtraTemplates(K, (X,))), given(mask=False), torch.rand(B, X)
-    answers = []
-    for m in (memory, vma.encode(memory)):
-        torch.manual_seed(0)
-        answers.append(torch.as_tensor(getattr(found := ask(vma, m, x), "values", found)))
-    torch.testing.assert_close(*answers)

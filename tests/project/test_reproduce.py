@@ -14,7 +14,39 @@ import pyro_vmem as pv
 from benchmarks import checkpoints, figures, pictures, pretrained, recipes, reproduce, tables
 from benchmarks.published import LIKELIHOODS
 from pyro_vmem import data
-from pyro_vmem.train import load_checkpoint
+from pyro_vmem.app import Experiment, experiment
+from pyro_vmem.train import load_checkpoint, save_checkpoint
+
+
+def args(class_path, **init_args):
+    return {"class_path": class_path, "init_args": init_args}
+
+
+@pytest.fixture(autouse=True)
+def patterns(monkeypatch):
+    """Small images: each class a random pattern, each drawing the pattern with a few pixels turned over."""
+    monkeypatch.setattr(Experiment, "datasets", lambda self: (drawn(24, 0), drawn(12, 1), drawn(12, 2)))
+
+
+def drawn(classes, seed, drawings=20):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(classes, 1, 1, 8, 8, generator=generator) > 0.7
+    flips = torch.rand(classes, drawings, 1, 8, 8, generator=generator) > 0.97
+    pixels = (images ^ flips).flatten(0, 1).to(torch.uint8) * 255
+    return data.FewShotDataset(pixels, torch.arange(classes).repeat_interleave(drawings))
+
+
+def changed(recipe, **values):
+    """A recipe with some settings of its own, or of its experiment, changed."""
+    own = {field.name for field in dataclasses.fields(recipe)}
+    experiment = dataclasses.replace(recipe.experiment, **{n: v for n, v in values.items() if n not in own})
+    return dataclasses.replace(recipe, experiment=experiment, **{n: v for n, v in values.items() if n in own})
+
+
+def new_model(recipe, model="vma", side=8, start=None):
+    memory = pv.Memory(torch.zeros(64, 1, side, side))
+    episode = data.Episode(memory, torch.full((2, 1, side, side), 0.1), torch.zeros(2, dtype=torch.long))
+    return dataclasses.replace(recipe.experiment, model=model, start=start).new_model(episode)
 
 
 @pytest.fixture
@@ -34,18 +66,15 @@ def tmp(folders):
 def test_every_recipe_has_cells_that_its_protocol_has(name):
     recipe = recipes.read(name)
     assert recipe.run is None or recipes.read(recipe.run).run is None
-    side = 28
     dataset = data.FewShotDataset(
         torch.zeros(700 * 20, 1, 1, 1), torch.arange(700).repeat_interleave(20)
     )  # as many classes and drawings as the largest set has
-    for n_classes, shots, _ in recipe.evaluation.cells():
+    for n_classes, shots, _ in recipe.cells():
         episodes = recipe.test_episodes(dataset, n_classes, shots, num_targets=32)
         assert sum(len(e.x) for e in data.batches(episodes, 32)) >= 32
-    for model in recipes.MODELS:
-        built = recipe.model(model, ink=0.1)
+    for model in experiment.MODELS:
+        built = new_model(recipe, model, side=26 if name in ("zholus", "vma-45-5") else 28)
         assert recipes.model_name(built) == model
-        side = built.event_shape[-1]
-        assert side == {"zholus": 26, "vma-45-5": 26, "smoke": 8}.get(name, 28)
 
 
 def test_a_recipe_that_is_not_there():
@@ -56,11 +85,11 @@ def test_a_recipe_that_is_not_there():
 def test_weights_are_those_of_the_seed():
     recipe = recipes.read("smoke")
     torch.manual_seed(5)
-    one = recipe.model("vma", 0.1)
+    one = new_model(recipe)
     torch.manual_seed(6)
-    two = recipe.model("vma", 0.1)
+    two = new_model(recipe)
     assert checkpoints.fingerprint(one.state_dict()) == checkpoints.fingerprint(two.state_dict())
-    other = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=1)).model("vma", 0.1)
+    other = new_model(changed(recipe, seed=1))
     assert checkpoints.fingerprint(one.state_dict()) != checkpoints.fingerprint(other.state_dict())
 
 
@@ -97,8 +126,9 @@ def test_pieces_add_up_and_cells_are_evaluated_once(folders, tmp_path):
     again = reproduce.main("smoke", train=False, evaluate=True, classes=[1], out=folders["out"], runs="none")
     assert again["runs"]["vma"] == known
     assert known["steps"] == 6
-    assert {(r["n_classes"], r["shots"], r["method"]) for r in rows} == set(recipes.read("smoke").evaluation.cells())
-    assert result["recipe"]["evaluation"]["num_targets"] == 12
+    assert {(r["n_classes"], r["shots"], r["method"]) for r in rows} == set(recipes.read("smoke").cells())
+    assert result["recipe"]["num_targets"] == 12
+    assert result["recipe"]["experiment"]["n_way"] == 6
 
 
 def test_all_models_of_a_recipe_are_trained_and_evaluated_unless_one_is_named(folders, monkeypatch):
@@ -123,7 +153,7 @@ def test_a_cell_is_the_evidence_of_the_protocols_episodes(folders, tmp_path):
     vma = pv.load(tmp_path / "runs" / "smoke" / "vma")
     assert isinstance(vma.address_guide, pv.TruncatedGuide)
     vma.address_guide = vma.address_guide.inner
-    test = recipes.read("smoke").datasets()[2]
+    test = recipes.read("smoke").experiment.datasets()[2]
     episodes = data.protocol("gmn-distinct").episodes(test, 2, 1, num_episodes=12)
     batch = data.merge_episodes(list(episodes))
     found = pv.diagnostics.estimate_evidence(
@@ -149,9 +179,8 @@ def test_a_cell_is_the_evidence_of_the_protocols_episodes(folders, tmp_path):
 
 def test_few_shot_classification(folders, monkeypatch):
     smoke = recipes.read("smoke")
-    how = dataclasses.replace(smoke.evaluation, n_classes=[5], shots=[1, 5], per_class=True, methods=["sampled"])
-    how = dataclasses.replace(how, num_samples=1, num_targets=64)
-    recipe = dataclasses.replace(smoke, protocol="whole-memory", evaluation=how)
+    how = {"n_classes": [5], "shots": [1, 5], "per_class": True, "methods": ["sampled"]}
+    recipe = changed(smoke, protocol="whole-memory", num_samples=1, num_targets=64, **how)
     monkeypatch.setattr(reproduce, "read", {"classification": recipe}.get)
     rows = reproduce.main("classification", **folders)["rows"]
     assert [(r["n_classes"], r["shots"], r["num_episodes"]) for r in rows] == [(5, 5, 16), (5, 25, 16)]
@@ -165,35 +194,35 @@ def test_few_shot_classification(folders, monkeypatch):
 
 def test_the_address_guide_of_an_evaluation_sees_all_slots(folders, tmp_path):
     reproduce.main("smoke", evaluate=False, **folders)
-    vma = reproduce.trained(tmp_path / "runs" / "smoke" / "vma", tmp_path / "nowhere")
+    vma = reproduce.trained(recipes.read("smoke"), tmp_path / "runs" / "smoke" / "vma", tmp_path / "nowhere")
     memory = vma.encode(pv.Memory(torch.rand(5, 1, 8, 8)))
     assert (vma.address_guide(memory, vma.encode_x(torch.ones(1, 1, 8, 8))).probs > 0).all()
 
 
 def test_a_trained_model_is_trained_further_on_other_kinds_of_episodes(folders, tmp_path, monkeypatch):
     smoke = recipes.read("smoke")
-    more = [recipes.Kind(2, 1, 4, n_absent=3), recipes.Kind(1, 1, 4, n_absent=1)]
-    training = dataclasses.replace(smoke.training, more=more, steps=4, lr=1e-9, kl_start=1.0)
-    further = dataclasses.replace(smoke, start="smoke", training=training)
-    episodes, held_out = further.training_episodes(further.datasets())
+    more = [{"n_way": 2, "k_shot": 1, "n_absent": 3}, {"n_way": 1, "k_shot": 1, "n_absent": 1}]
+    run = tmp_path / "runs" / "smoke" / "vma"
+    kinds = {"more": more, "held_out": None, "start": str(run)}
+    further = changed(smoke, steps=4, lr=1e-9, kl_schedule=args("LinearRise", start=1.0), **kinds)
+    episodes, held_out = further.experiment.episodes()
     assert [(e.memory.num_slots, len(e.x)) for e in map(episodes.__getitem__, range(4))] == [
         *[(12, 12), (2, 20), (1, 8), (12, 12)]
     ]
     assert [e.memory.num_slots for e in map(held_out.__getitem__, range(3))] == [12, 2, 1]
     monkeypatch.setattr(reproduce, "read", {"smoke": smoke, "further": further}.get)
     reproduce.main("smoke", evaluate=False, **folders)
-    first = pv.load(tmp_path / "runs" / "smoke" / "vma").state_dict()
-    for start in (None, str(tmp_path / "runs" / "smoke" / "vma")):
-        runs = {"out": folders["out"], "runs": folders["runs"] if start is None else str(tmp_path / "elsewhere")}
-        reproduce.main("further", evaluate=False, start=start, **runs)
-        second = pv.load(tmp_path / runs["runs"] / "further" / "vma").state_dict()
-        assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
-        assert any(not torch.equal(first[name], second[name]) for name in first)
+    first = pv.load(run).state_dict()
+    elsewhere = str(run.rename(tmp_path / "elsewhere"))
+    reproduce.main("further", evaluate=False, start=elsewhere, **folders)
+    second = pv.load(tmp_path / "runs" / "further" / "vma").state_dict()
+    assert all(torch.allclose(first[name], second[name], atol=1e-6) for name in first)
+    assert any(not torch.equal(first[name], second[name]) for name in first)
 
 
 def test_a_table_of_another_tables_model_is_evaluated_without_being_asked(folders, monkeypatch):
     smoke = recipes.read("smoke")
-    other = dataclasses.replace(smoke, run="smoke", training=dataclasses.replace(smoke.training, steps=10**6))
+    other = changed(smoke, run="smoke", steps=10**6)
     monkeypatch.setattr(reproduce, "read", {"smoke": smoke, "other": other}.get)
     reproduce.main("smoke", evaluate=False, **folders)
     assert len(reproduce.main("other", classes=[1], shots=[1], methods=["sampled"], **folders)["rows"]) == 1
@@ -204,9 +233,7 @@ def test_figures_of_other_weights_are_forgotten(folders, tmp_path):
     reproduce.main("smoke", **cell, **folders)
     old = rows_of(folders)
     other = {"out": folders["out"], "runs": str(tmp_path / "other")}
-    recipe = recipes.read("smoke")
-    changed = dataclasses.replace(recipe, training=dataclasses.replace(recipe.training, seed=1))
-    reproduce.fit(changed, changed.datasets(), "vma", tmp_path / "other" / "run", None)
+    reproduce.fit(changed(recipes.read("smoke"), seed=1).experiment, tmp_path / "other" / "run")
     reproduce.main("smoke", run=str(tmp_path / "other" / "run"), **cell, **other)
     new = rows_of(folders)
     assert len(old) == len(new) == 1
@@ -215,10 +242,9 @@ def test_figures_of_other_weights_are_forgotten(folders, tmp_path):
 
 def test_shared_memories_and_recall(folders, monkeypatch):
     smoke = recipes.read("smoke")
-    per_class = dataclasses.replace(smoke.evaluation, n_classes=[1, 8], shots=[1], per_class=True)
-    shared = dataclasses.replace(smoke, protocol="whole-memory", evaluation=per_class)
-    training = dataclasses.replace(smoke.training, n_way=12, k_shot=1, n_query=6)
-    recall = dataclasses.replace(smoke, protocol="recall", training=training, evaluation=per_class)
+    per_class = {"n_classes": [1, 8], "shots": [1], "per_class": True}
+    shared = changed(smoke, protocol="whole-memory", **per_class)
+    recall = changed(smoke, protocol="recall", recall=True, n_way=12, k_shot=1, n_query=6, **per_class)
     monkeypatch.setattr(reproduce, "read", {"scaling": shared, "mnist-recall": recall}.get)
     rows = reproduce.main("scaling", **folders)["rows"]
     assert [(r["n_classes"], r["shots"], r["num_targets"], r["num_episodes"]) for r in rows] == [
@@ -248,12 +274,13 @@ def test_shared_memories_and_recall(folders, monkeypatch):
 
 def test_a_memory_that_is_learned(folders, tmp_path, monkeypatch):
     smoke = recipes.read("smoke")
-    how = dataclasses.replace(smoke.evaluation, n_classes=[8], shots=[1], per_class=True, methods=["sampled"])
-    training = dataclasses.replace(smoke.training, n_way=12, k_shot=1, n_query=6, steps=2)
-    networks = dataclasses.replace(smoke.networks, learned_slots=9, truncate=None)
-    recipe = dataclasses.replace(smoke, protocol="recall", training=training, networks=networks, evaluation=how)
-    images = recipe.training_episodes(recipe.datasets())[0][0].memory.templates
-    assert torch.equal(recipe.model("vma", 0.1, images=images).templates.values, images[:9])
+    how = {"n_classes": [8], "shots": [1], "per_class": True, "methods": ["sampled"], "protocol": "recall"}
+    sizes = {"recall": True, "n_way": 12, "k_shot": 1, "n_query": 6, "steps": 2}
+    slots = args("LearnedTemplates", num_slots=9)
+    recipe = changed(smoke, **how, **sizes, address_guide=None, templates=slots)
+    episode = recipe.experiment.episodes()[0][0]
+    images = episode.memory.templates
+    assert torch.equal(recipe.experiment.new_model(episode).templates.values, images[:9])
     monkeypatch.setattr(reproduce, "read", {"mnist-learned": recipe}.get)
     monkeypatch.setattr(pictures, "read", {"mnist-learned": recipe}.get)
     (row,) = reproduce.main("mnist-learned", **folders)["rows"]
@@ -272,10 +299,8 @@ def test_a_memory_that_is_learned(folders, tmp_path, monkeypatch):
 
 def test_the_bound_by_examples_a_class(folders, monkeypatch):
     smoke = recipes.read("smoke")
-    how = dataclasses.replace(smoke.evaluation, n_classes=[2], shots=[1, 3, 2], per_class=True, methods=["sampled"])
-    monkeypatch.setattr(
-        reproduce, "read", {"breakdown": dataclasses.replace(smoke, protocol="whole-memory", evaluation=how)}.get
-    )
+    how = {"n_classes": [2], "shots": [1, 3, 2], "per_class": True, "methods": ["sampled"]}
+    monkeypatch.setattr(reproduce, "read", {"breakdown": changed(smoke, protocol="whole-memory", **how)}.get)
     rows = reproduce.main("breakdown", **folders)["rows"]
     tables.main(folders["out"], folders["out"] + "/page/results.md", folders["out"] + "/page/results")
     page = (tmp(folders) / "page" / "results.md").read_text()
@@ -354,7 +379,7 @@ def test_the_page_has_our_figures_the_published_ones_and_their_difference(folder
         reproduce.main("smoke", model, **cells, **folders)
     # as if the images were Omniglot's
     content = json.loads((tmp(folders) / "smoke.json").read_text())
-    content["recipe"] |= {"images": "protocol", "protocol": "zholus"}
+    content["recipe"]["protocol"] = content["recipe"]["experiment"]["data"] = "zholus"
     (tmp(folders) / "zholus.json").write_text(json.dumps(content))
     (tmp(folders) / "smoke.npz").rename(tmp(folders) / "zholus.npz")
     (tmp(folders) / "smoke.json").unlink()
@@ -398,16 +423,12 @@ def test_numbers_that_json_lacks_and_lines():
 
 def test_a_guide_with_features_of_its_own_is_trained_on_a_model_that_stays(folders, tmp_path, monkeypatch):
     smoke = recipes.read("smoke")
-    networks = dataclasses.replace(smoke.networks, pixels="causal", extra_slots=1)
-    first = dataclasses.replace(smoke, networks=networks)
-    further = dataclasses.replace(
-        first,
-        start="first",
-        networks=dataclasses.replace(networks, own_features=True, views=4, truncate=None),
-        training=dataclasses.replace(
-            smoke.training, objective="wake", only="address_guide", num_particles=6, warp=True, lr=1e-2, steps=3
-        ),
-    )
+    first = changed(smoke, pixels="causal", templates=args("ExtraTemplates", num_slots=1))
+    wake = args("RWS_ELBO", num_particles=6, pathwise=True, defensive=0.5, top=8)
+    own_features = args("EncoderGuide", encoder=args("ConvEncoder"))
+    start = str(tmp_path / "runs" / "first" / "vma")
+    further = changed(first, start=start, only="address_guide", objective=wake, warp=True, lr=1e-2, steps=3)
+    further = changed(further, address_guide=own_features, views=4)
     monkeypatch.setattr(reproduce, "read", {"first": first, "further": further}.get)
     reproduce.main("first", evaluate=False, **folders)
     cell = {"classes": [2], "shots": [4], "methods": ["sampled"]}
@@ -415,7 +436,7 @@ def test_a_guide_with_features_of_its_own_is_trained_on_a_model_that_stays(folde
     before, after = (pv.load(tmp_path / "runs" / name / "vma") for name in ("first", "further"))
     assert isinstance(after.address_guide, pv.EncoderGuide)
     assert after.address_guide.views == 1  # it looks in several ways once it is trained
-    seen = reproduce.trained(tmp_path / "runs" / "further" / "vma", tmp_path / "none", views=4)
+    seen = reproduce.trained(further, tmp_path / "runs" / "further" / "vma", tmp_path / "none")
     assert seen.address_guide.views == 4
     frozen = {n: t for n, t in before.state_dict().items() if not n.startswith("address_guide")}
     assert frozen
@@ -429,11 +450,12 @@ def test_a_guide_with_features_of_its_own_is_trained_on_a_model_that_stays(folde
     assert row["reconstruction"] < 0
 
 
-def test_weights_are_taken_as_far_as_they_fit():
+def test_weights_are_taken_as_far_as_they_fit(tmp_path):
     smoke = recipes.read("smoke")
-    begun = smoke.model("vma", 0.1)
-    causal = dataclasses.replace(smoke, networks=dataclasses.replace(smoke.networks, pixels="causal"))
-    taken, fresh = causal.model("vma", 0.1, begun).state_dict(), causal.model("vma", 0.1).state_dict()
+    begun, causal = new_model(smoke), changed(smoke, pixels="causal")
+    save_checkpoint(tmp_path / "begun.safetensors", begun.state_dict(), {"spec": begun.spec()})
+    taken = new_model(causal, start=str(tmp_path / "begun.safetensors")).state_dict()
+    fresh = new_model(causal).state_dict()
     for name, tensor in begun.state_dict().items():
         assert torch.equal(taken[name][: len(tensor)] if tensor.dim() else taken[name], tensor)
     wider = [name for name, tensor in begun.state_dict().items() if tensor.shape != fresh[name].shape]
@@ -454,7 +476,10 @@ def test_pictures_and_package_are_of_a_tables_model(folders, tmp_path, capsys):
     (row,) = rows_of(folders)
     assert card.startswith("# small\n")
     assert reproduce.figure(row) in card
-    vma, halves = reproduce.trained(tmp_path / "runs" / "smoke" / "vma", tmp_path), pv.load(packed["weights"])
+    vma, halves = (
+        reproduce.trained(recipes.read("smoke"), tmp_path / "runs" / "smoke" / "vma", tmp_path),
+        pv.load(packed["weights"]),
+    )
     assert halves.spec() == vma.spec()
     for name, tensor in vma.state_dict().items():
         assert torch.equal(halves.state_dict()[name], tensor.half().float())

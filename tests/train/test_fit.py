@@ -553,7 +553,9 @@ def test_the_optimizer_takes_the_step_that_torch_s_takes():
     before = [p.detach().clone() for p in vma.parameters()]
     pv.Trainer(vma, "vimco", config).step(sampler()[0])
     moved = (
-        torch.stack([(a - b).square().sum() for a, b in zip(before, map(torch.Tensor.detach, vma.parameters()), strict=True)])
+        torch.stack(
+            [(a - b).square().sum() for a, b in zip(before, map(torch.Tensor.detach, vma.parameters()), strict=True)]
+        )
         .sum()
         .sqrt()
     )

@@ -163,3 +163,10 @@ def test_the_guide_s_divergence_is_what_the_bound_loses():
 def test_bad_arguments(call, match):
     with pytest.raises(ValueError, match=match):
         call()
+
+
+@pytest.mark.parametrize("function", [hit_rate, calibration_error])
+def test_nan_is_no_hit(function):
+    probabilities = torch.tensor([[0.5, 0.5], [math.nan, math.nan]])
+    with pytest.raises(ValueError, match=r"probabilities: expected .*got"):
+        function(probabilities, torch.tensor([0, 1]))

@@ -12,6 +12,7 @@ from torch import Tensor
 import pyro_vmem as pv
 import pyro_vmem.memory.packed
 from pyro_vmem.diagnostics import diagnose, estimate_evidence, information_gain, top_k_bounds
+from pyro_vmem.diagnostics.evidence_indexed import draw_others
 from pyro_vmem.testing import assert_unbiased
 
 S, B, K, DIM = 300, 6, 8, 3
@@ -191,3 +192,35 @@ def test_a_sum_over_all_slots_is_refused(float64: None) -> None:
     dense = vma.replace(address_guide=Keyed(reference))
     with pytest.raises(ValueError, match=r"does not say which slots it found\. With an index, use IndexedGuide"):
         estimate_evidence(dense, packed, x, 20, "top-k")
+
+
+@pytest.mark.parametrize("in_use", [5, 8, 1])
+def test_candidates_that_cover_all_slots_end(in_use: int, float64: None) -> None:
+    """Nothing is left to be drawn, and the sum over the candidates is exact."""
+    pytest.importorskip("xarray")
+    reference = pv.LinearGaussianMemory(DIM, generator=torch.Generator().manual_seed(0)).double().requires_grad_(False)
+    vma = reference.vma(address_guide=pv.IndexedGuide(Keyed(reference), k=K))
+    packed = pv.PackedMemory.pack(torch.rand(8, DIM), 8, torch.arange(8))
+    packed.mask = None if in_use == 8 else torch.arange(8) < in_use
+    pv.model.index_memory(vma, packed)
+    plain, x = pv.Memory(packed.templates[:in_use]), torch.rand(B, DIM)
+    truth = reference.log_evidence(plain, x)
+    found = estimate_evidence(vma, packed, x, 50, "top-k", k=K, seed=0, warn=False)
+    torch.testing.assert_close(found.log_evidence, truth)
+    dataset = diagnose(vma, packed, x, num_samples=30, per_slot=5)
+    torch.testing.assert_close(torch.tensor(dataset.log_evidence.values), truth)
+    torch.testing.assert_close(torch.tensor(dataset.log_evidence_upper.values), truth)
+    assert (dataset.rest_share == 0).all()
+    assert (dataset.rest_above == 0).all()
+
+
+def test_others_are_drawn_as_the_prior_has_them() -> None:
+    p = torch.distributions.Categorical(torch.tensor([0.1, 0.0, 0.2, 0.3, 0.4], dtype=torch.double))
+    drawn, log_left = draw_others(p, torch.tensor([[4, 1], [0, 3], [2, 0]]), 40_000)
+    left = torch.tensor([0.6, 0.6, 0.7], dtype=torch.double)
+    torch.testing.assert_close(log_left, left.log())
+    expected = p.probs.repeat(3, 1).scatter(-1, torch.tensor([[4, 1], [0, 3], [2, 0]]), 0.0) / left.unsqueeze(-1)
+    shares = torch.stack([row.bincount(minlength=5) for row in drawn]) / 40_000
+    assert (shares[expected == 0] == 0).all()
+    assert ((shares - expected).abs() < 5 * (expected / 40_000).sqrt()).logical_or(expected == 0).all()
+    assert draw_others(p, torch.tensor([[0, 2, 3, 4]]), 9)[1].tolist() == [-math.inf]

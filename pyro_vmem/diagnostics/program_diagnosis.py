@@ -1,23 +1,28 @@
-"""Information, bound and evidence of any pair of Pyro programs, from draws of the guide."""
+"""Information, bound and evidence of any pair of Pyro programs, from draws of the guide.
+
+Also which sites a program has, and which of their dims are datapoints.
+"""
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from pyro.poutine import Trace
+from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
 from torch.distributions import Categorical, kl_divergence
 from tqdm.auto import tqdm
 
-from pyro_vmem.diagnostics.sites import as_rows, data_dims, sample_sites
-from pyro_vmem.diagnostics.strata import StratifiedWeights
+from pyro_vmem._utils.random_state import seeded
+from pyro_vmem.diagnostics.weights import StratifiedWeights
 from pyro_vmem.infer import IWAE_ELBO
 from pyro_vmem.infer.particles import draw_particles
 
-__all__ = ["diagnose_program"]
+__all__ = ["as_rows", "data_dims", "diagnose_program", "sample_sites"]
 
 
 class _Recorder(IWAE_ELBO):
@@ -59,8 +64,7 @@ def diagnose_program(
     Raises:
         ValueError: If there is no such site, it is not categorical, or the sites are in no data plate.
     """
-    with torch.no_grad(), torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
+    with torch.no_grad(), seeded(seed):
         start = time.perf_counter()
         probe = _Recorder(1)
         size = draw_particles(probe, model, guide, *args, **kwargs).log_likelihood.shape[1]
@@ -73,7 +77,10 @@ def diagnose_program(
             recorder = _Recorder(min(at_once, num_samples - first), probe.max_plate_nesting)
             particles = draw_particles(recorder, model, guide, *args, **kwargs)
             row = {"log_weights": particles.log_weights, "reconstruction": particles.log_likelihood}
-            row |= {f"kl_{name}": particles.log_guide[name] - particles.log_prior[name] for name in particles.log_prior}
+            # an auxiliary site of the guide has no prior: its entry is the rest of the KL of the latent made of it
+            row |= {
+                f"kl_{name}": log_q - particles.log_prior.get(name, 0.0) for name, log_q in particles.log_guide.items()
+            }
             row |= _closed_forms(*recorder.traces[0], site, recorder.num_particles)
             for name, values in row.items():
                 columns.setdefault(name, []).append(values)
@@ -149,3 +156,34 @@ def _check_site(site: str, model_sites: dict[str, Any], guide_sites: dict[str, A
                 f"site: {site!r} is a {type(fn).__name__} in the {name}; its information gain has a closed form only "
                 f"for a Categorical. The guide's categorical sites: {categorical}. Pass one of them, or site=None."
             )
+
+
+def sample_sites(trace: Trace) -> dict[str, Any]:
+    """The sample sites of a trace by name, without those that draw a minibatch."""
+    return {name: site for name, site in prune_subsample_sites(trace).nodes.items() if site["type"] == "sample"}
+
+
+def data_dims(sites: Iterable[Any]) -> tuple[int, ...]:
+    """The batch dims, negative and in order, of the plates that all sites share: particles and datapoints."""
+    stacks = [{frame for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
+    return tuple(sorted(frame.dim for frame in set.intersection(*stacks)))
+
+
+def as_rows(values: Tensor, dims: Sequence[int], event_dim: int = 0) -> Tensor:
+    """Values with some batch dims as rows and all other dims as columns.
+
+    Arguments:
+        values: Of shape `(*batch, *event)`.
+        dims: The batch dims that become rows, as of :func:`data_dims`.
+        event_dim: How many dims of `values` are the event's.
+
+    Returns:
+        Values of shape `(rows, columns)`.
+
+    Example:
+        >>> import torch
+        >>> as_rows(torch.rand(3, 5, 2), [-1], event_dim=1).shape  # an inner plate of 3, a data plate of 5
+        torch.Size([5, 6])
+    """
+    moved = values.movedim([dim - event_dim for dim in dims], list(range(len(dims))))
+    return moved.reshape(math.prod(moved.shape[: len(dims)]), -1)

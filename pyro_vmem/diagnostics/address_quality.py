@@ -1,4 +1,7 @@
-"""How good addresses are: against labels, against their own confidence, and against the exact posterior."""
+"""How good addresses are: against labels, against their own confidence, and against the exact posterior.
+
+The functions take bare tensors of probabilities or logits.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ from torch import Tensor
 from pyro_vmem.diagnostics.information import information_gain
 from pyro_vmem.distributions import UNUSED_LOGIT
 
-__all__ = ["Agreement", "Reliability", "agreement", "calibration_error", "hit_rate", "top_k_hit_rate"]
+__all__ = ["Agreement", "ReliabilityCurve", "agreement", "calibration_error", "hit_rate", "top_k_hit_rate"]
 
 
 def hit_rate(probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -41,7 +44,7 @@ def top_k_hit_rate(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
         The share, a scalar in [0, 1].
 
     Raises:
-        ValueError: If the shapes do not fit, a label is no column, or `k` is less than 1.
+        ValueError: If the shapes do not fit, a probability is NaN, a label is no column, or `k` is less than 1.
 
     Example:
         >>> probabilities = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.3, 0.6]])
@@ -54,7 +57,7 @@ def top_k_hit_rate(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Reliability:
+class ReliabilityCurve:
     """A reliability curve, as :func:`calibration_error` found it: one value a bin, `(bins,)`.
 
     Attributes:
@@ -72,7 +75,7 @@ class Reliability:
 
 def calibration_error(
     probabilities: Tensor, labels: Tensor, bins: int = 15, binning: Literal["width", "mass"] = "width"
-) -> Reliability:
+) -> ReliabilityCurve:
     r"""The expected calibration error of addresses: how far their confidence is from how often they are right.
 
     Targets are put into bins by the probability of their most probable column, and
@@ -118,7 +121,7 @@ def calibration_error(
     count = index.bincount(minlength=bins)
     accuracy, mean = (values.new_zeros(bins).index_add(0, index, values) / count for values in (hits, confidence))
     gaps = (accuracy - mean).abs().nan_to_num() * count
-    return Reliability(float(gaps.sum() / len(confidence)), mean, accuracy, count)
+    return ReliabilityCurve(float(gaps.sum() / len(confidence)), mean, accuracy, count)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,6 +197,12 @@ def _hits(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
         raise ValueError(
             f"labels: expected integers in 0..{columns - 1}, the right columns, got {labels.min()}..{labels.max()}. "
             "Columns of classes are those of memory.labels.unique(): use torch.searchsorted."
+        )
+    if bool(probabilities.isnan().any()):
+        rows = int(probabilities.isnan().any(-1).sum())
+        raise ValueError(
+            f"probabilities: expected numbers, got NaN in {rows} of {labels.numel()} rows. Check the model's "
+            "weights, or leave those rows out."
         )
     right = probabilities.gather(-1, labels.unsqueeze(-1))
     before, tied = (probabilities > right).sum(-1), (probabilities == right).sum(-1)

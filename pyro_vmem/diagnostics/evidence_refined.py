@@ -1,0 +1,261 @@
+"""The evidence by proposals for the latent that are refined for each target, at the slots that matter.
+
+It is for models whose guide of the latent is off: a few gradients find a better Gaussian than the guide has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, MultivariateNormal
+
+from pyro_vmem.diagnostics.pathfinder import DECODES_PER_GRADIENT, OptimizationPath, moments
+from pyro_vmem.diagnostics.weights import StratifiedWeights, strata_of
+from pyro_vmem.memory import EncodedMemory, Template
+from pyro_vmem.model import VMA
+from pyro_vmem.parts.latents import FullPrecisionNormal
+
+__all__ = ["RefineConfig", "refined_weights"]
+
+
+@dataclass(frozen=True)
+class RefineConfig:
+    """How `estimate_evidence(..., "refined", refine=RefineConfig(...))` spends its decodes; a gradient counts as two.
+
+    The estimate is unbiased for any of these; they decide how far it is spread.
+
+    Arguments:
+        decodes_per_slot: One slot is refined for so many decodes of a target; fewer decodes are not of use.
+        max_slots: The most slots that are refined.
+        starts_per_slot: Paths that are begun for each slot that is refined: the mean of z alone tells too little.
+        start_gradients: Gradients of each of these, before the best are chosen.
+        gradients: Gradients after which a normal approximation is kept. An earlier one is wider.
+        mixture: Shares of the draws at a refined slot: of the guide, then of each normal approximation. No weight is
+            more than one over the share of the guide times what it is by the guide.
+        tried_share: The share of decodes for slots that are tried at the mean of z.
+        tried_roots: So many square roots of the number of slots are tried, if that is more.
+        tried_limit: The largest share of decodes for slots that are tried.
+        guide_share: The share of the address guide in what is expected of a slot that was tried; the rest is by how the
+            trial went.
+        prior_share: The share of the address prior in the draws of other slots: a slot that the guide excludes is not
+            excluded here.
+        equal_share: The share of draws that is divided equally between refined slots and the others.
+        longest_step: As of the path: how far a step may go, in standard deviations of the guide.
+        variances: The least and the largest variance of a normal approximation, over those of the guide.
+        slack: How much log density a step may lose, in nats.
+
+    Raises:
+        ValueError: If a number is out of range, or shares do not add up to 1.
+
+    Example:
+        >>> RefineConfig(max_slots=2).gradients
+        (4, 8)
+    """
+
+    decodes_per_slot: int = 48
+    max_slots: int = 4
+    starts_per_slot: int = 3
+    start_gradients: int = 2
+    gradients: tuple[int, ...] = (4, 8)
+    mixture: tuple[float, ...] = (0.25, 0.25, 0.5)
+    tried_share: float = 0.1
+    tried_roots: float = 1.25
+    tried_limit: float = 1 / 3
+    guide_share: float = 0.25
+    prior_share: float = 0.1
+    equal_share: float = 0.25
+    longest_step: float = 4.0
+    variances: tuple[float, float] = (1e-4, 4.0)
+    slack: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name in ("decodes_per_slot", "max_slots", "starts_per_slot", "start_gradients"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
+        for name in ("tried_share", "tried_limit", "guide_share", "prior_share", "equal_share"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}.")
+        if not self.gradients or list(self.gradients) != sorted(set(self.gradients)):
+            raise ValueError(f"gradients: expected increasing numbers, got {self.gradients}.")
+        if self.gradients[0] < self.start_gradients:
+            raise ValueError(
+                f"gradients: expected at least start_gradients, {self.start_gradients}, got {self.gradients}."
+            )
+        if len(self.mixture) != len(self.gradients) + 1 or min(self.mixture) <= 0 or abs(sum(self.mixture) - 1) > 1e-6:
+            raise ValueError(
+                f"mixture: expected {len(self.gradients) + 1} positive shares that add up to 1, one of the guide and "
+                f"one of each of gradients, got {self.mixture}."
+            )
+        paths = self.start_gradients * self.starts_per_slot + self.gradients[-1] - self.start_gradients
+        # Its paths and draws, the draws of other slots, and slots that are tried have to fit.
+        least = math.ceil((DECODES_PER_GRADIENT * paths + 2 * self.least_draws) / (1 - self.tried_limit) - 1e-9)
+        if self.decodes_per_slot < least:
+            raise ValueError(
+                f"decodes_per_slot: expected at least {least}, which the paths and draws of one slot take, "
+                f"got {self.decodes_per_slot}. Take fewer gradients or starts_per_slot."
+            )
+
+    @property
+    def least_draws(self) -> int:
+        """The fewest draws at a refined slot: one of each component of the mixture."""
+        return math.ceil(1 / min(self.mixture))
+
+
+class Proposal(NamedTuple):
+    """Where to draw.
+
+    Attributes:
+        slots: The refined slots, with shape `(R, B)`.
+        gaussians: Of the latent at each of them, with batch shape `(R, B)`.
+        log_others: The logits of the other slots, with shape `(B, S)`; all minus infinity where there are none.
+        counts: The draws of each component at each refined slot, and of all others, with shape `(B, G R + 1)`.
+    """
+
+    slots: Tensor
+    gaussians: list[MultivariateNormal]
+    log_others: Tensor
+    counts: Tensor
+
+
+def refined_weights(
+    vma: VMA, memory: EncodedMemory, x: Tensor, num_samples: int, config: RefineConfig, max_decodes: int
+) -> StratifiedWeights:
+    """Weights of some targets: each component at a refined slot is a stratum, and all other slots are the last one.
+
+    The proposal is made before they are drawn, of decodes that have no other part: the estimate is unbiased whatever it
+    is. All draws at a refined slot are weighted by the mixture they come from.
+
+    References:
+        | Safe and Effective Importance Sampling (Owen, Zhou, 2000): mixtures that include the first proposal
+
+    Arguments:
+        vma: The model and its guide.
+        memory: The memory of these targets.
+        x: The targets, with shape `(B, *event)`.
+        num_samples: Decodes a target, at least `config.decodes_per_slot`.
+        config: How they are spent.
+        max_decodes: How many decodes to hold in memory at once.
+
+    Returns:
+        The weights, `(n, B)`: those of the draws that the proposal has left.
+    """
+    target, components = vma.encode_x(x), len(config.mixture)
+    slots, gaussians, log_others, counts = _proposal(vma, memory, x, target, num_samples, config)
+    stratum = strata_of(counts).mT.contiguous()
+    elsewhere = stratum == counts.shape[-1] - 1
+    # Where there is no other slot, any will do: its weight is zero.
+    others = Categorical(logits=log_others.clamp(min=torch.finfo(log_others.dtype).min / 2))
+    refined = (stratum // components).clamp(max=len(slots) - 1)
+    a = torch.where(elsewhere, others.sample(stratum.shape[:1]), slots.gather(0, refined))
+    log_p = vma.address_prior(memory).logits.expand_as(log_others).gather(-1, a.mT).mT
+    log_chosen = (log_others - log_others.logsumexp(-1, keepdim=True)).gather(-1, a.mT).mT
+    log_chosen = log_chosen.nan_to_num(math.inf, neginf=-math.inf)
+    log_shares = torch.tensor(config.mixture, dtype=log_p.dtype, device=x.device).log()
+    component = stratum % components
+    log_ratio = log_p + torch.where(elsewhere, -log_chosen, log_shares[component])
+    parts = []
+    for rows in torch.arange(len(stratum), device=x.device).split(max(1, max_decodes // len(x))):
+        template = memory.read(a[rows])
+        q_z = vma.latent_guide(target, template)
+        z, log_q = _draw(q_z, gaussians, log_shares, refined[rows], component[rows], elsewhere[rows])
+        parts.append(vma.latent_prior(template).log_prob(z) + vma.likelihood(z, template).log_prob(x) - log_q)
+    return StratifiedWeights(log_ratio + torch.cat(parts), stratum, counts.mT.contiguous())
+
+
+def _draw(
+    q_z: torch.distributions.Distribution,
+    gaussians: list[MultivariateNormal],
+    log_shares: Tensor,
+    refined: Tensor,
+    component: Tensor,
+    elsewhere: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Latents of a component at refined slots, of the guide elsewhere; and the log density of what they are drawn from.
+
+    That is the mixture at refined slots. Of shape `(n, B)`, as the last three arguments.
+    """
+    at = refined, torch.arange(refined.shape[1], device=refined.device)
+    at_slot = [FullPrecisionNormal(g.mean[at], scale_tril=g.scale_tril[at]) for g in gaussians]
+    drawn = torch.stack([part.sample() for part in (q_z, *at_slot)])
+    chosen = component.masked_fill(elsewhere, 0)[None, ..., None].expand_as(drawn[:1])
+    z = drawn.gather(0, chosen).squeeze(0)
+    log_q = torch.stack([part.log_prob(z) for part in (q_z, *at_slot)])
+    return z, torch.where(elsewhere, log_q[0], (log_q + log_shares[:, None, None]).logsumexp(0))
+
+
+def _proposal(
+    vma: VMA, memory: EncodedMemory, x: Tensor, target: Template, num_samples: int, config: RefineConfig
+) -> Proposal:
+    """Tries the slots that the guide finds most probable, refines z at the best of these, and divides the draws.
+
+    Paths begin at several slots for each one that they go on at: what a slot is worth shows after a step.
+    """
+    guide, log_p = vma.address_guide(memory, target).probs, vma.address_prior(memory).logits
+    log_p = log_p.expand_as(guide)
+    num_slots = guide.shape[-1]
+    most = max(int(num_samples * config.tried_share), round(config.tried_roots * math.sqrt(num_slots)))
+    tried = guide.topk(min(num_slots, int(num_samples * config.tried_limit), most), dim=-1).indices
+    worth = log_p.gather(-1, tried) + _at_mean(vma, x, target, memory.read(tried.mT)).mT
+    num_refined = min(tried.shape[-1], config.max_slots, num_samples // config.decodes_per_slot)
+    begun = worth.topk(min(tried.shape[-1], config.starts_per_slot * num_refined), dim=-1).indices
+    slots = tried.gather(-1, begun).mT
+    template = memory.read(slots)
+    path = OptimizationPath(
+        log_joint_of_latent(vma, x, template),
+        *moments(vma.latent_guide(target, template)),
+        config.longest_step,
+        config.variances,
+        config.slack,
+    ).advance(config.start_gradients)
+    advanced = log_p.gather(-1, slots.mT) + path.laplace_log_evidence.mT
+    worth = worth.scatter(-1, begun, advanced)
+    best = advanced.topk(num_refined, dim=-1).indices.mT
+    slots = slots.gather(0, best)
+    path.select(best, log_joint_of_latent(vma, x, memory.read(slots)))
+    gaussians = [path.advance(gradients).normal_approximation for gradients in config.gradients]
+    mass = guide.gather(-1, tried)
+    # Half of the logarithm: a trial at one point overstates how far slots differ.
+    guess = (worth / 2).softmax(-1).nan_to_num(0.0) * mass.sum(-1, keepdim=True)
+    share = guide.scatter(-1, tried, config.guide_share * mass + (1 - config.guide_share) * guess)
+    elsewhere = (1 - config.prior_share) * share + config.prior_share * log_p.exp()
+    elsewhere = elsewhere.scatter(-1, slots.mT, 0.0)
+    mass = torch.cat([share.gather(-1, slots.mT), elsewhere.sum(-1, keepdim=True)], -1)
+    gradients = config.start_gradients * begun.shape[-1] + (path.gradients - config.start_gradients) * num_refined
+    num_draws = num_samples - tried.shape[-1] - DECODES_PER_GRADIENT * gradients
+    return Proposal(slots.contiguous(), gaussians, elsewhere.log(), _counts(num_draws, mass, config))
+
+
+def log_joint_of_latent(vma: VMA, x: Tensor, template: Template) -> Callable[[Tensor], Tensor]:
+    r""":math:`\log p(z | m_a)\, p(x | z, m_a)` as a function of z: `(*, B, D)` to `(*, B)`."""
+    prior = vma.latent_prior(template)  # asked once, not at each gradient
+
+    def log_joint(z: Tensor) -> Tensor:
+        value: Tensor = prior.log_prob(z) + vma.likelihood(z, template).log_prob(x)
+        return value
+
+    return log_joint
+
+
+def _at_mean(vma: VMA, x: Tensor, target: Template, template: Template) -> Tensor:
+    r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` at the mean of the guide, in nats; with shape `(*, B)`."""
+    q_z = vma.latent_guide(target, template)
+    z, _ = moments(q_z)
+    log_ratio: Tensor = vma.latent_prior(template).log_prob(z) - q_z.log_prob(z)
+    return log_ratio + vma.likelihood(z, template).log_prob(x)
+
+
+def _counts(num_draws: int, mass: Tensor, config: RefineConfig) -> Tensor:
+    """Divides draws between slots and others by their mass `(B, R + 1)`, and at slots between components."""
+    least, size = config.least_draws, mass.shape[-1]
+    share = (1 - config.equal_share) * mass / mass.sum(-1, keepdim=True) + config.equal_share / size
+    each = least + ((num_draws - least * size) * share.nan_to_num(0.0)).floor().long()
+    each.scatter_add_(-1, mass.argmax(-1, keepdim=True), num_draws - each.sum(-1, keepdim=True))
+    at_slots = each[:, :-1]
+    first = [(at_slots * share).long() for share in config.mixture[:-1]]
+    by_component = torch.stack([*first, at_slots - torch.stack(first).sum(0)], -1)
+    return torch.cat([by_component.flatten(1), each[:, -1:]], -1).contiguous()

@@ -1,0 +1,58 @@
+"""Tensors that rows are appended to without copying the rows that are there."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+__all__ = ["Growing"]
+
+
+class Growing:
+    """A tensor with room behind its last row, so that one more row costs the same however many there are.
+
+    It does not change: appending gives another one, which has its rows in the same place where there is room.
+
+    Arguments:
+        values: The rows, with shape `(n, *)`; not copied.
+
+    Attributes:
+        values: All rows, with shape `(n, *)`.
+
+    Example:
+        >>> import torch
+        >>> two = Growing(torch.zeros(2, 3))
+        >>> three = two.append(torch.ones(1, 3))
+        >>> two.values.shape, three.values.shape
+        (torch.Size([2, 3]), torch.Size([3, 3]))
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+        self._room, self._used = values, [len(values)]
+
+    def append(self, rows: Tensor) -> Growing:
+        """The same with rows `(m, *)` behind."""
+        before, after = len(self.values), len(self.values) + len(rows)
+        # Behind the last row of this one there may be rows of another that was appended to it: these stay.
+        in_place = self._used[0] == before and after <= len(self._room)
+        base = self if in_place else self.with_room(after)
+        base._room[before:after] = rows
+        base._used[0] = after
+        return Growing._in(base._room, base._used, after)
+
+    def with_room(self, length: int = 0) -> Growing:
+        """A copy with room for `length` rows and a quarter more.
+
+        The room grows by a factor, so that all copies together cost a constant number of rows per row appended. Pages
+        of it that are never written to take no RAM.
+        """
+        length, here = max(length, len(self.values)), len(self.values)
+        room = self._room.new_empty((length + length // 4 + 64, *self._room.shape[1:]))
+        room[:here] = self.values
+        return Growing._in(room, [here], here)
+
+    @classmethod
+    def _in(cls, room: Tensor, used: list[int], length: int) -> Growing:
+        rows = cls(room[:length])
+        rows._room, rows._used = room, used
+        return rows

@@ -1,0 +1,107 @@
+"""Completion: the missing part of targets, drawn given the observed part and a memory."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from pyro_vmem.distributions import top
+from pyro_vmem.memory import EncodedMemory, Template
+from pyro_vmem.parts import AddressGuide, AddressPrior, LatentGuide, LatentPrior, Likelihood
+
+__all__ = ["complete"]
+
+BLANK_SLOTS = 256  # slots whose mean stands for what is not seen, where a guide has to say which slots are tried
+
+
+class _Model(Protocol):
+    """The parts of a :class:`VMA` that a completion asks."""
+
+    address_prior: AddressPrior
+    latent_prior: LatentPrior
+    likelihood: Likelihood
+    address_guide: AddressGuide
+    latent_guide: LatentGuide
+
+    def encode_x(self, x: Tensor) -> Template:
+        """Targets with their features."""
+
+
+def complete(
+    vma: _Model, memory: EncodedMemory, x: Tensor, known: Tensor, num_particles: int, rounds: int, mean: bool
+) -> Tensor:
+    r"""See `VMA.complete`.
+
+    With :math:`n` particles at slot :math:`s`, whose targets are filled in as :math:`x_1, \ldots, x_n`, a particle
+    :math:`z` has the weight
+
+    .. math:: w = \frac{p(s | M)\, p(z | m_s)\, p(x_{obs} | z, m_s)}{\frac{1}{n} \sum_j q(z | x_j, m_s)}
+
+    whose mean is :math:`p(s, x_{obs} | M)`, and :math:`q` is the prior in the first round. The sum is over all
+    particles of the slot because one fill alone makes :math:`q` narrower than the posterior given what is known, and
+    its weights are then those of a few lucky particles (the deterministic mixture of Owen and Zhou, 2000).
+
+    Arguments:
+        vma: The model.
+        memory: The encoded memory.
+        x: The targets, with shape `(B, *event)`, zero where they are not known.
+        known: True where a value is known, with the shape of `x`.
+        num_particles: How many particles a round draws per target, at least.
+        rounds: How many rounds follow the first.
+        mean: Whether to fill in means in the last round.
+
+    Returns:
+        The targets filled in, with shape `(B, *event)`.
+    """
+    slots = _candidates(vma, memory, x, known, num_particles)  # (C, B)
+    each = math.ceil(num_particles / len(slots))
+    template = memory.read(slots)
+    log_prior = vma.address_prior(memory).log_prob(slots)
+    p_z = vma.latent_prior(template)
+    z = p_z.sample(torch.Size([each]))  # (n, C, B, D)
+    log_q = p_z.log_prob(z)
+    for round_ in range(rounds + 1):
+        p_x = vma.likelihood(z, template)
+        filled, log_known = vma.likelihood.fill(p_x, x, known, mean and round_ == rounds)
+        log_weights = log_prior + p_z.log_prob(z) + log_known - log_q  # (n, C, B)
+        if round_ == rounds:
+            break
+        # Each slot goes on with its own particles: how slots compare is not asked before the end.
+        filled = _rows(filled, _resampled(log_weights))
+        q_z = vma.latent_guide(vma.encode_x(filled), template)
+        z = q_z.sample()
+        log_q = _mixture_log_prob(q_z, z)
+    chosen = torch.distributions.Categorical(logits=log_weights.flatten(0, 1).mT).sample()
+    return _rows(filled.flatten(0, 1).unsqueeze(1), chosen.reshape(1, 1, -1))[0, 0]
+
+
+def _candidates(vma: _Model, memory: EncodedMemory, x: Tensor, known: Tensor, most: int) -> Tensor:
+    """The slots that are tried, `(C, B)`: all, or those that the guide finds most probable."""
+    if memory.num_slots <= most:
+        return torch.arange(memory.num_slots, device=x.device).unsqueeze(-1).expand(-1, len(x))
+    some = vma.address_prior(memory).sample(torch.Size([BLANK_SLOTS]))
+    some = some if memory.per_datapoint else some.unsqueeze(-1)
+    target = vma.encode_x(torch.where(known, x, memory.memory.read(some).mean(0)))
+    q = vma.address_guide(memory, target)
+    return top(q, min(most, len(q.enumerate_support()))).mT
+
+
+def _resampled(log_weights: Tensor) -> Tensor:
+    """For each particle `(n, C, B)` of a slot, which of the slot's particles goes on in its place."""
+    n = log_weights.shape[0]
+    return torch.distributions.Categorical(logits=log_weights.movedim(0, -1)).sample(torch.Size([n]))
+
+
+def _rows(values: Tensor, which: Tensor) -> Tensor:
+    """Of values `(n, C, B, *event)` those at places `which`, `(m, C, B)`, along the first dim."""
+    index = which.reshape(*which.shape, *[1] * (values.dim() - 3)).expand(*which.shape, *values.shape[3:])
+    return values.gather(0, index)
+
+
+def _mixture_log_prob(q_z: Any, z: Tensor) -> Tensor:
+    r""":math:`\log \frac{1}{n} \sum_j q_j(z_i)` of draws `(n, *, D)`, the i-th of the i-th distribution."""
+    log_q: Tensor = torch.stack([q_z.log_prob(one) for one in z])  # (n draws, n distributions, *)
+    return log_q.logsumexp(1) - math.log(len(z))
