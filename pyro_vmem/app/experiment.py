@@ -200,7 +200,8 @@ class Experiment(Sources):
         """The spec of the objective, with the class and the arguments that a short name stands for."""
         names = get_args(Objective)
         named = {"class_path": self.objective} if not isinstance(self.objective, dict) else self.objective
-        name, given = named.get("class_path"), named.get("init_args") or {}
+        name: Any = named.get("class_path")
+        given = named.get("init_args") or {}
         if name in names and isinstance(given, dict):
             if name == "auto":
                 raise ValueError("objective: 'auto' takes no arguments. Name the objective that has them.")
@@ -215,9 +216,9 @@ class Experiment(Sources):
         """All settings, with all arguments of objective, optimizer and schedules."""
         values, config = asdict(self), self.config()
         values |= {name: spec_of(getattr(config, name)) for name in TRAINING if name != "objective"}
-        if self.objective != "auto":
+        elbo = self.made_objective()
+        if elbo != "auto":
             # Not as attributes: its constructor adds a plate of its own to those that it is told of.
-            elbo = self.made_objective()
             values["objective"] = spec_of(partial(type(elbo), **self._objective_spec()["init_args"]))
         return values
 

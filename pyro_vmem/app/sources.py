@@ -25,7 +25,7 @@ from pyro_vmem.data.protocols import PROTOCOLS
 __all__ = ["Kind", "Sources"]
 
 Images = Literal[
-    *("glyphs", "omniglot", "folder", "npz", "mnist"), *("gmn", "gmn-distinct", "whole-memory", "zholus", "vma-45-5")
+    "glyphs", "omniglot", "folder", "npz", "mnist", "gmn", "gmn-distinct", "whole-memory", "zholus", "vma-45-5"
 ]
 
 
