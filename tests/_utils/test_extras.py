@@ -44,7 +44,6 @@ def image_folder(tmp_path: Path) -> Path:
 
 
 NEEDS: dict[str, tuple[str, str, Callable[[Path], Any]]] = {
-    "build a YAML file": ("yaml", "cli", lambda path: pv.build(write(path / "a.yaml", "{}"))),
     "FaissIndex": ("faiss", "faiss", lambda _: pv.memory.FaissIndex(torch.rand(4, 2))),
     "FlowGuide": ("zuko", "flows", lambda _: pv.FlowGuide(4, 6)),
     "glyphs": ("matplotlib", "plots", lambda _: pv.data.glyphs(size=12, drawings=12)),
@@ -68,8 +67,6 @@ def test_a_missing_extra_is_named(what: str, monkeypatch: pytest.MonkeyPatch, tm
 
 def test_the_core_needs_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     for package in (
-        "jsonargparse",
-        "yaml",
         "rich",
         "matplotlib",
         "PIL",

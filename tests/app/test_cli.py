@@ -259,12 +259,19 @@ def test_errors_of_use_say_what_and_leave_nothing(toy, capsys, words, code, mess
     assert list(toy.iterdir()) == []
 
 
-@pytest.mark.parametrize("module", ["jsonargparse", "matplotlib", "rich"])
+@pytest.mark.parametrize("module", ["matplotlib", "rich"])
 def test_a_missing_extra_is_named_before_anything_is_done(toy, capsys, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["demo", "--steps", "1"]) == 2
     assert f"this feature needs {module}: pip install 'pyro_vmem[" in capsys.readouterr().err
     assert list(toy.iterdir()) == []
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.split()[-1] == pv.__version__
 
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["demo", "--minute"], ["demo", "--steps", "many"], ["evaluate"]])
