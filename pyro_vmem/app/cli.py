@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import jsonargparse
 import torch
 
 from pyro_vmem._utils.extras import require
@@ -254,11 +255,10 @@ def main(args: Sequence[str] | None = None) -> int:
 
 def _parser() -> Any:
     """One subcommand a function; the fields of Experiment and Evaluation are options of their own."""
-    jsonargparse = require("jsonargparse", extra="cli")
     parser = jsonargparse.ArgumentParser(
         prog="pyro-vmem",
         description="Variational memory addressing in Pyro.",
-        formatter_class=_formatter(jsonargparse),
+        formatter_class=_Formatter,
         allow_abbrev=False,
         version=__version__,
     )
@@ -267,7 +267,7 @@ def _parser() -> Any:
         summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
         sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
-        skip = {"resume", *GROUPS} & set(annotations)
+        skip: set[str | int] = {"resume", *GROUPS} & set(annotations)
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
@@ -339,7 +339,5 @@ def _talks() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
-def _formatter(jsonargparse: Any) -> Any:
+class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):
     """Help that keeps the line breaks of the examples."""
-    bases = (argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter)
-    return type("Formatter", bases, {})

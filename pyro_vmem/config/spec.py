@@ -9,6 +9,7 @@ import difflib
 import functools
 import importlib
 import inspect
+import math
 import re
 import reprlib
 import sys
@@ -101,8 +102,7 @@ def spec_of(value: Any) -> dict[str, Any]:
     """
     if isinstance(value, Part):
         return value.spec()
-    made_later = value.func if isinstance(value, functools.partial) else value
-    cls: type = made_later if inspect.isclass(made_later) else type(value)
+    cls: Any = value.func if isinstance(value, functools.partial) else value if inspect.isclass(value) else type(value)
     later = {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
     kept = {
         name: p.default for name, p in _parameters(cls).items() if name not in later and p.kind is not p.VAR_KEYWORD
@@ -204,8 +204,8 @@ class _Builder:
             if key is None or key[1] not in made:
                 raise ValueError(f"{where}: {error}") from error
             raise _wrong_type(given[key[1]], _annotation(cls, key[1]), f"{where}.{key[1]}") from error
-        # A whole number stays one where a float may stand: Pyro counts plates by a float, and indexes with it.
-        kept = {name for name, value in made.items() if name not in known or type(value) is int}
+        # Pyro's count of plates is a float because it is infinite by default, and indexes with what it is given.
+        kept = {n for n, v in made.items() if n not in known or (type(v) is int and parser.get_default(n) == math.inf)}
         return {name: value if name in kept else parsed[name] for name, value in made.items()}
 
     def value(self, value: Any, annotation: str, where: str) -> Any:
@@ -286,9 +286,9 @@ def _fitting(cls: type, like: Mapping[type, Part]) -> dict[str, Any]:
 def _below(base: type) -> Iterator[type]:
     """A class and all below it; of those defined again (a notebook's cell), the last is last."""
     yield base
-    below: type
-    for below in base.__subclasses__():
-        yield from _below(below)
+    subs: list[type] = base.__subclasses__()
+    for sub in subs:
+        yield from _below(sub)
 
 
 def _matches(name: str, bases: tuple[type, ...]) -> list[type]:

@@ -103,7 +103,10 @@ def test_it_says_what_it_said(name: str) -> None:
     held, now = stored()["models"][name], found(name)
     assert now["best_slot"].tolist() == held["best_slot"]
     wrong = []
+    learned_slots = pv.VMA.from_pretrained(name).templates is not None
     for quantity, tolerance in TOLERANCES.items():
+        if quantity == "evidence" and learned_slots:
+            continue  # see above
         expected, value = torch.tensor(held[quantity], dtype=torch.float64), now[quantity].double()
         assert value.shape == expected.shape, quantity
         error = (value - expected).abs() / expected.abs().clamp(min=1)
