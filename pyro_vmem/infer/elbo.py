@@ -260,5 +260,5 @@ class Terms:
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    r""":math:`\log \frac{1}{K} \sum_k \exp(v_k)` along a dim."""
+    r""":math:`\log \frac{1}{K} \sum_k \exp(v_k)` along a dim of values of any shape."""
     return torch.logsumexp(values, dim) - math.log(values.shape[dim])
