@@ -96,8 +96,8 @@ def main(pairs: int = 5, steps: int = 150, width: int = 16, episodes: int = 8, r
         row: dict[str, Any] = {"seed": seed}
         for name, (precision, backward) in WAYS.items():
             vma, sampler = begin(train, width, seed)
-            settings: dict[str, Any] = {"seed": seed, "precision": precision, "backward": backward, "progress": False}
-            pv.fit(vma, sampler, steps=counts[name], **settings)
+            elbo = pv.infer.VIMCO_ELBO(4, max_plate_nesting=1, backward=backward)
+            pv.fit(vma, sampler, elbo, steps=counts[name], seed=seed, precision=precision, progress=False)
             found = pv.validate(vma, held_out, num_episodes=episodes)
             row |= {f"{key}_{name}": found[key] for key in ("bound", "hit_rate")}
         rows.append(row | {f"difference_{name}": row[f"bound_{name}"] - row["bound_float32"] for name in WORDS})

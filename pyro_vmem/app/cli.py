@@ -267,7 +267,7 @@ def _parser() -> Any:
         summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
         sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
-        skip: set[str | int] = {"resume", *GROUPS} & set(annotations)
+        skip: Any = {"resume", *GROUPS} & set(annotations)
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")

@@ -90,7 +90,7 @@ def _indices(arrays: dict[str, Array], values: str, names: str) -> tuple[torch.T
 
 
 def number_names(names: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
-    """Numbers names in sorted order."""
+    """Numbers names in sorted order: the number of each, `(N,)`, and the names that are numbered."""
     unique = sorted(set(names))
     number = {name: i for i, name in enumerate(unique)}
     return torch.tensor([number[name] for name in names]), unique

@@ -274,6 +274,7 @@ def _measure(
     guide, prior = draws.log_q, draws.log_p
     compared = agreement(guide, exact)
     assert encoded.labels is not None  # those of learned slots too, which are a class of their own
+    assert episode.labels is not None
     columns |= {
         "information_gain": draws.information_gain,
         "information_gain_exact": information_gain(exact, prior),

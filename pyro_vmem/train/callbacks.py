@@ -37,8 +37,8 @@ class Callback:
 
     everywhere: ClassVar[bool] = False
 
-    def start(self, trainer: Trainer) -> None:
-        """Called before the first step, after a run that is resumed has been read."""
+    def start(self, trainer: Trainer, episode: Episode) -> None:
+        """Called before the first step, with the first episode, after a run that is resumed has been read."""
 
     def before_step(self, trainer: Trainer, episode: Episode) -> None:
         """Called before each step, with its episode."""
@@ -167,7 +167,7 @@ class Checkpoints(Callback):
         if trainer.whole and trainer.result.steps and self._written[1] != trainer.result.steps:
             self.write(trainer)
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Trainer, episode: Episode) -> None:
         """Takes note of the step that the folder holds; the best weights there may be of steps that were lost."""
         self._written = None, trainer.result.steps
 
@@ -184,7 +184,7 @@ class Checkpoints(Callback):
 class ProgressBar(Callback):
     """Shows the steps and the averages of the terms on the terminal."""
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Trainer, episode: Episode) -> None:
         """Shows the bar, and what `"auto"` has chosen."""
         total = None if trainer.config.minutes else trainer.config.steps
         self.bar = tqdm(total=total, initial=trainer.result.steps, desc="training", unit="step")
@@ -250,7 +250,7 @@ class StopAfter(Callback):
         check_range("minutes", minutes, 1e-9, math.inf)
         self.minutes = minutes
 
-    def start(self, trainer: Trainer) -> None:
+    def start(self, trainer: Trainer, episode: Episode) -> None:
         """Starts the clock."""
         self._end = time.perf_counter() + 60 * self.minutes
 
@@ -285,10 +285,11 @@ class RefreshKeys(Callback):
         """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
         return memory.index is not None and self.slots_per_step > 0 and _looked_up(guide) > 0
 
-    def start(self, trainer: Trainer) -> None:
-        """Forgets what was met in an earlier run."""
+    def start(self, trainer: Trainer, episode: Episode) -> None:
+        """Forgets what was met in an earlier run, and takes note of the first memory."""
         self._met.clear()
         self._resumed = trainer.result.steps > 0
+        self.before_step(trainer, episode)
 
     def before_step(self, trainer: Trainer, episode: Episode) -> None:
         """Takes note of a memory; the first time in a resumed run, all its keys are refreshed."""

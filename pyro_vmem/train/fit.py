@@ -147,7 +147,7 @@ def fit(
         if processes.index:  # the first says it for all
             stack.enter_context(warnings.catch_warnings(action="ignore"))
         for callback in called:
-            callback.start(trainer)
+            callback.start(trainer, episode)
         if state is not None and trainer.finished():
             warnings.warn(f"resume: the run is over, after {trainer.result.steps} steps.", RuntimeWarning, stacklevel=2)
         try:

@@ -247,7 +247,7 @@ def test_to_and_pin_memory_reach_every_part(monkeypatch: pytest.MonkeyPatch) -> 
     pinned: list[torch.Tensor] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)
     assert episode.pin_memory().memory.told == ("pinned",)  # type: ignore[attr-defined]
-    assert [id(tensor) for tensor in pinned] == [id(episode.x), id(episode.labels)]
+    assert {id(tensor) for tensor in pinned} == {id(episode.x), id(episode.labels)}
     real = Episode(Memory(torch.rand(2, 3)), torch.rand(1, 3), torch.tensor([0])).to("cpu")
     assert real.memory.num_slots == 2
 
@@ -327,3 +327,8 @@ def test_an_episode_refuses_what_does_not_fit(changed: dict[str, Any], message: 
     Episode(**fields)
     with pytest.raises(ValueError, match=message):
         Episode(**fields | changed)
+
+
+def test_an_episode_may_have_no_labels() -> None:
+    episode = Episode(Memory(torch.rand(3, 4)), torch.rand(2, 4))
+    assert episode.labels is episode.to("cpu").labels is None

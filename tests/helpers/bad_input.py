@@ -220,9 +220,9 @@ refused(
             lambda _: pv.validate(PICTURES, EPISODES, 0),
             r"^num_episodes: expected a whole number in",
         ),
-        "validate without labels": (
-            lambda _: pv.validate(VECTORS, [pv.data.Episode(UNLABELLED, X, torch.tensor([0, 1]))]),  # type: ignore[arg-type]
-            r"^episodes: validation needs the class of each slot\. Make memories with labels",
+        "validate with labels of another shape": (
+            lambda _: pv.validate(PICTURES, [pv.data.Episode(EPISODES[0].memory, EPISODES[0].x, torch.zeros(12, 1))]),  # type: ignore[arg-type]
+            r"^episodes: expected labels as integers of shape \(12,\), got torch.float32 of shape \(12, 1\)",
         ),
     },
 )
@@ -1079,15 +1079,15 @@ refused(
         ),
         "a run without random state": (
             checkpoint(resumed("state"), data={"spec": {}, "result": {}}),
-            r"out: the checkpoint in '.*' holds a model but no run",
+            r"^out: the checkpoint holds a model but no run",
         ),
         "another model": (
             checkpoint(
                 resumed("other"),
                 tensors={f"model.{n}": t for n, t in OTHER.items()} | {"random_state": torch.get_rng_state()},
-                data={"spec": {}, "result": {}},
+                data={"spec": {}, "result": {}, "settings": {}, "optimizer": {}},
             ),
-            r"vma: the run in '.*' was of another one: '.*' has shape .* Build it as it was",
+            r"vma: the run was of another one: '.*' has shape .* Build it as it was",
         ),
         "nothing that can be read": (
             checkpoint(resumed("text"), lambda _: b"hello"),

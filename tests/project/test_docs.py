@@ -39,7 +39,7 @@ def reference() -> Any:
 def public() -> Iterator[tuple[str, str, Any]]:
     """Module, name and value of everything that a module of the package calls public."""
     found = [m.name for m in pkgutil.walk_packages(pyro_vmem.__path__, "pyro_vmem.")]
-    for name in ["pyro_vmem", *(n for n in found if not n.rpartition(".")[2].startswith("_"))]:
+    for name in ["pyro_vmem", *(n for n in found if "._" not in n)]:
         module = importlib.import_module(name)
         for attribute in getattr(module, "__all__", []):
             value = getattr(module, attribute)

@@ -112,7 +112,7 @@ def test_each_draws_numbers_of_its_own(tmp_path: Path) -> None:
         class Draws(pv.train.Callback):
             everywhere = True
 
-            def start(self, trainer: pv.Trainer) -> None:
+            def start(self, trainer: pv.Trainer, episode: Episode) -> None:
                 drawn.append(float(torch.rand(())))
 
         pv.fit(small_vma(), sampler(), steps=1, callbacks=[Draws()], progress=False)
