@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import itertools
 import json as json_module
 import os
 import sys
@@ -268,7 +269,7 @@ def _parser() -> Any:
         summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
         sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
-        skip: Any = {"resume", *GROUPS} & set(annotations)
+        skip: set[str | int] = set({"resume", *GROUPS} & set(annotations))
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
@@ -321,7 +322,7 @@ def _imported(words: list[str]) -> list[str]:
 
 def _check_files(words: list[str]) -> None:
     """Refuses a file whose aliases multiply, or contain themselves: the parser would follow them without end."""
-    for word, following in zip(words, [*words[1:], ""], strict=True):
+    for word, following in itertools.pairwise([*words, ""]):
         option, equals, value = word.partition("=")
         path = Path(value if equals else following)
         if option == "--config" and path.is_file():

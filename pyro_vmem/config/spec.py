@@ -102,8 +102,7 @@ def spec_of(value: Any) -> dict[str, Any]:
     """
     if isinstance(value, Part):
         return value.spec()
-    made_later = value.func if isinstance(value, functools.partial) else value
-    cls: type = made_later if inspect.isclass(made_later) else type(value)
+    cls: Any = value.func if isinstance(value, functools.partial) else value if inspect.isclass(value) else type(value)
     later = {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
     kept = {
         name: p.default for name, p in _parameters(cls).items() if name not in later and p.kind is not p.VAR_KEYWORD
@@ -287,9 +286,9 @@ def _fitting(cls: type, like: Mapping[type, Part]) -> dict[str, Any]:
 def _below(base: type) -> Iterator[type]:
     """A class and all below it; of those defined again (a notebook's cell), the last is last."""
     yield base
-    below: type
-    for below in base.__subclasses__():
-        yield from _below(below)
+    subs: list[type] = base.__subclasses__()
+    for sub in subs:
+        yield from _below(sub)
 
 
 def _matches(name: str, bases: tuple[type, ...]) -> list[type]:

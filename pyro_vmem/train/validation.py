@@ -6,7 +6,6 @@ import math
 
 import pyro
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.checks import check_range
@@ -39,7 +38,7 @@ def validate(
         over episodes with labels).
 
     Raises:
-        ValueError: If there are no episodes, or labels are not one integer per target.
+        ValueError: If there are no episodes.
 
     Example:
         >>> import pyro_vmem as pv
@@ -63,19 +62,9 @@ def validate(
             meter.add(summarise(elbo.terms(vma.model, vma.guide, memory, episode.x)))
             if memory.labels is None or episode.labels is None:
                 continue
-            _check_labels(episode.labels, len(episode.x))
             chosen = memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
             hits.append((chosen == episode.labels).float().mean())
     return meter.row() | ({"hit_rate": float(torch.stack(hits).mean())} if hits else {})
-
-
-def _check_labels(labels: Tensor, count: int) -> None:
-    """What broadcasts with the guide's classes, or is rounded, would give a hit rate all the same."""
-    if labels.shape != (count,) or labels.is_floating_point():
-        raise ValueError(
-            f"episodes: expected labels as integers of shape ({count},), got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}. Give one class per target."
-        )
 
 
 def first_episode(episodes: Dataset[Episode], name: str, least: int) -> Episode:

@@ -92,4 +92,5 @@ def test_a_command_trains_on_it_and_refreshes_its_keys(tmp_path: Path) -> None:
     assert episodes.memory.index is not None
     assert len(episodes[0].x) == 4
     assert json.loads(json.dumps(dataclasses.asdict(experiment)))["library"] is True
-    assert cli.main(["train", "--resume", "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0
+    with pytest.warns(RuntimeWarning, match="the run is over"):
+        assert cli.main(["train", "--resume", "--out", str(tmp_path / "run"), "--device", "cpu"]) == 0

@@ -220,10 +220,6 @@ refused(
             lambda _: pv.validate(PICTURES, EPISODES, 0),
             r"^num_episodes: expected a whole number in",
         ),
-        "validate with labels of another shape": (
-            lambda _: pv.validate(PICTURES, [pv.data.Episode(EPISODES[0].memory, EPISODES[0].x, torch.zeros(12, 1))]),  # type: ignore[arg-type]
-            r"^episodes: expected labels as integers of shape \(12,\), got torch.float32 of shape \(12, 1\)",
-        ),
     },
 )
 
@@ -1079,7 +1075,7 @@ refused(
         ),
         "a run without random state": (
             checkpoint(resumed("state"), data={"spec": {}, "result": {}}),
-            r"^out: the checkpoint holds a model but no run",
+            r"^out: the checkpoint .*holds a model but no run",
         ),
         "another model": (
             checkpoint(
@@ -1150,11 +1146,11 @@ refused(
         "none": (command(), r"expected \"command\" to be one of|required|is required"),
         "no such command": (command("trian"), r"trian"),
         "no such option": (train("--stesp", "3"), r"stesp"),
-        "no steps": (train("--steps", "0"), r"pyro-vmem train: steps: expected a positive number, got 0"),
+        "no steps": (train("--steps", "0"), r"pyro-vmem train: steps: expected a whole number in .*, got 0"),
         "a word for steps": (train("--steps", "many"), r"steps.*many"),
         "half a step": (train("--steps", "1.5"), r"steps.*1\.5"),
-        "a negative lr": (train("--lr", "-1"), r"pyro-vmem train: lr: expected a positive number, got -1"),
-        "no time": (train("--minutes", "-1"), r"pyro-vmem train: minutes: expected a positive number, got -1"),
+        "a negative lr": (train("--lr", "-1"), r"pyro-vmem train: lr: expected a number in .*, got -1"),
+        "no time": (train("--minutes", "-1"), r"pyro-vmem train: minutes: expected a number in .*, got -1"),
         "no latent": (train("--latent-dim", "0"), r"latent_dim: expected a positive number, got 0"),
         "a negative width": (train("--width", "-4"), r"width: expected a positive number, got -4"),
         "no such decoder": (train("--decoder", "x"), r"decoder.*'?x'?"),

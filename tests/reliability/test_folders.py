@@ -153,7 +153,7 @@ def test_best_weights_are_found_in_the_last_checkpoint_too(tmp_path: Path, damag
 
 
 def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path) -> None:
-    one_particle = Experiment(num_particles=1, steps=1)
+    one_particle = Experiment(objective={"class_path": "VIMCO_ELBO", "init_args": {"num_particles": 1}}, steps=1)
     for _ in range(2):
         with pytest.raises(ValueError, match="num_particles: VIMCO_ELBO needs at least 2"):
             one_particle.train(tmp_path / "new", progress=False)

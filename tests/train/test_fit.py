@@ -571,9 +571,8 @@ def test_episodes_without_labels():
 @pytest.mark.parametrize("change", [lambda labels: labels.unsqueeze(-1), lambda labels: labels.float()])
 def test_labels_that_would_give_another_hit_rate_are_refused(change):
     episode = sampler()[0]
-    wrong = [pv.data.Episode(episode.memory, episode.x, change(episode.labels))]
-    with pytest.raises(ValueError, match=r"episodes: expected labels as integers of shape \(12,\), got"):
-        pv.validate(small_vma(), wrong)
+    with pytest.raises(ValueError, match=r"labels: expected (shape \(12,\)|integers)"):
+        pv.data.Episode(episode.memory, episode.x, change(episode.labels))
 
 
 def test_only_the_generators_of_the_model_s_device_are_copied(monkeypatch):
