@@ -142,7 +142,7 @@ class ParticleELBO(ELBO, abc.ABC):
         return doubly_reparameterised()(guide) if self.dreg else guide
 
     def check_drawn(self, guide_trace: Trace) -> None:
-        """Changes or refuses what was drawn, its log-probabilities known, before it is made particles of."""
+        """Changes what was drawn before particles are made of it, or refuses it with a `ValueError`."""
         if self.dreg:
             through_values_only(guide_trace)
 

@@ -137,7 +137,7 @@ class RWS_ELBO(ParticleELBO):
 
 
 class _Detached(Messenger):
-    """Changes what was drawn before particles are made of it, or refuses it with a `ValueError`."""
+    """Draws reparameterised sites without a gradient, also for the sites that are drawn after them."""
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None or not msg["fn"].has_rsample:
