@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import itertools
 import json as json_module
 import os
 import sys
@@ -25,7 +26,7 @@ from pyro_vmem.app.experiment import PARTS, TRAINING, Evaluation, Experiment, re
 from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
 from pyro_vmem.config import load
 from pyro_vmem.config.spec import choices
-from pyro_vmem.config.words import split_words, with_changes, write_yaml
+from pyro_vmem.config.words import read_yaml, split_words, with_changes, write_yaml
 from pyro_vmem.model import VMA
 from pyro_vmem.train.distributed import Processes, own_device
 
@@ -221,6 +222,7 @@ def main(args: Sequence[str] | None = None) -> int:
     name = "pyro-vmem"
     try:
         words, changes = split_words(_imported(words), SPECS)
+        _check_files(words)
         config = _parser().parse_args(words)
         name = f"pyro-vmem {config.command}"
         settings = config[config.command].as_dict()
@@ -316,6 +318,18 @@ def _imported(words: list[str]) -> list[str]:
         finally:
             sys.path.remove(here)
     return others
+
+
+def _check_files(words: list[str]) -> None:
+    """Refuses a file whose aliases multiply, or contain themselves: the parser would follow them without end."""
+    for word, following in itertools.pairwise([*words, ""]):
+        option, equals, value = word.partition("=")
+        path = Path(value if equals else following)
+        if option == "--config" and path.is_file():
+            try:
+                read_yaml(path.read_text(encoding="utf-8"))
+            except ValueError as error:
+                raise ValueError(f"config: {str(path)!r} is not valid YAML ({error}). Correct it.") from error
 
 
 def _show(metrics: dict[str, Any]) -> None:

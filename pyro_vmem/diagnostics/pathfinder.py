@@ -73,7 +73,7 @@ class OptimizationPath:
 
     @property
     def laplace_log_evidence(self) -> Tensor:
-        r"""Laplace's approximation of the log integral of the density, with the first Gaussian's covariance; `(*)`.
+        r"""Laplace's approximation of the log integral, with the first Gaussian's covariance; nats, shape `(*)`.
 
         It takes the density at the current point for that at the mode. The estimate of the inverse Hessian is too rough
         after few steps for its volume to help.
@@ -153,7 +153,7 @@ def bfgs_update(inverse_hessian: Tensor, step: Tensor, change: Tensor) -> Tensor
 
 
 def moments(q: torch.distributions.Distribution) -> tuple[Tensor, Tensor]:
-    """Mean and a root of the covariance; those of draws, if it does not know its own."""
+    """Mean `(*, D)` and a root of the covariance `(*, D, D)`; those of draws, if it does not know its own."""
     try:
         mean = q.mean
         scale_tril = q.scale_tril if isinstance(q, MultivariateNormal) else q.stddev.diag_embed()

@@ -268,7 +268,7 @@ def unreliable(khat: Tensor, standard_error: Tensor) -> Tensor:
 
 
 def trust_figures(khat: Tensor, standard_error: Tensor) -> dict[str, float]:
-    """Figures over all datapoints: what more samples would take from the error of their mean, and shares of trust."""
+    """Figures over datapoints of shape `(*)`: the error that more samples would remove, and shares of trust."""
     return {
         "monte_carlo_se": float(standard_error.square().sum().sqrt()) / standard_error.numel(),
         "unreliable": float(unreliable(khat, standard_error).double().mean()),

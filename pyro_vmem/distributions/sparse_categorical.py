@@ -43,11 +43,11 @@ class SparseCategorical(dist.Categorical, abc.ABC):
 
     @abc.abstractmethod
     def parts(self) -> list[tuple[Tensor, Tensor | None]]:
-        """See :func:`sparse_parts`."""
+        """Values and log-probabilities of shape `(*, k)`; see :func:`sparse_parts`."""
 
     @abc.abstractmethod
     def top(self, k: int) -> Tensor:
-        """See :func:`top`."""
+        """Values of shape `(*, k)`; see :func:`top`."""
 
     @abc.abstractmethod
     def sample_beside(self, top: Tensor) -> Tensor:
@@ -112,11 +112,11 @@ class TruncatedCategorical(SparseCategorical):
         return self.kept_values.movedim(-1, 0)
 
     def parts(self) -> list[tuple[Tensor, Tensor | None]]:
-        """See :func:`sparse_parts`."""
+        """Values and log-probabilities of shape `(*, k)`; see :func:`sparse_parts`."""
         return [(self.kept_logits.exp(), self.kept_values)]
 
     def top(self, k: int) -> Tensor:
-        """See :func:`top`."""
+        """Values of shape `(*, k)`; see :func:`top`."""
         return self.kept_values.gather(-1, self.kept_logits.topk(k, dim=-1).indices)
 
     def sample_beside(self, top: Tensor) -> Tensor:
@@ -191,14 +191,14 @@ class MixedCategorical(SparseCategorical):
         return -everywhere - (log_q.exp() * log_q - log_rest.exp() * log_rest).sum(0)
 
     def parts(self) -> list[tuple[Tensor, Tensor | None]]:
-        """See :func:`sparse_parts`."""
+        """Values and log-probabilities of shape `(*, k)`; see :func:`sparse_parts`."""
         return [
             ((1 - self.share) * self.kept.kept_logits.exp(), self.kept_values),
             (self.share * self.rest.probs, None),
         ]
 
     def top(self, k: int) -> Tensor:
-        """See :func:`top`."""
+        """Values of shape `(*, k)`; see :func:`top`."""
         # They are among those that are kept, and of the others the most probable of the other categorical.
         kept = self.kept_values
         likely = self.rest.logits.topk(min(k + kept.shape[-1], self._num_events), dim=-1).indices

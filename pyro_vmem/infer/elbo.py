@@ -142,7 +142,7 @@ class ParticleELBO(ELBO, abc.ABC):
         return doubly_reparameterised()(guide) if self.dreg else guide
 
     def check_drawn(self, guide_trace: Trace) -> None:
-        """Changes or refuses what was drawn, its log-probabilities known, before it is made particles of."""
+        """Changes what was drawn before particles are made of it, or refuses it with a `ValueError`."""
         if self.dreg:
             through_values_only(guide_trace)
 
@@ -260,5 +260,5 @@ class Terms:
 
 
 def log_mean_exp(values: Tensor, dim: int = 0) -> Tensor:
-    r""":math:`\log \frac{1}{K} \sum_k \exp(v_k)` along a dim."""
+    r""":math:`\log \frac{1}{K} \sum_k \exp(v_k)` along a dim of values of any shape."""
     return torch.logsumexp(values, dim) - math.log(values.shape[dim])

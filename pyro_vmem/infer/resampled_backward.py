@@ -102,7 +102,7 @@ def resampled_particles(
 
 
 def check_guide(guide: Any) -> None:
-    """Refuses a guide that runs the model itself, which cannot be run again for a few particles."""
+    """Raises a `ValueError` for a guide that runs the model itself: it cannot run again for a few particles."""
     guide = poutine.unwrap(guide)
     if isinstance(guide, Messenger):
         raise ValueError(

@@ -55,7 +55,7 @@ class SameSubsample(Messenger):
             self._subsampled.setdefault(name, set()).add(self.runs)
 
     def check(self) -> None:
-        """Refuses a subsampled plate that some of the runs made and others took from elsewhere."""
+        """Raises a `ValueError` for a subsampled plate that only some of the runs made themselves."""
         for name, runs in self._subsampled.items():
             if len(runs) < self.runs:
                 raise ValueError(

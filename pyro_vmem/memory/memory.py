@@ -70,7 +70,7 @@ class TensorStore:
         """Nothing to refuse: all are there."""
 
     def read(self, a: Tensor) -> Tensor:
-        """See :func:`gather`."""
+        """Gathers templates at addresses `(*, B)`; see :func:`gather`."""
         return gather(self.templates, a, len(self.batch_shape) > 0)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> TensorStore:
@@ -79,7 +79,7 @@ class TensorStore:
 
 
 def gather(values: Tensor, a: Tensor, per_datapoint: bool) -> Tensor:
-    """Gathers `values` `(S, *)`, or `(B, S, *)` if there are some for each datapoint, at addresses `a` `(*, B)`."""
+    """Gathers `values` `(S, *)` or `(B, S, *)` at addresses `a` `(*, B)`; an `IndexError` if one is not a slot."""
     if per_datapoint:
         batch, num_slots = values.shape[:2]
         # Rows of all memories lie side by side below, so an address past the end would read a neighbour's slot.

@@ -227,7 +227,7 @@ class PackedMemory(Memory):
 
     @property
     def packed(self) -> Tensor:
-        """The templates as they are stored, without those that were added."""
+        """The templates as they are stored, with shape `(S, bytes)`, without those that were added."""
         return self.store.packed
 
     @property

@@ -15,6 +15,7 @@ from pyro_vmem.app import Experiment, cli
 from pyro_vmem.infer.by_name import Objective, named_objective
 from pyro_vmem.train.schedules import Constant, LinearRise, WarmupCosine
 
+BOMB = "notes:\n  a0: &a0 [x, x]\n" + "".join(f"  a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
 NAMES = [name for name in get_args(Objective) if name != "auto"]
 
 
@@ -89,6 +90,28 @@ def test_print_config_shows_all_arguments_and_is_read_again(tmp_path: Any, capsy
     (tmp_path / "run.yaml").write_text(text)
     assert cli.main(["train", "--config", str(tmp_path / "run.yaml"), "--print_config"]) == 0
     assert capsys.readouterr().out == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (BOMB, "more than 100,000 values"),
+        ("address_guide: &g {class_path: TruncatedGuide, init_args: {k: 2, inner: *g}}", "more than 100,000 values"),
+        ("notes: !!python/object/apply:os.system [touch owned]", "could not determine a constructor"),
+    ],
+    ids=["aliases that multiply", "contains itself", "runs something"],
+)
+def test_a_hostile_file_is_refused_at_once(
+    text: str, message: str, tmp_path: Any, capsys: Any, monkeypatch: Any
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text(text)
+    for words in (["--config", "run.yaml"], ["--config=run.yaml"]):
+        assert cli.main(["train", *words, "--out", "run", "--steps", "1"]) == 2
+        said = capsys.readouterr().err
+        assert "config: 'run.yaml' is not valid YAML" in said
+        assert message in said
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ KINDS = (AddressGuide, AddressPrior, LatentGuide, LatentPrior, Likelihood, Templ
 NO_SOURCE = {
     *("UniformPrior", "StandardPrior", "GaussianGuide", "BernoulliDecoder", "GaussianDecoder", "UniformGuide"),
     *("FlatEncoder", "MLPEncoder", "MLPDecoder", "ConvEncoder", "ConvDecoder", "TruncatedGuide", "EnumGuard"),
+    *("SoftAttentionDecoder", "SoftAttentionGuide"),  # the source stands at SoftAttentionVAE
 }
 
 
@@ -52,7 +53,9 @@ def functions() -> Iterator[tuple[str, FunctionType, str]]:
             continue
         for name, member in vars(value).items():
             member = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
-            if inspect.isfunction(member) and (not name.startswith("_") or name == "__init__"):
+            if inspect.isfunction(member) and (
+                not name.startswith("_") or (name == "__init__" and "Protocol" not in str(value.__bases__))
+            ):
                 bound = getattr(value, name)
                 text = value.__doc__ if name == "__init__" else inspect.getdoc(bound) or inspect.getdoc(member)
                 yield f"{full}.{name}", member, text or ""
