@@ -153,14 +153,14 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
         super().__init__(pack, lambda tensor: tensor)
 
 
-def _tensors(values: Any) -> list[Tensor]:
-    """The tensors among some values, and among the attributes of those that are none."""
-    found = []
+def _tensors(values: Any, depth: int = 3) -> list[Tensor]:
+    """The tensors among some values, and among the attributes of those that are none: a memory holds its in a store."""
+    found: list[Tensor] = []
     for value in values:
         if isinstance(value, Tensor):
             found.append(value)
-        elif hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module):
-            found += [held for held in vars(value).values() if isinstance(held, Tensor)]
+        elif depth and hasattr(value, "__dict__") and not isinstance(value, torch.nn.Module):
+            found += _tensors(vars(value).values(), depth - 1)
     return found
 
 

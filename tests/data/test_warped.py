@@ -107,5 +107,5 @@ def test_what_cannot_be_warped_is_refused() -> None:
     with pytest.raises(ValueError, match="got images of 8x9, expected square"):
         WarpedEpisodes(plain(FewShotDataset(torch.rand(40, 1, 8, 9), torch.arange(40) % 5)))[0]
     bare = Episode(Memory(torch.rand(3, 1, 8, 8)), torch.rand(2, 1, 8, 8), torch.tensor([0, 1]))
-    with pytest.raises(ValueError, match="the memory has no labels"):
+    with pytest.raises(ValueError, match="memory or targets have no labels"):
         WarpedEpisodes([bare])[0]  # type: ignore[arg-type]
