@@ -142,7 +142,10 @@ def broken(folder: Path) -> list[tuple[str, str]]:
             if re.match(r"[a-z]+:", link) or link.startswith("//"):
                 continue
             path = (page.parent / target.partition("?")[0]).resolve() if target else page
-            if not path.is_file() or (place and path in pages and place not in pages[path].places):
+            # A page of source links back by one prefix for all of its module, so of these only the page is looked at.
+            if not path.is_file() or (
+                place and "_modules" not in page.parts and path in pages and place not in pages[path].places
+            ):
                 found.append((page.name, link))
     return found
 
