@@ -13,8 +13,8 @@ ARVIZ1 := .venv-arviz1
 PYTHON311 ?= $(shell for p in python3.11 python3.12 python3; do \
 	"$$p" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1 && echo "$$p" && break; done)
 OLDEST := .venv-oldest$(if $(BUT),-$(BUT))
-OLDEST_TESTS := tests/memory/test_memory.py tests/train/test_checkpoint.py tests/data/test_sources.py tests/infer/test_vimco.py \
-	tests/infer/test_backward.py tests/reliability/test_interruptions.py
+OLDEST_TESTS := tests/memory/test_memory.py tests/train/test_checkpoint.py tests/data/test_files.py tests/infer/test_vimco.py \
+	tests/infer/test_resampled_backward.py tests/reliability/test_interruptions.py
 
 # Tests are shared out among so many processes, of one thread each: more threads than cores wait for each other.
 PROCESSES ?= 2
