@@ -483,3 +483,15 @@ def test_pictures_and_package_are_of_a_tables_model(folders, tmp_path, capsys):
     assert halves.spec() == vma.spec()
     for name, tensor in vma.state_dict().items():
         assert torch.equal(halves.state_dict()[name], tensor.half().float())
+
+
+def test_the_readmes_picture_shows_probabilities_gains_and_new_drawings():
+    torch.manual_seed(0)
+    classes = torch.arange(44) % 22
+    dataset = pv.data.FewShotDataset((torch.rand(44, 1, 8, 8) < 0.3).float(), classes)
+    figure = pictures.readme(pv.VMA.for_images((1, 8, 8), latent_dim=2, num_features=8, width=4), dataset, seed=0)
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert sum(text.endswith(" nats") for text in texts) == 6
+    assert sum(text.endswith("%") for text in texts) == 6 * 4
+    assert sum(len(ax.images) for ax in figure.axes) == 6 * (1 + 4 + 4)
+    assert [pictures.percent(p) for p in (0.001, 0.25, 0.999)] == ["<1 %", "25 %", ">99 %"]
