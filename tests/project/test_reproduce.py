@@ -324,7 +324,7 @@ def test_the_line_that_a_memory_with_more_classes_is_held_against():
     (axes,) = figures.plot_scaling(rows, "baselines").axes
     solid, dotted = ([line for line in axes.lines if line.get_linestyle() == style] for style in ("-", ":"))
     names = ("VMA, this library", "soft-attention memory", "VAE without memory")
-    assert [line.get_label() for line in solid] == [f"{name}, 4 examples a class" for name in names]
+    assert [line.get_label() for line in solid] == [f"{name}, 4 examples per class" for name in names]
     assert len(dotted) == 2  # the autoencoder does not see how many there are
     for line in dotted:
         assert line.get_ydata().tolist() == pytest.approx([91, 91 + math.log(8)])
