@@ -11,10 +11,14 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 def snippets(page: str) -> list[tuple[str, str]]:
     """The Python blocks of a page, each with the heading that it stands under."""
-    found = []
-    for section in re.split(r"^#+ ", (DOCS / page).read_text(), flags=re.MULTILINE)[1:]:
-        heading = section.partition("\n")[0]
-        found += [(heading, code) for code in re.findall(r"```python\n(.*?)```", section, re.DOTALL)]
+    found, heading = [], ""
+    # A heading or a whole block: a comment in a block is no heading.
+    for title, code in re.findall(
+        r"^#+ ([^\n]*)$|^```python\n(.*?)^```$", (DOCS / page).read_text(), re.DOTALL | re.MULTILINE
+    ):
+        heading = title or heading
+        if code:
+            found.append((heading, code))
     return found
 
 
