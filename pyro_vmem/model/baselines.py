@@ -222,14 +222,14 @@ class SoftAttentionVAE(_Baseline):
 class _OneTemplate(EncodedMemory):
     """A memory in which every address reads the same; `encoded` has that one template, in a single slot."""
 
-    def _read(self, table: Template, a: Tensor) -> Template:
-        return super()._read(table, torch.zeros_like(a))
+    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as of EncodedMemory
+        return super().read(torch.zeros_like(a))
 
 
 class _ReadAsAWhole(EncodedMemory):
     """A memory of which every address reads all."""
 
-    def _read(self, table: Template, a: Tensor) -> Template:
+    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as of EncodedMemory
         return _Whole(self, torch.broadcast_shapes(a.shape, self.batch_shape))
 
 

@@ -1,4 +1,4 @@
-"""Address guides q(a | M, x)."""
+"""Address guides q(a | M, x): which slot explains a target."""
 
 from __future__ import annotations
 
@@ -13,12 +13,27 @@ from torch import Tensor, nn
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Template
-from pyro_vmem.parts.address_priors import UniformPrior
-from pyro_vmem.parts.addressing import AddressGuide, AddressPrior, over_slots, unit
+from pyro_vmem.parts.address_priors import AddressPrior, UniformPrior, over_slots
 from pyro_vmem.parts.encoders import Encoder
-from pyro_vmem.parts.layers import Join
+from pyro_vmem.parts.layers import Join, unit
+from pyro_vmem.parts.part import Part
 
-__all__ = ["DefensiveGuide", "EncoderGuide", "KeyedGuide", "PairwiseGuide", "SimilarityGuide"]
+__all__ = ["AddressGuide", "DefensiveGuide", "EncoderGuide", "KeyedGuide", "PairwiseGuide", "SimilarityGuide"]
+
+
+class AddressGuide(Part):
+    r"""An address guide :math:`q(a | M, x)`: the recogniser of the slot."""
+
+    @abc.abstractmethod
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        r"""
+        Arguments:
+            memory: The memory :math:`M`, with :math:`S` slots.
+            x: The target with its features, with leading shape `(*, B)`.
+
+        Returns:
+            A categorical over :math:`S` slots, with batch shape `(*, B)`.
+        """
 
 
 class KeyedGuide(AddressGuide):

@@ -10,10 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_vmem._utils.image_layout import as_images
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.memory import Template
-from pyro_vmem.parts.layers import Doubling, Join, Residual, check_image_shape, conv3, half_size, in_patches, mlp
+from pyro_vmem.parts.layers import (
+    Doubling,
+    Join,
+    Residual,
+    as_images,
+    check_image_shape,
+    conv3,
+    half_size,
+    in_patches,
+    mlp,
+)
 from pyro_vmem.parts.part import Part
 
 __all__ = ["ConvDecoder", "Decoder", "MLPDecoder", "WarpDecoder", "log_odds"]

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vmem._utils.image_layout import as_images
 from pyro_vmem.memory import Template
-from pyro_vmem.parts.layers import Residual, check_image_shape, conv3, half_size, in_patches, mlp
+from pyro_vmem.parts.layers import Residual, as_images, check_image_shape, conv3, half_size, in_patches, mlp
 from pyro_vmem.parts.part import Part
 
 __all__ = ["ConvEncoder", "Encoder", "FlatEncoder", "MLPEncoder"]

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from pyro_vmem.distributions import TruncatedCategorical, excluding, top
 from pyro_vmem.memory import EncodedMemory, Template
-from pyro_vmem.parts.address_guides import KeyedGuide
-from pyro_vmem.parts.addressing import AddressGuide
+from pyro_vmem.parts.address_guides import AddressGuide, KeyedGuide
 
 __all__ = ["IndexedGuide", "TruncatedGuide"]
 
