@@ -204,9 +204,7 @@ class DefensiveGuide(AddressGuide):
         super().__init__()
         if not 0 < share < 1:
             raise ValueError(f"share: expected a number between 0 and 1, got {share}.")
-        self.inner = inner
-        self.share = share
-        self.prior = prior or UniformPrior()
+        self.inner, self.share, self.prior = inner, share, prior or UniformPrior()
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         q, p = self.inner(memory, x), self.prior(memory)
@@ -260,9 +258,7 @@ class EncoderGuide(AddressGuide):
         shape = encoder.event_shape
         if views > 1 and (len(shape) != 3 or shape[1] != shape[2]):
             raise ValueError(f"views: {views} need square images (C, H, H), the encoder's are {shape}. Pass views=1.")
-        self.inner = inner
-        self.encoder = encoder
-        self.views = views
+        self.inner, self.encoder, self.views = inner, encoder, views
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         seen = [self._seen(memory, x, view) for view in range(self.views)]

@@ -121,6 +121,5 @@ class ConvEncoder(Encoder):
         fine = self.fine(in_patches(images))
         coarse = self.coarse(fine)
         features = self.head(self.coarsest(coarse))
-        return Template(
-            x, features.reshape(*leading, -1), tuple(m.reshape(*leading, *m.shape[1:]) for m in (fine, coarse))
-        )
+        maps = (fine.reshape(*leading, *fine.shape[1:]), coarse.reshape(*leading, *coarse.shape[1:]))
+        return Template(x, features.reshape(*leading, -1), maps)

@@ -41,8 +41,7 @@ class TruncatedGuide(AddressGuide):
     def __init__(self, inner: AddressGuide, k: int = 8) -> None:
         super().__init__()
         _check_k(k)
-        self.inner = inner
-        self.k = k
+        self.inner, self.k = inner, k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         if memory.is_lazy and isinstance(self.inner, KeyedGuide):
@@ -83,8 +82,7 @@ class IndexedGuide(AddressGuide):
     def __init__(self, inner: KeyedGuide, k: int = 8) -> None:
         super().__init__()
         _check_k(k)
-        self.inner = inner
-        self.k = k
+        self.inner, self.k = inner, k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         if memory.index is None:
