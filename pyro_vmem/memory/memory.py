@@ -52,12 +52,7 @@ class Store(Protocol):
 
 
 class TensorStore:
-    """Templates in a tensor, `(S, *event)`, or `(B, S, *event)` for one memory per datapoint.
-
-    Arguments:
-        templates: The templates.
-        per_datapoint: Whether they are `(B, S, *event)`.
-    """
+    """Templates in a tensor, `(S, *event)`, or `(B, S, *event)` for one memory per datapoint."""
 
     is_decoded = True
 
@@ -67,7 +62,7 @@ class TensorStore:
         self.event_shape, self.dtype, self.device = templates.shape[dims + 1 :], templates.dtype, templates.device
 
     def check_size(self) -> None:
-        """Nothing to refuse: all are there."""
+        """Refuses nothing: all are there."""
 
     def read(self, a: Tensor) -> Tensor:
         """Gathers templates at addresses `(*, B)`; see :func:`gather`."""
