@@ -308,7 +308,7 @@ class Experiment(Sources):
         Raises:
             ValueError: If `out` holds a run, or there is no model of that name.
         """
-        unpack(self.pretrained or "", out)
+        unpack(self.pretrained or "", Path(out))
         write_json(Path(out) / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
         return FitResult()
 

@@ -61,8 +61,8 @@ class Sources:
         rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
         flip: Whether mirrored classes are further classes.
         warp: Whether classes and images are under random affine maps; see :class:`pyro_vmem.data.WarpedEpisodes`.
-        more: Further kinds of episodes, taken in turn with these, such as `[{"n_way": 4, "n_query": 16}]`: each has
-            its own `n_way`, `k_shot`, `n_query`, `n_absent` and `warp`.
+        more: Further kinds of episodes, taken in turn with these, such as `[{"n_way": 4, "n_query": 16}]`: each has its
+            own `n_way`, `k_shot`, `n_query`, `n_absent` and `warp`.
         held_out: Ways, shots and queries of the validation episodes. By default 20 ways (or all that there are),
             `k_shot` and 2; with `more`, they are of the kinds that are trained on.
         library: Whether one memory of `k_shot` drawings of every class serves all of training, with as many targets per

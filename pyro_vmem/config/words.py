@@ -18,7 +18,7 @@ def read_yaml(text: str) -> Any:
     """What a text says; no tags, so nothing is run.
 
     Raises:
-        ValueError: If it is not valid, or grows too large by its aliases.
+        ValueError: If it is not valid, has a key twice, is nested too deeply, or grows too large by its aliases.
 
     Example:
         >>> read_yaml("[1, 1e-3, yes, a]")  # 1e-3 is a number, as in YAML 1.2 and JSON
@@ -28,16 +28,29 @@ def read_yaml(text: str) -> Any:
     from jsonargparse import get_loader  # takes a tenth of a second, and most programs read no YAML
 
     try:
-        data = get_loader("yaml")(text)
-    except yaml.YAMLError as error:
+        # The nodes are counted before values are made of them: merge keys (<<) multiply while that is done.
+        if (node := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
+            _count(node, {})
+        return get_loader("yaml")(text)
+    except (yaml.YAMLError, TypeError) as error:  # a TypeError: a key that is a list
         raise ValueError(str(error)) from error
-    waiting, seen = [data], 0
-    while waiting:
-        value = waiting.pop()
-        waiting += value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-        if (seen := seen + 1) > MOST_VALUES:
-            raise ValueError(f"it has more than {MOST_VALUES:,} values, its aliases followed. Write it without them")
-    return data
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _count(node: Any, known: dict[int, int]) -> int:
+    """The values that a node of YAML stands for, its aliases followed; `known` holds those of nodes counted before."""
+    if id(node) not in known:
+        known[id(node)] = MOST_VALUES  # what a node counts while it is counted: one inside of itself is too large
+        pairs = node.value if node.id == "mapping" else ()
+        names = [key.value for key, _ in pairs if key.id == "scalar" and key.value != "<<"]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ValueError(f"it has the key {min(twice)!r} twice")
+        inner = [one for pair in pairs for one in pair] or (node.value if node.id == "sequence" else [])
+        known[id(node)] = 1 + sum(_count(one, known) for one in inner)
+    if known[id(node)] > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_VALUES:,} values, its aliases followed. Write it without them")
+    return known[id(node)]
 
 
 def write_yaml(data: Any) -> str:
@@ -56,23 +69,14 @@ def write_yaml(data: Any) -> str:
 
 
 def split_words(words: Sequence[str], names: Iterable[str]) -> tuple[list[str], dict[str, list[Change]]]:
-    """Takes what is said of arguments of specs out of the words of a command.
+    """Splits what is said of arguments of the specs `names` from the other words of a command.
 
-    Arguments:
-        words: All words.
-        names: The options that are specs.
-
-    Returns:
-        The other words, and for each spec its arguments by their path, with their values, in order.
-
-    Raises:
-        ValueError: If a value is missing, or is none.
+    Returns the other words, and for each spec the path of each argument with its value, in order. Raises a `ValueError`
+    if a value is missing, or is none.
 
     Example:
-        >>> words = "train --address_guide TruncatedGuide --address_guide.inner.temperature=0.5 --steps 10".split()
-        >>> split_words(words, ["address_guide"])
-        (['train', '--address_guide', 'TruncatedGuide', '--steps', '10'],
-         {'address_guide': [(['inner', 'temperature'], 0.5)]})
+        >>> split_words("train --address_guide.inner.temperature=0.5 --steps 10".split(), ["address_guide"])
+        (['train', '--steps', '10'], {'address_guide': [(['inner', 'temperature'], 0.5)]})
     """
     others: list[str] = []
     changes: dict[str, list[Change]] = {}
@@ -101,9 +105,8 @@ def with_changes(spec: Any, changes: Iterable[Change]) -> Any:
     """A spec with some arguments changed, those of parts inside of it by their path.
 
     Example:
-        >>> with_changes("TruncatedGuide", [(["k"], 16), (["inner"], "PairwiseGuide"), (["inner", "hidden"], 32)])
-        {'class_path': 'TruncatedGuide',
-         'init_args': {'k': 16, 'inner': {'class_path': 'PairwiseGuide', 'init_args': {'hidden': 32}}}}
+        >>> with_changes("TruncatedGuide", [(["k"], 16)])
+        {'class_path': 'TruncatedGuide', 'init_args': {'k': 16}}
     """
     for (name, *deeper), value in changes:
         spec = {"class_path": spec} if isinstance(spec, str) else dict(spec or {})
@@ -120,18 +123,14 @@ def quoted(values: dict[str, Any]) -> str:
     """Options as a shell takes them, each with a space before; those without a value are left out.
 
     Example:
-        >>> quoted({"steps": 10, "minutes": None, "data_root": "my data"})
-        " --steps 10 --data_root 'my data'"
-        >>> quoted({"likelihood": {"class_path": "GaussianDecoder", "init_args": {"scale": 0.1}}})
+        >>> quoted({"minutes": None, "likelihood": {"class_path": "GaussianDecoder", "init_args": {"scale": 0.1}}})
         ' --likelihood GaussianDecoder --likelihood.scale 0.1'
     """
-    words = [word for name, value in values.items() if value is not None for word in _words(name, value)]
-    return "".join(f" {shlex.quote(word)}" for word in words)
+    return "".join(_option(name, value) for name, value in values.items() if value is not None)
 
 
-def _words(name: str, value: Any) -> list[str]:
+def _option(name: str, value: Any) -> str:
     if not isinstance(value, dict) or not value.keys() <= {"class_path", "init_args"}:
-        return [f"--{name}", value if isinstance(value, str) else json.dumps(value)]
-    head = [f"--{name}", value["class_path"]] if "class_path" in value else []
-    arguments = (value.get("init_args") or {}).items()
-    return [*head, *(word for key, given in arguments for word in _words(f"{name}.{key}", given))]
+        return f" --{name} {shlex.quote(value if isinstance(value, str) else json.dumps(value))}"
+    head = f" --{name} {shlex.quote(value['class_path'])}" if "class_path" in value else ""
+    return head + "".join(_option(f"{name}.{key}", inner) for key, inner in (value.get("init_args") or {}).items())

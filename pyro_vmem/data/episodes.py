@@ -102,18 +102,16 @@ class EpisodeSampler(Dataset[Episode]):
     With `n_absent` there are targets of further classes, of which nothing is in memory. A model that never met such
     targets in training has no better use for a memory that does not help than to be misled by it.
 
-    Classes are drawn without replacement, and so are the drawings of a class: a target is never in the
-    memory. The order of the slots and of the targets is random, so that a position tells nothing about a
-    class.
+    Classes are drawn without replacement, and so are the drawings of a class: a target is never in the memory. The
+    order of the slots and of the targets is random, so that a position tells nothing about a class.
 
-    `sampler[i]` depends on nothing but the arguments and `i`: it is the same in any process, in any
-    order. `DataLoader(sampler, batch_size=None, num_workers=2)` therefore gives the episodes that iterating
-    gives.
+    `sampler[i]` depends on nothing but the arguments and `i`: it is the same in any process, in any order.
+    `DataLoader(sampler, batch_size=None, num_workers=2)` therefore gives the episodes that iterating gives.
 
-    With `rotate` or `flip` each class comes in variants that are classes of their own: class :math:`c`
-    under the :math:`t`-th transform has the label :math:`c + n t`, where :math:`n` is the number of classes
-    of the data set. The transforms are the identity, the rotations by 90, 180 and 270 degrees
-    (counter-clockwise) if `rotate`, and then each of these after a left-right mirroring if `flip`.
+    With `rotate` or `flip` each class comes in variants that are classes of their own: class :math:`c` under the
+    :math:`t`-th transform has the label :math:`c + n t`, where :math:`n` is the number of classes of the data set. The
+    transforms are the identity, the rotations by 90, 180 and 270 degrees (counter-clockwise) if `rotate`, and then each
+    of these after a left-right mirroring if `flip`.
 
     Arguments:
         dataset: The classes to draw from.
@@ -130,8 +128,8 @@ class EpisodeSampler(Dataset[Episode]):
             the data set has them.
 
     Raises:
-        ValueError: A number is not positive, or the data set has too few classes or too few drawings of a
-            class, or variants are asked for and the images are not square.
+        ValueError: A number is not positive, or the data set has too few classes or too few drawings of a class, or
+            variants are asked for and the images are not square.
 
     Example:
         >>> images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
@@ -266,15 +264,14 @@ class EpisodeSampler(Dataset[Episode]):
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
 
-        The gap between the evidence of the targets under the right memory and under this one tells what the
-        right memory is worth. No variant of a class of the episode is in it.
+        The gap between the evidence of the targets under the right memory and under this one tells what the right
+        memory is worth. No variant of a class of the episode is in it.
 
         Arguments:
             index: The index of the episode.
 
         Returns:
-            A memory of `n_way` classes with `k_shot` slots each; it depends on the arguments and the
-            index only.
+            A memory of `n_way` classes with `k_shot` slots each; it depends on the arguments and the index only.
 
         Raises:
             ValueError: The data set has too few classes that are not in the episode.

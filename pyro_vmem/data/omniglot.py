@@ -71,10 +71,9 @@ def omniglot(
 ) -> FewShotDataset:
     r"""Omniglot: handwritten characters of 50 alphabets, 20 drawings of each.
 
-    Reads the folders `images_background/<Alphabet>/characterNN/*.png` and `images_evaluation/...`, or zip
-    archives of them, in `root`, `root/omniglot` or `root/omniglot-py`. Images are `(1, H, W)` with
-    255 for ink; classes are named `"Alphabet/characterNN"`. What was read is kept in a small cache file, so
-    that only the first call takes seconds.
+    Reads the folders `images_background/<Alphabet>/characterNN/*.png` and `images_evaluation/...`, or zip archives of
+    them, in `root`, `root/omniglot` or `root/omniglot-py`. Images are `(1, H, W)` with 255 for ink; classes are named
+    `"Alphabet/characterNN"`. What was read is kept in a small cache file, so that only the first call takes seconds.
 
     References:
         | Human-level concept learning through probabilistic program induction (Lake et al., 2015)
@@ -83,11 +82,11 @@ def omniglot(
     Arguments:
         root: The folder to look in; by default the environment variable `PYRO_VMEM_DATA`.
         subset: `"background"` (964 characters of 30 alphabets), `"evaluation"` (659 of 20) or `"all"`.
-        resize: How 105x105 becomes smaller. `"index28"` takes rows and columns
-            :math:`\lfloor 105 i / 28 \rfloor`; `"nearest26"` is PIL's NEAREST at 26x26; `"maxpool26"` is
-            4x4 max-pooling of the ink in the 104x104 crop; None keeps 105x105.
-        cache_dir: The folder of the cache file; by default `$PYRO_VMEM_CACHE`, else
-            `$XDG_CACHE_HOME/pyro_vmem`, else `~/.cache/pyro_vmem`.
+        resize: How 105x105 becomes smaller. `"index28"` takes rows and columns :math:`\lfloor 105 i / 28 \rfloor`;
+            `"nearest26"` is PIL's NEAREST at 26x26; `"maxpool26"` is 4x4 max-pooling of the ink in the 104x104 crop;
+            None keeps 105x105.
+        cache_dir: The folder of the cache file; by default `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
+            `~/.cache/pyro_vmem`.
         download: Whether to fetch what `root` lacks, by `torchvision.datasets.Omniglot`.
 
     Returns:
@@ -148,8 +147,8 @@ class _Drawing:
 class _Source:
     """A folder or a zip archive that holds one part of the data set.
 
-    Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a
-    drawing, so that a hostile name cannot reach the disk.
+    Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a drawing,
+    so that a hostile name cannot reach the disk.
     """
 
     path: Path

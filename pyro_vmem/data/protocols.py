@@ -51,8 +51,8 @@ class Protocol(abc.ABC):
     ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
         """Returns the classes to train on, to validate on and to test on.
 
-        Validation classes are whole alphabets held out of those that may be trained on; every choice that is made
-        while developing is made on them.
+        Validation classes are whole alphabets held out of those that may be trained on; every choice that is made while
+        developing is made on them.
 
         Arguments:
             root: The folder that holds Omniglot; by default the environment variable `PYRO_VMEM_DATA`.
@@ -210,8 +210,8 @@ class _Gmn(Protocol):
     """Of Generative Matching Networks (Bartunov, Vetrov, 2017): items one after the other, with replacement.
 
     :math:`C` classes, which may be the same; each item a class among them, and a drawing of it. The target is the item
-    after the :math:`T` in memory, so that the cells of one :math:`C` walk along the same sequences. It is a copy of
-    one of them with probability :math:`1 - (1 - 1/(20 C))^T`.
+    after the :math:`T` in memory, so that the cells of one :math:`C` walk along the same sequences. It is a copy of one
+    of them with probability :math:`1 - (1 - 1/(20 C))^T`.
     """
 
     name = "gmn"

@@ -16,8 +16,8 @@ __all__ = ["RecallSampler"]
 class RecallSampler(Dataset[Episode]):
     r"""Memories of any images, and targets that are copies of what is in memory: a model's recall of its memory.
 
-    Not a few-shot protocol: the best that a model can do is to find the slot, for :math:`\log |M|` nats. Labels are
-    the numbers of the slots, so that a hit is the right slot. Nothing depends on the images' classes.
+    Not a few-shot protocol: the best that a model can do is to find the slot, for :math:`\log |M|` nats. Labels are the
+    numbers of the slots, so that a hit is the right slot. Nothing depends on the images' classes.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017)

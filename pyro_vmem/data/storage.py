@@ -21,8 +21,8 @@ _MAX_RATIO = 100
 def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> None:
     """Writes a compressed `.npz` file whole or not at all.
 
-    The file appears under its name only when it is complete, so that neither an interrupted run nor a
-    second process can leave or see half of it.
+    The file appears under its name only when it is complete, so that neither an interrupted run nor a second process
+    can leave or see half of it.
 
     Arguments:
         path: The file to write or replace; its folder is made where it is missing.

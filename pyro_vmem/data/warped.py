@@ -66,8 +66,8 @@ class WarpedEpisodes(Dataset[Episode]):
     The map of the class makes further classes of those there are; that of the image makes further drawings, so that a
     lookup which is trained on them cannot go by where a character lies. Both are drawn anew in every episode. A pixel
     takes the value of the one that lies under it, so images without greys stay so; what comes from outside is blank.
-    With `resize`, images as large as they were drawn become small as :func:`~pyro_vmem.data.omniglot` makes them
-    small, after the maps: what is drawn then has the strokes that other small images have.
+    With `resize`, images as large as they were drawn become small as :func:`~pyro_vmem.data.omniglot` makes them small,
+    after the maps: what is drawn then has the strokes that other small images have.
 
     Arguments:
         episodes: Where the episodes come from; square images with a blank margin, and labels.
