@@ -26,9 +26,10 @@ from pyro_vmem.parts import (
     Templates,
 )
 from pyro_vmem.train import load_checkpoint
-from pyro_vmem.train.checkpoint import load_newest
+from pyro_vmem.train.checkpoint import load_newest, save_checkpoint
+from pyro_vmem.train.folder import check_spec
 
-__all__ = ["build", "load"]
+__all__ = ["build", "load", "save"]
 
 
 def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] = (), *, like: VMA | None = None) -> VMA:
@@ -95,10 +96,9 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
 
     Example:
         >>> import tempfile
-        >>> from pyro_vmem.train.checkpoint import save_checkpoint
         >>> vma = VMA.for_vectors(5)
         >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_checkpoint(f"{folder}/best.safetensors", vma.state_dict(), {"spec": vma.spec()})
+        ...     vma.save(f"{folder}/best.safetensors")
         ...     print(type(load(folder)).__name__)
         VMA
     """
@@ -115,6 +115,29 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
     except RuntimeError as error:
         raise ValueError(f"path: the weights in {str(path)!r} are not those of the model it names: {error}") from error
     return vma.eval()
+
+
+def save(vma: VMA, path: str | Path) -> None:
+    """Writes weights and spec of a model to one safetensors file, which :func:`load` reads; also `vma.save(path)`.
+
+    Arguments:
+        vma: The model, trained by any loop.
+        path: The file, such as `"mine.safetensors"`. A file that is there is replaced.
+
+    Raises:
+        ValueError: If a part was built from an argument that is not plain data, so that a spec could not rebuild it.
+        OSError: If the file cannot be written.
+
+    Example:
+        >>> import tempfile
+        >>> vma = VMA.for_vectors(5)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     vma.save(f"{folder}/mine.safetensors")
+        ...     print(type(load(f"{folder}/mine.safetensors")).__name__)
+        VMA
+    """
+    check_spec(vma)
+    save_checkpoint(path, vma.state_dict(), {"spec": vma.spec()})
 
 
 def _by_kind(vma: VMA) -> dict[type[Part], Part]:
@@ -155,3 +178,6 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"spec: {str(path)!r} holds {type(data).__name__}, expected a mapping of arguments.")
     return data
+
+
+VMA.save = save

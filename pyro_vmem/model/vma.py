@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import pyro
@@ -14,6 +15,7 @@ from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.completion import complete
+from pyro_vmem.model.lookup import Lookup, lookup
 from pyro_vmem.parts import (
     AddressGuide,
     AddressPrior,
@@ -88,7 +90,9 @@ class VMA(Part):
         torch.Size([2, 5])
     """
 
-    from_pretrained: ClassVar[Callable[[str], VMA]]  # of pretrained.py, which has to stand above what builds models
+    # Given by `config`, which has to stand above what builds models:
+    from_pretrained: ClassVar[Callable[[str], VMA]]
+    save: ClassVar[Callable[[VMA, str | Path], None]]
 
     def __init__(
         self,
@@ -293,6 +297,67 @@ class VMA(Part):
         return features
 
     # What a user asks of a trained model
+
+    @torch.no_grad()
+    def lookup(self, memory: Memory, x: Tensor, k: int = 3) -> Lookup:
+        r"""Where the guide looks: :math:`q(a | M, x)`, the prior, the information gain and the best slots.
+
+        Arguments:
+            memory: The memory :math:`M`.
+            x: The targets, with shape `(B, *event)`.
+            k: How many of the most probable slots of each target to name.
+
+        Returns:
+            A :class:`Lookup`, which prints as a table and has a `plot`.
+
+        Raises:
+            ValueError: If `k` is less than 1, or memory or x do not fit.
+
+        Example:
+            >>> found = VMA.for_vectors(5).lookup(Memory(torch.randn(10, 5)), torch.randn(3, 5))
+            >>> found.slots.shape, found.gain.shape
+            (torch.Size([3, 3]), torch.Size([3]))
+        """
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, got {k}.")
+        self.check(memory, x)
+        encoded = self.encode(memory)
+        return lookup(self.address_guide(encoded, self.encode_x(x)), self.address_prior(encoded), encoded, x, k)
+
+    @torch.no_grad()
+    def posterior_predictive(self, memory: Memory, x: Tensor, n: int = 1, mean: bool = False) -> Tensor:
+        r"""Draws new observations :math:`x' \sim p(x' | z, m_a)` with :math:`a, z \sim q(a, z | x, M)`.
+
+        Arguments:
+            memory: The memory :math:`M`.
+            x: The targets, with shape `(B, *event)`.
+            n: How many draws for each target.
+            mean: Whether to return the mean of :math:`p(x' | z, m_a)` for each draw of :math:`a, z`.
+
+        Returns:
+            The observations, with shape `(n, B, *event)`.
+
+        Raises:
+            ValueError: If `n` is less than 1, or memory or x do not fit.
+
+        Example:
+            >>> VMA.for_vectors(5).posterior_predictive(Memory(torch.randn(10, 5)), torch.randn(3, 5), n=4).shape
+            torch.Size([4, 3, 5])
+        """
+        if n < 1:
+            raise ValueError(f"n: expected at least 1, got {n}.")
+        self.check(memory, x)
+        encoded, target = self.encode(memory), self.encode_x(x)
+        template = encoded.read(self.address_guide(encoded, target).sample(torch.Size([n])))
+        p_x = self.likelihood(self.latent_guide(target, template).sample(), template)
+        return self.likelihood.draw(p_x, mean)
+
+    def reconstruct(self, memory: Memory, x: Tensor) -> Tensor:
+        r"""The mean of :math:`p(x' | z, m_a)` for one draw of :math:`a, z` from the guide, with shape `(B, *event)`.
+
+        Arguments and errors are those of :meth:`posterior_predictive`.
+        """
+        return self.posterior_predictive(memory, x, mean=True)[0]
 
     @torch.no_grad()
     def generate(self, memory: Memory, n: int = 1, address: int | None = None, mean: bool = False) -> Tensor:
