@@ -111,13 +111,13 @@ def lookups(
     if max_slots < 1:
         raise ValueError(f"max_slots: expected at least 1, got {max_slots}.")
     x, m, q = as_colours("targets", targets), as_colours("templates", templates), as_numpy(probabilities)
-    right = np.zeros(q.shape, dtype=bool)
+    right: NDArray[np.bool_] = np.zeros((len(x), len(m)), dtype=bool)
     if labels is not None and target_labels is not None:
         right = as_numpy(target_labels)[:, None] == as_numpy(labels)
     if q.shape != (len(x), len(m)) or right.shape != q.shape:
         raise ValueError(
             f"probabilities: expected shape {(len(x), len(m))} with a label for each target and template, got "
-            f"{q.shape} with labels {right.shape}."
+            f"{q.shape} with {right.shape[0]} and {right.shape[1]} labels."
         )
     second = None if exact is None else as_numpy(exact)
     if second is not None and second.shape != q.shape:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem.plots._style import LINE, text_colour
+from pyro_vmem.plots._style import LINE, empty_bar_colour, text_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -56,17 +56,17 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
         ax.add_patch(patches.Rectangle(low, *(high - low), fill=False, edgecolor=LINE))
         ax.text(high[0] - 0.05, low[1] + 0.05, plate, ha="right", va="bottom", color=text_colour())
     for name, place in places.items():
-        shade = "0.8" if name in relations["observed"] else "white"
-        ax.add_patch(patches.Circle(place, _RADIUS, facecolor=shade, edgecolor="black"))
-        ax.text(*place, name, ha="center", va="center", style="italic", color="black")
+        shade = empty_bar_colour() if name in relations["observed"] else "none"
+        ax.add_patch(patches.Circle(place, _RADIUS, facecolor=shade, edgecolor=text_colour()))
+        ax.text(*place, name, ha="center", va="center", style="italic", color=text_colour())
     # Arguments stand in a column of their own on the left, from the top down.
     left, highest = min(x for x, _ in places.values()) - 1.2, max(y for _, y in places.values())
     squares = {name: (left, highest - row) for row, name in enumerate(arguments)}
     for name, place in squares.items():
         corner = (place[0] - _RADIUS, place[1] - _RADIUS)
-        ax.add_patch(patches.Rectangle(corner, 2 * _RADIUS, 2 * _RADIUS, facecolor="white", edgecolor=LINE))
-        ax.text(*place, name, ha="center", va="center", style="italic", color="black")
-    arrows = [(places[parent], places[child], "black") for child, of in parents.items() for parent in of]
+        ax.add_patch(patches.Rectangle(corner, 2 * _RADIUS, 2 * _RADIUS, facecolor="none", edgecolor=LINE))
+        ax.text(*place, name, ha="center", va="center", style="italic", color=text_colour())
+    arrows = [(places[parent], places[child], text_colour()) for child, of in parents.items() for parent in of]
     arrows += [(square, place, LINE) for square in squares.values() for place in places.values()]
     for start, end, colour in arrows:
         away = _RADIUS * (np.subtract(end, start) / np.hypot(*np.subtract(end, start)))
