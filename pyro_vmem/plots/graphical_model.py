@@ -35,6 +35,7 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
         ValueError: If the program has no site.
 
     Example:
+        >>> import pyro, torch, pyro.distributions as dist
         >>> from matplotlib.figure import Figure
         >>> from pyro.infer.inspect import get_model_relations
         >>> def model(x):
