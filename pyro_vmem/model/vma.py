@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, ClassVar, Literal, Self
 
 import pyro
@@ -513,8 +514,10 @@ class VMA(Part):
             "features of m": self.template_encoder,
             "features of x": self.x_encoder,
         } | ({} if self.templates is None else {"slots of M": self.templates})
-        rows = [(role, repr(part) if part is not None else "as those of m", size(part)) for role, part in roles.items()]
-        width = max(len(text) for _, text, _ in rows)
-        lines = [f"  {role:<13} {text:<{width}}  {count:>9}" for role, text, count in rows]
+        lines = []
+        for role, part in roles.items():
+            # 88 columns in all, so that a notebook breaks no line anew
+            first, *rest = wrap("as those of m" if part is None else repr(part), 60, subsequent_indent="  ")
+            lines += [f"  {role:<13} {first:<60}  {size(part):>9}", *(f"{'':16}{line}" for line in rest)]
         head = f"{self.name!r}: x {tuple(self.event_shape)}, z ({self.latent_dim},), {size(self)} parameters"
         return "\n".join([f"{type(self).__name__}({head}", *lines, ")"])
