@@ -206,8 +206,7 @@ class VMA(Part):
         """A model with other parts in place of some of this one's; all else is shared, weights included.
 
         Training either trains what they share; `copy.deepcopy(vma).replace(...)` shares nothing. The name in Pyro's
-        parameter store is the same unless another `name` is given: with the same name, call `pyro.clear_param_store()`
-        before the new model is trained in an `SVI` loop.
+        parameter store is the same: to train both in `SVI` loops, give another `name`.
 
         Arguments:
             parts: Any argument of this class.

@@ -48,6 +48,13 @@ class Part(nn.Module, abc.ABC):
     def __init__(self) -> None:
         super().__init__()
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro notes on each parameter, by a weak reference, which tensor is in its store. That cannot be pickled, and
+        # is noted again when the parameter is next looked up.
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        return self.__dict__.copy()
+
     def arguments(self) -> dict[str, Any]:
         """The arguments that this part was built with, defaults included; a part among them is the one in place now."""
         in_place = {name: getattr(self, name, value) for name, value in self._arguments.items()}
