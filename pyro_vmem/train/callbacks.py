@@ -20,7 +20,7 @@ from pyro_vmem.memory import AddressIndex, Memory
 from pyro_vmem.model.indexing import KeyRefresher, staleness
 from pyro_vmem.parts import AddressGuide, IndexedGuide
 from pyro_vmem.train.checkpoint import load_newest, save_checkpoint
-from pyro_vmem.train.folder import RUN_FILES, holds_run, remove_unfinished
+from pyro_vmem.train.folder import RUN_FILES, holds_run
 from pyro_vmem.train.history import write_history
 from pyro_vmem.train.trainer import Trainer
 from pyro_vmem.train.validation import validate
@@ -101,7 +101,7 @@ class Checkpoints(Callback):
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         check_range("keep", keep, 1, 10**12, int)
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep = Path(folder).absolute(), keep  # wherever the process goes to meanwhile
         self.unwritten: OSError | None = None
         self._written: tuple[Any, int] = (None, 0)  # the best weights and the step that are in the folder
 
@@ -118,7 +118,6 @@ class Checkpoints(Callback):
             raise ValueError(
                 f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or name another folder."
             )
-        remove_unfinished(folder)
         try:
             tensors, data = load_newest(folder / RUN_FILES[0], set_aside=True)
         except FileNotFoundError as error:

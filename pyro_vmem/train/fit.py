@@ -33,6 +33,8 @@ from pyro_vmem.train.validation import first_episode
 
 __all__ = ["fit"]
 
+MOST_WORKERS = 256  # each is a process that holds a copy of the source
+
 
 def fit(
     vma: VMA,
@@ -113,7 +115,7 @@ def fit(
     """
     config = _config(config, settings)
     check_range("validate_every", validate_every, 1, 10**12, int)
-    check_range("workers", workers, 0, 10**4, int)
+    check_range("workers", workers, 0, MOST_WORKERS, int)
     if device is not None and isinstance(vma, VMA):
         vma.to(own_device(device))
     processes = Processes.join(next((p.device for p in vma.parameters()), torch.device("cpu")))
@@ -129,7 +131,8 @@ def fit(
         episode = first_episode(episodes, "episodes", 1 if config.minutes is not None else config.steps)
         trainer.settings |= {"select": select, "first training episode": _digest(episode)}
         if validation is not None:
-            trainer.settings["first validation episode"] = _digest(first_episode(validation, "validation", 1))
+            first = _digest(first_episode(validation, "validation", 1))
+            trainer.settings |= {"first validation episode": first, "validate_every": validate_every}
         _check_workers(workers, called, vma, episode)
         trainer.begin(episode := episode.to(trainer.device))
         state = processes.first(lambda: None if checkpoints is None else _enter(stack, checkpoints, resume))
