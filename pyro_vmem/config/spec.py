@@ -49,7 +49,8 @@ def from_spec(
 ) -> Any:
     """The object that a spec stands for, of a class below `base`; :func:`pyro_vmem.build` says what is refused.
 
-    What the spec does not give comes from `like`, a part for each base class; `where` names the spec in messages.
+    What the spec does not give comes from `like`, a part for each base class; `where` names the spec in the messages of
+    a `ValueError`.
 
     Example:
         >>> from pyro_vmem import LatentPrior

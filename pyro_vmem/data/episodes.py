@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vmem._utils.checks import check_count
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
@@ -155,17 +156,12 @@ class EpisodeSampler(Dataset[Episode]):
         num_episodes: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        for name, value in (
-            ("n_way", n_way),
-            ("k_shot", k_shot),
-            ("n_query", n_query),
-            ("num_episodes", num_episodes),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1.")
+        for name, value in (("n_way", n_way), ("k_shot", k_shot), ("n_query", n_query)):
+            check_count(name, value)
         for name, value in (("seed", seed), ("n_absent", n_absent)):
-            if value < 0:
-                raise ValueError(f"{name}: got {value}, expected 0 or more.")
+            check_count(name, value, least=0)
+        if num_episodes is not None:
+            check_count("num_episodes", num_episodes)
         shape = dataset.image_shape
         if (rotate or flip) and (len(shape) != 3 or shape[1] != shape[2]):
             raise ValueError(
@@ -190,15 +186,9 @@ class EpisodeSampler(Dataset[Episode]):
                 "with dataset.subset."
             )
 
-        self.dataset = dataset
-        self.n_way = n_way
-        self.k_shot = k_shot
-        self.n_query = n_query
-        self.seed = seed
-        self.rotate = rotate
-        self.flip = flip
-        self.n_absent = n_absent
-        self.num_episodes = num_episodes
+        self.dataset, self.seed, self.num_episodes = dataset, seed, num_episodes
+        self.n_way, self.k_shot, self.n_query, self.n_absent = n_way, k_shot, n_query, n_absent
+        self.rotate, self.flip = rotate, flip
         self.position = 0
         """The index of the episode that :meth:`sample` returns next; setting it resumes an earlier run."""
         self._images = dataset.images if device is None else dataset.images.to(device)
@@ -333,7 +323,7 @@ class EpisodeSampler(Dataset[Episode]):
 
 
 def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:
-    """Iterates over what can be evaluated together: episodes of one target merged, others one by one.
+    """Iterates over what can be evaluated together: `size` episodes of one target merged, others one by one.
 
     Arguments:
         episodes: Where the episodes come from.

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vmem._utils.checks import check_count, check_range
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 
@@ -26,26 +27,14 @@ Bitmap = NDArray[np.uint8]
 
 # Fonts whose character map can be trusted for every letter, and TeX fonts, whose map can be trusted for ASCII only:
 # they file a Psi under the feminine ordinal. The display, symbol and last-resort fonts hold no letters.
+_REGULAR_FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 _UNICODE_FONTS = (
-    "DejaVuSans",
-    "DejaVuSerif",
-    "DejaVuSansMono",
-    "STIXGeneral",
-    "DejaVuSans-Oblique",
-    "DejaVuSerif-Italic",
-    "DejaVuSansMono-Oblique",
-    "STIXGeneralItalic",
-    "DejaVuSans-Bold",
-    "DejaVuSerif-Bold",
-    "DejaVuSansMono-Bold",
-    "STIXGeneralBol",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSerif-BoldItalic",
-    "DejaVuSansMono-BoldOblique",
-    "STIXGeneralBolIta",
+    *_REGULAR_FONTS,
+    *("DejaVuSans-Oblique", "DejaVuSerif-Italic", "DejaVuSansMono-Oblique", "STIXGeneralItalic"),
+    *("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold", "STIXGeneralBol"),
+    *("DejaVuSans-BoldOblique", "DejaVuSerif-BoldItalic", "DejaVuSansMono-BoldOblique", "STIXGeneralBolIta"),
 )
 _ASCII_FONTS = ("cmr10", "cmss10", "cmtt10", "cmti10", "cmb10", "cmmi10")
-_REGULAR_FONTS = _UNICODE_FONTS[:4]
 
 # Two letters look alike if, in some regular font and scaled to the same frame, no more than this share of the ink of
 # either is further than one pixel in 36 from the ink of the other. At 0.06 Latin A, Greek Alpha and Cyrillic A are one
@@ -83,11 +72,7 @@ class _Letter:
 
 
 def glyphs(
-    size: int = 28,
-    drawings: int = 20,
-    min_styles: int = 4,
-    seed: int = 0,
-    jitter: float = 1.0,
+    size: int = 28, drawings: int = 20, min_styles: int = 4, seed: int = 0, jitter: float = 1.0
 ) -> FewShotDataset:
     r"""Letters of many scripts as binary images: a data set the size of Omniglot, without a download.
 
@@ -122,10 +107,8 @@ def glyphs(
         ('ARABIC LETTER HAMZA', 'Arabic')
     """
     for name, value, least in (("size", size, 12), ("drawings", drawings, 1), ("min_styles", min_styles, 1)):
-        if value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}.")
-    if not 0 <= jitter <= 2:
-        raise ValueError(f"jitter: got {jitter}, expected 0 (none) to 2 (strong).")
+        check_count(name, value, least)
+    check_range("jitter", jitter, 0, 2)
     letters = _letters(min_styles)
     # Bitmaps of about the size they are drawn at: FreeType has smoothed them, so that sampling them misses no stroke,
     # as it would on a finer one.
@@ -145,7 +128,7 @@ def glyphs(
 
 
 class _Font:
-    """One font file: which letters it has, and their bitmaps at any resolution."""
+    """One font file: its letters, and their bitmaps at any resolution."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -154,7 +137,7 @@ class _Font:
         self._sizes: dict[int, Any] = {}
 
     def letters(self) -> list[str]:
-        """Lists the letters of the font whose shape is their own."""
+        """The letters of the font whose shape is their own."""
         codes = require("matplotlib.ft2font", "plots").FT2Font(self._path).get_charmap()
         chars = [chr(code) for code in sorted(codes) if _is_letter(chr(code))]
         return [char for char in chars if char.isascii()] if self.name in _ASCII_FONTS else chars
@@ -186,14 +169,11 @@ class _Font:
 
 
 def _is_letter(char: str) -> bool:
-    """Whether a character is a letter in its own right.
-
-    Modifier letters are marks. Ligatures, superscripts and mathematical alphabets are other letters in disguise, and
-    Unicode says so by a tagged decomposition; so are the positional forms of Arabic letters, but these have shapes of
-    their own.
-    """
-    if unicodedata.category(char) not in ("Lu", "Ll", "Lt", "Lo"):
+    """Whether a character is a letter in its own right."""
+    if unicodedata.category(char) not in ("Lu", "Ll", "Lt", "Lo"):  # modifier letters are marks
         return False
+    # Ligatures, superscripts and mathematical alphabets are other letters in disguise, and Unicode says so by a tagged
+    # decomposition; so are the positional forms of Arabic letters, but these have shapes of their own.
     tag, *parts = unicodedata.decomposition(char).split() or [""]
     return not tag.startswith("<") or (tag in ("<initial>", "<medial>", "<final>") and len(parts) == 1)
 
@@ -284,13 +264,8 @@ def _warp(bitmaps: Sequence[Bitmap], size: int, jitter: float, generator: torch.
     angle, aspect, shear = ((2 * draw[:, :3] - 1) * torch.tensor([_ROTATION, _LOG_ASPECT, _SHEAR]) * jitter).unbind(1)
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    stretch = torch.stack(
-        [
-            torch.stack([(aspect / 2).exp(), shear], -1),
-            torch.stack([torch.zeros(n), (-aspect / 2).exp()], -1),
-        ],
-        -2,
-    )
+    wide, high = torch.stack([(aspect / 2).exp(), shear], -1), torch.stack([torch.zeros(n), (-aspect / 2).exp()], -1)
+    stretch = torch.stack([wide, high], -2)
     linear = rotation @ stretch
 
     # The corners of the ink's box reach furthest; scale by them, so that nothing is cut off at the border.

@@ -37,11 +37,9 @@ _PARTS = {
 }
 
 
-# Which rows and columns a small image takes: its size, and where in each step the one lies.
-LATTICES = {
-    "index28": (28, 0.0),
-    "nearest26": (26, 0.5),
-}  # PIL's NEAREST takes the source pixel under the new one's centre
+# Which rows and columns a small image takes: its size, and where in each step the one lies. PIL's NEAREST takes the
+# source pixel under the new one's centre.
+LATTICES = {"index28": (28, 0.0), "nearest26": (26, 0.5)}
 
 
 def _pick(size: int, shift: float) -> Callable[[Bits], Bits]:
@@ -145,17 +143,15 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Source:
-    """A folder or a zip archive that holds one part of the data set.
-
-    Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a drawing,
-    so that a hostile name cannot reach the disk.
-    """
+    """A folder or a zip archive that holds one part of the data set."""
 
     path: Path
     part: str
 
     def drawings(self) -> list[_Drawing]:
         """Lists the drawings in the order of their names."""
+        # Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a
+        # drawing, so that a hostile name cannot reach the disk.
         layout = re.compile(rf"{self.part}/([^/\\]+)/(character\d+)/[^/\\]+\.png")
         found = []
         for member, stamp in self._files():
@@ -173,10 +169,7 @@ class _Source:
         if self.path.is_dir():
             for file in self.path.glob("*/*/*.png"):
                 stat = file.stat()
-                yield (
-                    f"{self.part}/{file.relative_to(self.path).as_posix()}",
-                    (stat.st_size, stat.st_mtime_ns),
-                )
+                yield f"{self.part}/{file.relative_to(self.path).as_posix()}", (stat.st_size, stat.st_mtime_ns)
         else:
             stat = self.path.stat()
             with self._archive() as archive:

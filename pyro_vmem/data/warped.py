@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vmem._utils.checks import check_count
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import LATTICES
 from pyro_vmem.memory import Memory
@@ -96,8 +97,7 @@ class WarpedEpisodes(Dataset[Episode]):
         resize: Literal["index28", "nearest26"] | None = None,
         seed: int = 0,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed: got {seed}, expected 0 or more.")
+        check_count("seed", seed, least=0)
         if resize is not None and resize not in LATTICES:
             raise ValueError(f"resize: got {resize!r}, expected {', '.join(map(repr, LATTICES))} or None.")
         self.episodes, self.of_class, self.of_image = episodes, of_class, of_image
