@@ -106,7 +106,7 @@ def main(
 def show(result: dict[str, Any]) -> None:
     """The results as a table."""
     title = f"{result['seconds']:.0f} s each, on scripts not trained on; KL(a) is at most {result['kl_a_ceiling']:.2f}"
-    table = Table("objective", "steps", "bound, K = 16", "KL(a)", "KL(z)", "hit rate", title=title)
+    table = Table("objective", "steps", "bound, K = 16", "KL(a)", "KL(z)", "accuracy (hit rate)", title=title)
     for row in result["rows"]:
         values = (f"{row['bound']:.1f}", f"{row['kl_a']:.2f}", f"{row['kl_z']:.1f}", f"{row['hit_rate']:.2f}")
         table.add_row(row["objective"], str(row["steps"]), *values)

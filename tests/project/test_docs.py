@@ -179,3 +179,12 @@ def test_links_to_the_outside_are_whole() -> None:
     assert len(links) > 5
     for link in links:
         assert re.fullmatch(r"https://[\w.-]+\.[a-z]{2,}(/[^\s<>\"]*)?", link), link
+
+
+def test_the_findings_state_figures_that_stand_in_a_table_or_in_the_log() -> None:
+    findings, _, tables = (DOCS / "results.md").read_text().partition("## How to read the tables")
+    log = (ROOT / "results" / "LOG.md").read_text()
+    figures = re.findall(r"\d[\d,.]* ± [\d.]*\d", findings)
+    assert len(figures) > 10
+    for figure in figures:
+        assert figure in tables or figure in log, figure
