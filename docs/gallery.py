@@ -141,8 +141,8 @@ with matplotlib.rc_context(plots.ON_ANY_PAGE):
     figure.savefig("curves.png", dpi=200)
 ```
 
-`python -m docs.gallery` draws this page again. It trains a model for half a minute on letters of many scripts, and uses the
-reference model where the truth has to be known.
+`python -m docs.gallery` draws this page again. It trains a model for half a minute on letters of many scripts, and uses
+the reference model where the truth has to be known.
 """
 
 
