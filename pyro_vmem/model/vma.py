@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self
+import importlib
+from collections.abc import Sequence
+from typing import Any, Literal, Self
 
 import pyro
 import torch
@@ -89,8 +90,6 @@ class VMA(Part):
         torch.Size([2, 5])
     """
 
-    from_pretrained: ClassVar[Callable[[str], VMA]]  # of pretrained.py, which has to stand above what builds models
-
     def __init__(
         self,
         address_prior: AddressPrior,
@@ -125,6 +124,13 @@ class VMA(Part):
                 f"latent_guide: its latent_dim is {latent_guide.latent_dim}, the latent_prior's is "
                 f"{latent_prior.latent_dim}. Give both the same."
             )
+
+    @staticmethod
+    def from_pretrained(name: str) -> VMA:
+        """A trained model that comes with the package; see :func:`pyro_vmem.config.from_pretrained`."""
+        # Packaged models stand above what builds models, so they are imported when one is asked for.
+        vma: VMA = importlib.import_module("pyro_vmem.config").from_pretrained(name)
+        return vma
 
     @classmethod
     def for_images(

@@ -15,7 +15,7 @@ import pyro_vmem as pv
 from pyro_vmem import VMA, AddressGuide
 from pyro_vmem.app import Experiment, cli, experiment, sources
 from pyro_vmem.app.experiment import PARTS
-from pyro_vmem.config.words import quoted, split_words, with_changes
+from pyro_vmem.app.words import quoted, split_words, with_changes
 from pyro_vmem.data import FewShotDataset
 from pyro_vmem.infer import VIMCO_ELBO
 
