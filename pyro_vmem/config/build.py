@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from pyro_vmem._utils.files import versions_of
+from pyro_vmem._utils.plain_yaml import read_yaml
 from pyro_vmem.config.spec import from_spec
-from pyro_vmem.config.words import read_yaml
 from pyro_vmem.model import VMA
 from pyro_vmem.parts import (
     AddressGuide,
@@ -178,6 +178,3 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not isinstance(data, dict):
         raise ValueError(f"spec: {str(path)!r} holds {type(data).__name__}, expected a mapping of arguments.")
     return data
-
-
-VMA.save = save

@@ -85,6 +85,3 @@ def _path(name: str, suffix: str) -> Path:
     if name not in pretrained_names():
         raise ValueError(f"name: expected one of {', '.join(map(repr, pretrained_names()))}, got {name!r}.")
     return _WEIGHTS / f"{name}{suffix}"
-
-
-VMA.from_pretrained = from_pretrained

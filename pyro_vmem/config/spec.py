@@ -5,7 +5,6 @@ A spec is data from anywhere, so it may run nothing but the constructors of clas
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -20,13 +19,11 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vmem._utils.checks import guess
 from pyro_vmem.parts import Part
 from pyro_vmem.parts.part import public_path
 
-__all__ = ["Spec", "checked", "choices", "from_spec", "guess", "spec_of"]
-
-# A spec as an option holds it. A bare `dict`: in one of `Any`, jsonargparse would import what a class path names.
-Spec = dict | str | None  # type: ignore[type-arg]
+__all__ = ["checked", "choices", "from_spec", "spec_of"]
 
 KEYS = ("class_path", "init_args")
 
@@ -102,12 +99,6 @@ def spec_of(value: Any) -> dict[str, Any]:
 def choices(cls: type, argument: str) -> list[str]:
     """The names of the classes that an argument of a class can be."""
     return _names(_kinds(_annotation(cls, argument)))
-
-
-def guess(name: Any, names: Sequence[Any]) -> str:
-    """` Did you mean 'x'?`, if one of the names is close."""
-    close = difflib.get_close_matches(name, names, 1) if isinstance(name, str) else []
-    return f" Did you mean {close[0]!r}?" if close else ""
 
 
 class _Builder:
@@ -304,6 +295,8 @@ def _matches(name: str, bases: tuple[type, ...]) -> list[type]:
 
 def _holds(module: str, name: str, cls: type) -> bool:
     """Whether a module that is imported has the class by that name; asked so that none of its code runs."""
+    if module == "pyro_vmem":  # imports its names when the first of them is asked for
+        return getattr(sys.modules[module], name, None) is cls
     held = sys.modules.get(module)
     return type(held) is types.ModuleType and vars(held).get(name) is cls
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, Literal, Self
 
 import pyro
 import torch
@@ -91,10 +92,6 @@ class VMA(Part):
         torch.Size([2, 5])
     """
 
-    # Given by `config`, which has to stand above what builds models:
-    from_pretrained: ClassVar[Callable[[str], VMA]]
-    save: ClassVar[Callable[[VMA, str | Path], None]]
-
     def __init__(
         self,
         address_prior: AddressPrior,
@@ -129,6 +126,13 @@ class VMA(Part):
                 f"latent_guide: its latent_dim is {latent_guide.latent_dim}, the latent_prior's is "
                 f"{latent_prior.latent_dim}. Give both the same."
             )
+
+    @staticmethod
+    def from_pretrained(name: str) -> VMA:
+        """A trained model that comes with the package; see :func:`pyro_vmem.config.from_pretrained`."""
+        # Packaged models stand above what builds models, so they are imported when one is asked for.
+        vma: VMA = importlib.import_module("pyro_vmem.config").from_pretrained(name)
+        return vma
 
     @classmethod
     def for_images(
@@ -297,6 +301,10 @@ class VMA(Part):
         return features
 
     # What a user asks of a trained model
+
+    def save(self, path: str | Path) -> None:
+        """Writes weights and spec to one file, which :func:`pyro_vmem.load` reads; see :func:`pyro_vmem.config.save`."""
+        importlib.import_module("pyro_vmem.config").save(self, path)
 
     @torch.no_grad()
     def lookup(self, memory: Memory, x: Tensor, k: int = 3) -> Lookup:
