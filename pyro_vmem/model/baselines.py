@@ -63,10 +63,6 @@ class _Baseline(VMA):
         super().__init__(
             UniformPrior(), latent_prior, likelihood, UniformGuide(), latent_guide, template_encoder, x_encoder, name
         )
-        self._add_networks()
-
-    def _add_networks(self) -> None:
-        """Makes what the model has beside the networks of a VMA."""
 
     @classmethod
     def like(cls, vma: VMA) -> Self:

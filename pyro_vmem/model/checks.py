@@ -1,11 +1,99 @@
-"""Whether the weights of a model are numbers, asked before anything is measured of it."""
+"""What is asked of a model before it is used: parts that fit together, and weights that are numbers."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
+from torch.distributions import Categorical, Distribution
 
-__all__ = ["check_weights"]
+from pyro_vmem.memory import Memory, Template
+from pyro_vmem.parts import Part
+
+__all__ = ["check_parts", "check_weights"]
+
+SLOTS, TARGETS = 2, 3  # of the pass on zeros: different, so that one is not taken for the other
+
+
+@torch.no_grad()
+def check_parts(vma: Any) -> None:
+    """Raises a `ValueError` if a part of a :class:`VMA` gives what the others cannot take, as a pass on zeros shows.
+
+    Nothing is changed: modules are in evaluation mode meanwhile, and random states are put back.
+    """
+    weight = next(vma.parameters(), torch.zeros(()))
+    if weight.is_meta:  # sizes without numbers
+        return
+    modes = [(module, module.training) for module in vma.modules()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _pass_on_zeros(vma.eval(), weight)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def _pass_on_zeros(vma: Any, weight: torch.Tensor) -> None:
+    event, x = tuple(vma.event_shape), weight.new_zeros(TARGETS, *vma.event_shape)
+    for role in ("template_encoder", "x_encoder"):
+        encoder = getattr(vma, role)
+        if encoder is not None:
+            seen, wanted = _run(vma, role, x), (TARGETS, encoder.num_features)
+            if not isinstance(seen, Template) or tuple(seen.features.shape) != wanted:
+                expected = f"a Template with features {wanted} of observations {tuple(x.shape)}"
+                _refuse(vma, role, expected, seen, "Return Template(x, features), `num_features` of each.")
+    memory = vma.encode(Memory(weight.new_zeros(SLOTS, *event), torch.arange(SLOTS, device=weight.device)))
+    target, z = vma.encode_x(x), weight.new_zeros(TARGETS, vma.latent_dim)
+    template = memory.read(torch.zeros(TARGETS, dtype=torch.long, device=weight.device))
+    for role, passed, shape in (("address_prior", (memory,), ()), ("address_guide", (memory, target), (TARGETS,))):
+        q = _run(vma, role, *passed)
+        if not isinstance(q, Categorical) or not _fits(q, shape, ()) or q.probs.shape[-1] != memory.num_slots:
+            expected = f"a Categorical over {memory.num_slots} slots, with batch shape {shape}"
+            _refuse(vma, role, expected, q, "Return `pyro_vmem.over_slots(logits, memory)`, of one logit per slot.")
+    for role, passed, shape in (
+        ("latent_prior", (template,), (vma.latent_dim,)),
+        ("latent_guide", (target, template), (vma.latent_dim,)),
+        ("likelihood", (z, template), event),
+    ):
+        p = _run(vma, role, *passed)
+        if not isinstance(p, Distribution) or not _fits(p, (TARGETS,), shape):
+            remedy = f"Return one of pyro.distributions, with `.to_event({len(shape)})` if its values are independent."
+            _refuse(vma, role, f"a distribution with batch shape {(TARGETS,)} and event shape {shape}", p, remedy)
+
+
+def _fits(p: Distribution, batch: tuple[int, ...], event: tuple[int, ...]) -> bool:
+    """Whether a distribution has an event shape, and a batch shape that broadcasts to one, as in a plate."""
+    broadcasts = all(size in (1, n) for size, n in zip(reversed(p.batch_shape), reversed(batch), strict=False))
+    return tuple(p.event_shape) == event and len(p.batch_shape) <= len(batch) and broadcasts
+
+
+def _run(vma: Any, role: str, *passed: Any) -> Any:
+    part = getattr(vma, role)
+    try:
+        return part(*passed)
+    except Exception as error:  # of a part of the user's own: whatever it may be
+        remedy = "Give it the sizes that the other parts have."
+        sizes = {"num_features": vma.template_encoder.num_features, "latent_dim": vma.latent_dim}
+        for inner in part.modules():
+            arguments = inner.arguments() if isinstance(inner, Part) else {}
+            for name, size in sizes.items():
+                if arguments.get(name, size) != size:
+                    remedy = f"It is for {name}={arguments[name]}, the other parts for {size}. Give all the same."
+        raise ValueError(
+            f"{role}: {part!r} does not take what the other parts give, on zeros of {tuple(vma.event_shape)}: "
+            f"{type(error).__name__}: {error}. {remedy}"
+        ) from error
+
+
+def _refuse(vma: Any, role: str, expected: str, got: Any, remedy: str) -> None:
+    shown = type(got).__name__
+    if isinstance(got, Distribution):
+        shown = f"{shown} with batch shape {tuple(got.batch_shape)} and event shape {tuple(got.event_shape)}"
+    elif isinstance(got, Template | torch.Tensor):
+        tensor = got.features if isinstance(got, Template) else got
+        shown = f"{shown} {tuple(tensor.shape)}"
+    raise ValueError(f"{role}: expected {expected}, got {shown} of {getattr(vma, role)!r}. {remedy}")
 
 
 def check_weights(module: nn.Module) -> None:

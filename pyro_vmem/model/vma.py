@@ -16,6 +16,7 @@ from torch.profiler import record_function
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
+from pyro_vmem.model.checks import check_parts
 from pyro_vmem.model.completion import complete
 from pyro_vmem.model.lookup import Lookup, lookup
 from pyro_vmem.parts import (
@@ -126,6 +127,11 @@ class VMA(Part):
                 f"latent_guide: its latent_dim is {latent_guide.latent_dim}, the latent_prior's is "
                 f"{latent_prior.latent_dim}. Give both the same."
             )
+        self._add_networks()
+        check_parts(self)
+
+    def _add_networks(self) -> None:
+        """Makes what a subclass has beside the parts; then they are tried out together."""
 
     @staticmethod
     def from_pretrained(name: str) -> VMA:
