@@ -36,6 +36,13 @@ class Picture:
 
 PICTURES = (
     Picture(
+        "graphical_model",
+        "The sites of a Pyro program, what each depends on, and its plates. What is observed is grey; a square is an "
+        "argument of the program.",
+        'plots.graphical_model(ax, relations, ["M"])',
+        (3.4, 3.0),
+    ),
+    Picture(
         "lookups",
         "Targets beside the templates that the guide finds most probable; the bars are its probabilities and, below, "
         "those of the exact posterior.",
@@ -141,8 +148,8 @@ with matplotlib.rc_context(plots.ON_ANY_PAGE):
     figure.savefig("curves.png", dpi=200)
 ```
 
-`python -m docs.gallery` draws this page again. It trains a model for half a minute on letters of many scripts, and uses the
-reference model where the truth has to be known.
+`python -m docs.gallery` draws this page again. It trains a model for half a minute on letters of many scripts, and uses
+the reference model where the truth has to be known.
 """
 
 
@@ -208,6 +215,7 @@ def reference() -> dict[str, Any]:
     """What the reference model tells of guides that are off by a known amount."""
     import pyro.distributions as dist
     import torch
+    from pyro.infer.inspect import get_model_relations
 
     import pyro_vmem as pv
 
@@ -232,7 +240,8 @@ def reference() -> dict[str, Any]:
     narrow = model.vma(latent_guide=Off(model, 0.67, 0.0))
     x = narrow.generate(memory, 80)
     evidence = pv.diagnostics.estimate_evidence(narrow, memory, x, 400, "sampled", seed=0, warn=False)
-    return {"ranks": ranks, "evidence": evidence}
+    relations = get_model_relations(narrow.model, (memory, x))
+    return {"ranks": ranks, "evidence": evidence, "relations": relations}
 
 
 def draw(picture: Picture, names: dict[str, Any]) -> bytes:

@@ -1,4 +1,7 @@
-"""The command line: pyro-vmem demo | train | evaluate | report | sample."""
+"""The command line: pyro-vmem demo | train | evaluate | report | sample.
+
+Each command imports what it needs, so that help and errors of use come at once, without torch.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import inspect
 import itertools
 import json as json_module
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -17,20 +21,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import torch
 
+from pyro_vmem._utils.checks import guess
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import as_plain, free_name, write_atomically
+from pyro_vmem._utils.plain_yaml import read_yaml, write_yaml
 from pyro_vmem._utils.version import __version__
-from pyro_vmem.app.experiment import PARTS, TRAINING, Evaluation, Experiment, read_result
-from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
-from pyro_vmem.config import load
-from pyro_vmem.config.spec import choices
-from pyro_vmem.config.words import read_yaml, split_words, with_changes, write_yaml
-from pyro_vmem.model import VMA
-from pyro_vmem.train.distributed import Processes, own_device
+from pyro_vmem.app.settings import PARTS, SPECS, Evaluation, Settings
+from pyro_vmem.app.words import split_words, with_changes
 
-__all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
+__all__ = ["demo", "evaluate", "main", "report", "sample", "train_model"]
+
+EVALUATION = Evaluation()
 
 
 def demo(
@@ -41,7 +43,7 @@ def demo(
     out: str | None = None,
     seed: int = 0,
     pretrained: str | None = None,
-    how: Evaluation = Evaluation(),
+    how: Evaluation = EVALUATION,
 ) -> dict[str, Any]:
     """Trains on characters for a few minutes and shows what the memory does for unseen ones.
 
@@ -60,6 +62,9 @@ def demo(
         pretrained: Show this model of the package, and train nothing.
         how: How to evaluate.
     """
+    from pyro_vmem.app.experiment import Experiment
+    from pyro_vmem.train.distributed import Processes, own_device
+
     start = time.perf_counter()
     for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
         require(module, extra)
@@ -77,8 +82,8 @@ def demo(
     return dict(metrics)
 
 
-def train(
-    experiment: Experiment,
+def train_model(
+    experiment: Settings,
     out: str | None = None,
     resume: bool = False,
     device: str = "auto",
@@ -107,14 +112,18 @@ def train(
     Raises:
         ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
     """
+    from pyro_vmem.app.experiment import Experiment
+    from pyro_vmem.train.distributed import Processes, own_device
+
     if resume:
         if out is None:
             raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
         asked, experiment = experiment, Experiment.read(out)
-        names = [field.name for field in dataclasses.fields(Experiment)]
-        ignored = [n for n in names if getattr(asked, n) not in (getattr(experiment, n), getattr(Experiment(), n))]
+        names = [field.name for field in dataclasses.fields(Settings)]
+        ignored = [n for n in names if getattr(asked, n) not in (getattr(experiment, n), getattr(Settings(), n))]
         if ignored:
             _say(f"resume: the run goes on with its own settings; {', '.join(ignored)} as given here have no effect.")
+    experiment = Experiment(**vars(experiment))
     processes = Processes.join(own_device(device))
     out = processes.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
     result = experiment.train(out, resume=resume, device=device, workers=workers)
@@ -123,7 +132,7 @@ def train(
     return done | {"interrupted": result.interrupted}
 
 
-def evaluate(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> dict[str, Any]:
+def evaluate(run: str, how: Evaluation = EVALUATION, device: str = "auto") -> dict[str, Any]:
     """Evaluates the model of a run on its test classes.
 
     Examples:
@@ -135,12 +144,14 @@ def evaluate(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> 
         how: How to evaluate.
         device: Where to evaluate: cpu, cuda, cuda:1 ... By default a GPU if there is one.
     """
+    from pyro_vmem.app.experiment import Experiment
+
     metrics = Experiment.read(run).evaluate(run, how, device=device)
     _show(metrics)
     return metrics
 
 
-def report(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> dict[str, Any]:
+def report(run: str, how: Evaluation = EVALUATION, device: str = "auto") -> dict[str, Any]:
     """Evaluates the model of a run and writes its report.html again, with all figures and pictures.
 
     Examples:
@@ -152,6 +163,8 @@ def report(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> di
         how: How to evaluate.
         device: Where to evaluate, as of evaluate.
     """
+    from pyro_vmem.app.experiment import Experiment, read_result
+
     require("matplotlib", "plots")
     experiment, result = Experiment.read(run), read_result(run)
     metrics = experiment.report(run, how, result, device=device)
@@ -184,7 +197,12 @@ def sample(
         device: Where to draw, as of evaluate.
     """
     figure_module = require("matplotlib.figure", "plots")
+    import torch
+
+    from pyro_vmem.app.experiment import Experiment
+    from pyro_vmem.config import load
     from pyro_vmem.plots import one_shot_generations
+    from pyro_vmem.train.distributed import own_device
 
     vma = load(run).to(where := own_device(device))
     memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed), where)[0].memory
@@ -200,9 +218,15 @@ def sample(
     return {"out": str(path), "rows": rows, "columns": columns}
 
 
-COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample)
-SPECS = (*PARTS, *TRAINING)
-GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
+# `train` is also a folder of the package: a function of that name would make jsonargparse import it, and torch with it.
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "demo": demo,
+    "train": train_model,
+    "evaluate": evaluate,
+    "report": report,
+    "sample": sample,
+}
+GROUPS: dict[str, type[Settings | Evaluation]] = {"experiment": Settings, "how": Evaluation}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -223,7 +247,7 @@ def main(args: Sequence[str] | None = None) -> int:
     try:
         words, changes = split_words(_imported(words), SPECS)
         _check_files(words)
-        config = _parser().parse_args(words)
+        config = _parser(with_choices="train" in words and not {"-h", "--help"}.isdisjoint(words)).parse_args(words)
         name = f"pyro-vmem {config.command}"
         settings = config[config.command].as_dict()
         for part, changed in changes.items():
@@ -231,12 +255,15 @@ def main(args: Sequence[str] | None = None) -> int:
                 raise ValueError(f"{part}: this command has no such option; `pyro-vmem train` has.")
             settings[part] = with_changes(settings[part], changed)
         as_json, _, shown = settings.pop("json"), settings.pop("config", None), settings.pop("print_config", False)
-        command = next(fn for fn in COMMANDS if fn.__name__ == config.command)
+        command = COMMANDS[config.command]
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
                 settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
         if shown:
-            sys.stdout.write(write_yaml(settings.pop("experiment").written_out() | settings))
+            from pyro_vmem.app.experiment import Experiment
+
+            experiment = Experiment(**vars(settings.pop("experiment")))
+            sys.stdout.write(write_yaml(experiment.written_out() | settings))
             return 0
         # What is meant for a reader gives way to the one object.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
@@ -255,9 +282,9 @@ def main(args: Sequence[str] | None = None) -> int:
     return 130 if result.get("interrupted") else 0  # what follows in a script is not to begin
 
 
-def _parser() -> Any:
-    """One subcommand a function; the fields of Experiment and Evaluation are options of their own."""
-    parser = jsonargparse.ArgumentParser(
+def _parser(with_choices: bool) -> Any:
+    """One subcommand a function; the fields of Settings and Evaluation are options of their own."""
+    parser = _Parser(
         prog="pyro-vmem",
         description="Variational memory addressing in Pyro.",
         formatter_class=_Formatter,
@@ -265,9 +292,9 @@ def _parser() -> Any:
         version=__version__,
     )
     commands = parser.add_subcommands(dest="command")
-    for command in COMMANDS:
+    for name, command in COMMANDS.items():
         summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
-        sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
+        sub = _Parser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
         skip: set[str | int] = set({"resume", *GROUPS} & set(annotations))
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
@@ -277,8 +304,12 @@ def _parser() -> Any:
             if group in annotations:
                 sub.add_class_arguments(GROUPS[group])
         if "experiment" in annotations:
+            if with_choices:
+                from pyro_vmem.config.spec import choices
+                from pyro_vmem.model import VMA
+
             for action in sub._actions:
-                if action.dest in PARTS:
+                if with_choices and action.dest in PARTS:
                     action.help = f"{action.help} One of {', '.join(choices(VMA, action.dest))}."
             sub.add_argument("--config", action="config", help="A YAML file of options; words after it come first.")
             sub.add_argument(
@@ -287,7 +318,7 @@ def _parser() -> Any:
         sub.add_argument(
             "--json", action="store_true", help="Print the result as one JSON object, and all else to stderr."
         )
-        commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
+        commands.add_subcommand(name, sub, help=summary.splitlines()[0])
     return parser
 
 
@@ -334,6 +365,8 @@ def _check_files(words: list[str]) -> None:
 
 def _show(metrics: dict[str, Any]) -> None:
     """The metrics in a sentence and as a table on the terminal."""
+    from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
+
     table_module, console_module = require("rich.table", extra="cli"), require("rich.console", extra="cli")
     table = table_module.Table("", "per picture", "", show_edge=False, show_lines=True)
     table.columns[1].justify, table.columns[1].no_wrap, table.columns[2].style = "right", True, "dim"
@@ -351,6 +384,26 @@ def _say(text: str) -> None:
 def _talks() -> bool:
     """Of the processes that torchrun has started, one speaks for all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are one line, with what was meant; a usage of seventy options would hide it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Prints the message, and the option or command that was meant."""
+        message, hint = " ".join(message.split()), ""
+        if unknown := re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE):
+            hint = f".{guess(unknown[1], [option for action in self._actions for option in action.option_strings])}"
+        elif unknown := re.search(r"invalid choice: '([^']+)'", message):
+            hint = f".{guess(unknown[1], [*COMMANDS])}"
+        elif wrong := re.match(r'Parser key "(\w+)": Expected an? (.*)\. Got value: (.*)', message):
+            expected = re.sub(r"^typing\.Literal\[(.*)\]$|^<class '(\w+)'>$", r"\1\2", wrong[2])
+            message = f"--{wrong[1]}: expected {expected}, got {wrong[3]!r}"
+            hint = "." + guess(wrong[3], re.findall(r"'([^']+)'", expected))
+        elif missing := re.match(r"the following arguments are required: (\w+\.)?(\w+)", message):
+            message = f"{missing[2]}: expected the folder of a run, got none"
+        program = self.prog.replace(" [options]", "")
+        self.exit(2, f"{program}: {message.rstrip('.')}{hint or '.'} See {program} --help.\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -52,12 +52,7 @@ class Store(Protocol):
 
 
 class TensorStore:
-    """Templates in a tensor, `(S, *event)`, or `(B, S, *event)` for one memory per datapoint.
-
-    Arguments:
-        templates: The templates.
-        per_datapoint: Whether they are `(B, S, *event)`.
-    """
+    """Templates in a tensor, `(S, *event)`, or `(B, S, *event)` for one memory per datapoint."""
 
     is_decoded = True
 
@@ -67,7 +62,7 @@ class TensorStore:
         self.event_shape, self.dtype, self.device = templates.shape[dims + 1 :], templates.dtype, templates.device
 
     def check_size(self) -> None:
-        """Nothing to refuse: all are there."""
+        """Refuses nothing: all are there."""
 
     def read(self, a: Tensor) -> Tensor:
         """Gathers templates at addresses `(*, B)`; see :func:`gather`."""
@@ -270,6 +265,12 @@ class Memory:
         labels, mask = (None if tensor is None else slots(tensor) for tensor in (self.labels, self.mask))
         other._hold(self.store.map(values), labels, mask, self.index)
         return other
+
+    if not TYPE_CHECKING:  # which would then find any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            hint = " Encode it, `vma.encode(memory)`." if name in ("features", "encoded", "is_lazy") else ""
+            raise AttributeError(f"memory: a {type(self).__name__} has no {name!r}.{hint}")
 
     def __len__(self) -> int:
         return self.num_slots

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import abc
 import difflib
+import functools
 import inspect
 import sys
-from typing import Any, Self
+import types
+from typing import Any, Self, Union, get_args, get_origin, get_type_hints
 
 from torch import Tensor, nn
 
@@ -40,6 +42,7 @@ class Part(nn.Module, abc.ABC):
             for parameter in signature.parameters.values():
                 if parameter.kind is parameter.VAR_KEYWORD:  # each by its own name
                     arguments |= arguments.pop(parameter.name)
+            _check_parts(cls, arguments)
             part.__dict__["_arguments"] = arguments
         except TypeError:  # wrong arguments, which __init__ reports better; or a copy, which restores __dict__
             part.__dict__["_arguments"] = {}
@@ -47,6 +50,13 @@ class Part(nn.Module, abc.ABC):
 
     def __init__(self) -> None:
         super().__init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro notes on each parameter, by a weak reference, which tensor is in its store. That cannot be pickled, and
+        # is noted again when the parameter is next looked up.
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        return self.__dict__.copy()
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that this part was built with, defaults included; a part among them is the one in place now."""
@@ -90,8 +100,13 @@ class Part(nn.Module, abc.ABC):
         # A list from a spec is shown as the tuple that it stands for.
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments().items()}
         given = {name: p.default for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-        shown = [f"{name}={v!r}" for name, v in values.items() if name not in given or v != given[name]]
+        shown = [f"{name}={_short(v)}" for name, v in values.items() if name not in given or v != given[name]]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _short(value: Any) -> str:
+    """Its repr, of a float with four digits."""
+    return repr(float(f"{value:.4g}") if isinstance(value, float) else value)
 
 
 def public_path(cls: type) -> str:
@@ -106,10 +121,42 @@ def public_path(cls: type) -> str:
     """
     packages = cls.__module__.split(".")
     for depth in range(1, len(packages)):
-        module = sys.modules.get(".".join(packages[:depth]))
-        if vars(module or object).get(cls.__qualname__) is cls:
+        # By getattr: the outermost package imports its names when the first of them is asked for.
+        if getattr(sys.modules.get(".".join(packages[:depth])), cls.__qualname__, None) is cls:
             return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
     return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check_parts(cls: type[Part], arguments: dict[str, Any]) -> None:
+    """Raises a `ValueError` if something else is given for an argument that, by its annotation, is a part."""
+    for name, kinds in _kinds_of_parts(cls).items():
+        value = arguments.get(name)
+        if not isinstance(value, kinds):
+            kind = " or ".join(one.__name__ for one in kinds if issubclass(one, Part))
+            if isinstance(value, type):
+                got, remedy = f"the class {value.__name__}", f"Write {value.__name__}(), with its arguments."
+            else:
+                got, remedy = repr(value), f"Write {cls.__name__}({', '.join(arguments)})."
+            raise ValueError(f"{name}: expected a part of kind {kind}, got {got}. {remedy}")
+
+
+@functools.cache
+def _kinds_of_parts(cls: type[Part]) -> dict[str, tuple[type, ...]]:
+    """The arguments of a constructor that are parts, and of which classes, `NoneType` if they may be left out."""
+    found = {}
+    for name, annotation in inspect.get_annotations(cls.__init__).items():
+        # One at a time: those whose names are imported for type checkers alone cannot be resolved.
+        one = types.SimpleNamespace(__annotations__={name: annotation})
+        try:
+            hint = get_type_hints(one, vars(sys.modules[cls.__init__.__module__]))[name]
+        except NameError:
+            continue
+        kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
+        if {*kinds} != {types.NoneType} and all(
+            inspect.isclass(k) and issubclass(k, Part | types.NoneType) for k in kinds
+        ):
+            found[name] = kinds
+    return found
 
 
 def _shapes(held: nn.Module | Tensor | None) -> Any:

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -78,6 +79,8 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     said = capsys.readouterr()
     metrics = strictly(said.out)  # nothing else is on stdout
     assert metrics.keys() >= KEYS
+    for published in (Path(__file__).parents[2] / "docs" / "demo").glob("*.json"):
+        assert strictly(published.read_text()).keys() == metrics.keys(), published
     assert metrics["chance"] == 0.25
     assert metrics["steps"] == 3
     assert "Worth of the memory" in said.err
@@ -276,14 +279,44 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["demo", "--minute"], ["demo", "--steps", "many"], ["evaluate"]])
-def test_unknown_words_exit_2_with_usage(words, capsys):
+def test_unknown_words_exit_2_with_one_line(words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert stop.value.code == 2
-    assert "usage: pyro-vmem" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("pyro-vmem")
+    assert said.endswith("--help.\n")
+    assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [fn.__name__ for fn in cli.COMMANDS])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--stepz", "3"], "unrecognized arguments: --stepz 3. Did you mean '--steps'?"),
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "--steps", "many"], "--steps: expected int, got 'many'."),
+        (["train", "--data", "glyhs"], "got 'glyhs'. Did you mean 'glyphs'?"),
+        (["evaluate"], "run: expected the folder of a run, got none."),
+    ],
+)
+def test_errors_of_use_say_what_was_meant(words, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"], ["train", "--stepz", "3"], ["trian"]])
+def test_help_and_errors_of_use_wait_for_no_torch(words):
+    code = (
+        "import sys\nfrom pyro_vmem.app.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "found = {'torch', 'pyro', 'numpy', 'matplotlib'} & sys.modules.keys()\nassert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
 def test_help_has_examples_and_json(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -293,7 +326,7 @@ def test_help_has_examples_and_json(command, capsys):
     assert "--json" in said
 
 
-@pytest.mark.parametrize("command", [fn.__name__ for fn in cli.COMMANDS])
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
 @pytest.mark.parametrize("as_json", [True, False])
 def test_ctrl_c_in_any_command_exits_130_without_a_traceback(command, as_json, capsys, monkeypatch):
     def interrupting(fn):
@@ -303,8 +336,8 @@ def test_ctrl_c_in_any_command_exits_130_without_a_traceback(command, as_json, c
 
         return interrupted
 
-    monkeypatch.setattr(cli, "COMMANDS", tuple(map(interrupting, cli.COMMANDS)))
-    words = ["run"] if "run" in inspect.signature(getattr(cli, command)).parameters else []
+    monkeypatch.setattr(cli, "COMMANDS", {name: interrupting(fn) for name, fn in cli.COMMANDS.items()})
+    words = ["run"] if "run" in inspect.signature(cli.COMMANDS[command]).parameters else []
     assert cli.main([command, *words, *["--json"] * as_json]) == 130
     said = capsys.readouterr()
     assert said.out == ""

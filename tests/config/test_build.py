@@ -530,6 +530,27 @@ def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
     assert time.perf_counter() - begin < 10
 
 
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["name: a", "name: b"], "it has the key 'name' twice"),
+        (["a: " + "[" * 3000], "it is nested too deeply"),
+        (
+            ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 9))],
+            "it has more than 100,000 values, its aliases followed",
+        ),
+        (["? [a]", ": b"], "unhashable"),
+    ],
+)
+def test_a_yaml_file_that_costs_more_than_it_holds(lines: list[str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text("\n".join(lines))
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pv.build(path)
+    assert time.perf_counter() - begin < 10
+
+
 def test_numbers_in_a_yaml_file(tmp_path: Path) -> None:
     path = tmp_path / "model.yaml"
     for text in ("1e-3", "1.0e-3", "1.e-3", ".1e-2", "0.001", "+1E-3"):

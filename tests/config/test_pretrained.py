@@ -55,7 +55,7 @@ def test_weights_are_those_of_the_file_in_full_precision(small: pv.VMA) -> None:
 
 
 @pytest.mark.parametrize(
-    "ask", [pv.config.from_pretrained, pv.config.model_card, lambda name: pretrained.unpack(name, "run")]
+    "ask", [pv.config.from_pretrained, pv.config.model_card, lambda name: pretrained.unpack(name, Path("run"))]
 )
 def test_a_wrong_name_is_answered_with_the_right_ones(ask, small: pv.VMA) -> None:
     with pytest.raises(ValueError, match="name: expected one of 'small', got 'smal'"):
