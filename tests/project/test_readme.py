@@ -31,7 +31,7 @@ def test_the_example_runs(capsys, monkeypatch, tmp_path):
     untrained = pv.VMA.for_images(names["train"].image_shape, name="untrained")
     before = pv.infer.VIMCO_ELBO(4).loss(untrained.model, untrained.guide, names["episode"].memory, names["episode"].x)
     assert names["loss"] < before  # it trains
-    assert "nats" in capsys.readouterr().out
+    assert "information gain" in capsys.readouterr().out
     with Image.open("lookups.png") as picture:
         assert min(picture.size) > 400
 

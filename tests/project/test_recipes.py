@@ -1,7 +1,9 @@
 """The snippets of the recipes and of the first page run as they are printed."""
 
 import re
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -28,7 +30,9 @@ def snippets(page: str) -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("heading", "code"), RECIPES, ids=[heading for heading, _ in RECIPES])
 def test_a_recipe_needs_the_first_lines_only(heading: str, code: str, monkeypatch: Any, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
-    exec(compile(PRELUDE + code, heading, "exec"), {"__name__": heading})
+    module = ModuleType("recipe")  # where its classes are found, as those of a script are
+    monkeypatch.setitem(sys.modules, "recipe", module)
+    exec(compile(PRELUDE + code, heading, "exec"), vars(module))
 
 
 def test_the_first_page_runs(capsys: pytest.CaptureFixture[str]) -> None:
