@@ -18,6 +18,9 @@ from pyro_vmem.app import Experiment, experiment
 from pyro_vmem.train import load_checkpoint, save_checkpoint
 
 
+pytestmark = pytest.mark.long
+
+
 def args(class_path, **init_args):
     return {"class_path": class_path, "init_args": init_args}
 
