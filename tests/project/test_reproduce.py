@@ -17,7 +17,6 @@ from pyro_vmem import data
 from pyro_vmem.app import Experiment, experiment
 from pyro_vmem.train import load_checkpoint, save_checkpoint
 
-
 pytestmark = pytest.mark.long
 
 
