@@ -309,7 +309,7 @@ class VMA(Part):
     # What a user asks of a trained model
 
     def save(self, path: str | Path) -> None:
-        """Writes weights and spec to one file, which :func:`pyro_vmem.load` reads; see :func:`pyro_vmem.config.save`."""
+        """Writes weights and spec to one file that :func:`pyro_vmem.load` reads; see :func:`pyro_vmem.config.save`."""
         importlib.import_module("pyro_vmem.config").save(self, path)
 
     @torch.no_grad()

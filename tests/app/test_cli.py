@@ -74,6 +74,7 @@ def strictly(text):
     return json.loads(text, parse_constant=refuse)
 
 
+@pytest.mark.long
 def test_demo_then_evaluate_then_sample(toy, capsys):
     assert cli.main(["demo", "--steps", "3", "--json", *SMALL]) == 0
     said = capsys.readouterr()
@@ -126,6 +127,7 @@ def test_one_episode_has_null_for_its_error(toy, undrawn, capsys):
     assert metrics["nll"] > 0
 
 
+@pytest.mark.long
 def test_report_of_a_run_that_was_trained(toy, capsys):
     words = ["train", "--out", "run", "--steps", "2", "--n-way", "4", "--width", "4", "--seed", "3"]
     assert cli.main(words) == 0
@@ -165,6 +167,7 @@ def test_history_is_what_training_wrote(tmp_path):
     assert result.history == rows
 
 
+@pytest.mark.long
 def test_the_reports_command_gives_the_same_numbers_again(toy, capsys):
     words = ["demo", "--steps", "2", "--seed", "4", "--eval-seed", "6", *SMALL]
     assert cli.main([*words, "--json"]) == 0
@@ -199,6 +202,7 @@ def test_a_second_demo_takes_another_folder(toy, undrawn, capsys):
     assert {path.name for path in (toy / "runs").iterdir()} == {"demo", "demo-2"}
 
 
+@pytest.mark.long
 def test_same_seed_same_numbers_another_seed_others(toy, undrawn, capsys):
     results = []
     for seed in ("0", "0", "5"):

@@ -100,6 +100,7 @@ def same(a: FewShotDataset, b: FewShotDataset) -> bool:
     ("subset", "file", "classes", "alphabets"),
     [("background", "train_small.npz", 964, 30), ("evaluation", "test_small.npz", 659, 20)],
 )
+@pytest.mark.long
 def test_real_omniglot_equals_the_published_arrays(
     subset: str, file: str, classes: int, alphabets: int, real_cache: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_real_omniglot_equals_the_published_arrays(
             assert ours == theirs, name
 
 
+@pytest.mark.long
 def test_real_omniglot_nearest26_is_pillows_resize(real_cache: Path) -> None:
     root = needs("omniglot/images_evaluation.zip")
     dataset = omniglot(subset="evaluation", resize="nearest26", cache_dir=real_cache)
@@ -629,6 +631,7 @@ def test_a_picture_taken_sideways_is_read_upright(tmp_path: Path) -> None:
     assert images.tolist() == [GREY, GREY]
 
 
+@pytest.mark.long
 def test_an_archive_that_explodes_is_refused_by_what_it_declares(tmp_path: Path) -> None:
     archive = zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED)
     with archive, archive.open("images.npy", "w", force_zip64=True) as member:

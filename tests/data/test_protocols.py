@@ -275,6 +275,7 @@ needs_omniglot = pytest.mark.skipif(DATA is None, reason="PYRO_VMEM_DATA names n
         ("vma-45-5", 144, 5, 26, 1623 - 144),
     ],
 )
+@pytest.mark.long
 def test_classes_and_images_of_a_protocol(name: str, classes: int, alphabets: int, side: int, in_all: int) -> None:
     train, validation, test = protocol(name).datasets()
     assert test.num_classes == classes

@@ -13,6 +13,8 @@ import pyro_vmem as pv
 from benchmarks.load import over_and_over
 from benchmarks.refined import ratio
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent.parent
 
 # A benchmark and the options that make it small; a new one is one line here.

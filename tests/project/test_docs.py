@@ -105,6 +105,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @needs_sphinx
 def test_the_inventory_has_every_name(reference: Any, site: Path) -> None:
     from sphinx.util.inventory import InventoryFile
@@ -150,6 +151,7 @@ def broken(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.long
 @needs_sphinx
 def test_every_link_between_pages_leads_somewhere(site: Path) -> None:
     assert broken(site) == []
@@ -162,6 +164,7 @@ def test_broken_links_are_seen(tmp_path: Path) -> None:
     assert sorted(broken(tmp_path)) == [("a.html", "#here"), ("b.html", "a.html#gone"), ("b.html", "c.png")]
 
 
+@pytest.mark.long
 @needs_sphinx
 def test_every_class_and_function_has_its_source_beside_it(reference: Any, site: Path) -> None:
     for page, names in reference.public_names().items():

@@ -17,6 +17,8 @@ from pyro_vmem import data
 from pyro_vmem.app import Experiment, experiment
 from pyro_vmem.train import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.long
+
 
 def args(class_path, **init_args):
     return {"class_path": class_path, "init_args": init_args}
