@@ -136,7 +136,7 @@ class EncodedMemory(Memory):
         """The memory whose templates, with their features, go through `fn` when they have been encoded."""
         return type(self)(self.memory, self._source.then(fn))
 
-    def of_datapoints(self, rows: slice) -> EncodedMemory:
+    def of_datapoints(self, rows: slice | Tensor) -> EncodedMemory:
         """The memories of some of the datapoints; a shared memory as it is."""
         if not self.per_datapoint:
             return self
