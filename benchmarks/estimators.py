@@ -11,7 +11,7 @@ wake-sleep, and the K-particle bound where all S^K draws can be summed. Truncati
 bias is what truncation leaves out.
 
 Race, on the reference model: after the same seconds of processor time from the same start, how far the guide's bound is
-below the exact evidence, in nats a datapoint, on data that was not trained on.
+below the exact evidence, in nats per datapoint, on data that was not trained on.
 
     python -m benchmarks.estimators
     python -m benchmarks.estimators --json --repeats 400 --figure docs/objectives.png

@@ -184,7 +184,7 @@ def main(
 
     Args:
         slots: The numbers of slots of the reference model; by default 16, 64 and 256.
-        decodes: Decodes a target, by every method.
+        decodes: Decoder passes per target, by every method.
         targets: Targets of the reference model.
         letter_slots: Letters in memory.
         letter_targets: Letters whose evidence is estimated.
@@ -213,7 +213,7 @@ def show(result: dict[str, Any]) -> None:
     """Gaps to the truth as one table, speed as another."""
     methods = get_args(Method)
     known = [row for row in result["rows"] if "gap" in row]
-    title = f"log p(x | M), {result['decodes']} decodes a target: gap to the truth (standard error), nats"
+    title = f"log p(x | M), {result['decodes']} decoder passes per target: gap to the truth (standard error), nats"
     table = Table("case", "guide off", *methods, title=title, title_justify="left")
     for start in range(0, len(known), len(methods)):
         rows = known[start : start + len(methods)]

@@ -34,7 +34,7 @@ class Evaluation:
         shots: Slots a class.
         queries: Targets a class.
         episodes: Episodes, each with a memory of its own.
-        samples: Samples of z a slot, from which the evidence is estimated; addresses are summed exactly.
+        samples: Samples of z per slot, from which the evidence is estimated; addresses are summed exactly.
         eval_seed: Seeds the episodes and the samples.
     """
 
@@ -80,15 +80,15 @@ class Settings:
         num_features: The length of the features of templates and targets.
         width: The channels of the convolutions at half resolution.
         decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
-        pixels: `"independent"` or `"causal"`; likewise.
-        address_prior: p(a | M), a spec, in place of the default.
-        latent_prior: p(z | m_a), likewise.
-        likelihood: p(x | z, m_a), likewise.
-        address_guide: q(a | M, x), likewise.
-        latent_guide: q(z | x, m_a), likewise.
-        template_encoder: What makes features of templates, likewise.
-        x_encoder: What makes features of targets, likewise; by default, the same as of templates.
-        templates: Slots that are learned, likewise; by default, none. They start as training images if they stand in
+        pixels: `"independent"` or `"causal"`; see :class:`pyro_vmem.VMA`.
+        address_prior: p(a | M), a spec. This and the next six replace the default part.
+        latent_prior: p(z | m_a), a spec.
+        likelihood: p(x | z, m_a), a spec.
+        address_guide: q(a | M, x), a spec.
+        latent_guide: q(z | x, m_a), a spec.
+        template_encoder: The encoder of templates, a spec.
+        x_encoder: The encoder of targets, a spec. By default that of templates.
+        templates: Learned slots, a spec. By default none. They start as training images if they stand in
             place of the given slots, and grey if they stand beside them.
         model: The VMA, or what it is compared with, made of the same networks; see :mod:`pyro_vmem.baselines`.
         start: The folder or checkpoint of a run whose weights are started from, as far as they fit.
