@@ -18,6 +18,7 @@ from pyro.infer.inspect import get_dependencies
 from pyro.optim import Adam
 from torch import Tensor
 
+import pyro_vmem as pv
 from pyro_vmem import VMA, EncodedMemory, LearnedPrior, Memory, SimilarityGuide, StandardPrior, UniformPrior
 from pyro_vmem.diagnostics import log_evidence
 from pyro_vmem.infer import VIMCO_ELBO
