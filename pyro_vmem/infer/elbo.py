@@ -190,14 +190,14 @@ class ParticleELBO(ELBO, abc.ABC):
         return traces
 
     def __repr__(self) -> str:
-        """The arguments that are not at their defaults, the first of all always."""
+        """The arguments that are not at their defaults, the first of all always; and the bias, if there is one."""
         shown: list[str] = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name)
             # The nesting is found by the first call, where it is not given.
             if not shown or (name != "max_plate_nesting" and value != parameter.default):
                 shown.append(f"{name}={type(value).__name__ if isinstance(value, torch.nn.Module) else repr(value)}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return f"{type(self).__name__}({', '.join(shown)})" + (f"  # biased: {self.bias}" if self.bias else "")
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vmem.infer.site_notes import DETACHED, OWN, PATH
+from pyro_vmem.infer.site_notes import DETACHED, OWN, PATH, RELAXED
 
 __all__ = ["Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples"]
 
@@ -40,6 +40,7 @@ class Particles:
         score: :math:`\log q` of each site that the objective does not differentiate through, unscaled.
         kl: :math:`KL(q \| p)` in closed form, of each categorical latent.
         scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
+        relaxed: What a control variate adds to the score of each site that has one; see :mod:`pyro_vmem.infer.relax`.
         arguments: What model and guide were called with, positional and by keyword.
         paths: For each particle drawn on its own (one entry if they are vectorized), the values whose gradients can be
             weighted, and what shapes `(K, B)` to fit each; see :mod:`pyro_vmem.infer.doubly_reparameterised`.
@@ -51,6 +52,7 @@ class Particles:
     score: dict[str, Tensor]
     kl: dict[str, Tensor]
     scale: float
+    relaxed: dict[str, list[Tensor]] = field(default_factory=dict)
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     paths: list[list[tuple[Any, Callable[[Tensor], Tensor], Tensor | float]]] = field(default_factory=list)
 
@@ -120,6 +122,10 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
         score={name: stack(row.score[name] for row in rows) for name in first.score},
         kl={name: stack(row.kl[name] for row in rows) for name in first.kl},
         scale=first.scale,
+        relaxed={
+            name: [stack(parts) for parts in zip(*(row.relaxed[name] for row in rows), strict=True)]
+            for name in first.relaxed
+        },
         arguments=(args, kwargs),
         paths=[path for row in rows for path in row.paths],
     )
@@ -147,6 +153,11 @@ def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
             if _is_categorical(site["fn"]) and _is_categorical(guide_sites[name]["fn"])
         },
         scale=layout.scale,
+        relaxed={
+            name: [layout.per_datapoint(part, scaled=False) for part in site["infer"][RELAXED]]
+            for name, site in guide_sites.items()
+            if RELAXED in site["infer"]
+        },
         paths=[
             [
                 (site["infer"][PATH], partial(layout.of_value, event_dim=site["fn"].event_dim), _power(site, layout))
