@@ -4,6 +4,7 @@ from pyro_vmem.infer.by_name import check_objective, choose_objective
 from pyro_vmem.infer.disarm import DisARM_ELBO
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.enumeration import EnumGuard
+from pyro_vmem.infer.global_draws import GlobalDraws_ELBO
 from pyro_vmem.infer.iwae import IWAE_ELBO
 from pyro_vmem.infer.particles import Particles
 from pyro_vmem.infer.rao_blackwell import RaoBlackwell_ELBO
@@ -21,6 +22,7 @@ __all__ = [
     "VIMCO_ELBO",
     "DisARM_ELBO",
     "EnumGuard",
+    "GlobalDraws_ELBO",
     "ParticleELBO",
     "Particles",
     "RaoBlackwell_ELBO",

@@ -58,6 +58,8 @@ class OneSiteELBO(ParticleELBO):
         """Refuses a site that is several for each datapoint, or counts where others do not."""
         chosen = guide_trace.nodes[self.site]
         for name, site in {**samples(guide_trace), **samples(model_trace)}.items():
+            if name in self.global_names:
+                continue
             for frame in chosen["cond_indep_stack"]:
                 if frame not in site["cond_indep_stack"]:
                     raise ValueError(
@@ -93,6 +95,8 @@ class _Chosen(Messenger):
         if msg["name"] != name or msg["is_observed"]:
             return
         fn = msg["fn"]
+        if msg["value"] is not None:
+            raise ValueError(f"site: {name!r} is outside of the data plate. Name a latent of each datapoint.")
         if not isinstance(fn, torch.distributions.Categorical):
             raise ValueError(f"site: {name!r} is {type(fn).__name__}, expected a Categorical. Name one that is.")
         if len(fn.batch_shape) >= self.dims:

@@ -67,8 +67,14 @@ CASES = {
     "rao-blackwell-1": (lambda: RaoBlackwell_ELBO(1, site="k"), exact_elbo, None),
     "rao-blackwell-2": (lambda: RaoBlackwell_ELBO(2, site="k"), exact_elbo, None),
 }
-# Those of test_more_estimators.py
-MORE = {infer.DisARM_ELBO, infer.RELAX_ELBO, infer.StraightThrough_ELBO, infer.UnorderedSet_ELBO}
+# Those of test_more_estimators.py and test_global_latents.py
+MORE = {
+    infer.DisARM_ELBO,
+    infer.GlobalDraws_ELBO,
+    infer.RELAX_ELBO,
+    infer.StraightThrough_ELBO,
+    infer.UnorderedSet_ELBO,
+}
 each = pytest.mark.parametrize("name", CASES)
 
 
