@@ -14,6 +14,7 @@ __all__ = [
     "IGNORED_SHARE",
     "LEAST_WORTH",
     "QUANTITIES",
+    "UNRELIABLE_SHARE",
     "diagnostic_rows",
     "problems",
     "result_rows",
@@ -26,6 +27,9 @@ IGNORED_SHARE = 0.05
 
 LEAST_WORTH = 1.0
 """Nats that a right memory is worth over a wrong one; below it the memory is said not to be used."""
+
+UNRELIABLE_SHARE = 0.2
+"""The share of pictures with unreliable evidence above which the verdict says so."""
 
 _ERRORS = 3.0  # standard errors above zero
 
@@ -151,11 +155,17 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
     wrong = problems(metrics)
     ignores = any("ignores the target" in sentence for sentence in wrong)
     used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"
+    doubt = []
+    if (share := metrics.get("unreliable", 0.0)) > UNRELIABLE_SHARE:
+        doubt.append(
+            f"This worth is a rough estimate: the likelihoods of {_percent(share)} of the pictures hang on a few "
+            "samples. Evaluate with more samples for a firmer one."
+        )
     if any(sentence.startswith("The memory") for sentence in wrong):
         used = ""
     if ways == 1:
         closing = f"With one unseen {noun} in memory there is no class to look up."
-        return " ".join([*wrong, closing, *([f"{_capital(used)}."] if used else [])])
+        return " ".join([*wrong, closing, *([f"{_capital(used)}."] if used else []), *doubt])
     examples = f", {shots} examples each" if shots > 1 else ""
     found = f"the right one is found {_percent(metrics['hit_rate'])} of the time (chance {_percent(metrics['chance'])})"
     if metrics["hit_rate"] - metrics["chance"] < _ERRORS * metrics["hit_rate_se"]:
@@ -167,8 +177,8 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
     if not ignores:
         lead += f"; the lookup {gains}"
         if used:
-            return " ".join([*wrong, f"{lead}, and {used}."])
-    return " ".join([*wrong, f"{lead}.", *([f"{_capital(used)}."] if used else [])])
+            return " ".join([*wrong, f"{lead}, and {used}.", *doubt])
+    return " ".join([*wrong, f"{lead}.", *([f"{_capital(used)}."] if used else []), *doubt])
 
 
 def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
