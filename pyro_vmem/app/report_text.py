@@ -14,6 +14,7 @@ __all__ = [
     "IGNORED_SHARE",
     "LEAST_WORTH",
     "QUANTITIES",
+    "UNRELIABLE_SHARE",
     "diagnostic_rows",
     "problems",
     "result_rows",

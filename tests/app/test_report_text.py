@@ -33,6 +33,14 @@ def test_good() -> None:
     )
 
 
+def test_evidence_that_cannot_be_relied_on_is_said() -> None:
+    assert verdict(METRICS | {"unreliable": 0.2}) == verdict(METRICS)
+    assert verdict(METRICS | {"unreliable": 0.96}) == (
+        f"{verdict(METRICS)} This worth is a rough estimate: the likelihoods of 96 % of the pictures hang on a few "
+        "samples. Evaluate with more samples for a firmer one."
+    )
+
+
 def test_guide_ignores_the_target() -> None:
     text = verdict(METRICS | {"information_gain": 0.14, "hit_rate": 0.06})
     assert text == (
