@@ -14,7 +14,6 @@ __all__ = [
     "IGNORED_SHARE",
     "LEAST_WORTH",
     "QUANTITIES",
-    "UNRELIABLE_SHARE",
     "diagnostic_rows",
     "problems",
     "result_rows",
