@@ -7,7 +7,7 @@ from pyro_vmem._utils.version import __version__
 
 if TYPE_CHECKING:
     from pyro_vmem import config, data, diagnostics, distributions, infer, memory, model, parts, plots, train
-    from pyro_vmem.config import build, load
+    from pyro_vmem.config.build import build, load
     from pyro_vmem.memory import EncodedMemory, Memory, PackedMemory, Template
     from pyro_vmem.model import VMA, LinearGaussianMemory, baselines
     from pyro_vmem.parts import (
@@ -45,7 +45,8 @@ if TYPE_CHECKING:
         UniformPrior,
         over_slots,
     )
-    from pyro_vmem.train import FitResult, Trainer, TrainingConfig, fit, validate
+    from pyro_vmem.train import FitResult, Trainer, TrainingConfig, validate
+    from pyro_vmem.train.fit import fit
 
 __all__ = [
     "VMA",

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import operator
-from collections.abc import Sequence
 from numbers import Integral, Real
-from typing import Any, SupportsIndex
+from typing import SupportsIndex
 
-__all__ = ["check_count", "check_range", "guess"]
+__all__ = ["check_count", "check_range"]
 
 
 def check_count(name: str, value: SupportsIndex, least: int = 1) -> int:
@@ -38,9 +36,3 @@ def check_range(name: str, value: float, low: float, high: float, kind: type = f
     is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     if not is_number or not low <= value <= high:
         raise ValueError(f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}.")
-
-
-def guess(name: Any, names: Sequence[Any]) -> str:
-    """` Did you mean 'x'?`, if one of the names is close."""
-    close = difflib.get_close_matches(name, names, 1) if isinstance(name, str) else []
-    return f" Did you mean {close[0]!r}?" if close else ""

@@ -16,18 +16,18 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
 
-from pyro_vmem._utils.checks import guess
 from pyro_vmem._utils.extras import require
-from pyro_vmem._utils.files import as_plain, free_name, write_atomically
+from pyro_vmem._utils.files import as_plain, write_atomically
+from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.plain_yaml import read_yaml, write_yaml
 from pyro_vmem._utils.version import __version__
-from pyro_vmem.app.settings import PARTS, SPECS, Evaluation, Settings
+from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, SPECS, Evaluation, Settings
 from pyro_vmem.app.words import split_words, with_changes
 
 __all__ = ["demo", "evaluate", "main", "report", "sample", "train_model"]
@@ -44,6 +44,7 @@ def demo(
     seed: int = 0,
     pretrained: str | None = None,
     how: Evaluation = EVALUATION,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains on characters for a few minutes and shows what the memory does for unseen ones.
 
@@ -61,6 +62,7 @@ def demo(
         seed: Seeds everything.
         pretrained: Show this model of the package, and train nothing.
         how: How to evaluate.
+        quiet: Print results and errors only.
     """
     from pyro_vmem.app.experiment import Experiment
     from pyro_vmem.train.distributed import Processes, own_device
@@ -69,16 +71,21 @@ def demo(
     for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
         require(module, extra)
     processes = Processes.join(own_device())
-    folder = processes.first(lambda: free_name(Path("runs/demo"))) if out is None else Path(out)
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
-    experiment = Experiment(data=data, data_root=data_root, seed=seed, pretrained=pretrained, **budget)
-    result = experiment.train(folder) if pretrained is None else processes.first(lambda: experiment.adopt(folder))
-    metrics = processes.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
+    experiment = Experiment(
+        data=data, data_root=data_root, seed=seed, pretrained=pretrained, validate_every=DEMO_VALIDATES_EVERY, **budget
+    )
+    with _new_folder(out, "runs/demo", processes) as folder:
+        if pretrained is None:
+            result = experiment.train(folder, progress=not quiet)
+        else:
+            result = processes.first(lambda: experiment.adopt(folder))
+    seconds = lambda: time.perf_counter() - start  # noqa: E731
+    metrics = processes.first(lambda: experiment.report(folder, how, result, seconds, progress=_bar(quiet)))
     if _talks():
         _show(metrics)
-    _say(
-        f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}\nModel: {folder / 'best.safetensors'}"
-    )
+    _say(f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}", quiet)
+    _say(f"Model: {folder / 'best.safetensors'}", quiet)
     return dict(metrics)
 
 
@@ -88,6 +95,7 @@ def train_model(
     resume: bool = False,
     device: str = "auto",
     workers: int = 0,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains a model into a folder.
 
@@ -108,6 +116,7 @@ def train_model(
         resume: Go on with the run that the folder holds, with its own settings.
         device: Where to train: cpu, cuda, cuda:1 ... By default a GPU if there is one.
         workers: Processes that load episodes; by default the trainer loads them itself.
+        quiet: Print results and errors only.
 
     Raises:
         ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
@@ -122,17 +131,17 @@ def train_model(
         names = [field.name for field in dataclasses.fields(Settings)]
         ignored = [n for n in names if getattr(asked, n) not in (getattr(experiment, n), getattr(Settings(), n))]
         if ignored:
-            _say(f"resume: the run goes on with its own settings; {', '.join(ignored)} as given here have no effect.")
+            _say(f"The run goes on with its own settings; {', '.join(ignored)} as given here have no effect.", quiet)
     experiment = Experiment(**vars(experiment))
     processes = Processes.join(own_device(device))
-    out = processes.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
-    result = experiment.train(out, resume=resume, device=device, workers=workers)
-    _say(f"{result!r} in {out}")
-    done = {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
+    with _new_folder(out, "runs/train", processes) as folder:
+        result = experiment.train(folder, resume=resume, progress=not quiet, device=device, workers=workers)
+    _say(f"{result!r} in {folder}", quiet)
+    done = {"out": str(folder), "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
     return done | {"interrupted": result.interrupted}
 
 
-def evaluate(run: str, how: Evaluation = EVALUATION, device: str = "auto") -> dict[str, Any]:
+def evaluate(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet: bool = False) -> dict[str, Any]:
     """Evaluates the model of a run on its test classes.
 
     Examples:
@@ -143,15 +152,16 @@ def evaluate(run: str, how: Evaluation = EVALUATION, device: str = "auto") -> di
         run: The folder that train or demo wrote.
         how: How to evaluate.
         device: Where to evaluate: cpu, cuda, cuda:1 ... By default a GPU if there is one.
+        quiet: Print results and errors only.
     """
     from pyro_vmem.app.experiment import Experiment
 
-    metrics = Experiment.read(run).evaluate(run, how, device=device)
+    metrics = Experiment.read(run).evaluate(run, how, progress=_bar(quiet), device=device)
     _show(metrics)
     return metrics
 
 
-def report(run: str, how: Evaluation = EVALUATION, device: str = "auto") -> dict[str, Any]:
+def report(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet: bool = False) -> dict[str, Any]:
     """Evaluates the model of a run and writes its report.html again, with all figures and pictures.
 
     Examples:
@@ -162,14 +172,15 @@ def report(run: str, how: Evaluation = EVALUATION, device: str = "auto") -> dict
         run: The folder that train or demo wrote.
         how: How to evaluate.
         device: Where to evaluate, as of evaluate.
+        quiet: Print results and errors only.
     """
     from pyro_vmem.app.experiment import Experiment, read_result
 
     require("matplotlib", "plots")
     experiment, result = Experiment.read(run), read_result(run)
-    metrics = experiment.report(run, how, result, device=device)
+    metrics = experiment.report(run, how, result, progress=_bar(quiet), device=device)
     _show(metrics)
-    _say(f"\nReport: {Path(run) / 'report.html'}\nMetrics: {Path(run) / 'metrics.json'}")
+    _say(f"\nReport: {Path(run) / 'report.html'}\nMetrics: {Path(run) / 'metrics.json'}", quiet)
     return metrics
 
 
@@ -181,6 +192,7 @@ def sample(
     seed: int = 0,
     mean: bool = True,
     device: str = "auto",
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Draws new examples of unseen characters, one row a template, into a PNG file.
 
@@ -195,6 +207,7 @@ def sample(
         seed: Seeds the templates and the draws.
         mean: Draw the mean picture of each latent; if false, binary pixels, each drawn by itself.
         device: Where to draw, as of evaluate.
+        quiet: Print results and errors only.
     """
     figure_module = require("matplotlib.figure", "plots")
     import torch
@@ -214,7 +227,7 @@ def sample(
     with write_atomically(path) as aside:
         one_shot_generations(figure, memory.templates.cpu(), samples.cpu())
         figure.savefig(aside, format=path.suffix[1:] or "png", dpi=200)
-    _say(f"Samples: {path}")
+    _say(f"Samples: {path}", quiet)
     return {"out": str(path), "rows": rows, "columns": columns}
 
 
@@ -242,6 +255,7 @@ def main(args: Sequence[str] | None = None) -> int:
         >>> main(["evaluate", "no/such/run"])
         2
     """
+    known: set[str] = set()
     words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
     name = "pyro-vmem"
     try:
@@ -250,6 +264,7 @@ def main(args: Sequence[str] | None = None) -> int:
         config = _parser(with_choices="train" in words and not {"-h", "--help"}.isdisjoint(words)).parse_args(words)
         name = f"pyro-vmem {config.command}"
         settings = config[config.command].as_dict()
+        known = settings.keys() - {"run"}
         for part, changed in changes.items():
             if part not in settings:
                 raise ValueError(f"{part}: this command has no such option; `pyro-vmem train` has.")
@@ -272,13 +287,19 @@ def main(args: Sequence[str] | None = None) -> int:
         _say("Interrupted; what was written before is kept.")
         return 130
     except (ValueError, FileNotFoundError, ImportError) as error:
-        sys.stderr.write(f"{name}: {error}\n")  # which may be of this process alone
+        sys.stderr.write(f"{name}: {_in_words(str(error), known)}\n")  # which may be of this process alone
         return 2
     except (OSError, FloatingPointError) as error:  # a full disk, a process that died, a training that diverged
-        sys.stderr.write(f"{name}: {error}\n")
+        sys.stderr.write(f"{name}: {_in_words(str(error), known)}\n")
         return 1
     if as_json and _talks():
-        sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
+        try:
+            sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            sys.stderr.write(f"{name}: the result could not be printed ({error}).\n")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again at its end
+            return 1
     return 130 if result.get("interrupted") else 0  # what follows in a script is not to begin
 
 
@@ -293,33 +314,54 @@ def _parser(with_choices: bool) -> Any:
     )
     commands = parser.add_subcommands(dest="command")
     for name, command in COMMANDS.items():
-        summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
+        summary = _unmarked(inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip())
         sub = _Parser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
-        skip: set[str | int] = set({"resume", *GROUPS} & set(annotations))
+        skip: set[str | int] = set({"resume", "quiet", *GROUPS} & set(annotations))
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
         for group in GROUPS:
             if group in annotations:
                 sub.add_class_arguments(GROUPS[group])
+        if with_choices and "experiment" in annotations:
+            _add_choices(sub)
         if "experiment" in annotations:
-            if with_choices:
-                from pyro_vmem.config.spec import choices
-                from pyro_vmem.model import VMA
-
-            for action in sub._actions:
-                if with_choices and action.dest in PARTS:
-                    action.help = f"{action.help} One of {', '.join(choices(VMA, action.dest))}."
-            sub.add_argument("--config", action="config", help="A YAML file of options; words after it come first.")
+            text = "Read options from a YAML file; options given after it override the file."
+            sub.add_argument("--config", action="config", help=text)
             sub.add_argument(
                 "--print_config", action="store_true", help="Print all options as such a file, and do nothing else."
             )
+        sub.add_argument("--quiet", action="store_true", help="Print results and errors only.")
         sub.add_argument(
             "--json", action="store_true", help="Print the result as one JSON object, and all else to stderr."
         )
+        for action in sub._actions:
+            action.help = _unmarked(action.help or "")
         commands.add_subcommand(name, sub, help=summary.splitlines()[0])
     return parser
+
+
+def _unmarked(text: str) -> str:
+    """A docstring without its markup, which is for the documentation."""
+    return re.sub(r":\w+:`~?([^`]*)`|`([^`]*)`", r"\1\2", text)
+
+
+def _add_choices(parser: Any) -> None:
+    from pyro_vmem.config.spec import choices
+    from pyro_vmem.model import VMA
+
+    for action in parser._actions:
+        if action.dest in PARTS:
+            action.help = f"{action.help} One of {', '.join(choices(VMA, action.dest))}."
+
+
+def _in_words(message: str, options: Collection[str]) -> str:
+    """An error of the library in the words of the command line: `--resume`, not `resume=True`."""
+    message = re.sub(r"import it first, or pass trusted_modules=\['(\w+)'\]", r"pass --import \1", message)
+    message = re.sub(r"\b(\w+)=True\b( \(--\1\))?", lambda m: f"--{m[1]}" if m[1] in options else m[0], message)
+    message = re.sub(r"\b(\w+)=(?=[\w'\"])", lambda m: f"--{m[1]} " if m[1] in options else m[0], message)
+    return re.sub(r"^(\w+)(?=[.:,])", lambda m: f"--{m[1]}" if m[1] in options else m[0], message)
 
 
 def _underscored(word: str) -> str:
@@ -376,8 +418,41 @@ def _show(metrics: dict[str, Any]) -> None:
     console.print(verdict(metrics), "", table, "", speed_sentence(metrics), sep="\n", highlight=False)
 
 
-def _say(text: str) -> None:
-    if _talks():
+@contextlib.contextmanager
+def _new_folder(out: str | None, name: str, processes: Any) -> Iterator[Path]:
+    """The folder of a new run: `out`, or the first of `name`, `name-2` and so on that nobody has.
+
+    It is taken, not looked up: two commands that start together get one each. A run that cannot begin leaves none.
+    """
+    if out is not None:
+        yield Path(out)
+        return
+
+    def take() -> Path:
+        for number in itertools.count(1):
+            folder = Path(name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
+        raise AssertionError
+
+    folder = processes.first(take)
+    try:
+        yield folder
+    except BaseException:
+        for made in (folder, folder.parent):
+            with contextlib.suppress(OSError):  # there is something in it
+                made.rmdir()
+        raise
+
+
+def _bar(quiet: bool) -> bool:
+    """Whether to show a progress bar of a minute or so: not to a file, which would get every frame of it."""
+    return not quiet and sys.stderr.isatty()
+
+
+def _say(text: str, quiet: bool = False) -> None:
+    if _talks() and not quiet:
         sys.stderr.write(text + "\n")
 
 

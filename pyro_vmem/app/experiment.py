@@ -7,6 +7,7 @@ import dataclasses
 import json
 import platform
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
@@ -20,15 +21,15 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import guess
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import write_atomically, write_json
+from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.report import Report, write_report
 from pyro_vmem.app.report_content import check, gather
 from pyro_vmem.app.report_text import problems, verdict
-from pyro_vmem.app.settings import PARTS, Evaluation
+from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, Evaluation
 from pyro_vmem.app.sources import Sources
 from pyro_vmem.app.words import quoted
 from pyro_vmem.config import build, from_pretrained, load
@@ -193,6 +194,8 @@ class Experiment(Sources):
         vma, episodes, held_out = self.begin("cpu" if workers else where)
         described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
         is_first = Processes.join(where).index == 0
+        if progress and is_first:
+            sys.stderr.write(f"{self._plan(vma, episodes[0], folder, where)}\n")
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():
             return fit(
                 vma,
@@ -209,6 +212,16 @@ class Experiment(Sources):
                 workers=workers,
                 progress=progress,
             )
+
+    def _plan(self, vma: VMA, episode: Episode, folder: Path, device: torch.device) -> str:
+        """What a training will do, in two sentences."""
+        trained = sum(p.numel() for p in vma.parameters() if p.requires_grad)
+        length = f"{self.steps:,} steps" if self.minutes is None else f"{self.minutes:g} minutes"
+        return (
+            f"Training {trained:,} parameters for {length} on {device}: {self.data}, {len(episode.x)} targets and "
+            f"{episode.memory.num_slots} slots per step. Every {self.validate_every:,} steps the model is validated on "
+            f"held-out classes and saved in {folder}."
+        )
 
     def adopt(self, out: str | Path) -> FitResult:
         """Puts the pretrained model into a folder as it is, to be evaluated, reported and sampled from there.
@@ -341,6 +354,14 @@ class Experiment(Sources):
             else f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
             f"objective {self.made_objective()!r}, seed {self.seed}",
             "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
+            "Parts": ", ".join(
+                f"{symbol} {type(part).__name__}"
+                for symbol, part in (
+                    *(("p(a | M)", vma.address_prior), ("p(z | m_a)", vma.latent_prior)),
+                    *(("p(x | z, m_a)", vma.likelihood), ("q(a | M, x)", vma.address_guide)),
+                    ("q(z | x, m_a)", vma.latent_guide),
+                )
+            ),
             "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         }
 
@@ -351,7 +372,8 @@ class Experiment(Sources):
         made: dict[str, Any] = {"steps": steps} if steps else {"pretrained": self.pretrained}
         always = {"data": self.data, "data_root": self.data_root, **made, "seed": self.seed}
         evaluation = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}
-        if changed.keys() <= {"steps", *always} and self.data in ("glyphs", "omniglot"):
+        of_demo = changed.get("validate_every") == DEMO_VALIDATES_EVERY
+        if of_demo and changed.keys() <= {"steps", "validate_every", *always} and self.data in ("glyphs", "omniglot"):
             return f"pyro-vmem demo{quoted(always | evaluation)}"
         train = f"pyro-vmem train --out {shlex.quote(str(folder))}{quoted(always | changed)}"
         return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{quoted(evaluation)}"

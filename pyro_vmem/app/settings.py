@@ -17,6 +17,8 @@ PARTS = (
 )
 SPECS = (*PARTS, "objective", "optimizer", "schedule", "kl_schedule")
 
+DEMO_VALIDATES_EVERY = 50  # steps: some thirty points of a learning curve in three minutes
+
 # A spec as an option holds it. A bare `dict`: in one of `Any`, jsonargparse would import what a class path names.
 Spec = dict | str | None  # type: ignore[type-arg]
 Images = Literal[

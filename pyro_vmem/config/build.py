@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from pyro_vmem._utils.files import versions_of
@@ -108,9 +109,11 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
         raise ValueError(f"path: {str(path)!r} holds no model. Give a checkpoint that pyro_vmem.fit wrote.")
     if not isinstance(data["spec"], dict):  # a text would be taken for the path of a file to read
         raise ValueError(f"path: the spec in {str(path)!r} is {type(data['spec']).__name__}, expected a mapping.")
-    vma = build(data["spec"], trusted_modules)
     tensors = _under("model.", tensors) or tensors  # a checkpoint to resume from holds more than the model
     try:
+        # A small file may name a model of any size: its shapes are compared before memory is taken for them.
+        _check_shapes(data["spec"], trusted_modules, tensors)
+        vma = build(data["spec"], trusted_modules)
         vma.load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"path: the weights in {str(path)!r} are not those of the model it names: {error}") from error
@@ -138,6 +141,21 @@ def save(vma: VMA, path: str | Path) -> None:
     """
     check_spec(vma)
     save_checkpoint(path, vma.state_dict(), {"spec": vma.spec()})
+
+
+def _check_shapes(spec: dict[str, Any], trusted_modules: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+    """Builds a model without memory for its weights; a `RuntimeError` names those that the tensors are not for."""
+    try:
+        with torch.device("meta"):
+            shapes = {name: value.shape for name, value in build(spec, trusted_modules).state_dict().items()}
+    except RuntimeError as error:
+        if "meta" in str(error):  # a part of somebody's own reads values while it is built, and here are none
+            return
+        raise
+    found = {name: value.shape for name, value in tensors.items()}
+    if wrong := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
+        name, shown = wrong[0], [tuple(s[wrong[0]]) if wrong[0] in s else "missing" for s in (shapes, found)]
+        raise RuntimeError(f"{len(wrong)} tensors differ, the first is {name}: expected {shown[0]}, found {shown[1]}")
 
 
 def _by_kind(vma: VMA) -> dict[type[Part], Part]:

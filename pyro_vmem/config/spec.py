@@ -19,7 +19,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from pyro_vmem._utils.checks import guess
+from pyro_vmem._utils.guess import guess
 from pyro_vmem.parts import Part
 from pyro_vmem.parts.part import public_path
 

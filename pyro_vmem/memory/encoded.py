@@ -137,6 +137,9 @@ class EncodedMemory(Memory):
             return self
         return self._map(lambda values: values[rows], lambda slots: slots[rows])
 
+    def _classes(self) -> tuple[Tensor, Tensor]:
+        return self.memory._classes() if self.labels is self.memory.labels else super()._classes()
+
     def _map(self, values: Callable[[Tensor], Tensor], slots: Callable[[Tensor], Tensor]) -> Self:
         source = self._source  # of one that is encoded as it is read, what the encoder is given has been moved
         return type(self)(

@@ -160,6 +160,7 @@ class Memory:
 
     def _hold(self, store: Store, labels: Tensor | None, mask: Tensor | None, index: AddressIndex | None) -> None:
         self.store, self.labels, self.mask, self.index = store, labels, mask, index
+        self._sorted: tuple[Tensor, int | None, tuple[Tensor, Tensor]] | None = None
         self.batch_shape, self.per_datapoint = store.batch_shape, len(store.batch_shape) > 0
         self.event_shape, self.dtype, self.device = store.event_shape, store.dtype, store.device
 
@@ -233,11 +234,19 @@ class Memory:
         """
         if self.labels is None:
             raise ValueError("labels: by_class needs them, got none. Make the memory with Memory(templates, labels).")
-        classes, index = self.labels.unique(return_inverse=True)
+        classes, index = self._classes()
         if slots is not None:
             index = index[slots] if not self.per_datapoint else index.expand(*slots.shape[:-1], -1).gather(-1, slots)
         sums = probs.new_zeros(*probs.shape[:-1], len(classes))
         return sums.scatter_add(-1, index.expand_as(probs), probs)
+
+    def _classes(self) -> tuple[Tensor, Tensor]:
+        """The classes in memory, and which of them each slot is of; sorted once per labels, not once per question."""
+        assert self.labels is not None
+        version = None if self.labels.is_inference() else self.labels._version  # which counts what is written to them
+        if self._sorted is None or self._sorted[0] is not self.labels or self._sorted[1] != version:
+            self._sorted = self.labels, version, self.labels.unique(return_inverse=True)
+        return self._sorted[2]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves templates, labels and mask to a device, templates also to a dtype; arguments as of `Tensor.to`.
@@ -279,7 +288,7 @@ class Memory:
         kind = f"one for each of {self.batch_shape.numel()} datapoints" if self.per_datapoint else "shared"
         parts = [f"{self.num_slots} slots of {tuple(self.event_shape)}", kind]
         if self.labels is not None:
-            parts.append(f"{self.labels.unique().numel()} classes")
+            parts.append(f"{len(self._classes()[0])} classes")
         if self.mask is not None:
             parts.append(f"{int(self.mask.sum())} of {self.mask.numel()} in use")
         return f"{type(self).__name__}({', '.join(parts)})"

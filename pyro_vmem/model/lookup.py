@@ -10,10 +10,10 @@ from pyro.distributions import Categorical
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vmem import plots
 from pyro_vmem._utils.extras import require
 from pyro_vmem.distributions import SparseCategorical, top
 from pyro_vmem.memory import EncodedMemory
+from pyro_vmem.plots import lookups
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -73,7 +73,7 @@ class Lookup:
             size = (1.5 + 0.7 * min(max_slots, self.memory.num_slots), 0.4 + 0.9 * len(x))
             figure = require("matplotlib.pyplot", "plots").figure(figsize=size)
         of_slots, of_targets = (None, None) if labels is None else (self.memory.labels, labels[:max_targets])
-        return plots.lookups(figure, x, self.memory.templates, probs, of_slots, of_targets, max_slots)
+        return lookups(figure, x, self.memory.templates, probs, of_slots, of_targets, max_slots)
 
     def __repr__(self) -> str:
         num_slots = self.memory.num_slots

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmem._utils.precision import full_precision, no_autocast
-from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
+from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.parts.address_priors import AddressPrior, UniformPrior, over_slots
 from pyro_vmem.parts.encoders import Encoder
@@ -208,8 +208,8 @@ class DefensiveGuide(AddressGuide):
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         q, p = self.inner(memory, x), self.prior(memory)
-        if isinstance(q, TruncatedCategorical):
-            return MixedCategorical(q, p, self.share)
+        if isinstance(q, SparseCategorical):
+            return q.mixed_with(p, self.share)
         own = q.logits + math.log1p(-self.share)
         return over_slots(torch.logaddexp(own, p.logits + math.log(self.share)), memory)
 

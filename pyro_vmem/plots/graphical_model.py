@@ -70,7 +70,7 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
     arrows = [(places[parent], places[child], text_colour()) for child, of in parents.items() for parent in of]
     arrows += [(square, place, LINE) for square in squares.values() for place in places.values()]
     for start, end, colour in arrows:
-        away = _RADIUS * (np.subtract(end, start) / np.hypot(*np.subtract(end, start)))
+        away = 1.2 * _RADIUS * (np.subtract(end, start) / np.hypot(*np.subtract(end, start)))
         ax.annotate(
             "", end - away, start + away, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
         )

@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -220,7 +221,7 @@ def test_train_and_resume(toy, capsys):
     assert "already holds a run" in capsys.readouterr().err
     with pytest.warns(RuntimeWarning, match="resume: the run is over, after 2 steps"):
         assert cli.main(["train", "--out", "run", "--resume", "--steps", "9"]) == 0
-    assert "the run goes on with its own settings; steps as given here have no effect" in capsys.readouterr().err
+    assert "The run goes on with its own settings; steps as given here have no effect" in capsys.readouterr().err
     assert experiment.Experiment.read("run").width == 4
     assert pv.load("run").likelihood.network.arguments()["width"] == 4
 
@@ -254,7 +255,7 @@ def test_interrupt_elsewhere_exits_130(toy, capsys, monkeypatch):
         (["evaluate", "no/such/run"], 2, "no run in 'no/such/run'"),
         (["report", "no/such/run"], 2, "no run in 'no/such/run'"),
         (["sample", "no/such/run"], 2, "no checkpoint"),
-        (["train", "--out", "r", "--data", "folder"], 2, "data_root: data='folder' needs the place"),
+        (["train", "--out", "r", "--data", "folder"], 2, "--data_root: --data 'folder' needs the place"),
         (["train", "--out", "r", "--data", "npz", "--data-root", "no.npz"], 2, "no.npz"),
         (["train", "--out", "r", "--steps", "0"], 2, "steps: expected a whole number in [1,"),
         (["train", "--out", "r", "--n-way", "500"], 2, "n_way"),
@@ -374,3 +375,57 @@ def test_the_module_is_the_command():
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_two_commands_that_start_together_get_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    processes = types.SimpleNamespace(first=lambda decide: decide())
+    with cli._new_folder(None, "runs/train", processes) as one, cli._new_folder(None, "runs/train", processes) as two:
+        assert (one.as_posix(), two.as_posix()) == ("runs/train", "runs/train-2")
+    with pytest.raises(ValueError, match="cannot begin"), cli._new_folder(None, "runs/train", processes):
+        raise ValueError("cannot begin")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["train", "train-2"]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Pass resume=True to go on.", "Pass --resume to go on."),
+        ("go on with resume=True (--resume), with fewer workers", "go on with --resume, with fewer workers"),
+        ("out: 'a' holds a run.", "--out: 'a' holds a run."),
+        ("workers=0 loads here", "--workers 0 loads here"),
+        ("import it first, or pass trusted_modules=['mine']", "pass --import mine"),
+        ("name: expected one of 'a=1'", "name: expected one of 'a=1'"),
+    ],
+)
+def test_errors_are_in_the_words_of_the_command_line(message, said):
+    assert cli._in_words(message, {"resume", "out", "workers"}) == said
+
+
+def test_quiet_prints_the_result_alone_and_the_plan_comes_first(toy, capsys):
+    words = ["train", "--steps", "1", "--n-way", "4", "--width", "4"]
+    assert cli.main([*words, "--out", "a", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main([*words, "--out", "b"]) == 0
+    said = capsys.readouterr().err
+    assert re.match(r"Training [\d,]+ parameters for 1 steps on cpu: glyphs, 16 targets and 16 slots per step.", said)
+    assert "\r" not in said
+
+
+def test_help_is_for_readers_of_a_terminal(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "`" not in said
+    assert ":class:" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_result_that_cannot_be_printed_is_an_error(toy):
+    code = "import sys; from pyro_vmem.app import cli; cli.COMMANDS['sample'] = lambda run, **_: {'a': 1}\n"
+    code += "cli.COMMANDS['sample'].__annotations__['run'] = str; sys.exit(cli.main(['sample', 'run', '--json']))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "the result could not be printed" in done.stderr
+    assert "Exception ignored" not in done.stderr

@@ -33,6 +33,15 @@ def test_good() -> None:
     )
 
 
+def test_evidence_that_cannot_be_relied_on_is_said() -> None:
+    assert verdict(METRICS | {"error_unknown": 0.05}) == verdict(METRICS)
+    assert verdict(METRICS | {"error_unknown": 0.96}) == (
+        "With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup "
+        "gains 2.4 of 3.0 nats. What the memory is worth is not stated: for 96 % of the pictures the error of the "
+        "evidence is unknown."
+    )
+
+
 def test_guide_ignores_the_target() -> None:
     text = verdict(METRICS | {"information_gain": 0.14, "hit_rate": 0.06})
     assert text == (

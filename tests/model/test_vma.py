@@ -18,6 +18,7 @@ from pyro.infer.inspect import get_dependencies
 from pyro.optim import Adam
 from torch import Tensor
 
+import pyro_vmem as pv
 from pyro_vmem import VMA, EncodedMemory, LearnedPrior, Memory, SimilarityGuide, StandardPrior, UniformPrior
 from pyro_vmem.diagnostics import log_evidence
 from pyro_vmem.infer import VIMCO_ELBO
@@ -707,9 +708,14 @@ def test_presets_take_any_part_in_place_of_theirs(kind: str) -> None:
 
 
 def test_without_an_encoder_the_template_is_its_own_features() -> None:
-    vma = model_of("vectors")
-    made = {name: getattr(vma, name) for name in ("address_prior", "latent_prior", "likelihood", "latent_guide")}
-    assert VMA(**made, address_guide=vma.address_guide).encode_x(torch.rand(B, 4)).features.shape == (B, 4)
+    vma = VMA(
+        pv.UniformPrior(),
+        pv.TemplatePrior(2, num_features=4),
+        pv.GaussianDecoder(pv.parts.MLPDecoder((4,), 2, 4)),
+        pv.SimilarityGuide(4),
+        pv.GaussianGuide(2, num_features=4),
+    )
+    assert vma.encode_x(torch.rand(B, 4)).features.shape == (B, 4)
 
 
 def test_repr_shows_parts_and_sizes() -> None:
