@@ -1,9 +1,10 @@
 """The same model trained by every objective, for the same time.
 
 Prints the multi-sample bound and the information gain KL(a) on scripts that were not trained on. The model, the
-episodes and the optimizer are the same. There are four decoder passes per target, except for `enumerate`, which decodes
-every slot, and `truncated`, which enumerates the four most probable. What a step of each takes is measured first, in turn and in small
-pieces, so that a machine whose speed drifts is fair to all; each then gets the steps that fill the time.
+episodes and the optimizer are the same. There are four decoder passes per target, except for `enumerate`, which
+decodes every slot, and `truncated`, which enumerates the four most probable. What a step of each takes is measured
+first, in turn and in small pieces, so that a machine whose speed drifts is fair to all; each then gets the steps that
+fill the time.
 
     python -m benchmarks.objectives
     python -m benchmarks.objectives --seconds 120 --json

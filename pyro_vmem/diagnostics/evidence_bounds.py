@@ -49,7 +49,7 @@ def evidence_bounds(
     seed: int | None = None,
     max_decodes: int = 1024,
 ) -> EvidenceBounds:
-    r"""Bounds :math:`\log p(x | M)` from both sides, for targets that the model draws.
+    r"""Bounds :math:`\log p(x | M)`, in nats, from both sides, for targets that the model draws.
 
     With :math:`a, z, x \sim p(a | M)\, p(z | m_a)\, p(x | z, m_a)` the pair a, z is a draw of the posterior of x. The
     estimate sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with :math:`z_{ak}` from

@@ -95,7 +95,7 @@ class Lookup:
 
 
 def lookup(q: Categorical, p: Categorical, memory: EncodedMemory, x: Tensor, k: int) -> Lookup:
-    """The lookup of targets by a guide and a prior of addresses, with at most `k` of the most probable slots."""
+    """The lookup of targets x `(B, *event)` by a guide and a prior of addresses, with at most `k` slots per target."""
     num_named = q.kept_values.shape[-1] if isinstance(q, SparseCategorical) else memory.num_slots
     slots = top(q, min(k, num_named)).expand(len(x), -1)
     probs = q.log_prob(slots.mT).mT.exp()  # values come first in log_prob, (k, B)

@@ -64,6 +64,9 @@ class Validation(Callback):
         episodes: Where they come from: classes that are not trained on.
         select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
             last validation. The bound hardly tells them apart where only a guide is trained.
+
+    Raises:
+        ValueError: If `select` is neither.
     """
 
     everywhere = True
