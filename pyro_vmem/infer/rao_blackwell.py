@@ -25,8 +25,8 @@ class RaoBlackwell_ELBO(OneSiteELBO):
     T are the k values of largest q for each datapoint. The value and its gradient are unbiased for the full guide, and
     the noise is scaled by what the guide leaves outside of T: once it knows where to look, there is hardly any. It
     costs k + 1 decoder passes per datapoint. Of a sparse guide, :class:`IndexedGuide` in a :class:`DefensiveGuide` or
-    not, only what it names is looked at, so that slots may be millions. Other latents are reparameterised, or get score terms of
-    their own.
+    not, only what it names is looked at, so that slots may be millions. Other latents are reparameterised, or get
+    score terms of their own.
 
     References:
         | Rao-Blackwellized Stochastic Gradients for Discrete Distributions (Liu, Regier, Tripuraneni, Jordan,

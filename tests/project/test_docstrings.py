@@ -26,7 +26,16 @@ KINDS = (AddressGuide, AddressPrior, LatentGuide, LatentPrior, Likelihood, Templ
 # Nobody's idea in particular.
 NO_SOURCE = {
     *("UniformPrior", "StandardPrior", "GaussianGuide", "BernoulliDecoder", "GaussianDecoder", "UniformGuide"),
-    *("FlatEncoder", "MLPEncoder", "MLPDecoder", "ConvEncoder", "ConvDecoder", "TruncatedGuide", "EnumGuard"),
+    *(
+        "FlatEncoder",
+        "MLPEncoder",
+        "MLPDecoder",
+        "ConvEncoder",
+        "ConvDecoder",
+        "TruncatedGuide",
+        "EnumGuard",
+        "GlobalDraws_ELBO",
+    ),
     *("SoftAttentionDecoder", "SoftAttentionGuide"),  # the source stands at SoftAttentionVAE
 }
 
