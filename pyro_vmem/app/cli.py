@@ -21,6 +21,7 @@ import torch
 
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import as_plain, free_name, write_atomically
+from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.experiment import PARTS, TRAINING, Evaluation, Experiment, read_result
 from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
@@ -188,8 +189,7 @@ def sample(
 
     vma = load(run).to(where := own_device(device))
     memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed), where)[0].memory
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
     path = Path(out) if out is not None else Path(run) / "samples.png"
     figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
