@@ -113,7 +113,7 @@ class ExtraTemplates(Templates):
     def forward(self, memory: Memory) -> Memory:
         if memory.labels is not None and bool((memory.labels == NO_CLASS).any()):
             raise ValueError(
-                f"memory: a slot has the label {NO_CLASS}, which is that of learned slots, and would be of their class. "
+                f"memory: a slot has the label {NO_CLASS}, which is that of learned slots, and would join them. "
                 "Number its classes from 0 on."
             )
         leading = memory.batch_shape
