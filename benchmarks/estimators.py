@@ -246,7 +246,7 @@ def main(
     for data in ["letters", *["omniglot"] * ("PYRO_VMEM_DATA" in os.environ)]:
         cases += [(f"{data}, |M| = 16", bool(steps), (images, data, steps)) for steps in {0, image_steps}]
     rows, raced = [], []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         for name, trained, (make, *arguments) in tqdm(cases, desc="noise", file=sys.stderr):
             with pyro.get_param_store().scope():
                 vma, memory, x = make(*arguments)

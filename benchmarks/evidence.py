@@ -193,7 +193,7 @@ def main(
     """
     rows: list[dict[str, Any]] = []
     equal: list[dict[str, Any]] = []
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         cases = [(count, guide) for count in slots or [16, 64, 256] for guide in GUIDES]
         for count, guide in tqdm(cases, desc="reference", file=sys.stderr):
             rows += against_truth(count, guide, decodes, targets)

@@ -46,7 +46,7 @@ OBJECTIVES: dict[str, ELBO] = {
 
 def build(name: str, image_shape: tuple[int, ...], seed: int) -> pv.VMA:
     """The model, the same for all; only `truncated` looks at fewer slots."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vma = pv.VMA.for_images(image_shape, latent_dim=16, num_features=64, width=16)
     if name == "truncated":

@@ -173,7 +173,7 @@ def main(
     vma = trained(recipe, Path(run or "no/such/run"), Path(results, "checkpoints", f"{recipe.run or table}-vma"))
     is_learned = isinstance(vma.templates, pv.LearnedTemplates)
     paths = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         for name, draw in (OF_LEARNED if is_learned else PICTURES).items():
             torch.manual_seed(seed)
             paths.append(Path(out, f"{table}-{name}.png"))

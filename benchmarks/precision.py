@@ -47,7 +47,7 @@ WORDS = {
 
 def begin(train: pv.data.FewShotDataset, width: int, seed: int) -> tuple[pv.VMA, pv.data.EpisodeSampler]:
     """A new model and its episodes."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vma = pv.VMA.for_images(train.image_shape, latent_dim=16, num_features=64, width=width)
     return vma, pv.data.EpisodeSampler(train, n_way=16, k_shot=1, n_query=4, seed=seed)

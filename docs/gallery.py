@@ -202,7 +202,7 @@ def contents() -> dict[str, Any]:
         )
     names |= dict(zip(("sizes", "gains", "errors", "gains_exact"), map(list, zip(*rows, strict=True)), strict=True))
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         names["samples"] = torch.stack([vma.generate(memory, 6, address=slot, mean=True) for slot in range(4)])
         names["mask"] = (torch.arange(28) < 14)[:, None]

@@ -212,6 +212,7 @@ def sample(
     figure_module = require("matplotlib.figure", "plots")
     import torch
 
+    from pyro_vmem._utils.random_state import seeded
     from pyro_vmem.app.experiment import Experiment
     from pyro_vmem.config import load
     from pyro_vmem.plots import one_shot_generations
@@ -219,8 +220,7 @@ def sample(
 
     vma = load(run).to(where := own_device(device))
     memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed), where)[0].memory
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
     path = Path(out) if out is not None else Path(run) / "samples.png"
     figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))

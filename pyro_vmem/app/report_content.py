@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import EpisodeSampler
 from pyro_vmem.diagnostics import Calibration, Contribution, FewShotEvaluation, contribution, estimate_evidence, sbc
 from pyro_vmem.memory import Memory
@@ -83,8 +84,7 @@ def gather(
     assert memory.labels is not None
     assert episode.labels is not None
     measured = slice(min(_TARGETS, len(x)))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         chosen = torch.arange(0, measured.stop, max(1, measured.stop // rows))[:rows]
         slots = range(min(rows, memory.num_slots))
         samples = torch.stack([vma.generate(memory, 8, address=slot, mean=True) for slot in slots])

@@ -51,7 +51,13 @@ QUANTITIES: tuple[Row, ...] = (
     ("nll_wrong_memory", "NLL, wrong memory", 1, "nats", "The same pictures, with as many templates of other classes."),
     ("memory_worth_nats", "Worth of the memory", 1, "nats", "What right templates save over wrong ones."),
     ("information_gain", "Information gain", 2, "nats", _GAIN),
-    ("information_gain_exact", "Information gain, exact", 2, "nats", "The same for p(a | x, M), the model's own."),
+    (
+        "information_gain_exact",
+        "Information gain, exact",
+        2,
+        "nats",
+        "The same for p(a | x, M), the model's own posterior.",
+    ),
     ("hit_rate", "Hit rate", 1, "%", "How often the class that the guide finds most probable is right."),
     ("hit_rate_exact", "Hit rate, exact", 1, "%", "The same for p(a | x, M)."),
 )
@@ -83,7 +89,7 @@ DIAGNOSTICS: tuple[Row, ...] = (
         "nats",
         "The part of the NLL's error that more samples of z would remove.",
     ),
-    ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decodes at $slots slots."),
+    ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decoder passes at $slots slots."),
     (
         "error_unknown",
         "Error unknown",
@@ -241,17 +247,17 @@ def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def speed_sentence(metrics: Mapping[str, float]) -> str:
-    """Says how long an evaluation took, and how many decodes per second that is.
+    """Says how long an evaluation took, and how many decoder passes per second that is.
 
     Arguments:
         metrics: `evaluation_seconds`, `decodes` and `decodes_per_second`.
 
     Example:
         >>> print(speed_sentence({"evaluation_seconds": 25.0, "decodes": 160_000, "decodes_per_second": 6400.0}))
-        The evaluation took 25 s for 160,000 decodes, 6,400 per second.
+        The evaluation took 25 s for 160,000 decoder passes, 6,400 per second.
     """
     return (
-        f"The evaluation took {metrics['evaluation_seconds']:,.0f} s for {metrics['decodes']:,.0f} decodes, "
+        f"The evaluation took {metrics['evaluation_seconds']:,.0f} s for {metrics['decodes']:,.0f} decoder passes, "
         f"{metrics['decodes_per_second']:,.0f} per second."
     )
 

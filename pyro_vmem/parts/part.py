@@ -148,7 +148,7 @@ def _kinds_of_parts(cls: type[Part]) -> dict[str, tuple[type, ...]]:
         # One at a time: those whose names are imported for type checkers alone cannot be resolved.
         one = types.SimpleNamespace(__annotations__={name: annotation})
         try:
-            hint = get_type_hints(one, vars(sys.modules[cls.__init__.__module__]))[name]
+            hint = get_type_hints(one, getattr(cls.__init__, "__globals__", {}))[name]
         except NameError:
             continue
         kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)

@@ -272,7 +272,7 @@ def test_errors_of_use_say_what_and_leave_nothing(toy, capsys, words, code, mess
 def test_a_missing_extra_is_named_before_anything_is_done(toy, capsys, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["demo", "--steps", "1"]) == 2
-    assert f"this feature needs {module}: pip install 'pyro_vmem[" in capsys.readouterr().err
+    assert f"this feature needs {module}: pip install '.[" in capsys.readouterr().err
     assert list(toy.iterdir()) == []
 
 

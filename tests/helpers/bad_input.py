@@ -90,7 +90,7 @@ def refused(
 
 # Models, memories and data to pass bad input to
 
-with torch.random.fork_rng():
+with torch.random.fork_rng(devices=[]):
     VECTORS = pv.VMA.for_vectors(3, latent_dim=2, num_features=4, hidden=(4,))
     PICTURES = small_vma()
     T, X = torch.rand(4, 3), torch.rand(2, 3)
