@@ -18,9 +18,9 @@ class TruncatedGuide(AddressGuide):
 
     With `pyro.infer.TraceEnum_ELBO` and `config_enumerate(vma.guide, "parallel", expand=True)` it costs k decoder
     passes per target instead of one per slot, and its gradient is exact: the bound is that of the truncated posterior.
-    Under a uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`. Where templates are encoded as they are read, as :func:`fit`
-    does when slots are more than reads, those of a :class:`KeyedGuide` are chosen without gradient, and only these are
-    encoded with it.
+    Under a uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`. Where templates are encoded as they are read,
+    as :func:`fit` does when slots are more than reads, those of a :class:`KeyedGuide` are chosen without gradient, and
+    only these are encoded with it.
 
     Arguments:
         inner: The guide whose addresses are truncated.
