@@ -80,7 +80,7 @@ class RaoBlackwell_ELBO(ParticleELBO):
         summed = guide_trace.nodes[self.site]
         for name, site in {**samples(guide_trace), **samples(model_trace)}.items():
             for frame in summed["cond_indep_stack"]:
-                if frame not in site["cond_indep_stack"]:
+                if frame.vectorized and frame not in site["cond_indep_stack"]:
                     raise ValueError(
                         f"site: {self.site!r} is in plate {frame.name!r}, which {name!r} is not in, so that a "
                         "datapoint has several of it. Use pyro.infer.TraceEnum_ELBO, VIMCO_ELBO or "
@@ -125,7 +125,8 @@ class _TopAndRest(Messenger):
         fn = msg["fn"]
         if not isinstance(fn, torch.distributions.Categorical):
             raise ValueError(f"site: {self.site!r} is {type(fn).__name__}, expected a Categorical. Name one that is.")
-        if len(fn.batch_shape) >= self.dims:
+        batch = fn.batch_shape[-(self.dims - 1) :] if self.dims > 1 else torch.Size()
+        if batch.numel() < fn.batch_shape.numel():
             raise ValueError(
                 f"site: {self.site!r} depends on another latent, so its most probable values differ between particles. "
                 "Name the first categorical site of the guide."
@@ -137,5 +138,5 @@ class _TopAndRest(Messenger):
                 "To sum all of them, use pyro.infer.TraceEnum_ELBO."
             )
         values = top_and_rest(fn, self.k)
-        missing = self.dims - 1 - len(fn.batch_shape)
-        msg["value"] = values.reshape(self.k + 1, *[1] * missing, *fn.batch_shape)
+        missing = self.dims - 1 - len(batch)
+        msg["value"] = values.reshape(self.k + 1, *[1] * missing, *batch)
