@@ -124,21 +124,10 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
 
 
 def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
-<<<<<<< HEAD
-    r"""Says in a few sentences what the numbers mean; the :func:`problems` come first.
+    r"""Says in a few sentences what the metrics mean; the :func:`problems` come first, `noun` is what a class is.
 
     What the memory is worth is a difference of evidence: it is left out, with the reason, where the error of the
     evidence is unknown for more than 5 % of the targets (`UNKNOWN_SHARE`).
-
-    Arguments:
-        metrics: The items of `FewShotEvaluation.summary()`; information in nats.
-        noun: What a class is.
-
-    Returns:
-        A sentence or more.
-=======
-    r"""Says in a few sentences what the metrics mean; the :func:`problems` come first, `noun` is what a class is.
->>>>>>> cut-app
 
     Example:
         >>> metrics = {"n_way": 20, "k_shot": 1, "chance": 0.05, "hit_rate": 0.71, "hit_rate_se": 0.02}
