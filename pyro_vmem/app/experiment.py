@@ -57,6 +57,10 @@ TRAINING: dict[str, type | tuple[type, ...]] = {
     "schedule": (Schedule, LRScheduler),
     "kl_schedule": Schedule,
 }
+SYMBOLS = {
+    **{"p(a | M)": "address_prior", "p(z | m_a)": "latent_prior", "p(x | z, m_a)": "likelihood"},
+    **{"q(a | M, x)": "address_guide", "q(z | x, m_a)": "latent_guide"},
+}
 MODELS: dict[str, Any] = {
     "vma": VMA,
     "soft-attention": SoftAttentionVAE,
@@ -226,9 +230,6 @@ class Experiment(Sources):
     def adopt(self, out: str | Path) -> FitResult:
         """Puts the pretrained model into a folder as it is, to be evaluated, reported and sampled from there.
 
-        Arguments:
-            out: A new folder.
-
         Raises:
             ValueError: If `out` holds a run, or there is no model of that name.
         """
@@ -354,14 +355,7 @@ class Experiment(Sources):
             else f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
             f"objective {self.made_objective()!r}, seed {self.seed}",
             "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
-            "Parts": ", ".join(
-                f"{symbol} {type(part).__name__}"
-                for symbol, part in (
-                    *(("p(a | M)", vma.address_prior), ("p(z | m_a)", vma.latent_prior)),
-                    *(("p(x | z, m_a)", vma.likelihood), ("q(a | M, x)", vma.address_guide)),
-                    ("q(z | x, m_a)", vma.latent_guide),
-                )
-            ),
+            "Parts": ", ".join(f"{symbol} {type(getattr(vma, name)).__name__}" for symbol, name in SYMBOLS.items()),
             "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         }
 

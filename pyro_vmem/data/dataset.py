@@ -123,30 +123,6 @@ class FewShotDataset:
             return images.float().div_(255)
         return images.float()
 
-    def images_of(self, class_index: int) -> Tensor:
-        r"""Returns the observations of one class, in their order in :attr:`images`.
-
-        Arguments:
-            class_index: The class, in 0..n-1.
-
-        Returns:
-            The observations, with shape :math:`(n_c, *)`.
-
-        Raises:
-            ValueError: There is no such class.
-
-        Example:
-            >>> images = torch.zeros(5, 1, 4, 4, dtype=torch.uint8)
-            >>> FewShotDataset(images, torch.tensor([0, 1, 0, 1, 0])).images_of(0).shape
-            torch.Size([3, 1, 4, 4])
-        """
-        if not 0 <= class_index < self.num_classes:
-            raise ValueError(
-                f"class_index: got {class_index}, expected 0 to {self.num_classes - 1} "
-                f"(class_names.index(name) finds the index of a name)."
-            )
-        return self.images[self.classes == class_index]
-
     def subset(self, class_indices: Sequence[int] | Tensor) -> FewShotDataset:
         r"""Returns the data set of some classes, renumbered from 0 in the order given.
 

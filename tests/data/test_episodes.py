@@ -160,7 +160,7 @@ def test_variants_are_exact_turns_and_classes_of_their_own(rotate: bool, flip: b
         for image, label in zip(episode.x, episode.labels.tolist(), strict=True):
             c, t = label % 3, label // 3
             mirrored, turn = (t >= 4, t % 4) if rotate else (t == 1, 0)
-            source = dataset.to_float(dataset.images_of(c))
+            source = dataset.to_float(dataset.images[dataset.classes == c])
             turned = torch.rot90(source.flip(-1) if mirrored else source, turn, (-2, -1))
             assert (turned == image).flatten(1).all(1).sum() == 1
             seen.add(label)

@@ -543,7 +543,6 @@ refused(
             split(test=DATA.class_names),
             r"test: got 16 of 16 names, expected at least one on each",
         ),
-        "images of class -1": (lambda _: DATA.images_of(-1), r"class_index: got -1, expected 0 to 15"),
     },
     "^",
 )
