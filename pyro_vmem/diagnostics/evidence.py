@@ -239,7 +239,7 @@ def log_evidence(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> Tensor:
-    r"""Estimates :math:`\log p(x | M)` of each target, in nats, by :func:`estimate_evidence` without a budget.
+    r"""Estimates :math:`\log p(x | M)` of each target, in nats, as :func:`estimate_evidence` does without a budget.
 
     Arguments:
         vma: The model and its guide.
