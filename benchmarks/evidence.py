@@ -248,7 +248,7 @@ def main(
     rows: list[dict[str, Any]] = []
     equal: list[dict[str, Any]] = []
     coverage: list[dict[str, Any]] = []
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         for count in tqdm(slots or [16, 64, 256], desc="coverage", file=sys.stderr):
             coverage += coverage_on_reference(count, max(covered_decodes, count), targets)
         for name in packaged or []:
