@@ -422,8 +422,11 @@ def test_help_is_for_readers_of_a_terminal(capsys):
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
 def test_a_result_that_cannot_be_printed_is_an_error(toy):
-    code = "import sys; from pyro_vmem.app import cli; cli.COMMANDS['sample'] = lambda run, **_: {'a': 1}\n"
-    code += "cli.COMMANDS['sample'].__annotations__['run'] = str; sys.exit(cli.main(['sample', 'run', '--json']))"
+    code = (
+        "import sys\nfrom pyro_vmem.app import cli\n"
+        'def nothing(run: str, quiet: bool = False) -> dict:\n    """Does nothing."""\n    return {\'a\': 1}\n'
+        "cli.COMMANDS['sample'] = nothing\nsys.exit(cli.main(['sample', 'run', '--json']))"
+    )
     with open("/dev/full", "w") as full:
         done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
