@@ -25,7 +25,7 @@ from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, throu
 from pyro_vmem.infer.global_latents import draw_with_globals
 from pyro_vmem.infer.particles import Particles
 from pyro_vmem.infer.resampled_backward import check_guide, resampled_particles
-from pyro_vmem.infer.subsampling import SameSubsample
+from pyro_vmem.infer.subsampling import MasksByHandler, SameSubsample
 
 __all__ = ["ParticleELBO", "Terms", "log_mean_exp"]
 
@@ -149,6 +149,7 @@ class ParticleELBO(ELBO, abc.ABC):
 
     def proposal(self, guide: Any) -> Any:
         """What the particles are drawn from, made of the guide in its plates; the guide itself unless overridden."""
+        guide = MasksByHandler()(guide)
         return doubly_reparameterised()(guide) if self.dreg else guide
 
     def check_drawn(self, guide_trace: Trace) -> None:

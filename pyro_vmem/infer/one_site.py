@@ -61,7 +61,7 @@ class OneSiteELBO(ParticleELBO):
             if name in self.global_names:
                 continue
             for frame in chosen["cond_indep_stack"]:
-                if frame not in site["cond_indep_stack"]:
+                if frame.vectorized and frame not in site["cond_indep_stack"]:
                     raise ValueError(
                         f"site: {self.site!r} is in plate {frame.name!r}, which {name!r} is not in, so that a "
                         "datapoint has several of it. Use pyro.infer.TraceEnum_ELBO, VIMCO_ELBO or "
@@ -99,11 +99,12 @@ class _Chosen(Messenger):
             raise ValueError(f"site: {name!r} is outside of the data plate. Name a latent of each datapoint.")
         if not isinstance(fn, torch.distributions.Categorical):
             raise ValueError(f"site: {name!r} is {type(fn).__name__}, expected a Categorical. Name one that is.")
-        if len(fn.batch_shape) >= self.dims:
+        batch = fn.batch_shape[-(self.dims - 1) :] if self.dims > 1 else torch.Size()
+        if batch.numel() < fn.batch_shape.numel():
             raise ValueError(
                 f"site: {name!r} depends on another latent, so its most probable values differ between particles. "
                 "Name the first categorical site of the guide."
             )
         values = self.elbo.choose(fn)
-        missing = self.dims - 1 - len(fn.batch_shape)
-        msg["value"] = values.reshape(len(values), *[1] * missing, *fn.batch_shape)
+        missing = self.dims - 1 - len(batch)
+        msg["value"] = values.reshape(len(values), *[1] * missing, *batch)
