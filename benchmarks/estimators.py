@@ -37,7 +37,15 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, ParticleELBO, RaoBlackwell_ELBO, Reinforce_ELBO
+from pyro_vmem.infer import (
+    IWAE_ELBO,
+    RWS_ELBO,
+    VIMCO_ELBO,
+    ParticleELBO,
+    RaoBlackwell_ELBO,
+    Reinforce_ELBO,
+    UnorderedSet_ELBO,
+)
 from pyro_vmem.infer.elbo import log_mean_exp
 
 DECODES = 4
@@ -79,6 +87,7 @@ def objectives() -> dict[str, Loss]:
         "rws, defensive": sampled(RWS_ELBO(DECODES, defensive=0.2, max_plate_nesting=1)),
         "reinforce": sampled(Reinforce_ELBO(DECODES, max_plate_nesting=1)),
         "rao-blackwell": sampled(RaoBlackwell_ELBO(DECODES - 1, max_plate_nesting=1)),
+        "without replacement": sampled(UnorderedSet_ELBO(DECODES, max_plate_nesting=1)),
         "truncated": truncated,
         "enumerate": summed,
     }

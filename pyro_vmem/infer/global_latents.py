@@ -98,7 +98,7 @@ def _looked_up(model: Any, guide: Any, args: Any, kwargs: Any) -> frozenset[str]
     """The names of the global sites, by running the programs once; parameters and random state stay as they are."""
     if isinstance(poutine.unwrap(guide), Messenger):
         return frozenset()
-    with torch.no_grad(), torch.random.fork_rng(), pyro.get_param_store().scope(), poutine.block():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), poutine.block():
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     return global_names(prune_subsample_sites(run), prune_subsample_sites(drawn))

@@ -25,7 +25,19 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
 )
 
-from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, EnumGuard, ParticleELBO, RaoBlackwell_ELBO, Reinforce_ELBO
+from pyro_vmem.infer import (
+    IWAE_ELBO,
+    RELAX_ELBO,
+    RWS_ELBO,
+    VIMCO_ELBO,
+    DisARM_ELBO,
+    EnumGuard,
+    ParticleELBO,
+    RaoBlackwell_ELBO,
+    Reinforce_ELBO,
+    UnorderedSet_ELBO,
+)
+from pyro_vmem.infer.relax import Surrogate
 
 pytestmark = pytest.mark.usefixtures("float64")
 MANY = int(os.environ.get("PYRO_VMEM_PROGRAMS", "0"))
@@ -91,6 +103,17 @@ POINT = (lambda p: p.guide == "AutoDelta", "is a point that is learned.* Use pat
 NO_UNIFORM = (lambda p: any(s.kind == "scored" for s in p.sites), "defensive: .* Use defensive=0")
 SUMMED = (cannot_be_summed, "(?s)site: .*(Name|VIMCO_ELBO|it has)")
 
+UNPAIRED = (lambda p: True, "DisARM_ELBO pairs Bernoulli sites.*Use VIMCO_ELBO")
+UNRELAXED = (lambda p: any(s.kind == "scored" for s in p.sites) or p.mask == "distribution", "RELAX_ELBO relaxes")
+
+
+def learned() -> Surrogate:
+    """A control variate that is not zero."""
+    control = Surrogate()
+    for parameter in control.parameters():
+        torch.nn.init.normal_(parameter)
+    return control
+
 
 def summed(p: Program) -> str:
     return f"h{first_categorical(p) or 0}"
@@ -132,6 +155,12 @@ CASES = {
     "rao-blackwell-1": Case(lambda p: RaoBlackwell_ELBO(1, site=summed(p)), 1, lambda s: s.elbo(), (SUMMED,)),
     "enumerate": Case(lambda p: EnumGuard(), 1, lambda s: s.elbo(), (SEVERAL, LOOPED)),
     "rao-blackwell-2": Case(lambda p: RaoBlackwell_ELBO(2, site=summed(p)), 1, lambda s: s.elbo(), (SUMMED,)),
+    "unordered-set-2": Case(lambda p: UnorderedSet_ELBO(2, site=summed(p)), 1, lambda s: s.elbo(), (SUMMED,)),
+    "disarm-2": Case(lambda p: DisARM_ELBO(2), 1, lambda s: s.elbo(), (UNPAIRED,)),
+    "relax-1": Case(lambda p: RELAX_ELBO(1, learned()), 1, lambda s: s.elbo(), (UNRELAXED,)),
+    "relax-2-looped": Case(
+        lambda p: RELAX_ELBO(2, learned(), vectorize_particles=False), 1, lambda s: s.elbo(), (UNRELAXED,)
+    ),
 }
 
 

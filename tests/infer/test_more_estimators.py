@@ -7,19 +7,23 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
-from exact import Discrete, discrete_case, estimates, exact_elbo, gradients
+from exact import Discrete, discrete_case, estimates, exact_bound, exact_elbo, gradients
+from pyro.infer import Trace_ELBO
 from torch import nn
 
 from pyro_vmem.infer import (
     RELAX_ELBO,
+    RWS_ELBO,
+    VIMCO_ELBO,
     DisARM_ELBO,
     Reinforce_ELBO,
     StraightThrough_ELBO,
     UnorderedSet_ELBO,
 )
+from pyro_vmem.infer.exhaustive import exhaustive_bound
 from pyro_vmem.infer.relax import Surrogate
 from pyro_vmem.infer.unordered_set import leave_out, log_orders
-from pyro_vmem.testing import assert_unbiased
+from pyro_vmem.testing import assert_objective_unbiased, assert_same_bound, assert_unbiased
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -291,3 +295,35 @@ def test_a_site_without_a_table_of_values_is_refused(make):
 
     with pytest.raises(ValueError, match="'k' is a Poisson"):
         make(2).loss(lambda x: program(x, False), lambda x: program(x, True), X)
+
+
+def test_the_sum_over_all_values_is_that_by_hand():
+    toy, x, parameters = discrete_case()
+    for elbo, by_hand in ((Reinforce_ELBO(2), exact_elbo), (VIMCO_ELBO(2), lambda w, q: exact_bound(w, q, 2))):
+        ours, expected = exhaustive_bound(elbo, toy.model, toy.guide, x), by_hand(*toy.states(x))
+        torch.testing.assert_close(ours, expected)
+        torch.testing.assert_close(gradients(ours.sum(), parameters), gradients(expected.sum(), parameters))
+
+
+def test_assertions_on_programs_hold_and_can_fail():
+    toy, x, parameters = discrete_case()
+    assert_objective_unbiased(VIMCO_ELBO(2), toy.model, toy.guide, x, parameters=parameters, draws=100)
+    with pytest.raises(AssertionError, match="standard errors from the exact value"):
+        assert_objective_unbiased(RWS_ELBO(2), toy.model, toy.guide, x, parameters=[toy.q_k, toy.q_j], draws=100)
+    assert_same_bound(Reinforce_ELBO(2), Trace_ELBO(), toy.model, toy.guide, x, draws=60)
+    with pytest.raises(AssertionError, match="standard errors from the exact value 0"):
+        assert_same_bound(VIMCO_ELBO(8), Trace_ELBO(), toy.model, toy.guide, x, draws=60)
+
+
+def test_values_that_cannot_be_summed_are_refused():
+    def program(x, given):
+        with pyro.plate("data", len(x), dim=-1):
+            k = pyro.sample("k", dist.Normal(0.0, 1.0))
+            if not given:
+                pyro.sample("x", dist.Normal(k, 1.0), obs=x)
+
+    with pytest.raises(ValueError, match="the values of site 'k', Normal, cannot be gone through"):
+        exhaustive_bound(VIMCO_ELBO(2), lambda x: program(x, False), lambda x: program(x, True), X)
+    toy, x, _ = discrete_case()
+    with pytest.raises(ValueError, match=r"6 joint values .* in 6 particles are more than 20,000 combinations"):
+        exhaustive_bound(VIMCO_ELBO(6), toy.model, toy.guide, x)
