@@ -10,7 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -69,6 +69,7 @@ MODELS: dict[str, Any] = {
 }
 
 
+@dataclass(frozen=True)  # of no further fields, so that the check below is called
 class Experiment(Sources):
     """An experiment in a folder: its settings, and what is done with them.
 

@@ -42,6 +42,7 @@ class Kind:
     warp: bool = False
 
 
+@dataclass(frozen=True)
 class Sources(Settings):
     """Which images there are, and which episodes are made of them, by the settings."""
 
