@@ -45,7 +45,7 @@ SOME = settings(
     derandomize=not MANY,
     database=None,
     deadline=None,
-    max_examples=MANY or 25,
+    max_examples=MANY or 15,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow, HealthCheck.filter_too_much],
 )
 
@@ -174,7 +174,7 @@ def test_a_program_is_right_or_refused(name, data):
     check(case, program, seed)
 
 
-def check(case, program, seed, copies=2000):
+def check(case, program, seed, copies=1000):
     nodes = nodes_for(program, case.num_particles)
     assume(nodes is not None)
     torch.manual_seed(seed)
