@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-__all__ = ["EnumGuard", "EnumerationCost"]
+__all__ = ["EnumGuard", "EnumerationCost", "saved_bytes"]
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,14 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
             return tensor
 
         super().__init__(pack, lambda tensor: tensor)
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """What autograd keeps for the backward pass of a run, in bytes."""
+    saved = _SavedBytes()
+    with saved:
+        run()
+    return saved.total
 
 
 def _tensors(values: Any, depth: int = 3) -> list[Tensor]:

@@ -44,7 +44,11 @@ class GlobalDraws_ELBO(ELBO):
         self.local, self.draws = local, draws
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, minus the mean of the bounds in nats, as a scalar tensor to call `backward` on."""
+        """The loss, minus the mean of the bounds in nats, as a scalar tensor to call `backward` on.
+
+        Raises:
+            ValueError: If the model has no latents outside of the data plate.
+        """
         terms = [self.local.terms(model, guide, *args, **kwargs) for _ in range(self.draws)]
         loss, of_all = torch.zeros(()), sum(float(one.loss.detach()) for one in terms)
         for one in terms:
