@@ -8,6 +8,7 @@ from pyro_vmem.infer.global_draws import GlobalDraws_ELBO
 from pyro_vmem.infer.iwae import IWAE_ELBO
 from pyro_vmem.infer.particles import Particles
 from pyro_vmem.infer.rao_blackwell import RaoBlackwell_ELBO
+from pyro_vmem.infer.recommend import Choice, choose
 from pyro_vmem.infer.reinforce import Reinforce_ELBO
 from pyro_vmem.infer.relax import RELAX_ELBO
 from pyro_vmem.infer.rws import RWS_ELBO
@@ -20,6 +21,7 @@ __all__ = [
     "RELAX_ELBO",
     "RWS_ELBO",
     "VIMCO_ELBO",
+    "Choice",
     "DisARM_ELBO",
     "EnumGuard",
     "GlobalDraws_ELBO",
@@ -30,5 +32,6 @@ __all__ = [
     "StraightThrough_ELBO",
     "UnorderedSet_ELBO",
     "check_objective",
+    "choose",
     "choose_objective",
 ]

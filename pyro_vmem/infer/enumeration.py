@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from pyro_vmem._utils.random_state import forked
 
-__all__ = ["EnumGuard", "EnumerationCost"]
+__all__ = ["EnumGuard", "EnumerationCost", "saved_bytes"]
 
 
 @dataclass(frozen=True)
@@ -178,6 +179,14 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
             return tensor
 
         super().__init__(pack, lambda tensor: tensor)
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """What autograd keeps for the backward pass of a run, in bytes."""
+    saved = _SavedBytes()
+    with saved:
+        run()
+    return saved.total
 
 
 def _tensors(values: Any, depth: int = 3) -> list[Tensor]:

@@ -74,8 +74,8 @@ def _run(model: Any, guide: Any, args: Any, kwargs: Any, state: dict[str, int], 
     run.compute_log_prob()
     particles = particles_of(run, drawn)
     elements = particles.log_likelihood.shape[1]
-    for name in samples(drawn):
-        if drawn.nodes[name]["fn"].batch_shape.numel() > elements:
+    for name, site in samples(drawn).items():
+        if site["fn"].batch_shape.numel() > elements:
             raise ValueError(f"guide: a datapoint has several of site {name!r}, and its values cannot be gone through.")
     return particles.log_weights[0], sum(log_q[0] for log_q in particles.log_guide.values())
 
