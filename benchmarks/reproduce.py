@@ -35,7 +35,7 @@ from pyro_vmem import data
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem.app import Experiment
-from pyro_vmem.app.experiment import ModelName
+from pyro_vmem.app.settings import ModelName
 from pyro_vmem.data.storage import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
 from pyro_vmem.parts.learned_templates import NO_CLASS
