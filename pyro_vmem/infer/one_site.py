@@ -43,7 +43,11 @@ class OneSiteELBO(ParticleELBO):
 
     @abc.abstractmethod
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
-        """The values of all particles, with shape `(K, *)`, of the guide's distribution with batch shape `(*)`."""
+        """The values of all particles, with shape `(K, *)`, of the guide's distribution with batch shape `(*)`.
+
+        Raises:
+            ValueError: If the distribution has too few values.
+        """
 
     def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         chosen = _Chosen(self, int(self.max_plate_nesting))(guide)
