@@ -27,7 +27,7 @@ from torch import Tensor
 from pyro_vmem.infer.annealing import scale_sites
 
 ROWS = 2  # the datapoints of one copy of the data; copies are independent of one another
-MOST_TUPLES = 100_000
+MOST_TUPLES = 20_000
 SIZES = {
     "categorical": 3,
     "bernoulli": 2,
