@@ -24,6 +24,9 @@ class GlobalDraws_ELBO(ELBO):
     :math:`g_i` has the mean over the other draws as a baseline, which makes the gradient of discrete global latents
     useful; it stays unbiased.
 
+    References:
+        | Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019) | https://openreview.net/forum?id=r1lgTGL5DE
+
     Arguments:
         local: The objective of the latents of each datapoint.
         draws: The number :math:`G \ge 2` of draws; each takes as many decoder passes as `local`.
