@@ -707,7 +707,7 @@ def test_presets_take_any_part_in_place_of_theirs(kind: str) -> None:
 
 
 def test_without_an_encoder_the_template_is_its_own_features() -> None:
-    vma = model_of("vectors")
+    vma = VMA.for_vectors(4, latent_dim=D, num_features=4, hidden=(8,))  # as many features as values
     made = {name: getattr(vma, name) for name in ("address_prior", "latent_prior", "likelihood", "latent_guide")}
     assert VMA(**made, address_guide=vma.address_guide).encode_x(torch.rand(B, 4)).features.shape == (B, 4)
 
