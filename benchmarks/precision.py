@@ -112,8 +112,8 @@ def main(pairs: int = 5, steps: int = 150, width: int = 16, episodes: int = 8, r
 def show(result: dict[str, Any]) -> None:
     """The differences in sentences."""
     Console().print(
-        f"The bound against that of float32 after {result['steps']['float32']} steps, nats an image, mean and standard "
-        f"error of {len(result['rows'])} trainings:"
+        f"The bound against that of float32 after {result['steps']['float32']} steps, nats per image, mean and "
+        f"standard error of {len(result['rows'])} trainings:"
     )
     for name, words in WORDS.items():
         error = result[f"difference_{name}_se"]

@@ -36,7 +36,7 @@ from pyro_vmem._utils.files import write_atomically
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.app import Experiment
-from pyro_vmem.app.experiment import ModelName
+from pyro_vmem.app.settings import ModelName
 from pyro_vmem.data.storage import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
 from pyro_vmem.parts.learned_templates import NO_CLASS
@@ -251,6 +251,7 @@ def evaluate_cell(
             episode.x,
             recipe.num_samples,
             method,
+            budget=0,  # what is published are figures of one method
             seed=recipe.eval_seed * 1_000_003 + number,
             precision="auto",
             max_decodes=MAX_DECODES[device.type],
@@ -272,7 +273,9 @@ def evaluate_cell(
         "num_targets": len(nll),
         "nll": _short(float(by_episode.mean())),
         "nll_se": _short(_error(by_episode)),
-        "monte_carlo_se": _short(float(error.square().sum().sqrt()) / len(nll)),
+        # Of those that know their error; where others do not, it is a lower bound.
+        "monte_carlo_se": _short(float(error.square().nansum().sqrt()) / len(nll)),
+        "error_unknown": _short(float(error.isnan().double().mean())),
         "khat_above": _short(float((khat > 0.7).double().mean())),
         "copy_rate": _short(float(copy.mean())),
         "class_in_memory": _short(float(present.mean())),

@@ -1,6 +1,6 @@
 """Specs, YAML files and names of trained models to objects."""
 
-from pyro_vmem.config.build import build, load
+from pyro_vmem.config.build import build, load, save
 from pyro_vmem.config.pretrained import from_pretrained, model_card, pretrained_names
 
 __all__ = [
@@ -9,4 +9,5 @@ __all__ = [
     "load",
     "model_card",
     "pretrained_names",
+    "save",
 ]

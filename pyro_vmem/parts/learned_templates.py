@@ -111,6 +111,7 @@ class ExtraTemplates(Templates):
     """
 
     def forward(self, memory: Memory) -> Memory:
+        """As of :class:`Templates`; a `ValueError` if a given slot has the label -1."""
         if memory.labels is not None and bool((memory.labels == NO_CLASS).any()):
             raise ValueError(
                 f"memory: a slot has the label {NO_CLASS}, which is that of learned slots, and would join them. "

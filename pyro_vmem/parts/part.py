@@ -100,8 +100,13 @@ class Part(nn.Module, abc.ABC):
         # A list from a spec is shown as the tuple that it stands for.
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments().items()}
         given = {name: p.default for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-        shown = [f"{name}={v!r}" for name, v in values.items() if name not in given or v != given[name]]
+        shown = [f"{name}={_short(v)}" for name, v in values.items() if name not in given or v != given[name]]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _short(value: Any) -> str:
+    """Its repr, of a float with four digits."""
+    return repr(float(f"{value:.4g}") if isinstance(value, float) else value)
 
 
 def public_path(cls: type) -> str:
@@ -116,8 +121,8 @@ def public_path(cls: type) -> str:
     """
     packages = cls.__module__.split(".")
     for depth in range(1, len(packages)):
-        module = sys.modules.get(".".join(packages[:depth]))
-        if vars(module or object).get(cls.__qualname__) is cls:
+        # By getattr: the outermost package imports its names when the first of them is asked for.
+        if getattr(sys.modules.get(".".join(packages[:depth])), cls.__qualname__, None) is cls:
             return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 
@@ -143,7 +148,7 @@ def _kinds_of_parts(cls: type[Part]) -> dict[str, tuple[type, ...]]:
         # One at a time: those whose names are imported for type checkers alone cannot be resolved.
         one = types.SimpleNamespace(__annotations__={name: annotation})
         try:
-            hint = get_type_hints(one, vars(sys.modules[cls.__init__.__module__]))[name]
+            hint = get_type_hints(one, getattr(cls.__init__, "__globals__", {}))[name]
         except NameError:
             continue
         kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)

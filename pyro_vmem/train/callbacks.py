@@ -20,7 +20,7 @@ from pyro_vmem.memory import AddressIndex, Memory
 from pyro_vmem.model.indexing import KeyRefresher, staleness
 from pyro_vmem.parts import AddressGuide, IndexedGuide
 from pyro_vmem.train.checkpoint import load_newest, save_checkpoint
-from pyro_vmem.train.folder import RUN_FILES, holds_run, remove_unfinished
+from pyro_vmem.train.folder import RUN_FILES, holds_run
 from pyro_vmem.train.history import write_history
 from pyro_vmem.train.trainer import Trainer
 from pyro_vmem.train.validation import validate
@@ -96,18 +96,15 @@ class Checkpoints(Callback):
 
     Arguments:
         folder: The folder, which is there.
-        keep: How many of the last checkpoints are kept: the one before the last is `last-1.safetensors`.
+        keep: How many of the last checkpoints are kept, at least 1: that before the last is `last-1.safetensors`.
 
     Attributes:
         unwritten: Why the newest state is not in the folder, if it should be; `None` if it is.
-
-    Raises:
-        ValueError: If `keep` is less than 1.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         check_range("keep", keep, 1, 10**12, int)
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep = Path(folder).absolute(), keep  # wherever the process goes to meanwhile
         self.unwritten: OSError | None = None
         self._written: tuple[Any, int] = (None, 0)  # the best weights and the step that are in the folder
 
@@ -124,7 +121,6 @@ class Checkpoints(Callback):
             raise ValueError(
                 f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or name another folder."
             )
-        remove_unfinished(folder)
         try:
             tensors, data = load_newest(folder / RUN_FILES[0], set_aside=True)
         except FileNotFoundError as error:
@@ -136,10 +132,6 @@ class Checkpoints(Callback):
         return tensors | data
 
     def record(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        """Writes what has changed."""
-        self.write(trainer)
-
-    def write(self, trainer: Trainer) -> None:
         """Writes what has changed since the last time."""
         best, step = trainer.best, trainer.result.steps
         state = trainer.state_dict()
@@ -165,7 +157,7 @@ class Checkpoints(Callback):
     def write_rest(self, trainer: Trainer) -> None:
         """Writes the steps since the last record, if there are any and none of them is half done."""
         if trainer.whole and trainer.result.steps and self._written[1] != trainer.result.steps:
-            self.write(trainer)
+            self.record(trainer, {})
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
         """Takes note of the step that the folder holds; the best weights there may be of steps that were lost."""
@@ -182,20 +174,46 @@ class Checkpoints(Callback):
 
 
 class ProgressBar(Callback):
-    """Shows the steps and the averages of the terms on the terminal."""
+    """Shows the steps, the time left and the averages of the terms: a bar on a terminal, elsewhere a line now and then.
+
+    Arguments:
+        seconds: How often a line is written where stderr is no terminal, which would get every frame of a bar.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self.seconds = seconds
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
         """Shows the bar, and what `"auto"` has chosen."""
-        total = None if trainer.config.minutes else trainer.config.steps
-        self.bar = tqdm(total=total, initial=trainer.result.steps, desc="training", unit="step")
+        total, steps = None if trainer.config.minutes else trainer.config.steps, trainer.result.steps
+        self.bar = tqdm(total=total, initial=steps, desc="training", unit="step", disable=not sys.stderr.isatty())
+        self._begun, self._first = time.perf_counter(), steps
+        self._next = self._begun + self.seconds
         if trainer.result.chosen:
             self.bar.write(trainer.result.chosen, file=sys.stderr)
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Moves the bar."""
+        """Moves the bar, or writes a line."""
         self.bar.update()
-        if trainer.result.steps % 10 == 0:
-            self.bar.set_postfix_str(trainer.meter.text(), refresh=False)
+        if self.bar.disable and time.perf_counter() >= self._next:
+            self._next = time.perf_counter() + self.seconds
+            steps, of = trainer.result.steps, "" if trainer.config.minutes else f" of {trainer.config.steps:,}"
+            line = f"step {steps:,}{of}, {self._left(trainer)} left: {trainer.meter.text()}"
+            self.bar.write(line, file=sys.stderr)
+        elif trainer.result.steps % 10 == 0:
+            # Of a number of steps the bar itself tells the time left.
+            left = f"{self._left(trainer)} left  " if trainer.config.minutes else ""
+            self.bar.set_postfix_str(left + trainer.meter.text(), refresh=False)
+
+    def _left(self, trainer: Trainer) -> str:
+        """The time that the run still takes: of its minutes, or by the pace of the steps so far."""
+        config, result = trainer.config, trainer.result
+        if config.minutes is not None:
+            seconds = 60 * config.minutes - result.seconds
+        else:
+            per_step = (time.perf_counter() - self._begun) / max(1, result.steps - self._first)
+            seconds = per_step * (config.steps - result.steps)
+        return str(tqdm.format_interval(max(0.0, seconds)))
 
     def end(self, trainer: Trainer) -> None:
         """Closes the bar."""
@@ -240,10 +258,7 @@ class StopAfter(Callback):
     Calls with `resume=True` until the run is whole add up to the run that was never stopped.
 
     Arguments:
-        minutes: After how long; the step that is being taken is finished.
-
-    Raises:
-        ValueError: If it is not positive.
+        minutes: After how long, more than 0; the step that is being taken is finished.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -269,9 +284,6 @@ class RefreshKeys(Callback):
     Arguments:
         slots_per_step: How many slots have their keys computed anew after each step: no key is older than slots over
             `slots_per_step` steps. 0 leaves the keys as they are.
-
-    Raises:
-        ValueError: If it is negative.
     """
 
     everywhere = True
@@ -283,7 +295,7 @@ class RefreshKeys(Callback):
 
     def wants(self, guide: object, memory: Memory) -> bool:
         """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
-        return memory.index is not None and self.slots_per_step > 0 and _looked_up(guide) > 0
+        return memory.index is not None and self.slots_per_step > 0 and looked_up(guide) > 0
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
         """Forgets what was met in an earlier run, and takes note of the first memory."""
@@ -317,7 +329,7 @@ class RefreshKeys(Callback):
         if not self.wants(trainer.vma.address_guide, episode.memory):
             return {}
         with trainer.autocast:
-            found = staleness(trainer.vma, episode.memory, episode.x, _looked_up(trainer.vma.address_guide))
+            found = staleness(trainer.vma, episode.memory, episode.x, looked_up(trainer.vma.address_guide))
         means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}
         return means | {"key_drift": found.drift}
 
@@ -329,7 +341,7 @@ class RefreshKeys(Callback):
                     refresher.refresh()
 
 
-def _looked_up(guide: object) -> int:
+def looked_up(guide: object) -> int:
     """How many slots a guide looks up in an index; 0 if it does not."""
     while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
         guide = getattr(guide, "inner", None)

@@ -98,6 +98,14 @@ def test_what_is_wrong_comes_first(tmp_path) -> None:
     assert {"class": "verdict"} in page_of(tmp_path).all("p")
 
 
+def test_nothing_rests_on_evidence_whose_error_is_unknown(tmp_path) -> None:
+    known, unknown = (page_of(tmp_path, metrics=METRICS | {"error_unknown": share}).text for share in (0.04, 0.98))
+    assert "the memory is worth 17.2 nats per picture" in known
+    assert "is worth 17.2" not in unknown
+    assert "not stated: for 98 % of the pictures the error of the evidence is unknown." in " ".join(unknown.split())
+    assert "71 % of the time" in unknown  # what stands
+
+
 def test_drawings_take_the_colour_of_the_pages_text(tmp_path) -> None:
     """Light or dark by the reader's scheme, and a mid-tone that is legible on both where styles are not understood."""
     tone = plots.ON_ANY_PAGE["text.color"]
@@ -142,7 +150,7 @@ def test_numbers_appear(tmp_path) -> None:
         *("98.3 ± 0.4 nats", "115.5 ± 0.6 nats", "17.2 ± 0.5 nats", "2.41 ± 0.03 nats", "3.48 bits", "80 % of log |M|"),
         *("2.74 ± 0.02 nats", "3.95 bits", "71.2 ± 2.1 %", "80.3 ± 1.8 %", "chance 5 %", "182 s", "4,000", "400"),
         *("from 10 samples", "log C = 3.00", "glyphs", "pyro-vmem demo --seed 0", verdict(METRICS)),
-        *("took 25 s for 160,000 decodes, 6,504 per second", "12.3 ± 0.2 nats", "2.30 ± 0.03 nats", "0.071"),
+        *("took 25 s for 160,000 decoder passes, 6,504 per second", "12.3 ± 0.2 nats", "2.30 ± 0.03 nats", "0.071"),
     ]:
         assert part in text
 

@@ -242,12 +242,13 @@ def test_reliability_pools_all_targets():
 
 
 def test_shares_that_are_not_to_be_trusted():
-    khat, error = torch.tensor([[0.2, 0.9], [math.inf, math.nan]]), torch.tensor([[0.1, 0.1], [0.1, 0.6]])
+    khat, error = torch.tensor([[0.2, 0.9], [0.4, math.inf]]), torch.tensor([[0.1, math.nan], [0.1, 0.2]])
     summary = edited(khat=khat, standard_error=error, log_evidence=torch.zeros(2, 2)).summary()
     assert summary["khat_above"] == 0.5
-    assert summary["khat_unknown"] == 0.25
-    assert summary["unreliable"] == 0.75
-    assert summary["monte_carlo_se"] == pytest.approx(math.sqrt(0.03 + 0.36) / 4)
+    assert summary["error_unknown"] == 0.25
+    assert math.isnan(summary["monte_carlo_se"])
+    known = edited(khat=khat, standard_error=error.nan_to_num(0.3), log_evidence=torch.zeros(2, 2)).summary()
+    assert known["monte_carlo_se"] == pytest.approx(math.sqrt(0.01 + 0.09 + 0.01 + 0.04) / 4)
 
 
 def test_every_key_is_documented():
@@ -282,3 +283,25 @@ def test_a_learned_slot_is_a_class_of_its_own():
     assert int(result.target_class.min()) == 1  # the first is that of the learned slot
     assert torch.equal(result.hit, result.class_probs.argmax(-1) == result.target_class)
     assert result.summary()["hit_rate"] > 0.4  # similar templates are found without training
+
+
+def test_without_a_wrong_memory_the_rest_is_the_same():
+    """All of the classes may then be in memory."""
+    sampler = EpisodeSampler(blobs(), n_way=12, k_shot=1, n_query=1, seed=0)
+    with pytest.raises(ValueError, match="classes"):
+        evaluate(small_vma(), sampler, 2, 2, progress=False)
+    alone = evaluate(small_vma(), sampler, 2, 2, wrong=False, progress=False)
+    assert alone.log_evidence.isfinite().all()
+    assert math.isnan(alone.summary()["memory_worth_nats"])
+    assert alone.decodes == 2 * 12 * (12 * 2 + 8)
+
+
+def test_episodes_without_labels_are_refused_with_a_remedy():
+    class Bare:
+        n_way, k_shot = 3, 1
+
+        def __getitem__(self, index):
+            return pv.data.Episode(pv.Memory(torch.rand(3, 1, 8, 8)), torch.rand(2, 1, 8, 8))
+
+    with pytest.raises(ValueError, match=r"episodes: expected labels of targets and memory.*"):
+        evaluate(small_vma(), Bare(), 1, 1, progress=False)
