@@ -88,12 +88,16 @@ class PackedStore:
         at = a.flatten().to(self.packed.device)
         if at.device.type == "cpu" and bool(((at < 0) | (at >= self.num_slots)).any()):
             raise IndexError(f"a: expected addresses in 0..{self.num_slots - 1}, got {at.min()}..{at.max()}.")
+        values = _unpack(self._rows(at).to(self.device), self.event_shape, self.bits, self.dtype)
+        return values.reshape(*a.shape, *self.event_shape)
+
+    def _rows(self, at: Tensor) -> Tensor:
+        """The templates at slots `(n,)` as they are stored, `(n, *row_shape)`."""
         rows, added = self.packed.index_select(0, at.clamp(max=len(self.packed) - 1)), self.added.values
         if len(added):
             is_added = at >= len(self.packed)
             rows[is_added] = added[at[is_added] - len(self.packed)]
-        values = _unpack(rows.to(self.device), self.event_shape, self.bits, self.dtype)
-        return values.reshape(*a.shape, *self.event_shape)
+        return rows
 
     def append(self, rows: Tensor) -> PackedStore:
         """The store with packed templates `(n, *row_shape)` behind the others, which are not copied."""
@@ -246,17 +250,21 @@ class PackedMemory(Memory):
                 raise ValueError(f"{name}: expected {expected}, got {'none' if value is None else len(value)}.")
         if labels is not None:
             labels = self._new_labels(labels)
-        if keys is not None:
-            self._own_index().add(keys)  # which refuses keys that do not fit; all else has been checked
         slots = torch.arange(self.num_slots, self.num_slots + len(rows), device=self.device)
+        self.store = self._stored(rows, labels, keys)  # which refuses keys that do not fit; all else has been checked
         if labels is not None:
             assert self._grown_labels is not None
             self._grown_labels = self._grown_labels.append(labels)
             self.labels = self._grown_labels.values
         if self.mask is not None:
             self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows))])
-        self.store = self.store.append(rows)
         return slots
+
+    def _stored(self, rows: Tensor, labels: Tensor | None, keys: Tensor | None) -> PackedStore:
+        """Writes what is new; returns the store that has it. If that fails, nothing was changed."""
+        if keys is not None:
+            self._own_index().add(keys)
+        return self.store.append(rows)
 
     def remove(self, slots: Tensor) -> None:
         """Takes slots out of use; the others keep their numbers.
