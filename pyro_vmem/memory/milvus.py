@@ -99,7 +99,10 @@ class Collection:
 
     def _connected(self) -> Any:
         if self._client is None:
-            client = self._milvus.MilvusClient(self.uri, timeout=self.timeout, **self.options)
+            # A pool of its own, or a server that is back is not asked before the time since its last failure is over.
+            grpc = {"grpc.use_local_subchannel_pool": 1} | self.options.get("grpc_options", {})
+            options = self.options | {"timeout": self.timeout, "grpc_options": grpc}
+            client = self._milvus.MilvusClient(self.uri, **options)
             if client.has_collection(self.name, timeout=self.timeout):
                 client.load_collection(self.name, timeout=self.timeout)  # a server that was started anew has not
             self._client = client
@@ -107,7 +110,7 @@ class Collection:
 
     @contextmanager
     def _telling_the_uri(self) -> Iterator[None]:
-        loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite")]
+        loggers = [logging.getLogger(name) for name in ("pymilvus", "milvus_lite", "grpc")]
         levels = [logger.level for logger in loggers]
         try:
             for logger in loggers:  # which write what is raised here, and that the embedded engine has no clock
