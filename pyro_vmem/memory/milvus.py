@@ -39,7 +39,7 @@ class Collection:
     Arguments are as of :class:`MilvusMemory`.
     """
 
-    def __init__(self, uri: str, name: str, timeout: float = 30.0, **options: Any) -> None:
+    def __init__(self, uri: str, name: str, timeout: float = 60.0, **options: Any) -> None:
         self.uri, self.name, self.timeout, self.options = str(uri), name, timeout, options
         self.about: dict[str, Any] = {}
         self._milvus: Any = require("pymilvus", "milvus")
@@ -63,7 +63,7 @@ class Collection:
         (key,) = (field for field in described["fields"] if field["name"] == "key")
         self.dim = int(key["params"]["dim"])
         bytes_each = 4 * self.dim + 4 * math.prod(self.about["event_shape"]) // 3
-        self.rows_at_once = max(1, min(4096, MOST_BYTES // bytes_each))
+        self.rows_at_once = max(1, min(1024, MOST_BYTES // bytes_each))
         return self
 
     def create(self, dim: int, about: dict[str, Any], row_bytes: int, index: dict[str, Any]) -> Self:
@@ -99,9 +99,14 @@ class Collection:
 
     def _connected(self) -> Any:
         if self._client is None:
-            # A pool of its own, or a server that is back is not asked before the time since its last failure is over.
-            grpc = {"grpc.use_local_subchannel_pool": 1} | self.options.get("grpc_options", {})
-            options = self.options | {"timeout": self.timeout, "grpc_options": grpc}
+            how = {
+                # Or a server that is back would not be asked before a pause after its last failure is over.
+                "grpc.use_local_subchannel_pool": 1,
+                # No pings: every call has a deadline, and the embedded engine takes many for an attack.
+                "grpc.keepalive_time_ms": 2**31 - 1,
+            }
+            how |= self.options.get("grpc_options", {})
+            options = self.options | {"timeout": self.timeout, "grpc_options": how}
             client = self._milvus.MilvusClient(self.uri, **options)
             if client.has_collection(self.name, timeout=self.timeout):
                 client.load_collection(self.name, timeout=self.timeout)  # a server that was started anew has not
@@ -116,17 +121,18 @@ class Collection:
             for logger in loggers:  # which write what is raised here, and that the embedded engine has no clock
                 logger.setLevel(logging.CRITICAL)
             yield
-        except self._milvus.MilvusException as error:
+        except (self._milvus.MilvusException, require("grpc", "milvus").RpcError) as error:
             # This client would not connect again; the next call makes another.
             self.close(engine=False)
             what = f"uri: {self.uri!r}, collection {self.name!r}: "
+            reason = error.message if isinstance(error, self._milvus.MilvusException) else error.details()
             if isinstance(error, self._milvus.exceptions.ConnectionConfigException):
                 raise ConnectionError(
                     f"{what}it cannot be opened. A file belongs to one process at a time: end the other, or serve the "
                     "file, `milvus-lite server --data-dir FILE --port 19530`, and open 'http://localhost:19530'."
                 ) from error
             raise ConnectionError(
-                f"{what}Milvus did not answer as expected ({error.message}). What it has confirmed is stored. Check "
+                f"{what}Milvus did not answer as expected ({reason}). What it has confirmed is stored. Check "
                 "that the server runs, and call again."
             ) from error
         finally:
@@ -440,7 +446,7 @@ class MilvusMemory(PackedMemory):
         collection: str,
         *,
         search: dict[str, Any] | None = None,
-        timeout: float = 30.0,
+        timeout: float = 60.0,
         **options: Any,
     ) -> None:
         index = MilvusIndex(Collection(uri, collection, timeout, **options).open(), search)
@@ -461,7 +467,7 @@ class MilvusMemory(PackedMemory):
         labelled: bool = True,
         index: dict[str, Any] | None = None,
         search: dict[str, Any] | None = None,
-        timeout: float = 30.0,
+        timeout: float = 60.0,
         **options: Any,
     ) -> Self:
         """Makes a collection without templates; :func:`add_templates` fills it.

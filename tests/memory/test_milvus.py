@@ -31,7 +31,7 @@ def binary(*shape: int) -> Tensor:
 # As other indexes and memories
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.data())
 def test_an_index_finds_what_looking_at_all_keys_finds(data: st.DataObject) -> None:
     """Through additions, removals and updates in any order; whole numbers, so that no score is rounded."""
