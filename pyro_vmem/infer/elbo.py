@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from pyro import poutine
 from pyro.infer import ELBO
 from pyro.infer.enum import get_importance_trace
 from pyro.poutine import Trace
@@ -24,8 +23,8 @@ from pyro_vmem._utils.checks import check_count
 from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, through_values_only
 from pyro_vmem.infer.global_latents import draw_with_globals
 from pyro_vmem.infer.particles import Particles
-from pyro_vmem.infer.resampled_backward import check_guide, resampled_particles
-from pyro_vmem.infer.subsampling import MasksByHandler, SameSubsample
+from pyro_vmem.infer.resampled_backward import resampled_particles
+from pyro_vmem.infer.subsampling import SameData
 
 __all__ = ["DifferentiableELBO", "ParticleELBO", "Terms", "log_mean_exp"]
 
@@ -140,7 +139,8 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
         """The loss and what it is made of, from one draw of particles; arguments as of `loss`."""
-        particles = self._draw(model, guide, *args, **kwargs)
+        draw = resampled_particles if self.backward and torch.is_grad_enabled() else draw_with_globals
+        particles = draw(self, model, guide, *args, **kwargs)
         bound, surrogate = self.estimate(particles)
         # The value is the bound's, the gradient the surrogate's.
         value = bound.detach() + surrogate - surrogate.detach()
@@ -180,26 +180,8 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
                 "backward: particles have to be vectorized. Pass vectorize_particles=True, or no backward."
             )
 
-    def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
-        unmasked = MasksByHandler()(guide)  # innermost, so that all that is done with a site finds its distribution
-        if self.backward is None or not torch.is_grad_enabled():
-            return draw_with_globals(self, model, unmasked, *args, **kwargs)
-        check_guide(guide)
-        if self.global_names:
-            raise ValueError("backward: not for programs with latents outside of the data plate. Use backward=None.")
-        if self.max_plate_nesting == math.inf:
-            self._guess_max_plate_nesting(model, unmasked, args, kwargs)
-        same = SameSubsample()
-        drawn = poutine.trace(same(self.proposal(self._vectorized_num_particles(unmasked)))).get_trace(*args, **kwargs)
-        sizes = int(self.num_particles), self.backward
-        particles = resampled_particles(
-            drawn, same(model), *sizes, int(self.max_plate_nesting), self.check_drawn, args, kwargs
-        )
-        same.check()
-        return particles
-
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
-        same = SameSubsample()
+        same = SameData()
         yield from super()._get_traces(same(model), same(guide), args, kwargs)
         same.check()
 

@@ -80,7 +80,7 @@ class RELAX_ELBO(ParticleELBO):
         bound, count = f.mean(0), len(f)
         signal = f.detach() - (bound.detach() * count - f.detach()) / (count - 1) if count > 1 else f.detach()
         total = signal * sum(particles.score.values(), torch.zeros_like(f))
-        for path, cross, square in particles.relaxed.values():
+        for path, cross, square in (parts.unbind(1) for parts in particles.relaxed.values()):
             # The network makes the square of signal * score + h small, of which it has no part in the first square.
             total = total + path - 0.5 * (2 * signal * cross + square)
         return bound, bound + total.mean(0)
