@@ -21,8 +21,8 @@ from torch import Tensor
 
 from pyro_vmem._utils.checks import check_count
 from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, through_values_only
-from pyro_vmem.infer.global_latents import draw_with_globals
-from pyro_vmem.infer.particles import Particles
+from pyro_vmem.infer.global_latents import draw_with_globals, find_globals
+from pyro_vmem.infer.particles import Particles, draw_particles
 from pyro_vmem.infer.resampled_backward import resampled_particles
 from pyro_vmem.infer.subsampling import SameData
 
@@ -66,7 +66,6 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: How many nested plates model and guide have, as in `pyro.infer.ELBO`; by default the first
             call finds out.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Attributes:
         discrete: How the guide's discrete sites get their gradient.
@@ -98,7 +97,6 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
         backward: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
         count = check_count("num_particles", num_particles, 0)
         if count < self.least_particles:
@@ -113,7 +111,6 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
             num_particles=count,
             vectorize_particles=vectorize_particles,
             max_plate_nesting=max_plate_nesting,
-            retain_graph=retain_graph,
         )
         self.backward = backward
 
@@ -139,8 +136,7 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
         """The loss and what it is made of, from one draw of particles; arguments as of `loss`."""
-        draw = resampled_particles if self.backward and torch.is_grad_enabled() else draw_with_globals
-        particles = draw(self, model, guide, *args, **kwargs)
+        particles = self._draw(model, guide, *args, **kwargs)
         bound, surrogate = self.estimate(particles)
         # The value is the bound's, the gradient the surrogate's.
         value = bound.detach() + surrogate - surrogate.detach()
@@ -179,6 +175,19 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
             raise ValueError(
                 "backward: particles have to be vectorized. Pass vectorize_particles=True, or no backward."
             )
+
+    def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
+        if self.backward is not None and torch.is_grad_enabled():
+            return resampled_particles(self, model, guide, *args, **kwargs)
+        if not self.global_names:
+            # Most programs have no latents outside of the data plate, so they are looked for where it does not go well.
+            try:
+                return draw_particles(self, model, guide, *args, **kwargs)
+            except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
+                self.global_names = find_globals(model, guide, args, kwargs)
+                if not self.global_names:
+                    raise
+        return draw_with_globals(self, model, guide, *args, **kwargs)
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:
         same = SameData()

@@ -115,7 +115,7 @@ def _without_gradients(model: Any) -> Callable[..., Any]:
     def run(*args: Any, **kwargs: Any) -> Any:
         with torch.no_grad():
             value = model(*args, **kwargs)
-        torch.clear_autocast_cache()  # or older versions of torch go on with the weights as cast here, without gradients
+        torch.clear_autocast_cache()  # or older versions of torch go on with weights that were cast without gradients
         return value
 
     return run

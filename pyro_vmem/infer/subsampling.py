@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
+
+from pyro_vmem._utils.param_store import ONE_LOSS
 
 __all__ = ["SameData"]
 
@@ -29,10 +32,19 @@ class SameData(Messenger):
         self.runs = 0
         self._first: dict[str, tuple[int, Tensor]] = {}  # the size and the indices of each plate
         self._subsampled: dict[str, set[int]] = {}  # the runs in which each subsampled plate was made
+        self._done: set[Hashable] = set()
 
     def __enter__(self) -> Any:
         self.runs += 1
+        self._outer = ONE_LOSS.set(self._done)
         return super().__enter__()
+
+    def __exit__(self, *raised: Any) -> Any:
+        ONE_LOSS.reset(self._outer)
+        return super().__exit__(*raised)
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        self._done.add(msg["name"])  # unless a handler within has hidden it
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
