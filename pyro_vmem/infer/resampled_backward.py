@@ -1,7 +1,4 @@
-"""Takes the model's gradient of a few particles, resampled by their weights, in place of all K.
-
-The model runs without gradients for all particles, and once more with gradients for those that were resampled.
-"""
+"""Takes the model's gradient of a few particles, resampled by their weights, in place of all K."""
 
 from __future__ import annotations
 
@@ -26,24 +23,12 @@ __all__ = ["choose", "resampled_particles"]
 def resampled_particles(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
     r"""Draws particles with the same values as :func:`draw_particles` does, and fewer gradients.
 
-    The model is run on all K particles without gradients. Of each datapoint, n particles are then drawn by their
-    normalised weights :math:`\tilde w_k`, and the model is run on those again. Wherever :math:`\log p(x, h_k)` is
-    used, its gradient is that of the second run times :math:`n_k / (n \tilde w_k)`, if the k-th was drawn :math:`n_k`
-    times. That factor is 1 in expectation, so the gradient of whatever is made of the weights stays what it was; of the
-    bound, :math:`\sum_k \tilde w_k \nabla \log p(x, h_k)` becomes the mean of :math:`\nabla \log p` over those drawn.
-
-    The :math:`\log q` of a latent that is differentiated through has the same factor: along the latent's value, the
-    gradients of :math:`\log p` and :math:`\log q` cancel where the guide is good. That of any other latent is kept
-    whole, so what is directly its own is no noisier than before.
-
-    The model is run twice, and should be the same both times: dropout, say, would be drawn anew.
-
-    Arguments:
-        elbo: Gives the numbers of particles, n of which are `elbo.backward`.
-        model: A Pyro model.
-        guide: Its guide.
-        args: Their arguments.
-        kwargs: Their keyword arguments.
+    The model is run on all K particles without gradients, and again on n of each datapoint, drawn by their normalised
+    weights :math:`\tilde w_k`. Wherever :math:`\log p(x, h_k)` is used, its gradient is that of the second run times
+    :math:`n_k / (n \tilde w_k)`, if the k-th was drawn :math:`n_k` times: a factor that is 1 in expectation. The
+    :math:`\log q` of a latent that is differentiated through has the same factor, because along the latent's value the
+    gradients of :math:`\log p` and :math:`\log q` cancel where the guide is good. Any other is kept whole. The two runs
+    should be the same: dropout, say, would be drawn anew.
 
     Raises:
         ValueError: As of :func:`draw_particles`; if the guide runs the model itself.

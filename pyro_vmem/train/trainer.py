@@ -29,6 +29,7 @@ from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.by_name import Objective, named_objective
 from pyro_vmem.infer.elbo import Terms
 from pyro_vmem.model import VMA
+from pyro_vmem.model.checks import check_weights
 from pyro_vmem.train.config import TrainingConfig
 from pyro_vmem.train.distributed import Processes
 from pyro_vmem.train.history import FitResult, Meter, summarise
@@ -95,9 +96,7 @@ class Trainer:
             raise ValueError(
                 f"objective: expected one of {names} or a pyro.infer.ELBO, got {type(objective).__name__}."
             )
-        for name, parameter in vma.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
-                raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
+        check_weights(vma)
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
         # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
         self.objective: Any = objective if isinstance(objective, ELBO) else None
