@@ -105,6 +105,7 @@ class Settings:
         clip_norm: The largest norm of the gradient of the loss per datapoint.
         precision: The precision of the networks; see :class:`pyro_vmem.TrainingConfig`.
         validate_every: Steps between validations.
+        patience: Early stopping: end after this many validations in a row without a better bound. Default: never.
         select: Which weights are kept, those of the best validation or the last.
         refresh_slots: How many keys of a memory's index are computed anew after each step; see
             :class:`pyro_vmem.train.RefreshKeys`.
@@ -152,6 +153,7 @@ class Settings:
     clip_norm: float = 10.0
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     validate_every: int = 500
+    patience: int | None = None
     select: Literal["best", "last"] = "best"
     refresh_slots: int = 256
     notes: dict = dataclasses.field(default_factory=dict)  # type: ignore[type-arg]

@@ -219,6 +219,9 @@ class ProgressBar(Callback):
         """Closes the bar."""
         if trainer.stopped:
             self.bar.write(f"Interrupted after {trainer.result.steps} steps; the run is kept.", file=sys.stderr)
+        elif trainer.out_of_patience():
+            text = f"{trainer.config.patience} validations without a better bound: ended after"
+            self.bar.write(f"{text} {trainer.result.steps:,} steps.", file=sys.stderr)
         self.bar.close()
 
 

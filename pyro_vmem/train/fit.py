@@ -116,6 +116,8 @@ def fit(
     config = _config(config, settings)
     check_range("validate_every", validate_every, 1, 10**12, int)
     check_range("workers", workers, 0, MOST_WORKERS, int)
+    if config.patience is not None and validation is None:
+        raise ValueError(f"patience: got {config.patience}, but there is no validation. Pass validation= as well.")
     if device is not None and isinstance(vma, VMA):
         vma.to(own_device(device))
     processes = Processes.join(next((p.device for p in vma.parameters()), torch.device("cpu")))
