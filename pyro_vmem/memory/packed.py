@@ -205,7 +205,7 @@ class PackedMemory(Memory):
     ) -> PackedMemory:
         """Memory-maps a `.npy` file of :meth:`pack`.
 
-        The arguments are those of the class.
+        Arguments are as of the class.
 
         Raises:
             ValueError: If the file holds templates of another size.

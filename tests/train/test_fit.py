@@ -268,8 +268,8 @@ def test_a_run_without_a_better_bound_ends_early_and_a_resumed_one_counts_on(tmp
     assert "2 validations without a better bound: ended after 4 steps." in capsys.readouterr().err
     with pytest.warns(RuntimeWarning, match="the run is over, after 4 steps"):
         assert pv.fit(small_vma(), sampler(), **settings, resume=True, progress=False).steps == 4
-    with pytest.warns(RuntimeWarning, match=r"goes on with patience=3 \(was 2\)"):  # which is a reason to go on
-        settings |= {"patience": 3, "callbacks": [pv.train.StopAfter(1e-5)]}
+    settings |= {"patience": 3, "callbacks": [pv.train.StopAfter(1e-5)]}  # more patience is a reason to go on
+    with pytest.warns(RuntimeWarning, match=r"goes on with patience=3 \(was 2\)"):
         assert pv.fit(small_vma(), sampler(), **settings, resume=True, progress=False).steps == 5
 
 
