@@ -1,11 +1,12 @@
-"""Runs the notebooks in full and keeps what they show for the site: `make notebooks`, half an hour on one core.
+"""Runs the notebooks in full and keeps their outputs for the site: `make notebooks`, half an hour on one core.
 
-The outputs of NAME.ipynb are in docs/notebook_runs/NAME.json, its figures beside it. `python docs/run_notebooks.py NAME`
-runs one notebook; without a name, all whose code has changed since their last run.
+The outputs of NAME.ipynb are in docs/notebook_runs/NAME.json, its figures beside it. `make notebooks ARGS=NAME` runs
+one notebook. Without a name, all notebooks run whose code has changed since their last run.
 """
 
 from __future__ import annotations
 
+import ast
 import base64
 import io
 import json
@@ -23,9 +24,9 @@ def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
 
-def code(notebook: dict[str, Any]) -> list[str]:
-    """The code of each cell of code."""
-    return ["".join(cell["source"]) for cell in code_cells(notebook)]
+def meaning(source: str | list[str]) -> str:
+    """The code of a cell without comments and layout, which change no output."""
+    return ast.dump(ast.parse("".join(source)))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -43,16 +44,17 @@ def kept(name: str) -> list[dict[str, Any]]:
 
 def is_current(name: str) -> bool:
     """Whether the last full run was of the code that the notebook has now."""
-    return [cell["code"] for cell in kept(name)] == code(read(name))
+    cells = code_cells(read(name))
+    return [meaning(cell["code"]) for cell in kept(name)] == [meaning(cell["source"]) for cell in cells]
 
 
 def with_outputs(name: str) -> str:
     """The notebook with the outputs of its last full run. A cell whose code has changed since has none."""
     notebook = read(name)
-    outputs = {cell["code"]: cell["outputs"] for cell in kept(name)}
+    outputs = {meaning(cell["code"]): cell["outputs"] for cell in kept(name)}
     for number, cell in enumerate(code_cells(notebook), 1):
         cell["execution_count"] = number
-        cell["outputs"] = outputs.get("".join(cell["source"]), [])
+        cell["outputs"] = outputs.get(meaning(cell["source"]), [])
         for output in cell["outputs"]:
             if output["output_type"] == "execute_result":
                 output["execution_count"] = number
@@ -103,7 +105,7 @@ def main(names: list[str]) -> None:
     RUNS.mkdir(exist_ok=True)
     for name in names or sorted(path.stem for path in NOTEBOOKS.glob("*.ipynb")):
         if names or not is_current(name):
-            print(name, flush=True)
+            sys.stderr.write(f"{name}\n")
             run(name)
 
 
