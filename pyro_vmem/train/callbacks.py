@@ -58,10 +58,10 @@ class Callback:
 
 
 class Validation(Callback):
-    """Validates on episodes that are not trained on, and selects weights.
+    """Validates on held-out episodes, and selects weights.
 
     Arguments:
-        episodes: Where they come from: classes that are not trained on.
+        episodes: The source of episodes, of held-out classes.
         select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
             last validation. The bound hardly tells them apart where only a guide is trained.
 
