@@ -21,6 +21,7 @@ from pyro_vmem.diagnostics.evidence_refined import RefineConfig
 from pyro_vmem.diagnostics.export import to_arviz, to_datatree
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import InformationSummary, address_entropy, information_gain, information_summary
+from pyro_vmem.diagnostics.one_shot import OneShotErrors, one_shot_errors
 from pyro_vmem.diagnostics.slot_weights import slot_log_evidence
 from pyro_vmem.diagnostics.weights import effective_sample_size, pareto_k, standard_error
 
@@ -32,6 +33,7 @@ __all__ = [
     "EvidenceBounds",
     "FewShotEvaluation",
     "InformationSummary",
+    "OneShotErrors",
     "RefineConfig",
     "ReliabilityCurve",
     "TopKBounds",
@@ -48,6 +50,7 @@ __all__ = [
     "information_gain",
     "information_summary",
     "log_evidence",
+    "one_shot_errors",
     "pareto_k",
     "sbc",
     "slot_contribution",
