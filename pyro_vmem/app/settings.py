@@ -91,7 +91,7 @@ class Settings:
         x_encoder: The encoder of targets, a spec. Default: that of templates.
         templates: Learned slots, a spec. Default: none. Learned slots that replace the given ones start as training
             images; learned slots beside them start grey.
-        model: The VMA, or a baseline with the same networks; see :mod:`pyro_vmem.baselines`.
+        model: The VMA, or a baseline with the same networks; see :mod:`pyro_vmem.model`.
         start: The folder or checkpoint of a run with initial weights, as far as they fit.
         only: The only part to train, with all others frozen. Default: all are trained.
         objective: The name of an objective, see :func:`pyro_vmem.fit`, or the spec of one.
