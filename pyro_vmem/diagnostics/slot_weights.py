@@ -1,6 +1,6 @@
 """Importance weights of a VMA: at every slot, at given addresses, and of draws from its guide.
 
-Every estimate of the evidence, and all that is said of single slots, is made of these.
+All estimates of the evidence and all figures on single slots are computed from these.
 """
 
 from __future__ import annotations
@@ -29,15 +29,14 @@ __all__ = ["GuideDraws", "SlotWeights", "draw_from_guide", "slot_log_evidence", 
 # Every slot
 
 
-@dataclass(frozen=True, eq=False)
-class SlotWeights:
-    r"""What :func:`slot_weights` found of each target at every slot, in nats.
+class SlotWeights(NamedTuple):
+    r"""The evidence of each target at every slot, in nats.
 
     Attributes:
         log_prior: :math:`\log p(a | M)`, with shape `(B, S)`; `-inf` for slots that are not in use.
         log_evidence: Estimates of :math:`\log p(x | m_a)`, with shape `(B, S)`; `-inf` for slots without samples.
-        standard_error: Their Monte Carlo errors, with shape `(B, S)`; NaN of a single sample.
-        estimate: :math:`\log p(x | M)` by summing the slots, and how far it can be trusted.
+        standard_error: Their Monte Carlo errors, with shape `(B, S)`; NaN for a single sample.
+        estimate: :math:`\log p(x | M)` by summing the slots, and figures on its reliability.
     """
 
     log_prior: Tensor
@@ -62,16 +61,7 @@ def slot_weights(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> SlotWeights:
-    r"""Weights :math:`p(a | M)\, p(z | m_a)\, p(x | z, m_a) / q(z | x, m_a)` of as many samples of z at every slot.
-
-    Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: Samples of z a slot.
-        slots: Which slots, with shape `(n,)`. Default: those in use.
-        max_decodes: How many decodes to hold in memory at once.
-        progress: Whether to show a progress bar.
+    """Weighs the same number of samples of z at every slot, or at the given ones `(n,)`.
 
     Example:
         >>> vma = VMA.for_vectors(5)
@@ -99,19 +89,19 @@ def slot_log_evidence(
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | m_a)` of each target from each slot, in nats.
 
-    Added to the address prior's logits it gives the exact address posterior:
+    With the address prior's logits added, these are the logits of the exact address posterior:
     :math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`.
 
     Arguments:
         vma: The model and its guide.
         memory: The memory :math:`M`.
         x: The targets, with shape `(B, *event)`.
-        num_samples: Samples of z a slot.
-        max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
+        num_samples: Samples of z per slot.
+        max_decodes: How many decoder passes to hold in memory at once. On a CPU more are slower, on a GPU faster.
         progress: Whether to show a progress bar.
 
     Returns:
-        Nats, with shape `(B, S)`, learned slots among them; slots that are not in use have an estimate too, and no
+        Nats, with shape `(B, S)`, including learned slots. Slots that are not in use have an estimate too, and no
         weight in the prior.
 
     Raises:
@@ -133,14 +123,12 @@ def slot_log_evidence(
 def log_weights_at_slots(
     vma: VMA, memory: EncodedMemory, x: Tensor, slots: Tensor, num_samples: int, max_decodes: int
 ) -> Tensor:
-    r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of samples of z at each of some slots `(S,)`: `(n, S, B)`.
-
-    The guide of z is asked once for each slot and target, however many samples are drawn from it.
-    """
+    r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of samples of z at each of some slots, `(n, S, B)`."""
     target = vma.encode_x(x)
     parts = []
     for some in slots.split(max(1, max_decodes // len(x))):
         at_once = max(1, max_decodes // (len(some) * len(x)))
+        # The guide of z runs once per slot and target, for all samples.
         template = memory.read(some.unsqueeze(-1))
         q_z, p_z = vma.latent_guide(target, template), vma.latent_prior(template)
         draws = []
@@ -154,35 +142,20 @@ def log_weights_at_slots(
 # Given addresses
 
 
-class LatentDraw(NamedTuple):
-    r"""One draw of z by the guide at each of some addresses `(n, B)`.
-
-    Attributes:
-        a: The addresses.
-        z: The latents, with shape `(n, B, D)`.
-        kl_z: :math:`\log q(z | x, m_a) - \log p(z | m_a)`, with shape `(n, B)`; in nats.
-        p_x: The likelihood there, with batch shape `(n, B)`.
-    """
-
-    a: Tensor
-    z: Tensor
-    kl_z: Tensor
-    p_x: Distribution
-
-
-def latents_at(vma: VMA, memory: EncodedMemory, target: Template, a: Tensor, max_decodes: int) -> Iterator[LatentDraw]:
-    """One draw of z at each address `(K, B)`, of which at most `max_decodes` are decoded together."""
+def latents_at(
+    vma: VMA, memory: EncodedMemory, target: Template, a: Tensor, max_decodes: int
+) -> Iterator[tuple[Tensor, Tensor, Distribution]]:
+    r"""Draws z at addresses `(K, B)`, some at a time, with :math:`\log q(z | x, m_a) / p(z | m_a)` and likelihood."""
     for some in a.split(max(1, max_decodes // a.shape[-1])):
         template = memory.read(some)
         q_z = vma.latent_guide(target, template)
         z = q_z.sample()
-        kl_z = q_z.log_prob(z) - vma.latent_prior(template).log_prob(z)
-        yield LatentDraw(some, z, kl_z, vma.likelihood(z, template))
+        yield z, q_z.log_prob(z) - vma.latent_prior(template).log_prob(z), vma.likelihood(z, template)
 
 
 def log_weights_at(vma: VMA, memory: EncodedMemory, x: Tensor, target: Template, a: Tensor, max_decodes: int) -> Tensor:
     r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of one draw of z at each address `(K, B)`; in nats."""
-    return torch.cat([drawn.p_x.log_prob(x) - drawn.kl_z for drawn in latents_at(vma, memory, target, a, max_decodes)])
+    return torch.cat([p_x.log_prob(x) - kl_z for _, kl_z, p_x in latents_at(vma, memory, target, a, max_decodes)])
 
 
 def weights_in_strata(
@@ -195,18 +168,18 @@ def weights_in_strata(
     others: tuple[Tensor, Tensor] | None,
     max_decodes: int,
 ) -> StratifiedWeights:
-    r"""Weights of the sum over all slots, of which some are summed and all others may be sampled.
+    r"""Weights of the sum over all slots, some of which are summed and all others sampled.
 
     Arguments:
         vma: The model and its guide.
         memory: The memory of these targets.
         x: The targets, with shape `(B, *event)`.
-        slots: The slots that are summed: each is a stratum, `(B, k)`.
+        slots: The slots that are summed, each a stratum, `(B, k)`.
         log_prior: :math:`\log p(a | M)` of these, `(B, k)`.
-        counts: The draws of each stratum, `(B, k)`, or `(B, k + 1)` with others, which are the last stratum.
-        others: As many draws of other slots as there are draws, and :math:`\log p(a | M)` minus the log probability of
-            drawing each; `(B, K)` both.
-        max_decodes: How many decodes to hold in memory at once.
+        counts: The draws of each stratum, `(B, k)`; with others `(B, k + 1)`, the last column for them.
+        others: Draws of other slots, as many as there are draws in all, and :math:`\log p(a | M)` minus the log
+            probability of drawing each; `(B, K)` both.
+        max_decodes: How many decoder passes to hold in memory at once.
     """
     stratum = strata_of(counts)
     chosen = stratum.clamp(max=slots.shape[-1] - 1)
@@ -236,8 +209,8 @@ class GuideDraws:
         log_q: :math:`\log q(a | M, x)`, with shape `(B, S)`.
         log_p: :math:`\log p(a | M)`, with shape `(B, S)`.
         candidates: With a memory that has an index, the `S` slots that the guide found, best first, `(B, S)`; the two
-            above are of these. Else they are of all slots.
-        predicted: A draw from each :math:`p(x | z, m_a)`, with shape `(K, B, *event)`, if it was asked for.
+            above are then of these slots only.
+        predicted: A draw from each :math:`p(x | z, m_a)`, with shape `(K, B, *event)`, on request.
     """
 
     a: Tensor
@@ -269,16 +242,7 @@ def draw_from_guide(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> GuideDraws:
-    """Draws from the guide of each target.
-
-    Arguments:
-        vma: The model and its guide.
-        memory: The encoded memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: The number :math:`K` of draws.
-        predict: Whether to draw an observation at each.
-        max_decodes: How many decodes to hold in memory at once.
-        progress: Whether to show a progress bar.
+    """Draws from the guide of each target, and with `predict` an observation at each draw.
 
     Example:
         >>> vma = VMA.for_vectors(5, latent_dim=2)
@@ -286,32 +250,30 @@ def draw_from_guide(
         >>> draws.a.shape, draws.z.shape, draws.log_weights.shape
         (torch.Size([7, 3]), torch.Size([7, 3, 2]), torch.Size([7, 3]))
     """
-    of_draws: dict[str, list[Tensor]] = {}
-    of_targets: dict[str, list[Tensor]] = {}
+    of_draws: list[dict[str, Tensor]] = []
+    of_targets: list[dict[str, Tensor]] = []
     for chunk, targets in chunks(memory, x, num_samples, max_decodes, progress):
         target = vma.encode_x(targets)
         q, p = address_distributions(vma, chunk, target)
         a = q.sample(torch.Size([num_samples]))
         drawn = [
-            {"a": each.a, "z": each.z, "kl_z": each.kl_z, "log_likelihood": each.p_x.log_prob(targets)}
-            | ({"predicted": each.p_x.sample()} if predict else {})
-            for each in latents_at(vma, chunk, target, a, max_decodes)
+            {"z": z, "kl_z": kl_z, "log_likelihood": p_x.log_prob(targets)}
+            | ({"predicted": p_x.sample()} if predict else {})
+            for z, kl_z, p_x in latents_at(vma, chunk, target, a, max_decodes)
         ]
-        fields = {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
-        for name, value in (fields | {"log_ratio": p.log_prob(a) - q.log_prob(a)}).items():
-            of_draws.setdefault(name, []).append(value)
-        for name, value in _of_addresses(q, p, chunk).items():
-            of_targets.setdefault(name, []).append(value)
-    return GuideDraws(
-        **{name: torch.cat(parts, 1) for name, parts in of_draws.items()},
-        **{name: torch.cat(parts) for name, parts in of_targets.items()},
-    )
+        of_draws.append(_joined(drawn) | {"a": a, "log_ratio": p.log_prob(a) - q.log_prob(a)})
+        of_targets.append(_of_addresses(q, p, chunk))
+    return GuideDraws(**_joined(of_draws, dim=1), **_joined(of_targets))
+
+
+def _joined(rows: list[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
+    return {name: torch.cat([row[name] for row in rows], dim) for name in rows[0]}
 
 
 def _of_addresses(
     q: torch.distributions.Categorical, p: torch.distributions.Categorical, memory: EncodedMemory
 ) -> dict[str, Tensor]:
-    """What follows from guide and prior of the address; of a memory with an index, nothing is made of all slots."""
+    """The figures of address guide and prior; nothing has the size of a memory that is searched by an index."""
     if memory.index is None:
         log_q, log_p = q.logits, p.logits.expand_as(q.logits)
         gain, entropy = information_gain(log_q, log_p), address_entropy(log_q)
@@ -332,11 +294,7 @@ def _of_addresses(
 def address_distributions(
     vma: VMA, memory: EncodedMemory, target: Template
 ) -> tuple[torch.distributions.Categorical, torch.distributions.Categorical]:
-    """Address guide and prior; with an index, a guide that names the slots that it found.
-
-    Raises:
-        ValueError: If the memory has an index and the guide names none.
-    """
+    """Address guide and prior; raises a `ValueError` for an index and a guide that does not name the slots it found."""
     q = vma.address_guide(memory, target)
     if memory.index is not None and not isinstance(q, TruncatedCategorical | MixedCategorical):
         raise ValueError(
@@ -361,19 +319,19 @@ def found_slots(q: Any, k: int | None = None) -> Tensor:
 
 
 def slots_in_use(memory: Memory) -> Tensor:
-    """The slots that some datapoint's memory uses."""
+    """The slots that the memory of at least one datapoint uses."""
     if memory.mask is None:
         return torch.arange(memory.num_slots, device=memory.device)
     return memory.mask.reshape(-1, memory.num_slots).any(0).nonzero().squeeze(-1)
 
 
-# What all of these functions share
+# Shared by all of these functions
 
 
 def chunks(
     memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool
 ) -> Iterator[tuple[EncodedMemory, Tensor]]:
-    """Some targets at a time with their memory, such that `decodes_each` a target are at most `max_decodes`."""
+    """Batches of targets with their memory, such that `decodes_each` per target are at most `max_decodes`."""
     size = max(1, max_decodes // decodes_each)
     for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not progress):
         rows = slice(start, start + size)
@@ -388,7 +346,7 @@ def check_numbers(**numbers: int) -> None:
 
 
 def warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:
-    """An estimate of the evidence that is no number is never silent."""
+    """Warns of evidence that is NaN or infinite."""
     wrong = ~values.isfinite()
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])

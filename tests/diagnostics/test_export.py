@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.diagnostics import diagnose, effective_sample_size, to_arviz, to_datatree
+from pyro_vmem.diagnostics import diagnose, to_arviz, to_datatree
+from pyro_vmem.diagnostics.weights import StratifiedWeights
 from pyro_vmem.parts import LatentGuide
 from pyro_vmem.testing import assert_unbiased
 
@@ -142,7 +143,7 @@ def test_weights_and_diagnostics_come_from_the_draws_of_the_tree():
     by_hand = log_joint - reference.address_posterior(memory, x).log_prob(a) - q_z.log_prob(z)
     torch.testing.assert_close(log_weight, by_hand.detach())
     found = tree["vi_diagnostics"]
-    torch.testing.assert_close(tensor(found["ess_sampled"]), effective_sample_size(log_weight))
+    torch.testing.assert_close(tensor(found["ess_sampled"]), StratifiedWeights.unstratified(log_weight).ess)
     torch.testing.assert_close(tensor(found["elbo"]), log_weight.mean(0))
     # those that diagnose draws are others, of the same guide
     assert found["information_gain"].equals(diagnose(vma, memory, x, num_samples=50)["information_gain"])
@@ -207,10 +208,11 @@ def test_bad_arguments(monkeypatch):
         to_datatree(vma, memory, x[0])
     with pytest.raises(ValueError, match="labels: the memory has none"):
         to_datatree(vma, memory, x, labels=torch.zeros(4).long())
-    for module, call in (("arviz", to_arviz), ("xarray", to_datatree)):
+    tree = to_datatree(vma, memory, x, num_samples=30)
+    for module, call in (("arviz", lambda: to_arviz(tree)), ("xarray", lambda: to_datatree(vma, memory, x))):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ImportError, match=rf"needs {module}: pip install '.\[arviz\]'"):
-            call(vma, memory, x)
+            call()
 
 
 # What ArviZ makes of it; that it uses what matplotlib has deprecated is its own business
@@ -231,7 +233,7 @@ def is_datatree_based(az):
 @pytest.fixture
 def data():
     _, vma, memory, x = case(labels=torch.arange(6))
-    return vma, memory, x, to_arviz(vma, memory, x, num_samples=400, labels=torch.arange(4))
+    return vma, memory, x, to_arviz(to_datatree(vma, memory, x, num_samples=400, labels=torch.arange(4)))
 
 
 def test_it_is_what_the_installed_arviz_works_on(az, data):
