@@ -1,6 +1,9 @@
 """The gain of a lookup, the contribution of a memory, and the reliability of these figures.
 
-Nothing here trains: the weights of a model stay as they are.
+Nothing here trains: the weights of a model stay as they are. The functions share some arguments: `vma` is the model
+with its guide, `memory` is the memory :math:`M`, and `x` are the targets, with shape `(B, *event)`. `seed` seeds all
+draws and leaves the global random state as it is. `max_decodes` is the number of decoder passes that are held in memory
+at once: on a CPU more are slower, on a GPU faster. `progress` shows a progress bar.
 """
 
 from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, calibration_error, hit_rate
@@ -14,7 +17,7 @@ from pyro_vmem.diagnostics.export import to_arviz, to_datatree
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.slot_weights import slot_log_evidence
-from pyro_vmem.diagnostics.weights import pareto_k, standard_error
+from pyro_vmem.diagnostics.weights import pareto_k
 
 __all__ = [
     "Calibration",
@@ -37,7 +40,6 @@ __all__ = [
     "pareto_k",
     "sbc",
     "slot_log_evidence",
-    "standard_error",
     "to_arviz",
     "to_datatree",
 ]

@@ -164,7 +164,6 @@ def sbc(
         num_simulations: How many simulations :math:`N`, at least 20; a run of a pair makes as many as its plate holds.
         num_draws: The number :math:`L` of draws of the guide.
         seed: Seeds simulations, draws and ties; the global random state stays as it is.
-        progress: Whether to show a progress bar.
         kwargs: Keyword arguments of a pair.
 
     Returns:

@@ -92,14 +92,10 @@ def contribution(
     Parameters, Pyro's parameter store and the global random state stay as they are.
 
     Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
         wrong: A memory that should not help, such as the other classes of `EpisodeSampler.distractors`.
         num_samples: Samples of z per slot for the evidence; addresses are summed exactly.
         num_particles: Particles for the terms of the bound.
         seed: Seeds samples and permutations.
-        max_decodes: How many decoder passes to hold in memory at once.
 
     Raises:
         ValueError: If a number is less than 1, or a memory or x do not fit the model.

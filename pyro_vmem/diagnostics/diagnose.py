@@ -125,9 +125,6 @@ def diagnose(
             the `*_exact` figures, and `log_evidence` is the sampled one.
         labels: The class of each target, integers `(B,)`, for a memory with labels.
         site: The categorical site of a pair; None if there is none.
-        seed: Seeds the draws; the global random state stays as it is.
-        max_decodes: How many decoder passes to hold in memory at once.
-        progress: Whether to show a progress bar.
         kwargs: Keyword arguments of a pair.
 
     Returns:

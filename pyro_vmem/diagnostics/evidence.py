@@ -172,9 +172,7 @@ def estimate_evidence(
         | https://arxiv.org/abs/2108.03782
 
     Arguments:
-        vma: The model and its guide.
         memory: The memory :math:`M`. With an index, the method has to be `"top-k"` or `"sampled"`.
-        x: The targets, with shape `(B, *event)`.
         num_samples: Decoder passes per target; at least one per stratum (two for a standard error), and at least 48
             for `"refined"`.
         method: `"exact-address"`, `"sampled"`, `"top-k"` or `"refined"`.
@@ -185,8 +183,6 @@ def estimate_evidence(
             the errors of a method other than `"exact-address"` are unknown. A memory with an index is not checked.
         seed: Seeds the samples and leaves the global random state as it is; by default that state is used.
         precision: The precision of the networks, as of `pyro_vmem.fit`. Densities and weights are always float32.
-        max_decodes: How many decoder passes to hold in memory at once. On a CPU more are slower, on a GPU faster.
-        progress: Whether to show a progress bar.
         warn: Whether to warn if more than 5 % of the errors are :attr:`~Evidence.unknown`.
 
     Returns:

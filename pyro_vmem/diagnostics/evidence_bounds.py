@@ -61,12 +61,10 @@ def evidence_bounds(
         | section 3.1 | https://arxiv.org/abs/2303.06992
 
     Arguments:
-        vma: The model and its guide.
         memory: The memory :math:`M`, shared by all targets.
         num_targets: The number of targets.
         num_samples: Samples :math:`n` of z per slot.
         seed: Seeds targets and samples and leaves the global random state as it is.
-        max_decodes: How many decoder passes to hold in memory at once.
 
     Raises:
         ValueError: If a number is less than 1, the memory does not fit the model, or each datapoint has its own.

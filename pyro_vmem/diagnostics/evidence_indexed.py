@@ -13,7 +13,7 @@ from pyro_vmem.diagnostics.slot_weights import weights_in_strata
 from pyro_vmem.memory import EncodedMemory
 from pyro_vmem.model import VMA
 
-__all__ = ["draw_others", "figures_of_candidates", "top_k_bounds"]
+__all__: list[str] = []
 
 
 def draw_others(p: torch.distributions.Categorical, excluded: Tensor, num_draws: int) -> tuple[Tensor, Tensor]:
@@ -66,7 +66,10 @@ def figures_of_candidates(
 
 
 def top_k_bounds(
-    log_likelihood: Tensor, log_prior: Tensor, log_likelihood_most: Tensor, log_prior_least: Tensor
+    log_likelihood: Tensor,  # log p(x | m_a) of the slots in T, (*, k)
+    log_prior: Tensor,  # log p(a | M) of these, normalised over all slots
+    log_likelihood_most: Tensor,  # log c, (*)
+    log_prior_least: Tensor,  # the logarithm of the smallest prior of a slot
 ) -> dict[str, Tensor]:
     r"""Bounds the evidence and the exact information gain, in nats `(*)`, by some slots :math:`T` of many.
 
@@ -78,12 +81,6 @@ def top_k_bounds(
     With :math:`r` the posterior share of the rest and :math:`G_T = KL(p(a | x, a \in T) \| p(a | M))`, the gain is
     :math:`(1 - r) G_T + r G_R + r \log r + (1 - r) \log (1 - r)`. The gain within the rest, :math:`G_R`, lies between
     :math:`-\log (1 - p(T))` and minus the logarithm of its smallest prior.
-
-    Arguments:
-        log_likelihood: :math:`\log \ell_a = \log p(x | m_a)` of the slots in :math:`T`, with shape `(*, k)`.
-        log_prior: :math:`\log p(a | M)` of these slots, normalised over all slots; broadcasts with that.
-        log_likelihood_most: :math:`\log c`, with shape `(*)`.
-        log_prior_least: The logarithm of the smallest prior of a slot.
     """
     log_joint = log_likelihood + log_prior
     log_rest_prior = torch.log1p(-log_prior.exp().sum(-1).clamp(max=1.0))

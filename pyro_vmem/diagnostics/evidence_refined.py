@@ -20,7 +20,7 @@ from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.model import VMA
 from pyro_vmem.parts.latents import FullPrecisionNormal
 
-__all__ = ["RefineConfig", "refined_weights"]
+__all__ = ["RefineConfig"]
 
 
 @dataclass(frozen=True)

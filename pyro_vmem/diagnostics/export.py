@@ -36,7 +36,6 @@ def to_datatree(
     num_samples: int = 200,
     per_slot: int = 25,
     labels: Tensor | None = None,
-    resample: bool = False,
     seed: int = 0,
     max_decodes: int = 1024,
     progress: bool = False,
@@ -59,21 +58,12 @@ def to_datatree(
     There is one chain of independent draws. The convergence diagnostics of ArviZ do not apply to it, so call
     `arviz.summary(..., kind="stats")`; k-hat in `vi_diagnostics` says how far the draws can be trusted.
 
-    The draws of the posterior are those of the guide. With `resample` they are drawn again in proportion to their
-    weights, with replacement, and stand for the exact posterior as far as k-hat allows. Then `log_weight` is that of
-    each draw kept, and must not be applied again.
+    The draws of the posterior are those of the guide; `log_weight` turns them into draws of the exact posterior.
 
     Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
         num_samples: The number of draws.
         per_slot: Samples of z per slot for the exact address posterior; 0 leaves it out.
         labels: The class of each target, integers `(B,)`.
-        resample: Whether to resample draws by their importance weights.
-        seed: Seeds the draws; the global random state stays as it is.
-        max_decodes: How many decoder passes to hold in memory at once.
-        progress: Whether to show a progress bar.
 
     Returns:
         The tree. `tree.to_netcdf(path, engine="h5netcdf")` writes it, `xarray.open_datatree` reads it.
@@ -95,7 +85,7 @@ def to_datatree(
     settings |= {"max_decodes": max_decodes, "progress": progress}
     with torch.no_grad(), seeded(seed):
         diagnostics, encoded, draws = measure(vma, memory, x, predict=True, **settings)
-        groups = _of_guide(draws, resample) | {"prior": _of_prior(vma, encoded, len(x), num_samples, max_decodes)}
+        groups = _of_guide(draws) | {"prior": _of_prior(vma, encoded, len(x), num_samples, max_decodes)}
     diagnostics.attrs.update(num_samples=num_samples, seed=seed)
     facts = {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -107,7 +97,6 @@ def to_datatree(
         "model": repr(vma),
         "num_samples": num_samples,
         "seed": seed,
-        "resampled": int(resample),
         "sampling_time": diagnostics.attrs["seconds"],
     }
     event_dims = tuple(f"x_dim_{i}" for i in range(len(memory.event_shape)))
@@ -146,19 +135,13 @@ def to_arviz(tree: xarray.DataTree) -> Any:
 _Variables = dict[str, tuple[tuple[str, ...], Tensor]]
 
 
-def _of_guide(draws: GuideDraws, resample: bool) -> dict[str, _Variables]:
-    """The draws of the guide, resampled by their weights if asked for."""
+def _of_guide(draws: GuideDraws) -> dict[str, _Variables]:
     assert draws.predicted is not None
-    log_weights, rows = draws.log_weights, torch.arange(len(draws.a), device=draws.a.device).unsqueeze(-1)
-    if resample:
-        rows = torch.distributions.Categorical(logits=log_weights.mT).sample(rows.shape[:1])
-    columns = torch.arange(draws.a.shape[1], device=draws.a.device)
-    a, z, predicted, log_weights = (v[rows, columns] for v in (draws.a, draws.z, draws.predicted, log_weights))
-    event_dims = tuple(f"x_dim_{i}" for i in range(predicted.dim() - 2))
+    event_dims = tuple(f"x_dim_{i}" for i in range(draws.predicted.dim() - 2))
     return {
-        "posterior": _latents(a, z),
-        "posterior_predictive": {"x": ((*_SAMPLE, *event_dims), predicted.unsqueeze(0))},
-        "sample_stats": {"log_weight": (_SAMPLE, log_weights.unsqueeze(0))},
+        "posterior": _latents(draws.a, draws.z),
+        "posterior_predictive": {"x": ((*_SAMPLE, *event_dims), draws.predicted.unsqueeze(0))},
+        "sample_stats": {"log_weight": (_SAMPLE, draws.log_weights.unsqueeze(0))},
     }
 
 

@@ -198,15 +198,12 @@ def evaluate(
     passes, except for the terms of the bound, which take eight draws of the guide per target.
 
     Arguments:
-        vma: The model and its guide.
         episodes: The source of the episodes; held-out classes give few-shot figures.
         num_episodes: The number of episodes.
         num_samples: Samples of z per slot.
         wrong: Whether to measure the evidence with a memory of other classes too. It takes as many more classes, and
             twice the decoder passes.
         seed: Seeds the samples of z.
-        max_decodes: How many decoder passes to hold in memory at once; on processors more of them are slower.
-        progress: Whether to show a progress bar.
 
     Raises:
         ValueError: If a number is less than 1, episodes have no labels, or classes are too few for a wrong memory.

@@ -15,7 +15,7 @@ from torch.distributions import MultivariateNormal
 
 from pyro_vmem.parts.latents import FullPrecisionNormal
 
-__all__ = ["DECODES_PER_GRADIENT", "OptimizationPath", "moments"]
+__all__: list[str] = []
 
 DECODES_PER_GRADIENT = 2  # decoder passes: one forward, one backward to z; no weight needs a gradient
 CAUTIOUS_STEPS = 3  # the first steps are half as long at most, because little is known about the curvature
@@ -33,14 +33,6 @@ class OptimizationPath:
         | Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari, 2022)
         | https://arxiv.org/abs/2108.03782
 
-    Arguments:
-        log_density: The unnormalised log density, from `(*, D)` to `(*)`.
-        mean: The first point, with shape `(*, D)`.
-        scale_tril: A root of the covariance, with shape `(*, D, D)`.
-        longest_step: The longest step, in standard deviations of the Gaussian.
-        variances: The least and the largest variance of a normal approximation, over those of the Gaussian.
-        slack: The most log density that a step may lose, in nats.
-
     Example:
         >>> target = MultivariateNormal(torch.ones(2), 0.25 * torch.eye(2))
         >>> path = OptimizationPath(target.log_prob, torch.zeros(2), torch.eye(2)).advance(6)
@@ -50,9 +42,9 @@ class OptimizationPath:
 
     def __init__(
         self,
-        log_density: Callable[[Tensor], Tensor],
-        mean: Tensor,
-        scale_tril: Tensor,
+        log_density: Callable[[Tensor], Tensor],  # from (*, D) to (*)
+        mean: Tensor,  # the first point, (*, D)
+        scale_tril: Tensor,  # (*, D, D)
         longest_step: float = 4.0,
         variances: tuple[float, float] = (1e-4, 4.0),
         slack: float = 0.5,

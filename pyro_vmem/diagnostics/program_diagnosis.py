@@ -14,14 +14,14 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Categorical, kl_divergence
+from torch.distributions import Categorical
 from tqdm.auto import tqdm
 
 from pyro_vmem.diagnostics.weights import StratifiedWeights
 from pyro_vmem.infer import IWAE_ELBO
 from pyro_vmem.infer.particles import draw_particles
 
-__all__ = ["as_rows", "data_dims", "diagnose_program", "sample_sites"]
+__all__: list[str] = []
 
 
 class _Recorder(IWAE_ELBO):
@@ -61,7 +61,10 @@ def diagnose_program(
         row = {"log_weights": particles.log_weights, "reconstruction": particles.log_likelihood}
         # An auxiliary site of the guide has no prior: its entry belongs to the KL of the latent that it makes.
         row |= {f"kl_{name}": log_q - particles.log_prior.get(name, 0.0) for name, log_q in particles.log_guide.items()}
-        row |= _closed_forms(*recorder.traces[0], site, recorder.num_particles)
+        # In closed form, where there is one, without the noise of the draws.
+        row |= {f"kl_{name}": kl for name, kl in particles.kl.items()}
+        if site is not None:
+            row |= _address_figures(*recorder.traces[0], site, recorder.num_particles)
         for name, values in row.items():
             columns.setdefault(name, []).append(values)
     draws = {name: torch.cat(parts) for name, parts in columns.items()}
@@ -91,29 +94,13 @@ def diagnose_program(
     return means, facts
 
 
-def _closed_forms(model_trace: Trace, guide_trace: Trace, site: str | None, num_particles: int) -> dict[str, Tensor]:
-    """KL of the categorical sites `(K, B)`, and entropy and probabilities of `site`, without a variance over draws."""
-    model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
-    dims = data_dims([*model_sites.values(), *guide_sites.values()])
-
-    def per_datapoint(values: Tensor) -> Tensor:
-        return as_rows(values, dims).sum(-1).reshape(num_particles, -1)
-
-    pairs = {
-        name: (guide_sites[name]["fn"], node["fn"])
-        for name, node in model_sites.items()
-        if not node["is_observed"] and isinstance(node["fn"], Categorical)
-    }
-    forms = {
-        f"kl_{name}": per_datapoint(kl_divergence(q, p)) for name, (q, p) in pairs.items() if isinstance(q, Categorical)
-    }
-    if site is not None:
-        q = pairs[site][0]
-        forms["address_entropy"] = per_datapoint(q.entropy())
-        probs = as_rows(q.probs, dims, 1).reshape(num_particles, forms["address_entropy"].shape[1], -1)
-        if probs.shape[-1] == q.probs.shape[-1]:
-            forms["address_guide"] = probs
-    return forms
+def _address_figures(model_trace: Trace, guide_trace: Trace, site: str, num_particles: int) -> dict[str, Tensor]:
+    """The entropy `(K, B)` of the guide's site and, if a datapoint has one address, its probabilities `(K, B, S)`."""
+    guide_sites = sample_sites(guide_trace)
+    dims, q = data_dims([*sample_sites(model_trace).values(), *guide_sites.values()]), guide_sites[site]["fn"]
+    entropy = as_rows(q.entropy(), dims).sum(-1).reshape(num_particles, -1)
+    probs = as_rows(q.probs, dims, 1).reshape(*entropy.shape, -1)
+    return {"address_entropy": entropy} | ({"address_guide": probs} if probs.shape[-1] == q.probs.shape[-1] else {})
 
 
 def _check_site(site: str, model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:

@@ -18,31 +18,24 @@ from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
-from pyro_vmem.diagnostics.weights import Estimate, StratifiedWeights, standard_error, strata_of
+from pyro_vmem.diagnostics.weights import Estimate, StratifiedWeights, strata_of
 from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model import VMA
 
-__all__ = ["GuideDraws", "SlotWeights", "draw_from_guide", "slot_log_evidence", "slot_weights"]
+__all__ = ["slot_log_evidence"]
 
 
 # Every slot
 
 
 class SlotWeights(NamedTuple):
-    r"""The evidence of each target at every slot, in nats.
+    """The evidence of each target at every slot, in nats."""
 
-    Attributes:
-        log_prior: :math:`\log p(a | M)`, with shape `(B, S)`; `-inf` for slots that are not in use.
-        log_evidence: Estimates of :math:`\log p(x | m_a)`, with shape `(B, S)`; `-inf` for slots without samples.
-        standard_error: Their Monte Carlo errors, with shape `(B, S)`; NaN for a single sample.
-        estimate: :math:`\log p(x | M)` by summing the slots, and figures on its reliability.
-    """
-
-    log_prior: Tensor
-    log_evidence: Tensor
-    standard_error: Tensor
-    estimate: Estimate
+    log_prior: Tensor  # log p(a | M), (B, S); -inf for slots that are not in use
+    log_evidence: Tensor  # estimates of log p(x | m_a), (B, S); -inf for slots without samples
+    standard_error: Tensor  # their Monte Carlo errors, (B, S); NaN for a single sample
+    estimate: Estimate  # of log p(x | M) by summing the slots
 
     @property
     def log_joint(self) -> Tensor:
@@ -61,14 +54,7 @@ def slot_weights(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> SlotWeights:
-    """Weighs the same number of samples of z at every slot, or at the given ones `(n,)`.
-
-    Example:
-        >>> vma = VMA.for_vectors(5)
-        >>> found = slot_weights(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5), num_samples=4)
-        >>> found.log_joint.shape, found.estimate.log_evidence.shape
-        (torch.Size([3, 10]), torch.Size([3]))
-    """
+    """Weighs the same number of samples of z at every slot in use, or at the given ones `(n,)`."""
     encoded = vma.encode(memory)
     slots = slots_in_use(encoded) if slots is None else slots
     log_prior = log_address_prior(vma, encoded, len(x))
@@ -78,7 +64,8 @@ def slot_weights(
         log_weights = log_weights_at_slots(vma, chunk, targets, slots, num_samples, max_decodes)
         rows = slice(row, row := row + len(targets))
         log_evidence[rows, slots] = log_weights.logsumexp(0).mT - math.log(num_samples)
-        errors[rows, slots] = standard_error(log_weights).mT
+        error = StratifiedWeights.unstratified(log_weights.flatten(1)).standard_error
+        errors[rows, slots] = error.reshape(log_weights.shape[1:]).mT
         estimates.append(StratifiedWeights.even(log_weights + log_prior[rows, slots].mT).estimate)
     return SlotWeights(log_prior, log_evidence, errors, Estimate.joined(estimates))
 
@@ -93,12 +80,7 @@ def slot_log_evidence(
     :math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`.
 
     Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
         num_samples: Samples of z per slot.
-        max_decodes: How many decoder passes to hold in memory at once. On a CPU more are slower, on a GPU faster.
-        progress: Whether to show a progress bar.
 
     Returns:
         Nats, with shape `(B, S)`, including learned slots. Slots that are not in use have an estimate too, and no
@@ -168,18 +150,10 @@ def weights_in_strata(
     others: tuple[Tensor, Tensor] | None,
     max_decodes: int,
 ) -> StratifiedWeights:
-    r"""Weights of the sum over all slots, some of which are summed and all others sampled.
+    r"""Weighs draws of the sum over all slots: some `(B, k)` are summed, each a stratum, and all others are sampled.
 
-    Arguments:
-        vma: The model and its guide.
-        memory: The memory of these targets.
-        x: The targets, with shape `(B, *event)`.
-        slots: The slots that are summed, each a stratum, `(B, k)`.
-        log_prior: :math:`\log p(a | M)` of these, `(B, k)`.
-        counts: The draws of each stratum, `(B, k)`; with others `(B, k + 1)`, the last column for them.
-        others: Draws of other slots, as many as there are draws in all, and :math:`\log p(a | M)` minus the log
-            probability of drawing each; `(B, K)` both.
-        max_decodes: How many decoder passes to hold in memory at once.
+    `counts` are the draws of each stratum, with a last one for the others. `others` are as many draws of other slots as
+    there are draws in all, `(B, K)`, and :math:`\log p(a | M)` minus the log probability of drawing each.
     """
     stratum = strata_of(counts)
     chosen = stratum.clamp(max=slots.shape[-1] - 1)
@@ -196,34 +170,20 @@ def weights_in_strata(
 
 @dataclass(frozen=True, eq=False)
 class GuideDraws:
-    r"""K draws of :math:`a, z \sim q(a | M, x)\, q(z | x, m_a)` for each of B targets; log-probabilities in nats.
+    r"""K draws of :math:`a, z \sim q(a | M, x)\, q(z | x, m_a)` for each of B targets; log-probabilities in nats."""
 
-    Attributes:
-        a: Addresses, with shape `(K, B)`.
-        z: Latents, with shape `(K, B, D)`.
-        kl_z: :math:`\log q(z | x, m_a) - \log p(z | m_a)`, with shape `(K, B)`.
-        log_likelihood: :math:`\log p(x | z, m_a)`, with shape `(K, B)`.
-        log_ratio: :math:`\log p(a | M) - \log q(a | M, x)`, with shape `(K, B)`.
-        information_gain: :math:`KL(q(a | M, x) \| p(a | M))`, with shape `(B,)`.
-        address_entropy: The entropy of :math:`q(a | M, x)`, with shape `(B,)`.
-        log_q: :math:`\log q(a | M, x)`, with shape `(B, S)`.
-        log_p: :math:`\log p(a | M)`, with shape `(B, S)`.
-        candidates: With a memory that has an index, the `S` slots that the guide found, best first, `(B, S)`; the two
-            above are then of these slots only.
-        predicted: A draw from each :math:`p(x | z, m_a)`, with shape `(K, B, *event)`, on request.
-    """
-
-    a: Tensor
-    z: Tensor
-    kl_z: Tensor
-    log_likelihood: Tensor
-    log_ratio: Tensor
-    information_gain: Tensor
-    address_entropy: Tensor
-    log_q: Tensor
-    log_p: Tensor
+    a: Tensor  # addresses, (K, B)
+    z: Tensor  # latents, (K, B, D)
+    kl_z: Tensor  # log q(z | x, m_a) - log p(z | m_a), (K, B)
+    log_likelihood: Tensor  # log p(x | z, m_a), (K, B)
+    log_ratio: Tensor  # log p(a | M) - log q(a | M, x), (K, B)
+    information_gain: Tensor  # KL(q(a | M, x) || p(a | M)), (B,)
+    address_entropy: Tensor  # of q(a | M, x), (B,)
+    log_q: Tensor  # log q(a | M, x), (B, S)
+    log_p: Tensor  # log p(a | M), (B, S)
+    # With an index, the S slots that the guide found, best first, (B, S). Then log_q and log_p are of these.
     candidates: Tensor | None = None
-    predicted: Tensor | None = None
+    predicted: Tensor | None = None  # a draw from each p(x | z, m_a), (K, B, *event), on request
 
     @property
     def log_weights(self) -> Tensor:
@@ -242,14 +202,7 @@ def draw_from_guide(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> GuideDraws:
-    """Draws from the guide of each target, and with `predict` an observation at each draw.
-
-    Example:
-        >>> vma = VMA.for_vectors(5, latent_dim=2)
-        >>> draws = draw_from_guide(vma, vma.encode(Memory(torch.randn(10, 5))), torch.randn(3, 5), 7)
-        >>> draws.a.shape, draws.z.shape, draws.log_weights.shape
-        (torch.Size([7, 3]), torch.Size([7, 3, 2]), torch.Size([7, 3]))
-    """
+    """Draws from the guide of each target, and with `predict` an observation at each draw."""
     of_draws: list[dict[str, Tensor]] = []
     of_targets: list[dict[str, Tensor]] = []
     for chunk, targets in chunks(memory, x, num_samples, max_decodes, progress):

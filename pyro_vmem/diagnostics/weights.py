@@ -14,7 +14,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-__all__ = ["Estimate", "StratifiedWeights", "pareto_k", "standard_error"]
+__all__ = ["pareto_k"]
 
 LEAST_TAIL = 5  # weights in the tail below which a generalised Pareto distribution is not fitted
 KHAT_LIMIT = 0.7  # above it the mean of weights converges too slowly to be trusted (Vehtari et al., 2024)
@@ -23,31 +23,6 @@ ERROR_LIMIT = 0.5  # nats; from there on one weight makes up half of the estimat
 ROUNDING_ERROR = 1e-4  # nats; weights with so little spread are equal, and few of them suffice
 MISSING_SHARE = 0.05  # of a sum; a smaller missing part is ignored
 KHAT_SHARE = 0.99  # k-hat is that of the strata with this share of the estimate
-
-
-def standard_error(log_weights: Tensor) -> Tensor:
-    r"""Computes the standard error of :math:`\log \frac{1}{K} \sum_k w_k` by the delta method, in nats.
-
-    It is the standard error of the mean weight over the mean weight. It is too small where the tail of the weights is
-    heavy (see :func:`pareto_k`), because the large weights have not been drawn yet.
-
-    Arguments:
-        log_weights: :math:`\log w_k` of :math:`K` independent samples, with shape `(K, *)`.
-
-    Returns:
-        Nats, with shape `(*)`; NaN for a single sample, which says nothing about the spread.
-
-    Raises:
-        ValueError: If there are no weights.
-
-    Example:
-        >>> standard_error(torch.tensor([1.0, 3.0]).log())  # mean 2, standard error of the mean 1
-        tensor(0.5000)
-    """
-    _check(log_weights)
-    size = len(log_weights)
-    relative = log_weights.softmax(0) * size - 1  # of mean zero
-    return (relative.square().sum(0) / size).sqrt() / math.sqrt(size - 1) if size > 1 else relative[0] * math.nan
 
 
 def pareto_k(log_weights: Tensor) -> Tensor:
@@ -79,7 +54,11 @@ def pareto_k(log_weights: Tensor) -> Tensor:
         >>> bool(good < 0.7), bool(poor > 0.7), pareto_k(torch.zeros(1000))
         (True, True, tensor(-inf))
     """
-    _check(log_weights)
+    if log_weights.dim() == 0 or len(log_weights) == 0:
+        raise ValueError(
+            f"log_weights: expected shape (K, *) with K >= 1 samples, got {tuple(log_weights.shape)}. "
+            "One datapoint's weights have shape (K,)."
+        )
     rows = log_weights.detach().reshape(len(log_weights), -1).mT.cpu()
     return log_weights.new_tensor([_tail_index(row, float(row.max())) for row in rows]).reshape(log_weights.shape[1:])
 
@@ -107,27 +86,16 @@ class StratifiedWeights:
     r"""Samples of each datapoint in :math:`G` strata, whose means add up: :math:`\sum_g \frac{1}{n_g} \sum_k w_{gk}`.
 
     A stratum is a slot that is summed over, or all slots that are sampled together.
-
-    Arguments:
-        log_weights: :math:`\log w`, with shape `(K, B)`.
-        stratum: The stratum of each sample, with shape `(K, B)`; integers.
-        counts: The samples :math:`n_g \ge 1` of each stratum, with shape `(G, B)`; integers.
-        mixture: The shares of the components of a mixture; so many strata in a row are its components. Their weights
-            have the density of the whole mixture, and their share as a factor. The last stratum stands alone.
-        expected: The expected share of the last stratum in the sum, with shape `(B,)`, where its proposal is too poor
-            for the weights to tell. There is no standard error where the stratum has much less.
-
-    Example:
-        >>> log_weights = torch.tensor([[1.0], [3.0], [5.0]]).log()  # a mean of 2, and 5
-        >>> weights = StratifiedWeights(log_weights, torch.tensor([[0], [0], [1]]), torch.tensor([[2], [1]]))
-        >>> round(float(weights.log_sum.exp()), 4)
-        7.0
     """
 
-    log_weights: Tensor
-    stratum: Tensor
-    counts: Tensor
+    log_weights: Tensor  # log w, (K, B)
+    stratum: Tensor  # of each sample, (K, B)
+    counts: Tensor  # the samples n_g of each stratum, at least 1, (G, B)
+    # The shares of the components of a mixture; so many strata in a row are its components. Their weights have the
+    # density of the whole mixture, and their share as a factor. The last stratum stands alone.
     mixture: tuple[float, ...] = (1.0,)
+    # The expected share of the last stratum in the sum, (B,), where its proposal is too poor for the weights to tell.
+    # There is no standard error where the stratum has much less.
     expected: Tensor | None = None
 
     @classmethod
@@ -290,11 +258,3 @@ def strata_of(counts: Tensor) -> Tensor:
     """The stratum of each sample in order, `(B, K)`, from the number of samples of each stratum, `(B, G)`."""
     positions = torch.arange(int(counts[0].sum()), device=counts.device).expand(len(counts), -1)
     return torch.searchsorted(counts.cumsum(-1).contiguous(), positions.contiguous(), right=True)
-
-
-def _check(log_weights: Tensor) -> None:
-    if log_weights.dim() == 0 or len(log_weights) == 0:
-        raise ValueError(
-            f"log_weights: expected shape (K, *) with K >= 1 samples, got {tuple(log_weights.shape)}. "
-            "One datapoint's weights have shape (K,)."
-        )
