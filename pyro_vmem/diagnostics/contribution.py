@@ -1,7 +1,4 @@
-"""What a memory contributes to the evidence, against other memories and against itself without each slot.
-
-It also splits the bound into reconstruction and divergences.
-"""
+"""What a memory contributes to the evidence, against other memories and against itself without each slot."""
 
 from __future__ import annotations
 
@@ -14,8 +11,7 @@ from torch import Tensor
 
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.slot_weights import SlotWeights, check_numbers, slot_weights
-from pyro_vmem.infer import IWAE_ELBO
-from pyro_vmem.memory import EncodedMemory, Memory
+from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
 
@@ -35,28 +31,17 @@ class Contribution:
             `"blank"` one (templates of zeros, which a model that was not trained with empty slots has never seen).
         slot: The contribution of each slot, :math:`\log p(x | M) - \log p(x | M \setminus a)`, with shape `(B, S)`. The
             prior of the other slots is renormalised.
-        reconstruction: :math:`E_q \log p(x | z, m_a)`, with shape `(B,)`.
-        kl_a: :math:`KL(q(a | M, x) \| p(a | M))`, with shape `(B,)`.
-        kl_z: :math:`E_q KL(q(z | x, m_a) \| p(z | m_a))`, with shape `(B,)`.
     """
 
     log_joint: Tensor
     evidence: dict[str, Tensor]
     slot: Tensor
-    reconstruction: Tensor
-    kl_a: Tensor
-    kl_z: Tensor
 
     @property
     def worth(self) -> dict[str, Tensor]:
         """What the memory gains over each of the others, in nats, each `(B,)`."""
         right = self.evidence["right"]
         return {name: right - other for name, other in self.evidence.items() if name != "right"}
-
-    @property
-    def elbo(self) -> Tensor:
-        """The one-sample bound, reconstruction minus both divergences, in nats, with shape `(B,)`."""
-        return self.reconstruction - self.kl_a - self.kl_z
 
     def summary(self) -> dict[str, float]:
         """Returns means over targets and their standard errors (`_se`) for targets of the same memory.
@@ -65,8 +50,7 @@ class Contribution:
         """
         columns = {"log_evidence": self.evidence["right"]}
         columns |= {f"worth_{name}": values for name, values in self.worth.items()}
-        columns |= {"slot_largest": self.slot.amax(-1), "elbo": self.elbo, "reconstruction": self.reconstruction}
-        columns |= {"kl_a": self.kl_a, "kl_z": self.kl_z}
+        columns["slot_largest"] = self.slot.amax(-1)
         summary: dict[str, float] = {}
         for name, values in columns.items():
             size = len(values)
@@ -83,18 +67,16 @@ def contribution(
     *,
     wrong: Memory | None = None,
     num_samples: int = 10,
-    num_particles: int = 16,
     seed: int = 0,
     max_decodes: int = 1024,
 ) -> Contribution:
-    """Measures what the memory contributes to the evidence of each target, and splits the bound, in nats.
+    """Measures what the memory contributes to the evidence of each target, in nats.
 
     Parameters, Pyro's parameter store and the global random state stay as they are.
 
     Arguments:
         wrong: A memory that should not help, such as the other classes of `EpisodeSampler.distractors`.
         num_samples: Samples of z per slot for the evidence; addresses are summed exactly.
-        num_particles: Particles for the terms of the bound.
         seed: Seeds samples and permutations.
 
     Raises:
@@ -107,7 +89,7 @@ def contribution(
         >>> sorted(found.worth), found.slot.shape
         (['blank', 'shuffled', 'wrong'], torch.Size([3, 10]))
     """
-    check_numbers(num_samples=num_samples, num_particles=num_particles, max_decodes=max_decodes)
+    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     check_weights(vma)
     vma.check(memory, x)
     if wrong is not None:
@@ -127,7 +109,6 @@ def contribution(
             log_joint=right.log_joint,
             evidence={"right": right.estimate.log_evidence} | evidence,
             slot=slot_contribution(right.log_prior, right.log_evidence),
-            **_bound(vma, vma.encode(memory), x, num_particles, max_decodes),
         )
 
 
@@ -155,19 +136,6 @@ def _without_each(values: Tensor) -> Tensor:
     before = torch.cat([nothing, values[..., :-1].logcumsumexp(-1)], -1)
     after = torch.cat([values[..., 1:].flip(-1).logcumsumexp(-1).flip(-1), nothing], -1)
     return torch.logaddexp(before, after)
-
-
-def _bound(vma: VMA, memory: EncodedMemory, x: Tensor, num_particles: int, max_decodes: int) -> dict[str, Tensor]:
-    """Estimates the terms of the bound with an objective."""
-    elbo = IWAE_ELBO(num_particles=num_particles, max_plate_nesting=1)
-    size = max(1, max_decodes // num_particles)
-    rows = []
-    for start in range(0, len(x), size):
-        of = slice(start, start + size)
-        terms = elbo.terms(vma.model, vma.guide, memory.of_datapoints(of), x[of])
-        rows.append((terms.reconstruction, terms.kl["a"], terms.kl["z"]))
-    columns = zip(("reconstruction", "kl_a", "kl_z"), zip(*rows, strict=True), strict=True)
-    return {name: torch.cat(parts) for name, parts in columns}
 
 
 def _given_slots(vma: VMA, memory: Memory) -> Memory:

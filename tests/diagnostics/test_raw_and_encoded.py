@@ -33,9 +33,7 @@ FUNCTIONS = {
     },
     "log_evidence": lambda vma, m, x: diagnostics.log_evidence(vma, m, x, 40),
     "slot_log_evidence": lambda vma, m, x: diagnostics.slot_log_evidence(vma, m, x, 3),
-    "contribution": lambda vma, m, x: all_values(
-        diagnostics.contribution(vma, m, x, wrong=m, num_samples=2, num_particles=2)
-    ),
+    "contribution": lambda vma, m, x: all_values(diagnostics.contribution(vma, m, x, wrong=m, num_samples=2)),
     "diagnose": lambda vma, m, x: torch.as_tensor(
         diagnostics.diagnose(vma, m, x, num_samples=5, per_slot=3)["address_exact"].values
     ),
