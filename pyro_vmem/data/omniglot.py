@@ -10,8 +10,9 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.image_folder import open_picture
 from pyro_vmem.data.storage import cache_folder, data_root, load_npz, printable, save_npz
 
-__all__ = ["omniglot"]
+__all__ = ["omniglot", "read_drawing"]
 
 Bits = NDArray[np.bool_]
 
@@ -186,37 +187,42 @@ class _Source:
 
     def read(self, drawings: list[_Drawing]) -> Iterator[Bits]:
         """Reads drawings as ink, each with shape (105, 105), True for ink."""
-        with contextlib.ExitStack() as stack:
-            archive = None if self.path.is_dir() else stack.enter_context(self._archive())
+        if self.path.is_dir():
+            yield from (read_drawing(self.path.parent / drawing.member) for drawing in drawings)
+            return
+        with self._archive() as archive:
             for drawing in drawings:
-                inside = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
-                where = printable(Path(inside))
-                try:
-                    if archive is None:
-                        handle: Any = (self.path.parent / drawing.member).open("rb")
-                        size = drawing.stamp[0]
-                    else:
-                        handle = archive.open(drawing.member)
-                        size = archive.getinfo(drawing.member).file_size
-                    with handle as file:
-                        if size > _MAX_FILE_BYTES:
-                            raise ValueError(f"{size} bytes")
-                        ink = _decode(file)
-                except Exception as error:  # Pillow and zipfile raise many types on damaged files
-                    raise ValueError(
-                        f"root: cannot read {where} ({error}), expected a PNG of a drawing. Replace the file."
-                    ) from error
-                if ink.shape != (_SIDE, _SIDE):
-                    raise ValueError(
-                        f"root: {where} is {ink.shape[1]}x{ink.shape[0]}, expected {_SIDE}x{_SIDE}. For "
-                        "images of other sizes use from_folder."
-                    )
-                yield ink
+                size = archive.getinfo(drawing.member).file_size
+                yield _ink(partial(archive.open, drawing.member), size, f"{self.path}: {drawing.member}")
 
 
-def _decode(file: BinaryIO) -> Bits:
-    with open_picture(file, ("PNG",), max_pixels=(10 * _SIDE) ** 2) as image:
-        ink: Bits = np.asarray(image.convert("L")) < 128
+def read_drawing(path: Path, resize: str | None = None) -> Bits:
+    """Reads the file of one drawing as ink, True for ink, and makes it smaller as :func:`omniglot` does.
+
+    Raises:
+        ValueError: If it is not a readable 105x105 drawing.
+    """
+    ink = _ink(partial(path.open, "rb"), path.stat().st_size, str(path))
+    return _RESIZE[resize](ink[None])[0]
+
+
+def _ink(opened: Callable[[], Any], size: int, name: str) -> Bits:
+    """The ink of a file that has a size in bytes; `name` is what an error calls it."""
+    where = printable(Path(name))
+    try:
+        if size > _MAX_FILE_BYTES:
+            raise ValueError(f"{size} bytes")
+        with opened() as file, open_picture(file, ("PNG",), max_pixels=(10 * _SIDE) ** 2) as image:
+            ink: Bits = np.asarray(image.convert("L")) < 128
+    except Exception as error:  # Pillow and zipfile raise many types on damaged files
+        raise ValueError(
+            f"root: cannot read {where} ({error}), expected a PNG of a drawing. Replace the file."
+        ) from error
+    if ink.shape != (_SIDE, _SIDE):
+        raise ValueError(
+            f"root: {where} is {ink.shape[1]}x{ink.shape[0]}, expected {_SIDE}x{_SIDE}. For "
+            "images of other sizes use from_folder."
+        )
     return ink
 
 
@@ -252,7 +258,7 @@ def _parse(
 ) -> tuple[Bits, list[str]]:
     images: list[Bits] = []
     names: list[str] = []
-    with tqdm(total=sum(map(len, listings)), desc="Omniglot", unit=" drawings", leave=False) as progress:
+    with tqdm(total=sum(map(len, listings)), desc="Omniglot", unit=" drawings", leave=False, disable=None) as progress:
         for source, drawings in zip(sources, listings, strict=True):
             for drawing, ink in zip(drawings, source.read(drawings), strict=True):
                 images.append(resize(ink[None])[0])

@@ -16,6 +16,7 @@ from pyro_vmem.diagnostics.evidence_refined import RefineConfig
 from pyro_vmem.diagnostics.export import to_arviz, to_datatree
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
+from pyro_vmem.diagnostics.one_shot import OneShotErrors, one_shot_errors
 from pyro_vmem.diagnostics.slot_weights import slot_log_evidence
 from pyro_vmem.diagnostics.weights import pareto_k
 
@@ -25,6 +26,7 @@ __all__ = [
     "Evidence",
     "EvidenceBounds",
     "FewShotEvaluation",
+    "OneShotErrors",
     "RefineConfig",
     "ReliabilityCurve",
     "address_entropy",
@@ -37,6 +39,7 @@ __all__ = [
     "hit_rate",
     "information_gain",
     "log_evidence",
+    "one_shot_errors",
     "pareto_k",
     "sbc",
     "slot_log_evidence",

@@ -110,6 +110,14 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert (toy / "pixels.png").exists()
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
 
+    capsys.readouterr()
+    assert cli.main(["challenge", "runs/demo", "--ways", "5", "--samples", "1", "--json"]) == 0
+    said = capsys.readouterr()
+    errors = strictly(said.out)
+    assert errors["num_targets"] == 20 * errors["n_way"] == 100  # twenty trials of the run's own validation alphabets
+    assert 0 <= errors["two_way"] <= 1
+    assert "both directions" in said.err
+
 
 def test_without_json_the_table_is_on_stdout(toy, undrawn, capsys):
     assert cli.main(["demo", "--steps", "1", *SMALL]) == 0
