@@ -101,7 +101,7 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert again.keys() >= KEYS
     assert len(again["reliability"]["count"]) == len(again["reliability"]["accuracy"])
     assert sum(again["reliability"]["count"]) == again["num_targets"]
-    assert again["contribution"].keys() >= {"worth_wrong", "worth_shuffled", "worth_blank", "slot_largest", "kl_a"}
+    assert again["contribution"].keys() >= {"worth_wrong", "worth_shuffled", "worth_blank", "slot_largest"}
     assert {site: row["verdict"] for site, row in again["calibration"].items()}.keys() == {"a", "z"}
     assert "q(a) is" in page
 
