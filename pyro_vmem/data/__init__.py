@@ -1,4 +1,4 @@
-"""Images by class and alphabet, and the episodes drawn from them."""
+"""Data sets of images by class and alphabet, and episodes drawn from them."""
 
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode, EpisodeSampler, batches, merge_episodes

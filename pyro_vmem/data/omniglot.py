@@ -1,4 +1,4 @@
-"""Omniglot from its folders or archives, at the image sizes that the literature uses."""
+"""Omniglot from its folders or archives, at the image sizes of the literature."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["omniglot", "read_drawing"]
 Bits = NDArray[np.bool_]
 
 _SIDE = 105
-_MAX_FILE_BYTES = 1 << 20  # the drawings take a few hundred bytes each
+_MAX_FILE_BYTES = 1 << 20  # drawings take a few hundred bytes each
 _CACHE_VERSION = 1
 _PARTS = {
     "all": ("images_background", "images_evaluation"),
@@ -38,8 +38,8 @@ _PARTS = {
 }
 
 
-# Which rows and columns a small image takes: its size, and where in each step the one lies. PIL's NEAREST takes the
-# source pixel under the new one's centre.
+# The rows and columns that a small image takes: its size, and the offset within each step. PIL's NEAREST takes the
+# source pixel under the centre of the new one.
 LATTICES = {"index28": (28, 0.0), "nearest26": (26, 0.5)}
 
 
@@ -72,28 +72,28 @@ def omniglot(
 
     Reads the folders `images_background/<Alphabet>/characterNN/*.png` and `images_evaluation/...`, or zip archives of
     them, in `root`, `root/omniglot` or `root/omniglot-py`. Images are `(1, H, W)` with 255 for ink; classes are named
-    `"Alphabet/characterNN"`. What was read is kept in a small cache file, so that only the first call takes seconds.
+    `"Alphabet/characterNN"`. A small cache file makes later calls fast.
 
     References:
         | Human-level concept learning through probabilistic program induction (Lake et al., 2015)
         | https://github.com/brendenlake/omniglot
 
     Arguments:
-        root: The folder to look in; by default the environment variable `PYRO_VMEM_DATA`.
+        root: The folder to search. Default: the environment variable `PYRO_VMEM_DATA`.
         subset: `"background"` (964 characters of 30 alphabets), `"evaluation"` (659 of 20) or `"all"`.
-        resize: How 105x105 becomes smaller. `"index28"` takes rows and columns :math:`\lfloor 105 i / 28 \rfloor`;
+        resize: How 105x105 images are reduced. `"index28"` takes rows and columns :math:`\lfloor 105 i / 28 \rfloor`;
             `"nearest26"` is PIL's NEAREST at 26x26; `"maxpool26"` is 4x4 max-pooling of the ink in the 104x104 crop;
             None keeps 105x105.
-        cache_dir: The folder of the cache file; by default `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
+        cache_dir: The folder of the cache file. Default: `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
             `~/.cache/pyro_vmem`.
-        download: Whether to fetch what `root` lacks, by `torchvision.datasets.Omniglot`.
+        download: Whether `torchvision.datasets.Omniglot` downloads missing data.
 
     Returns:
         The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
 
     Raises:
-        ValueError: An argument is out of range, or a file is not a readable 105x105 drawing.
-        FileNotFoundError: `root` does not hold the data.
+        ValueError: If an argument is out of range, or a file is not a readable 105x105 drawing.
+        FileNotFoundError: If `root` does not hold the data.
 
     Example:
         >>> import tempfile
@@ -135,7 +135,7 @@ def omniglot(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """One image file of a source: where it is, and what identifies its content for the cache."""
+    """One image file of a source: its place, and an identifier of its content for the cache."""
 
     member: str
     class_name: str
@@ -144,15 +144,15 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Source:
-    """A folder or a zip archive that holds one part of the data set."""
+    """A folder or a zip archive with one part of the data set."""
 
     path: Path
     part: str
 
     def drawings(self) -> list[_Drawing]:
         """Lists the drawings in the order of their names."""
-        # Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a
-        # drawing, so that a hostile name cannot reach the disk.
+        # Archives are never unpacked. A member is read into memory only if its name is that of a drawing, so a hostile
+        # name cannot reach the disk.
         layout = re.compile(rf"{self.part}/([^/\\]+)/(character\d+)/[^/\\]+\.png")
         found = []
         for member, stamp in self._files():
@@ -268,7 +268,7 @@ def _parse(
 
 
 def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
-    # A folder that cannot be written costs the next call some seconds; it is no reason to fail this one.
+    # Without a cache the next call is slower, but this one need not fail.
     with contextlib.suppress(OSError):
         save_npz(
             file,
@@ -279,7 +279,7 @@ def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
 
 
 def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
-    """Returns what a cache file holds, or None if it is absent or damaged."""
+    """Returns the content of a cache file, or None if it is absent or damaged."""
     try:
         arrays = load_npz(file, "cache_dir")
         shape = tuple(int(n) for n in arrays["shape"])

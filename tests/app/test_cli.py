@@ -106,7 +106,8 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert "q(a) is" in page
 
     assert cli.main(["sample", "runs/demo", "--rows", "3", "--columns", "2"]) == 0
-    assert cli.main(["sample", "runs/demo", "--rows", "2", "--mean", "false", "--out", "pixels.png"]) == 0
+    options = "--rows 2 --mean false --best-of 2 --temperature 0.5 --out pixels.png"
+    assert cli.main(["sample", "runs/demo", *options.split()]) == 0
     assert (toy / "pixels.png").exists()
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
 
