@@ -1,6 +1,6 @@
 """Attend, infer, repeat (Eslami et al., 2016): learns to count the digits on a canvas, by any objective.
 
-Canvases of 32 x 32 pixels hold zero, one or two digits of 14 x 14, which do not overlap. Nobody tells the model how many.
+Canvases of 32 x 32 pixels hold zero, one or two digits of 14 x 14, apart from each other. How many, nobody tells.
 A run that is started again with the same file goes on where it was; seconds are of processor time.
 
     python -m benchmarks.air --minutes 120 --file air.pt
@@ -48,7 +48,7 @@ def digits(train: bool) -> Tensor:
 
 
 def canvases(images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Canvases `(count, 32, 32)` and how many digits are on each, `(count,)`: none, one or two with equal probability."""
+    """Canvases `(count, 32, 32)` and how many digits each has, `(count,)`: none, one or two, as often."""
     number = torch.randint(3, (count,), generator=generator)
     x = torch.zeros(count, SIDE, SIDE)
     places = torch.zeros(2, count, 2, dtype=torch.long)
@@ -116,7 +116,7 @@ def main(
             generator.set_state(state["random"][1])
         start = time.process_time() - state["seconds"]
         while (spent := time.process_time() - start) < budget:
-            # At first a canvas without objects is all but ruled out: they have to be of use before they may be left out.
+            # At first objects cannot be left out: they have to become of use before the model may go without.
             air.presence.fill_(torch.tensor(14 - 18.6 * min(1.0, state["step"] / anneal)).sigmoid())
             optimizer.param_groups[0]["lr"] = lr * min(1.0, 5 * (1 - spent / budget))
             x, _ = canvases(images, batch, generator)

@@ -1,0 +1,233 @@
+"""Six Pyro programs by every objective: is its gradient right, biased as it declares, or is the program refused?
+
+Each program of `benchmarks.examples` is made so small that the sum over all values of its latents is known, with its
+gradient. An objective's loss and gradients are drawn many times, and their means compared with that. A cell says
+
+- `exact`: all are within five standard errors; in brackets, the largest distance in standard errors;
+- `biased`: the loss and the model's gradient are within five, the guide's is not, and the objective declares a bias;
+- `refused`: the objective raises an error, with its reason below the table;
+- `WRONG`: none of these.
+
+    python -m benchmarks.programs
+    python -m benchmarks.programs --json --draws 300
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro.infer import config_enumerate
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from benchmarks import command, examples
+from pyro_vmem.infer import (
+    IWAE_ELBO,
+    RELAX_ELBO,
+    RWS_ELBO,
+    VIMCO_ELBO,
+    DisARM_ELBO,
+    EnumGuard,
+    GlobalDraws_ELBO,
+    RaoBlackwell_ELBO,
+    Reinforce_ELBO,
+    StraightThrough_ELBO,
+    UnorderedSet_ELBO,
+)
+from pyro_vmem.infer.exhaustive import exhaustive_bound
+
+# Each of the site whose values may be summed.
+OBJECTIVES: dict[str, Callable[[str], Any]] = {
+    "vimco": lambda site: VIMCO_ELBO(2),
+    "vimco, dreg": lambda site: VIMCO_ELBO(2, dreg=True),
+    "vimco, backward": lambda site: VIMCO_ELBO(2, backward=1),
+    "iwae": lambda site: IWAE_ELBO(2),
+    "rws": lambda site: RWS_ELBO(2),
+    "rws, pathwise": lambda site: RWS_ELBO(2, pathwise=True),
+    "reinforce": lambda site: Reinforce_ELBO(2),
+    "rao-blackwell": lambda site: RaoBlackwell_ELBO(1, site),
+    "unordered set": lambda site: UnorderedSet_ELBO(2, site),
+    "disarm": lambda site: DisARM_ELBO(2),
+    "relax": lambda site: RELAX_ELBO(1),
+    "straight-through": lambda site: StraightThrough_ELBO(2),
+    "enumerate": lambda site: EnumGuard(),
+    "global draws": lambda site: GlobalDraws_ELBO(VIMCO_ELBO(2), 2),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A small program.
+
+    Attributes:
+        make: Makes it, and two or so datapoints.
+        site: The discrete latent that an objective of one site is asked to sum.
+        copies: How many copies of the data stand for as many draws; one, if they would share a latent.
+        along: The dim of the data that the copies are made along.
+        nodes: The nodes of the sum, for each number that is continuous.
+        of_guide: Whether a parameter of that name is the guide's.
+    """
+
+    make: Callable[[], tuple[nn.Module, Tensor]]
+    site: str
+    of_guide: Callable[[str], bool]
+    copies: int = 200
+    along: int = 0
+    nodes: int = 8
+
+
+def starting(*names: str) -> Callable[[str], bool]:
+    """Whether a name starts with one of these."""
+    return lambda name: name.startswith(names)
+
+
+CASES = {
+    "Bayesian mixture": Case(
+        lambda: (examples.BayesianMixture(3 - 1), torch.tensor([-0.8, 1.3])),
+        "k",
+        starting("loc", "log_width", "log_shape"),
+        copies=1,
+    ),
+    "semi-supervised": Case(
+        lambda: (examples.SemiSupervised(2, 2, 1, 3), torch.tensor([[0.3, -0.5], [1.0, 0.7]])),
+        "y",
+        starting("classifier", "encoder"),
+        nodes=16,
+    ),
+    "topics": Case(
+        lambda: (examples.TopicModel(2, 3, 3), torch.tensor([[0, 2], [1, 2]])),
+        "topic",
+        starting("logits", "shares"),
+        copies=1,
+        along=1,
+        nodes=12,
+    ),
+    "belief network": Case(
+        lambda: (examples.SigmoidBelief(3, 2, 2), torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 1.0]])),
+        "lower",
+        starting("seen", "up"),
+    ),
+    "hidden Markov": Case(
+        lambda: (examples.HiddenMarkov(2, 3), torch.tensor([[0.4, -1.0, 0.8], [1.2, 0.5, -0.3]])),
+        "k_0",
+        starting("sees", "follows"),
+    ),
+    "air": Case(
+        lambda: (small_air(), torch.rand(2, 4, 4, generator=torch.Generator().manual_seed(0)).round()),
+        "here_0",
+        starting("see", "next", "encode"),
+        nodes=2,
+    ),
+}
+
+
+def small_air() -> examples.AIR:
+    """Two steps, one number of appearance; objects are there as often as not."""
+    air = examples.AIR(4, 2, steps=2, what=1, hidden=3)
+    with torch.no_grad():
+        # Places off the grid of pixels and almost sure: linear interpolation has a kink wherever two pixels meet.
+        air.next[-1].bias.copy_(torch.tensor([0.3, 0.5, 0.27, -0.33, -3.0, -3.0, -3.0]))
+        air.encode[-1].bias[1] = -2.0
+    return air
+
+
+@contextmanager
+def double() -> Iterator[None]:
+    """Double precision by default."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def row_of(loss: Tensor, parameters: list[Tensor]) -> Tensor:
+    """A loss and its gradient as one vector."""
+    found = torch.autograd.grad(loss, parameters, allow_unused=True)
+    parts = [torch.zeros_like(p) if g is None else g for p, g in zip(parameters, found, strict=True)]
+    return torch.cat([loss.detach().reshape(1), *(part.flatten() for part in parts)])
+
+
+def measure(case: Case, make: Callable[[str], Any], draws: int, exact: dict[Any, Tensor]) -> dict[str, Any]:
+    """What an objective does with a program: a verdict, the largest distance, and the standard error as a share."""
+    torch.manual_seed(0)
+    program, x = case.make()
+    names, parameters = zip(*program.named_parameters(), strict=True)
+    elbo, guide = make(case.site), program.guide
+    if isinstance(elbo, EnumGuard):
+        guide = config_enumerate(guide, "parallel", expand=True)
+    repeated = torch.cat([x] * case.copies, case.along)
+    try:
+        rows = [
+            row_of(elbo.differentiable_loss(program.model, guide, repeated) / case.copies, parameters)
+            for _ in range(draws)
+        ]
+    except (ValueError, NotImplementedError) as error:
+        return {"verdict": "refused", "reason": str(error).split("\n")[0]}
+    key = getattr(elbo, "local", elbo)
+    key = int(key.num_particles) if getattr(key, "weighted", False) else 1
+    if key not in exact:
+        bound = exhaustive_bound(elbo, program.model, program.guide, x, nodes=case.nodes)
+        exact[key] = row_of(-bound, parameters)
+    samples, target = torch.stack(rows), exact[key]
+    error = samples.std(0) / draws**0.5
+    away = (samples.mean(0) - target).abs() / (error + 1e-9 * target.abs().max())
+    of_guide = torch.cat(
+        [torch.zeros(1), *(torch.full((p.numel(),), float(case.of_guide(n))) for n, p in zip(names, parameters, strict=True))]
+    ).bool()
+    noise = float(error[1:].norm() / target[1:].norm())
+    found = {"away": float(away.max()), "noise": noise, "bias": getattr(elbo, "bias", "")}
+    right, model_right = float(away.max()) <= 5, float(away[~of_guide].max()) <= 5
+    if right and not found["bias"]:
+        return {"verdict": "exact", **found}
+    return {"verdict": "biased" if model_right and found["bias"] else "WRONG", **found}
+
+
+def main(draws: int = 100, only: list[str] | None = None, by: list[str] | None = None) -> dict[str, Any]:
+    """Compares all of them.
+
+    Args:
+        draws: How many losses are drawn, each of some hundred copies of the data where these do not share a latent.
+        only: The programs; by default all.
+        by: The objectives; by default all.
+    """
+    rows = []
+    with torch.random.fork_rng(devices=[]), double():
+        for name, case in CASES.items():
+            if name not in (only or CASES):
+                continue
+            exact: dict[Any, Tensor] = {}
+            for objective, make in OBJECTIVES.items():
+                if objective in (by or OBJECTIVES):
+                    with pyro.get_param_store().scope():
+                        count = draws if case.copies > 1 else 10 * draws
+                        rows.append({"program": name, "objective": objective, **measure(case, make, count, exact)})
+    return {"draws": draws, "torch": torch.__version__, "rows": rows}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Objectives by programs, and why some are refused."""
+    rows, console = result["rows"], Console()
+    programs = list(dict.fromkeys(row["program"] for row in rows))
+    table, reasons = Table("objective", *programs), dict.fromkeys(row["reason"] for row in rows if "reason" in row)
+    numbers = {reason: i + 1 for i, reason in enumerate(reasons)}
+    for objective in dict.fromkeys(row["objective"] for row in rows):
+        cells = []
+        for row in (row for row in rows if row["objective"] == objective):
+            note = f"[{numbers[row['reason']]}]" if "reason" in row else f"({row['away']:.1f})"
+            cells.append(f"{row['verdict']} {note}")
+        table.add_row(objective, *cells)
+    console.print(table)
+    for reason, i in numbers.items():
+        console.print(f"[{i}] {reason}", markup=False)
+
+
+if __name__ == "__main__":
+    command(main, show)
