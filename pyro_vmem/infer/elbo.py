@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_vmem._utils.checks import check_count
 from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, through_values_only
-from pyro_vmem.infer.global_latents import draw_with_globals
+from pyro_vmem.infer.global_latents import draw_with_globals, looked_up
 from pyro_vmem.infer.particles import Particles
 from pyro_vmem.infer.resampled_backward import check_guide, resampled_particles
 from pyro_vmem.infer.subsampling import MasksByHandler, SameSubsample
@@ -185,16 +185,20 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
         if self.backward is None or not torch.is_grad_enabled():
             return draw_with_globals(self, model, unmasked, *args, **kwargs)
         check_guide(guide)
-        if self.global_names:
-            raise ValueError("backward: not for programs with latents outside of the data plate. Use backward=None.")
         if self.max_plate_nesting == math.inf:
             self._guess_max_plate_nesting(model, unmasked, args, kwargs)
         same = SameSubsample()
-        drawn = poutine.trace(same(self.proposal(self._vectorized_num_particles(unmasked)))).get_trace(*args, **kwargs)
+        vectorized = same(self.proposal(self._vectorized_num_particles(unmasked)))
         sizes = int(self.num_particles), self.backward
-        particles = resampled_particles(
-            drawn, same(model), *sizes, int(self.max_plate_nesting), self.check_drawn, args, kwargs
-        )
+        try:
+            drawn = poutine.trace(vectorized).get_trace(*args, **kwargs)
+            particles = resampled_particles(
+                drawn, same(model), *sizes, int(self.max_plate_nesting), self.check_drawn, args, kwargs
+            )
+        except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
+            if names := sorted(looked_up(model, guide, args, kwargs)):
+                raise ValueError(f"backward: not with latents outside of the data plate, {names}. Use none.") from None
+            raise
         same.check()
         return particles
 

@@ -34,7 +34,7 @@ def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int =
     It is the multi-sample bound if the objective weights its particles, summed over all that K of them can be, and
     else the evidence lower bound. Its gradient is what that of an unbiased objective is in expectation. Discrete
     latents have all their values. Continuous ones have the nodes of a quadrature: a Normal, of Gauss and Hermite; a
-    Dirichlet over two, of Gauss and Legendre.
+    Dirichlet over two, twice as many of Gauss and Legendre.
 
     Arguments:
         elbo: The objective.
@@ -93,7 +93,8 @@ def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int =
         run, drawn = _traces(plate(model), plate(given(guide)), args, kwargs)
         pair = only(run, outside, False), only(drawn, outside, False)
         particles, layout = particles_of(*pair), Layout(*pair)
-        log_q = sum(layout.per_datapoint(given.log_probability[name], scaled=False) for name in of_data)
+        zero = torch.zeros_like(particles.log_likelihood)
+        log_q = sum((layout.per_datapoint(given.log_probability[n], scaled=False) for n in of_data), zero)
         bound = (log_q[tuples].sum(1).exp() * log_mean_exp(particles.log_weights[tuples], 1)).sum() * particles.scale
         if of_globals:
             bound = bound + globals_of(only(run, outside, True), only(drawn, outside, True)).log_ratio
@@ -143,8 +144,10 @@ def _base(fn: Any) -> tuple[Any, int]:
 def _num_outcomes(name: str, base: Any, nodes: int) -> int:
     if isinstance(base, Delta):
         return 1
-    if isinstance(base, Normal) or (isinstance(base, Dirichlet) and base.event_shape == (2,)):
+    if isinstance(base, Normal):
         return nodes
+    if isinstance(base, Dirichlet) and base.event_shape == (2,):
+        return 2 * nodes
     if not base.has_enumerate_support:
         raise ValueError(
             f"guide: the values of site {name!r}, {type(base).__name__}, cannot be gone through. Take a program whose "
@@ -183,9 +186,8 @@ class _Given(Messenger):
             value = base.loc + base.scale * places.to(base.loc)[index]
             log_probability = (weights / weights.sum()).log().to(value)[index].expand(value.shape)
         elif isinstance(base, Dirichlet):
-            places, weights = (
-                torch.tensor(part / 2).to(base.concentration) for part in np.polynomial.legendre.leggauss(self.nodes)
-            )
+            rule = np.polynomial.legendre.leggauss(2 * self.nodes)
+            places, weights = (torch.tensor(part / 2).to(base.concentration) for part in rule)
             value = torch.stack([0.5 + places, 0.5 - places], -1)[index]
             log_probability = base.log_prob(value) + weights.log()[index]
         else:

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vmem.infer.doubly_reparameterised import is_delta
 from pyro_vmem.infer.particles import PARTICLE_PLATE, Globals, Particles, draw_particles, particles_of, samples, stacked
 
-__all__ = ["draw_with_globals", "global_names", "globals_of", "only"]
+__all__ = ["draw_with_globals", "global_names", "globals_of", "looked_up", "only"]
 
 
 def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
@@ -41,7 +41,7 @@ def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: A
         try:
             return draw_particles(elbo, model, guide, *args, **kwargs)
         except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
-            elbo.global_names = _looked_up(model, guide, args, kwargs)
+            elbo.global_names = looked_up(model, guide, args, kwargs)
             if not elbo.global_names:
                 raise
     if not elbo.global_latents:
@@ -94,7 +94,7 @@ def _plates(site: Any) -> frozenset[str]:
     return frozenset(f.name for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE)
 
 
-def _looked_up(model: Any, guide: Any, args: Any, kwargs: Any) -> frozenset[str]:
+def looked_up(model: Any, guide: Any, args: Any, kwargs: Any) -> frozenset[str]:
     """The names of the global sites, by running the programs once; parameters and random state stay as they are."""
     if isinstance(poutine.unwrap(guide), Messenger):
         return frozenset()
