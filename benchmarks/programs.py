@@ -8,12 +8,17 @@ gradient. An objective's loss and gradients are drawn many times, and their mean
 - `refused`: the objective raises an error, with its reason below the table;
 - `WRONG`: none of these.
 
+The cost is the processor time of a step on the Bayesian mixture with 100,000 points, 200 of them in a step, as a ratio
+to that of `TraceGraph_ELBO`: the median of steps in turn. An epoch of the same minibatches costs as much more or less.
+
     python -m benchmarks.programs
-    python -m benchmarks.programs --json --draws 300
+    python -m benchmarks.programs --json --draws 50
 """
 
 from __future__ import annotations
 
+import statistics
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,7 +26,7 @@ from typing import Any
 
 import pyro
 import torch
-from pyro.infer import config_enumerate
+from pyro.infer import TraceGraph_ELBO, config_enumerate
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -128,6 +133,13 @@ CASES = {
 }
 
 
+def points(count: int) -> Tensor:
+    """Draws of a mixture of three Gaussians on the line: at -4, 0 and 5, of width 0.7 and shares 0.2, 0.5 and 0.3."""
+    generator = torch.Generator().manual_seed(0)
+    which = torch.multinomial(torch.tensor([0.2, 0.5, 0.3]), count, replacement=True, generator=generator)
+    return torch.tensor([-4.0, 0.0, 5.0])[which] + 0.7 * torch.randn(count, generator=generator)
+
+
 def small_air() -> examples.AIR:
     """Two steps, one number of appearance; objects are there as often as not."""
     air = examples.AIR(4, 2, steps=2, what=1, hidden=3)
@@ -193,26 +205,49 @@ def measure(case: Case, make: Callable[[str], Any], draws: int, exact: dict[Any,
     return {"verdict": verdict, "away": furthest, "noise": noise, "bias": bias}
 
 
-def main(draws: int = 100, only: list[str] | None = None, by: list[str] | None = None) -> dict[str, Any]:
+def cost(steps: int) -> dict[str, float]:
+    """The time of a step on a large mixture, as a ratio to that of `TraceGraph_ELBO`."""
+    objectives = {"TraceGraph_ELBO": TraceGraph_ELBO(), "vimco, 4 samples": VIMCO_ELBO(4)}
+    objectives |= {"rao-blackwell, k = 2": RaoBlackwell_ELBO(2, "k"), "reinforce, 4 samples": Reinforce_ELBO(4)}
+    x, mixture = points(100_000), examples.BayesianMixture(3, batch=200)
+    seconds: dict[str, list[float]] = {name: [] for name in objectives}
+    for _ in range(steps):
+        for name, elbo in objectives.items():
+            start = time.process_time()
+            mixture.zero_grad()
+            elbo.loss_and_grads(mixture.model, mixture.guide, x)
+            seconds[name].append(time.process_time() - start)
+    base = seconds["TraceGraph_ELBO"][1:]  # the first step finds out about plates
+    return {
+        name: round(statistics.median(own / other for own, other in zip(rows[1:], base, strict=True)), 2)
+        for name, rows in seconds.items()
+    }
+
+
+def main(
+    draws: int = 20, steps: int = 30, only: list[str] | None = None, by: list[str] | None = None
+) -> dict[str, Any]:
     """Compares all of them.
 
     Args:
-        draws: How many losses are drawn, each of some hundred copies of the data where these do not share a latent.
+        draws: How many losses are drawn, each of 200 copies of the data; five times as many where these share a latent.
+        steps: How many steps of each objective are timed.
         only: The programs; by default all.
         by: The objectives; by default all.
     """
     rows = []
-    with torch.random.fork_rng(devices=[]), double():
-        for name, case in CASES.items():
-            if name not in (only or CASES):
-                continue
-            exact: dict[Any, Tensor] = {}
-            for objective, make in OBJECTIVES.items():
-                if objective in (by or OBJECTIVES):
-                    with pyro.get_param_store().scope():
-                        count = draws if case.copies > 1 else 5 * draws
-                        rows.append({"program": name, "objective": objective, **measure(case, make, count, exact)})
-    return {"draws": draws, "torch": torch.__version__, "rows": rows}
+    with torch.random.fork_rng(devices=[]):
+        with pyro.get_param_store().scope():
+            costs = cost(steps)
+        with double():
+            for name, case in CASES.items():
+                exact: dict[Any, Tensor] = {}
+                for objective, make in OBJECTIVES.items():
+                    if name in (only or CASES) and objective in (by or OBJECTIVES):
+                        with pyro.get_param_store().scope():
+                            count = draws if case.copies > 1 else 5 * draws
+                            rows.append({"program": name, "objective": objective, **measure(case, make, count, exact)})
+    return {"draws": draws, "torch": torch.__version__, "cost": costs, "rows": rows}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -230,6 +265,7 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for reason, i in numbers.items():
         console.print(f"[{i}] {reason}", markup=False)
+    console.print("A step on the mixture over TraceGraph_ELBO's:", result["cost"])
 
 
 if __name__ == "__main__":
