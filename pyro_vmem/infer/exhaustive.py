@@ -194,5 +194,5 @@ class _Given(Messenger):
             support = base.enumerate_support(expand=False)
             value = support.reshape(len(support), *base.event_shape)[index]
             log_probability = base.log_prob(value)
-        msg["value"] = value.expand(*log_probability.shape, *base.event_shape)
+        msg["value"] = value.expand(log_probability.shape + base.event_shape)
         self.log_probability[name] = log_probability.sum(list(range(-event, 0))) if event else log_probability

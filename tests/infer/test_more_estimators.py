@@ -119,7 +119,7 @@ def test_gradient_is_exact_in_expectation(name):
     parameters = list(toy.parameters())
     exact = gradients(-exact_elbo(*toy.states(X)).sum(), parameters)
     samples = estimates(make(), toy.model, toy.guide, [X.repeat(500)], parameters, 500, 40)
-    assert_unbiased(samples, exact, resolution=0.1)
+    assert_unbiased(samples, exact, resolution=0.02)
 
 
 @each
