@@ -191,6 +191,8 @@ def sample(
     columns: int = 8,
     seed: int = 0,
     mean: bool = True,
+    temperature: float = 1.0,
+    best_of: int = 1,
     device: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -206,6 +208,8 @@ def sample(
         columns: How many draws of each.
         seed: Seeds the templates and the draws.
         mean: Draw the mean picture of each latent; if false, binary pixels, each drawn by itself.
+        temperature: The factor of the distance of z from the mean of its prior; below 1, draws vary less.
+        best_of: The number of candidates per draw, of which the guide chooses the one that it recognises best.
         device: Where to draw, as of evaluate.
         quiet: Print results and errors only.
     """
@@ -221,7 +225,8 @@ def sample(
     vma = load(run).to(where := own_device(device))
     memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed), where)[0].memory
     with seeded(seed):
-        samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
+        options: dict[str, Any] = {"mean": mean, "temperature": temperature, "best_of": best_of}
+        samples = torch.stack([vma.generate(memory, columns, address=slot, **options) for slot in range(rows)])
     path = Path(out) if out is not None else Path(run) / "samples.png"
     figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
     with write_atomically(path) as aside:

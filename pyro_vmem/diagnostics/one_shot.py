@@ -68,15 +68,8 @@ def one_shot_errors(
         | https://doi.org/10.1126/science.aab3050
 
     Arguments:
-        vma: The model and its guide.
         trials: As :func:`~pyro_vmem.data.one_shot_trials` reads them, `R` of them.
         num_samples: Samples of z for each pair of images, in each direction.
-        seed: Seeds the samples; the global random state stays as it is.
-        max_decodes: The largest number of decoder passes in memory at once.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The share of errors of each trial.
 
     Raises:
         ValueError: If there is no trial, a number is less than 1, or images do not fit the model.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -375,8 +376,20 @@ class VMA(Part):
         return self.posterior_predictive(memory, x, mean=True)[0]
 
     @torch.no_grad()
-    def generate(self, memory: Memory, n: int = 1, address: int | None = None, mean: bool = False) -> Tensor:
+    def generate(
+        self,
+        memory: Memory,
+        n: int = 1,
+        address: int | None = None,
+        mean: bool = False,
+        *,
+        temperature: float = 1.0,
+        best_of: int = 1,
+    ) -> Tensor:
         r"""Draws :math:`x \sim p(x | M)`, or :math:`x \sim p(x | m_a)` at a given address.
+
+        A temperature :math:`\tau < 1` or `best_of` above 1 trade diversity for draws that are easier to recognise; they
+        are then no draws of :math:`p(x | M)`.
 
         Arguments:
             memory: The memory :math:`M`, shared or per datapoint.
@@ -384,16 +397,24 @@ class VMA(Part):
             address: The slot to read. By default each draw samples its own from the address prior.
             mean: Whether to return the mean of :math:`p(x | z, m_a)` instead of a draw, so that binary images become
                 grey. For causal pixels: the mean of each pixel given a draw of the preceding ones.
+            temperature: The factor :math:`\tau` of the distance of z from the mean of :math:`p(z | m_a)`.
+            best_of: The number of candidates per draw, of which that with the largest :math:`q(a | M, x)` at its own
+                address is kept.
 
         Returns:
             The draws, with shape `(n, *event)`, or `(n, B, *event)` for one memory per datapoint.
 
         Raises:
-            ValueError: If `n` is less than 1, `address` is not a slot in use, or the memory does not fit.
+            ValueError: If `n` or `best_of` is less than 1, `temperature` is negative, `address` is not a slot in use,
+                or the memory does not fit.
         """
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, got {n}.")
+        for name, value in (("n", n), ("best_of", best_of)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature: expected a number of at least 0, got {temperature}.")
         self.check(memory, None)
+        n *= best_of
         encoded = self.encode(memory, reads=n)
         if address is None:
             a = self.address_prior(encoded).sample(torch.Size([n]))
@@ -403,8 +424,26 @@ class VMA(Part):
                 raise ValueError(f"address: expected a slot in use out of 0..{encoded.num_slots - 1}, got {address}.")
             a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
         template = encoded.read(a)
-        p_x = self.likelihood(self.latent_prior(template).sample(), template)
-        return self.likelihood.draw(p_x, mean)
+        p_z = self.latent_prior(template)
+        z = p_z.sample()
+        if temperature != 1:
+            z = p_z.mean + temperature * (z - p_z.mean)
+        x = self.likelihood.draw(self.likelihood(z, template), mean)
+        if best_of == 1:
+            return x
+        # One candidate of each draw at a time, as datapoints that share a memory, or have one each.
+        candidates = zip(x.unflatten(0, (best_of, -1)), a.unflatten(0, (best_of, -1)), strict=True)
+        score = torch.stack([self._log_q(encoded, each, at) for each, at in candidates])
+        best = score.argmax(0, keepdim=True).reshape(1, *score.shape[1:], *[1] * len(self.event_shape))
+        return x.unflatten(0, (best_of, -1)).take_along_dim(best, 0).squeeze(0)
+
+    def _log_q(self, memory: EncodedMemory, x: Tensor, a: Tensor) -> Tensor:
+        r""":math:`\log q(a | M, x)` of draws `(n, *event)`, or `(n, B, *event)`, at their addresses."""
+        if not memory.per_datapoint:
+            return self.address_guide(memory, self.encode_x(x)).log_prob(a)
+        return torch.stack(
+            [self.address_guide(memory, self.encode_x(row)).log_prob(at) for row, at in zip(x, a, strict=True)]
+        )
 
     @torch.no_grad()
     def complete(

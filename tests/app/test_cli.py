@@ -101,12 +101,13 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert again.keys() >= KEYS
     assert len(again["reliability"]["count"]) == len(again["reliability"]["accuracy"])
     assert sum(again["reliability"]["count"]) == again["num_targets"]
-    assert again["contribution"].keys() >= {"worth_wrong", "worth_shuffled", "worth_blank", "slot_largest", "kl_a"}
+    assert again["contribution"].keys() >= {"worth_wrong", "worth_shuffled", "worth_blank", "slot_largest"}
     assert {site: row["verdict"] for site, row in again["calibration"].items()}.keys() == {"a", "z"}
     assert "q(a) is" in page
 
     assert cli.main(["sample", "runs/demo", "--rows", "3", "--columns", "2"]) == 0
-    assert cli.main(["sample", "runs/demo", "--rows", "2", "--mean", "false", "--out", "pixels.png"]) == 0
+    options = "--rows 2 --mean false --best-of 2 --temperature 0.5 --out pixels.png"
+    assert cli.main(["sample", "runs/demo", *options.split()]) == 0
     assert (toy / "pixels.png").exists()
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
 
