@@ -200,7 +200,7 @@ def test_a_step_encodes_what_was_chosen_once(kind: Any, few: bool, monkeypatch: 
 def test_a_guide_that_looks_at_all_is_refused() -> None:
     vma = model(address_guide=pv.SimilarityGuide(8))
     large = pv.PackedMemory(torch.zeros(300_000_000, 4, dtype=torch.uint8), EVENT)
-    with pytest.raises(ValueError, match="Use parts that do not, IndexedGuide and UniformPrior"):
+    with pytest.raises(ValueError, match="Use parts that read few slots, IndexedGuide and UniformPrior"):
         vma.guide(large, binary(B, *EVENT))
 
 
