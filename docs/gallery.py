@@ -51,13 +51,6 @@ PICTURES = (
         crop=True,
     ),
     Picture(
-        "lookup",
-        "One target and its most probable templates.",
-        "plots.lookup(figure, x[5], memory.templates, q[5], memory.labels == labels[5], max_slots=6)",
-        (4.6, 2.0),
-        crop=True,
-    ),
-    Picture(
         "address_heat_map",
         "The probability of every slot for every target, both sorted by class. Frames mark the right class.",
         "plots.address_heat_map(ax, q, memory.labels, labels)",
@@ -191,7 +184,7 @@ def contents() -> dict[str, Any]:
     names["curve"] = evaluation.reliability
 
     found = pv.diagnostics.contribution(vma, memory, x, wrong=held_out.distractors(0), num_samples=3)
-    names |= {"right": found.log_evidence, "wrong": found.log_evidence_wrong, "shuffled": found.log_evidence_shuffled}
+    names |= {name: found.evidence[name] for name in ("right", "wrong", "shuffled")}
 
     rows = []
     for ways in (2, 4, 8, 16, 32, 64):

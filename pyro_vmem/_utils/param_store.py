@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from weakref import WeakSet
@@ -14,19 +14,23 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["no_store", "register"]
+__all__ = ["ONE_LOSS", "no_store", "register"]
 
+_SEPARATOR = param_with_module_name("", "")  # between the name of a module and that of a parameter
+# What has been done for the loss that is being computed, by keys of whoever does it; `None` outside of one. Model and
+# guide ask for the same: that parameters are told to whoever trains them, and that the input fits.
+ONE_LOSS: ContextVar[set[Hashable] | None] = ContextVar("one_loss", default=None)
 _STORED: ContextVar[bool] = ContextVar("stored", default=True)
-# By identity: to compare two tensors is to compare their elements.
-_REGISTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # all tensors that were put into the store here
-_MODULES: WeakSet[nn.Module] = WeakSet()  # all modules that have put some there, as long as they exist
+# By identity, because `==` of tensors compares elements.
+_REGISTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # all tensors put into the store here
+_MODULES: WeakSet[nn.Module] = WeakSet()  # all existing modules that have put some there
 
 
 @contextmanager
 def no_store() -> Iterator[None]:
-    """Within it, :func:`register` does nothing: whoever runs the programs has their parameters from elsewhere.
+    """Turns :func:`register` off, for callers that have the parameters already.
 
-    To look each of them up in Pyro's store takes two milliseconds a step, whatever its size.
+    Looking up all parameters in the store takes two milliseconds per step.
     """
     token = _STORED.set(False)
     try:
@@ -36,10 +40,10 @@ def no_store() -> Iterator[None]:
 
 
 def register(name: str, module: nn.Module) -> None:
-    """`pyro.module(name, module)`, whose parameters are then this module's own, and are those that are trained.
+    """Calls `pyro.module(name, module)` and makes sure that the store holds the parameters of this module.
 
-    What a module left there that no longer exists gives way. What was read from a file, or put there by other means,
-    is copied into the module's parameters.
+    Entries of a module that no longer exists are replaced. Entries read from a file, or set by other means, are copied
+    into the parameters of the module.
 
     Raises:
         RuntimeError: If the store holds parameters of another module that exists, or values of other shapes, or would
@@ -48,31 +52,27 @@ def register(name: str, module: nn.Module) -> None:
     if not _STORED.get():
         return
     store = pyro.get_param_store()
-    parameters: dict[str, Tensor] = {}
-    others: dict[str, Tensor] = {}  # what the store has in their place
-    for short, value in module.named_parameters():
-        if value.requires_grad:
-            full_name = param_with_module_name(name, short)
-            parameters[full_name] = value
-            if full_name in store and store[full_name] is not value:
-                others[full_name] = store[full_name]
-    if others:
-        _make_way(name, module, parameters, others)
-    for full_name in parameters.keys() - store.keys():
-        if not parameters[full_name].is_contiguous():
+    own = {f"{name}{_SEPARATOR}{short}": value for short, value in module.named_parameters() if value.requires_grad}
+    stored = dict(store.named_parameters())  # of an unconstrained parameter, the tensor itself
+    if others := [full_name for full_name, value in own.items() if stored.get(full_name, value) is not value]:
+        _make_way(name, module, own, {full_name: store[full_name] for full_name in others})
+    for full_name in own.keys() - store.keys():
+        if not own[full_name].is_contiguous():
             raise RuntimeError(
                 f"parameter {full_name!r} is not contiguous in memory (channels_last?), so Pyro's parameter store "
                 "would train a copy of it. Make it contiguous: the networks here lay out images, not weights."
             )
-        _REGISTERED[parameters[full_name]] = True
+        _REGISTERED[own[full_name]] = True
     _MODULES.add(module)
-    for full_name, parameter in parameters.items():
+    if own.keys() <= (ONE_LOSS.get() or set()):
+        return  # the guide has told whoever asks, and the model need not tell it again
+    for full_name, parameter in own.items():
         pyro.param(full_name, parameter)
 
 
-def _make_way(name: str, module: nn.Module, parameters: dict[str, Tensor], others: dict[str, Tensor]) -> None:
-    """Takes other values than a module's parameters out of the store, if no other module has them."""
-    gc.collect()  # a model in a circle of references, such as one that a traceback holds, exists no longer
+def _make_way(name: str, module: nn.Module, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """Removes foreign values from the store, unless another existing module owns them."""
+    gc.collect()  # A model held only by a reference cycle, such as a traceback, no longer counts as existing.
     living = {id(value) for other in _MODULES if other is not module for value in other.parameters()}
     clash = [n for n, value in others.items() if id(value) in living]
     loaded = {n: value for n, value in others.items() if value not in _REGISTERED}
@@ -87,7 +87,7 @@ def _make_way(name: str, module: nn.Module, parameters: dict[str, Tensor], other
     with torch.no_grad():
         for full_name, value in loaded.items():
             parameters[full_name].copy_(value)
-    for full_name in list(store.keys()):  # beside the others, what this module has no parameter for
-        left_over = full_name.startswith(f"{name}$$$") and store[full_name] in _REGISTERED
+    for full_name in list(store.keys()):  # and the entries that this module has no parameter for
+        left_over = full_name.startswith(f"{name}{_SEPARATOR}") and store[full_name] in _REGISTERED
         if full_name in others or (left_over and full_name not in parameters and id(store[full_name]) not in living):
             del store[full_name]

@@ -58,12 +58,12 @@ class Callback:
 
 
 class Validation(Callback):
-    """Validates on episodes that are not trained on, and selects weights.
+    """Validates on held-out episodes, and selects weights.
 
     Arguments:
-        episodes: Where they come from: classes that are not trained on.
-        select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
-            last validation. The bound hardly tells them apart where only a guide is trained.
+        episodes: The source of episodes, of held-out classes.
+        select: The weights that the model gets at the end: `"best"`, those with the best bound, or `"last"`, those of
+            the last validation. If only a guide is trained, the bound hardly differs; use `"last"`.
 
     Raises:
         ValueError: If `select` is neither.
@@ -77,7 +77,7 @@ class Validation(Callback):
         self.episodes, self.select = episodes, select
 
     def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
-        """The terms of the validation, their names beginning with `val_`."""
+        """The terms of the validation, with names that begin with `val_`."""
         trainer.vma.eval()
         with trainer.autocast:
             found = trainer.processes.first(lambda: validate(trainer.vma, self.episodes))
@@ -219,6 +219,9 @@ class ProgressBar(Callback):
         """Closes the bar."""
         if trainer.stopped:
             self.bar.write(f"Interrupted after {trainer.result.steps} steps; the run is kept.", file=sys.stderr)
+        elif trainer.out_of_patience():
+            text = f"{trainer.config.patience} validations without a better bound: ended after"
+            self.bar.write(f"{text} {trainer.result.steps:,} steps.", file=sys.stderr)
         self.bar.close()
 
 
