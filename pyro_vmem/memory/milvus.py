@@ -452,8 +452,7 @@ class MilvusMemory(PackedMemory):
         index = MilvusIndex(Collection(uri, collection, timeout, **options).open(), search)
         labels = index.labels if index.collection.about["labelled"] else None
         Memory.__init__(self, MilvusStore(index), labels, index=index)
-        self._grown_labels = None if labels is None else Growing(labels)
-        self._shares_index = False
+        self._begin()
 
     @classmethod
     def create(
@@ -535,6 +534,7 @@ class MilvusMemory(PackedMemory):
         index = self.index.where(f"label in {[int(label) for label in labels]}", present)
         other = copy.copy(self)
         other._hold(self.store.of(index), self.labels, present.to(self.device), index)
+        other._begin()
         return other
 
     def close(self) -> None:
