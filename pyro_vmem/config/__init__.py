@@ -1,5 +1,6 @@
 """Specs, YAML files and names of trained models to objects."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.config.build import build, load
 from pyro_vmem.config.pretrained import from_pretrained, model_card, pretrained_names
 
@@ -10,3 +11,5 @@ __all__ = [
     "model_card",
     "pretrained_names",
 ]
+
+check_entries(globals())

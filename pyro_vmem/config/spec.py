@@ -20,8 +20,8 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vmem._utils.public_path import public_path
 from pyro_vmem.parts import Part
-from pyro_vmem.parts.part import public_path
 
 __all__ = ["Spec", "checked", "choices", "from_spec", "guess", "spec_of"]
 

@@ -1,5 +1,6 @@
 """Images by class and alphabet, and the episodes drawn from them."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode, EpisodeSampler, batches, merge_episodes
 from pyro_vmem.data.glyphs import glyphs
@@ -36,3 +37,5 @@ __all__ = [
     "omniglot",
     "protocol",
 ]
+
+check_entries(globals())

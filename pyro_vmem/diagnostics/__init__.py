@@ -3,6 +3,7 @@
 Nothing here trains: the weights of a model stay as they are.
 """
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.diagnostics.address_quality import (
     Agreement,
     ReliabilityCurve,
@@ -55,3 +56,5 @@ __all__ = [
     "top_k_bounds",
     "top_k_hit_rate",
 ]
+
+check_entries(globals())

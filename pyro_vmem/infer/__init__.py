@@ -1,5 +1,6 @@
 """Objectives for models with discrete local latents: `pyro.infer.ELBO` subclasses."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.infer.by_name import check_objective, choose_objective
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.enumeration import EnumGuard
@@ -22,3 +23,5 @@ __all__ = [
     "check_objective",
     "choose_objective",
 ]
+
+check_entries(globals(), but=("Particles",))

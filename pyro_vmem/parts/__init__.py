@@ -1,5 +1,6 @@
 """The swappable parts of a model: modules that return a Pyro distribution, and the networks inside them."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.parts.address_guides import DefensiveGuide, EncoderGuide, KeyedGuide, PairwiseGuide, SimilarityGuide
 from pyro_vmem.parts.address_priors import ClassBalancedPrior, ContentPrior, LearnedPrior, TemperedPrior, UniformPrior
 from pyro_vmem.parts.addressing import AddressGuide, AddressPrior, over_slots
@@ -74,3 +75,5 @@ __all__ = [
     "mlp",
     "over_slots",
 ]
+
+check_entries(globals(), but=("over_slots",))

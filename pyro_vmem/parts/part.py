@@ -5,12 +5,13 @@ from __future__ import annotations
 import abc
 import difflib
 import inspect
-import sys
 from typing import Any, Self
 
 from torch import Tensor, nn
 
-__all__ = ["Part", "public_path"]
+from pyro_vmem._utils.public_path import public_path
+
+__all__ = ["Part"]
 
 
 class Part(nn.Module, abc.ABC):
@@ -92,24 +93,6 @@ class Part(nn.Module, abc.ABC):
         given = {name: p.default for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
         shown = [f"{name}={v!r}" for name, v in values.items() if name not in given or v != given[name]]
         return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def public_path(cls: type) -> str:
-    """The shortest import path of a class: that of the outermost package that has it under its name.
-
-    A spec names classes by this path, so a file can be moved without making stored models unreadable.
-
-    Example:
-        >>> from pyro_vmem import StandardPrior
-        >>> public_path(StandardPrior), StandardPrior.__module__
-        ('pyro_vmem.StandardPrior', 'pyro_vmem.parts.latents')
-    """
-    packages = cls.__module__.split(".")
-    for depth in range(1, len(packages)):
-        module = sys.modules.get(".".join(packages[:depth]))
-        if vars(module or object).get(cls.__qualname__) is cls:
-            return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _shapes(held: nn.Module | Tensor | None) -> Any:

@@ -6,6 +6,7 @@ told apart by colour-blind readers, on white pages and on dark ones; `ON_ANY_PAG
 on both.
 """
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.plots._style import ON_ANY_PAGE
 from pyro_vmem.plots.addresses import address_heat_map, lookup, lookups
 from pyro_vmem.plots.calibration import khat_scatter, reliability_diagram, sbc_histograms
@@ -29,3 +30,5 @@ __all__ = [
     "reliability_diagram",
     "sbc_histograms",
 ]
+
+check_entries(globals())

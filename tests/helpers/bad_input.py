@@ -131,14 +131,14 @@ def fit(**changes: Any) -> Callable[[Path], Any]:
 
 
 NUMBERS: dict[str, tuple[list[Any], str]] = {
-    "steps": ([0, -1, 2.5, NAN, "ten", None], r"expected a whole number in \[1, "),
-    "minutes": ([-1.0, NAN, "x"], r"expected a number in \[1e-06, inf\], got"),
-    "lr": ([0.0, -1.0, NAN, INF, "fast"], r"expected a number in \[1e-12, 1000\], got"),
+    "steps": ([0, -1, 2.5, NAN, "ten", None], r"expected a whole number"),
+    "minutes": ([-1.0, NAN, "x"], r"expected a number .*, got"),
+    "lr": ([0.0, -1.0, NAN, INF, "fast"], r"expected a number.*, got"),
     "clip_norm": ([0.0], r"expected a number in"),
-    "validate_every": ([0, 1.5], r"expected a whole number in \[1, "),
-    "seed": (["a", 1.5, -1], r"expected a whole number in \[0, "),
+    "validate_every": ([0, 1.5], r"expected a whole number.*, got"),
+    "seed": (["a", 1.5, -1], r"expected a whole number.*, got"),
     "precision": (["half"], r"expected 'auto', 'bfloat16' or 'float32', got 'half'"),
-    "objective": (["elbo", 3, None], r"expected one of \('auto', .* or a pyro.infer.ELBO, got"),
+    "objective": (["elbo", 3, None], r"expected 'auto', .* or a pyro.infer.ELBO, got"),
 }
 for argument, (values, said) in NUMBERS.items():
     refused("fit", ValueError, {f"{argument}={v!r}": (fit(**{argument: v}), said) for v in values}, f"^{argument}: ")
@@ -208,7 +208,7 @@ refused(
         "numbers to validate": (fit(validation=[1]), r"^validation: expected each to be a .*Episode, got int\. Use"),
         "another module": (
             fit(vma=torch.nn.Linear(2, 2)),
-            r"^vma: expected a pyro_vmem\.VMA, got Linear\. Train other",
+            r"^vma: expected a pyro_vmem\.VMA, got Linear\. ",
         ),
         "a model of vectors": (fit(vma=VECTORS), r"^memory: its templates \(6, 1, 8, 8\) .* this model's are \(3,\)"),
         "frozen parameters": (fit(vma=FROZEN), r"^vma: all parameters are frozen\. Unfreeze"),
@@ -459,7 +459,7 @@ refused(
         "no samples": (lambda _: log_evidence(VECTORS, MEMORY, X, 0), r"num_samples: expected at least 1, got 0"),
         "no such method": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, "x"),
-            r"method: expected one of 'exact-address', .* 'x'",
+            r"method: expected 'exact-address', .* got 'x'",
         ),  # type: ignore[arg-type]
         "top none": (lambda _: log_evidence(VECTORS, MEMORY, X, 9, "top-k", k=0), r"k: expected at least 1, got 0"),
         "no decodes": (
@@ -503,7 +503,7 @@ refused(
     "FewShotDataset",
     ValueError,
     {
-        "a list": (dataset([1]), r"images: got list, expected a torch.Tensor \(torch.as_tensor makes one\)"),
+        "a list": (dataset([1]), r"images: got shape \(1,\), expected \(N, C, H, W\)"),
         "no images": (dataset(IMAGES[:0], CLASSES[:0]), r"images: got shape \(0, 1, 4, 4\), expected"),
         "numbers": (dataset(torch.rand(6)), r"images: got shape \(6,\), expected \(N, C, H, W\) or \(N, D\)"),
         "int64": (dataset(IMAGES.long()), r"images: got torch.int64, expected torch.uint8"),
@@ -513,7 +513,6 @@ refused(
             dataset(IMAGES, CLASSES.float()),
             r"classes: got torch.float32, expected .* integer indices",
         ),
-        "a list of classes": (dataset(IMAGES, [0] * 6), r"classes: got list, expected a torch.Tensor"),
         "too few classes": (dataset(IMAGES, CLASSES[:4]), r"classes: got shape \(4,\), expected \(6,\)"),
         "class -1": (dataset(IMAGES, CLASSES - 1), r"classes: got indices -1\.\.1, expected 0 to 1"),
         "an empty class": (dataset(IMAGES, CLASSES * 2), r"classes: class 1 \('1'\) is empty, .* Leave it out"),
@@ -684,8 +683,11 @@ refused(
             r"path: cannot read .*a/2\.tif \(pixels of 32 bits, mode 'I', .* Replace or remove it",
         ),
         "size 0": (folder_with(nothing, size=(0, 4)), r"size: got \(0, 4\), expected a height and a width"),
-        "one size": (folder_with(nothing, size=(4,)), r"size: got \(4,\), expected a height and a width"),
-        "red ink": (folder_with(nothing, ink="red"), r"ink: got 'red', expected 'dark' or 'light'"),
+        "one size": (
+            folder_with(nothing, size=(4,)),
+            r"size: expected \(a whole number, a whole number\) or None, got the tuple \(4,\)",
+        ),
+        "red ink": (folder_with(nothing, ink="red"), r"ink: expected 'dark' or 'light', got 'red'"),
         "threshold 1": (
             folder_with(nothing, threshold=1.0),
             r"threshold: got 1\.0, expected 0 <= threshold < 1, or None",
@@ -853,8 +855,8 @@ refused(
     "omniglot",
     ValueError,
     {
-        "no such subset": (lambda d: read_omniglot(d, subset="x"), r"subset: got 'x', expected 'all'"),  # type: ignore[arg-type]
-        "no such size": (lambda d: read_omniglot(d, resize="x"), r"resize: got 'x', expected 'index28'"),  # type: ignore[arg-type]
+        "no such subset": (lambda d: read_omniglot(d, subset="x"), r"subset: expected 'all', .* got 'x'"),  # type: ignore[arg-type]
+        "no such size": (lambda d: read_omniglot(d, resize="x"), r"resize: expected 'index28', .* got 'x'"),  # type: ignore[arg-type]
         "text as a zip": (drawings(**{"images_background.zip": b"hello"}), NO_ZIP),
         "an empty zip": (drawings(**{"images_background.zip": b""}), NO_ZIP),
         "a truncated zip": (drawings(**{"images_background.zip": zipped(**{DRAWING: png_bytes()})[:-20]}), NO_ZIP),
@@ -903,8 +905,8 @@ refused(
     "build",
     ValueError,
     {
-        "nothing": (lambda _: pv.build(None), r"spec: expected a dict, or the path .* got NoneType"),  # type: ignore[arg-type]
-        "a list": (lambda _: pv.build([1]), r"spec: expected a dict, or the path .* got list"),  # type: ignore[arg-type]
+        "nothing": (lambda _: pv.build(None), r"spec: expected a mapping, a text or a path, got None"),  # type: ignore[arg-type]
+        "a list": (lambda _: pv.build([1]), r"spec: expected a mapping, a text or a path, got the list \[1\]"),  # type: ignore[arg-type]
         "no file": (lambda d: pv.build(d / "x.yaml"), r"spec: there is no file '.*x\.yaml'\. Give a dict"),
         "a folder": (lambda d: pv.build(d), r"spec: there is no file"),
         "broken YAML": (spec_file("x.yaml", b"a: [1"), r"spec: '.*x\.yaml' is not valid .yaml .* Correct it"),
