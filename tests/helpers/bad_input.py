@@ -685,7 +685,7 @@ refused(
         "size 0": (folder_with(nothing, size=(0, 4)), r"size: got \(0, 4\), expected a height and a width"),
         "one size": (
             folder_with(nothing, size=(4,)),
-            r"size: expected \(a whole number, a whole number\) or None, got the tuple \(4,\)",
+            r"size: expected \(a whole number, a .*, got the tuple \(4,\)",
         ),
         "red ink": (folder_with(nothing, ink="red"), r"ink: expected 'dark' or 'light', got 'red'"),
         "threshold 1": (
