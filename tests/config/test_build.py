@@ -438,7 +438,7 @@ def test_a_missing_part_is_named() -> None:
 
 @pytest.mark.parametrize("spec", [3, None, ["UniformPrior"], 2.5])
 def test_a_spec_that_is_no_mapping_is_refused(spec: Any) -> None:
-    with pytest.raises(ValueError, match=r"spec: expected a dict, or the path"):
+    with pytest.raises(ValueError, match=r"spec: expected a mapping, a text or a path"):
         pv.build(spec)
 
 
