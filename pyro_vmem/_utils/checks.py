@@ -184,7 +184,7 @@ def check_entries(package: dict[str, Any], but: Collection[str] = ()) -> None:
         if inspect.isfunction(entry):
             package[name] = checked(entry)
             setattr(sys.modules[entry.__module__], name, package[name])  # where pickle looks for it
-        elif inspect.isclass(entry) and inspect.isfunction(vars(entry).get("__init__")):
+        elif inspect.isfunction(vars(entry).get("__init__")) and not hasattr(entry.__init__, "__wrapped__"):
             type.__setattr__(entry, "__init__", checked(entry.__init__))
 
 
@@ -338,7 +338,8 @@ def _remedy(name: str, value: Any, hint: Any) -> str:
                 return f" {note}"
     for cls in map(_bare, _parts(hint)):
         if inspect.isclass(cls) and cls.__module__.startswith("pyro_vmem"):
-            made = value if inspect.isclass(value) and issubclass(value, cls) else cls
-            concrete = [c for c in (made, *made.__subclasses__()) if not inspect.isabstract(c)]
+            if inspect.isclass(value) and issubclass(value, cls):
+                return f" Write {value.__name__}(), with its arguments."
+            concrete = [c for c in (cls, *cls.__subclasses__()) if not inspect.isabstract(c)]
             return f" Make one, as {public_path(concrete[0])}(...) does." if concrete else ""
     return ""

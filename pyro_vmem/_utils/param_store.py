@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from weakref import WeakSet
 
 import pyro
+import torch
 from pyro.params import param_with_module_name
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 __all__ = ["no_store", "register"]
 
 _STORED: ContextVar[bool] = ContextVar("stored", default=True)
+# By identity: to compare two tensors is to compare their elements.
+_REGISTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # all tensors that were put into the store here
+_MODULES: WeakSet[nn.Module] = WeakSet()  # all modules that have put some there, as long as they exist
 
 
 @contextmanager
@@ -29,29 +36,54 @@ def no_store() -> Iterator[None]:
 
 
 def register(name: str, module: nn.Module) -> None:
-    """`pyro.module(name, module)`, refusing to train parameters that are not this module's own.
+    """`pyro.module(name, module)`, whose parameters are then this module's own, and are those that are trained.
+
+    What a module left there that no longer exists gives way. What was read from a file, or put there by other means,
+    is copied into the module's parameters.
 
     Raises:
-        RuntimeError: If the parameter store holds other parameters under that name, or would hold a copy.
+        RuntimeError: If the store holds parameters of another module that exists, or values of other shapes, or would
+            hold a copy.
     """
     if not _STORED.get():
         return
     store = pyro.get_param_store()
-    for short, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        full_name = param_with_module_name(name, short)
-        value = pyro.param(full_name, parameter)  # which a handler may wrap, as pyro.render_model does
-        if full_name in store:
-            value = store[full_name]
-        if value is not parameter:
-            if not parameter.is_contiguous():
-                raise RuntimeError(
-                    f"parameter {short!r} is not contiguous in memory (channels_last?), so Pyro's parameter store "
-                    "would train a copy of it. Make it contiguous: the networks here lay out images, not weights."
-                )
+    parameters = {
+        param_with_module_name(name, p): value for p, value in module.named_parameters() if value.requires_grad
+    }
+    others = {n: store[n] for n, value in parameters.items() if n in store and store[n] is not value}
+    if others:
+        _make_way(name, module, parameters, others)
+    for full_name in parameters.keys() - store.keys():
+        if not parameters[full_name].is_contiguous():
             raise RuntimeError(
-                f"Pyro's parameter store already holds another module's parameters under the name {name!r} "
-                f"(first: {full_name!r}), so this one would not be trained. Call pyro.clear_param_store() before "
-                "you build a new model, or give each model its own name: VMA(..., name='vma2')."
+                f"parameter {full_name!r} is not contiguous in memory (channels_last?), so Pyro's parameter store "
+                "would train a copy of it. Make it contiguous: the networks here lay out images, not weights."
             )
+        _REGISTERED[parameters[full_name]] = True
+    _MODULES.add(module)
+    for full_name, value in parameters.items():
+        pyro.param(full_name, value)
+
+
+def _make_way(name: str, module: nn.Module, parameters: Mapping[str, Tensor], others: dict[str, Tensor]) -> None:
+    """Takes other values than a module's parameters out of the store, if no other module has them."""
+    gc.collect()  # a model in a circle of references, such as one that a traceback holds, exists no longer
+    living = {id(value) for other in _MODULES if other is not module for value in other.parameters()}
+    clash = [n for n, value in others.items() if id(value) in living]
+    loaded = {n: value for n, value in others.items() if value not in _REGISTERED}
+    clash += [n for n, value in loaded.items() if value.shape != parameters[n].shape]
+    if clash:
+        raise RuntimeError(
+            f"Pyro's parameter store already holds another module's parameters under the name {name!r} "
+            f"(first: {clash[0]!r}), so this one would not be trained. Call pyro.clear_param_store() before "
+            "you build a new model, or give each model its own name: VMA(..., name='vma2')."
+        )
+    store = pyro.get_param_store()
+    with torch.no_grad():
+        for full_name, value in loaded.items():
+            parameters[full_name].copy_(value)
+    for full_name in list(store.keys()):  # beside the others, what this module has no parameter for
+        left_over = full_name.startswith(f"{name}$$$") and store[full_name] in _REGISTERED
+        if full_name in others or (left_over and full_name not in parameters and id(store[full_name]) not in living):
+            del store[full_name]

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_vmem._utils.image_layout import as_images
-
 __all__ = ["CausalNetwork"]
 
 
@@ -51,8 +49,7 @@ class CausalNetwork(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The features of every pixel's past: images `(*, C, H, W)` to `(*, context, H, W)`."""
         height, width = x.shape[-2:]
-        images = as_images(x)
-        columns = F.unfold(self.pad(images), self.window).mT  # (N, H W, C window)
+        columns = F.unfold(self.pad(x.reshape(-1, *x.shape[-3:])), self.window).mT  # (N, H W, C window)
         features = self.of_windows(columns).mT.unflatten(-1, (height, width))
         return features.reshape(*x.shape[:-3], *features.shape[1:])
 

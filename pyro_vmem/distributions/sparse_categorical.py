@@ -53,6 +53,14 @@ class SparseCategorical(dist.Categorical, abc.ABC):
     def sample_beside(self, top: Tensor) -> Tensor:
         """A draw, with shape `(*)`, given that it is none of the most probable values `top`, `(*, k)`."""
 
+    @abc.abstractmethod
+    def mixed_with(self, other: dist.Categorical, share: float) -> MixedCategorical:
+        r"""The mixture :math:`(1 - \epsilon)\, q + \epsilon\, p` with another over all values, of a share in (0, 1)."""
+
+    @abc.abstractmethod
+    def mixed_with_its_top(self, k: int, share: float) -> SparseCategorical:
+        """The mixture with the uniform distribution on the `k` most probable of the values that are kept, or all."""
+
 
 class TruncatedCategorical(SparseCategorical):
     """A categorical on some of its values, each row's own; enumeration visits those only.
@@ -123,6 +131,18 @@ class TruncatedCategorical(SparseCategorical):
         """A draw, with shape `(*)`, given that it is none of the most probable values `top`, `(*, k)`."""
         places = _sample_beside(self.kept_logits, _is_among(self.kept_values, top))
         return self.kept_values.gather(-1, places.unsqueeze(-1)).squeeze(-1)
+
+    def mixed_with(self, other: dist.Categorical, share: float) -> MixedCategorical:
+        """See :class:`SparseCategorical`."""
+        return MixedCategorical(self, other, share)
+
+    def mixed_with_its_top(self, k: int, share: float) -> TruncatedCategorical:
+        """See :class:`SparseCategorical`."""
+        k = min(k, self.kept_values.shape[-1])
+        best = self.kept_logits.topk(k, dim=-1).indices
+        log_uniform = torch.full_like(self.kept_logits, -math.inf).scatter(-1, best, math.log(share / k))
+        logits = torch.logaddexp(self.kept_logits + math.log1p(-share), log_uniform)
+        return TruncatedCategorical(logits, self.kept_values, self._num_events)
 
 
 class MixedCategorical(SparseCategorical):
@@ -227,6 +247,18 @@ class MixedCategorical(SparseCategorical):
             level = torch.where(level >= before, level + step, level)
         of_rest = _at_level(steps if steps.dim() == 1 else steps.expand(*shape, -1), level)
         return torch.where(chance < left_of_kept, of_kept, of_rest)
+
+    def mixed_with(self, other: dist.Categorical, share: float) -> MixedCategorical:
+        """See :class:`SparseCategorical`; what is not kept is one categorical again."""
+        of_rest = (1 - share) * self.share
+        total = of_rest + share
+        rest = dist.Categorical(probs=(of_rest * self.rest.probs + share * other.probs) / total)
+        return MixedCategorical(self.kept, rest, total)
+
+    def mixed_with_its_top(self, k: int, share: float) -> MixedCategorical:
+        """See :class:`SparseCategorical`; the share of what is not kept becomes less."""
+        of_rest = (1 - share) * self.share
+        return MixedCategorical(self.kept.mixed_with_its_top(k, share / (1 - of_rest)), self.rest, of_rest)
 
 
 # Of any categorical, sparse or dense

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Independent
 
 from pyro_vmem._utils.checks import check_count
+from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
 from pyro_vmem.infer.particles import Particles, samples
@@ -174,6 +175,11 @@ class _Defensive(Messenger):
             return Bernoulli(self._with_uniform(torch.stack([1 - fn.probs, fn.probs], -1))[..., 1])
         if isinstance(fn, torch.distributions.OneHotCategorical):
             return OneHotCategorical(self._with_uniform(fn.probs))
+        if isinstance(fn, SparseCategorical):  # a row of all values for each datapoint would be a large matrix
+            if self.top is not None:
+                return fn.mixed_with_its_top(self.top, self.share)
+            kept, _ = fn.parts()[0]
+            return fn.mixed_with(Categorical(logits=kept.new_zeros(fn.param_shape[-1])), self.share)
         if isinstance(fn, torch.distributions.Categorical):
             return Categorical(self._with_uniform(fn.probs))
         raise ValueError(

@@ -33,6 +33,8 @@ class Template:
 
     def __init__(self, raw: Tensor, features: Tensor, maps: tuple[Tensor, ...] = ()) -> None:
         self._raw, self.features, self._maps = raw, features, maps
+        # The dims that are not the event's; a plain tuple would be one of tensors where Pyro follows provenance.
+        self.leading_shape = torch.Size(features.shape[:-1])
 
     @property
     def raw(self) -> Tensor:
@@ -43,11 +45,6 @@ class Template:
     def maps(self) -> tuple[Tensor, ...]:
         """Feature maps, fine to coarse, each with shape `(*, C, H, W)`."""
         return self._maps
-
-    @property
-    def leading_shape(self) -> torch.Size:
-        """The dims that are not the event's."""
-        return torch.Size(self.features.shape[:-1])  # a tuple, of tensors whose provenance Pyro follows
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Template:
         """The template of which each tensor has been through `fn`."""
@@ -102,12 +99,12 @@ class EncodedMemory(Memory):
         self._hold(memory.store, memory.labels, memory.mask, memory.index)
         self.memory = memory
         self.is_lazy = not isinstance(encoded, Template)
-        self._source = _Eager(encoded) if isinstance(encoded, Template) else _Lazy(memory, encoded)
+        self._source = encoded if isinstance(encoded, Template) else _Lazy(memory, encoded)
 
     @property
     def encoded(self) -> Template:
         """All templates with their features; a `ValueError` if they are too many to be encoded at once."""
-        return self._source.whole
+        return self._source if isinstance(self._source, Template) else self._source.whole
 
     @property
     def features(self) -> Tensor:
@@ -126,15 +123,13 @@ class EncodedMemory(Memory):
         Raises:
             IndexError: If an address is not a slot.
         """
-        return self._read(*self._source.at(a))
-
-    def _read(self, table: Template, a: Tensor) -> Template:
-        """The templates at places `a` of a table."""
-        return _Read(table, a, self.per_datapoint)
+        table, places = (self._source, a) if isinstance(self._source, Template) else self._source.at(a)
+        return _Read(table, places, self.per_datapoint)
 
     def map_encoded(self, fn: Callable[[Template], Template]) -> Self:
         """The memory whose templates, with their features, go through `fn` when they have been encoded."""
-        return type(self)(self.memory, self._source.then(fn))
+        source = self._source
+        return type(self)(self.memory, fn(source) if isinstance(source, Template) else _Composed(source.encoder, fn))
 
     def of_datapoints(self, rows: slice) -> EncodedMemory:
         """The memories of some of the datapoints; a shared memory as it is."""
@@ -142,8 +137,14 @@ class EncodedMemory(Memory):
             return self
         return self._map(lambda values: values[rows], lambda slots: slots[rows])
 
+    def _classes(self) -> tuple[Tensor, Tensor]:
+        return self.memory._classes() if self.labels is self.memory.labels else super()._classes()
+
     def _map(self, values: Callable[[Tensor], Tensor], slots: Callable[[Tensor], Tensor]) -> Self:
-        return type(self)(self.memory._map(values, slots), self._source.moved(values))
+        source = self._source  # of one that is encoded as it is read, what the encoder is given has been moved
+        return type(self)(
+            self.memory._map(values, slots), source.map(values) if isinstance(source, Template) else source.encoder
+        )
 
 
 class _Read(Template):
@@ -155,6 +156,7 @@ class _Read(Template):
     def __init__(self, table: Template, a: Tensor, per_datapoint: bool) -> None:
         self._table, self._a, self._per_datapoint = table, a, per_datapoint
         self.features = gather(table.features, a, per_datapoint)
+        self.leading_shape = torch.Size(self.features.shape[:-1])
 
     @property
     def raw(self) -> Tensor:
@@ -165,29 +167,14 @@ class _Read(Template):
         return tuple(gather(m, self._a, self._per_datapoint) for m in self._table.maps)
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
+        # Before copies are made, while templates of the table are fewer than those read: a decoder's skips and blurs
+        # are of templates alone, and K particles of B targets read the same few.
         table = self._table
         if table.leading_shape.numel() > self.leading_shape.numel():
             return fn(self)
         if not torch.is_grad_enabled():  # views would say that they need gradients all the same, and mislead who asks
             table = table.map(Tensor.detach)
         return gather(fn(table), self._a, self._per_datapoint)
-
-
-class _Eager:
-    """Templates that are all encoded."""
-
-    def __init__(self, encoded: Template) -> None:
-        self.whole, self.features = encoded, encoded.features
-
-    def at(self, a: Tensor) -> tuple[Template, Tensor]:
-        """A table of templates that has those at the addresses `a`, and their places in it."""
-        return self.whole, a
-
-    def then(self, fn: Callable[[Template], Template]) -> Template:
-        return fn(self.whole)
-
-    def moved(self, fn: Callable[[Tensor], Tensor]) -> Template:
-        return self.whole.map(fn)
 
 
 class _Kept(NamedTuple):
@@ -224,6 +211,7 @@ class _Lazy:
         return torch.cat([self.encoder(self.memory.read(some)).features for some in batches])
 
     def at(self, a: Tensor) -> tuple[Template, Tensor]:
+        """A table of templates that has those at the addresses `a`, and their places in it."""
         kept, a = self._usable(), a.contiguous()
         if kept is not None:
             places = torch.searchsorted(kept.slots, a).clamp(max=len(kept.slots) - 1)
@@ -232,12 +220,6 @@ class _Lazy:
         slots = a.unique()
         kept = self._keep(slots, self.memory.read(slots))
         return kept.table, torch.searchsorted(kept.slots, a)
-
-    def then(self, fn: Callable[[Template], Template]) -> Callable[[Tensor], Template]:
-        return _Composed(self.encoder, fn)
-
-    def moved(self, _: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Template]:
-        return self.encoder  # what it is given has been moved
 
     def _keep(self, slots: Tensor, templates: Tensor) -> _Kept:
         weights = [weight.detach().clone() for weight in self._weights()]

@@ -8,15 +8,9 @@ __all__ = ["Growing"]
 
 
 class Growing:
-    """A tensor with room behind its last row, so that one more row costs the same however many there are.
+    """Rows `values`, `(n, *)`, with room behind the last, so that one more costs the same however many there are.
 
     It does not change: appending gives another one, which has its rows in the same place where there is room.
-
-    Arguments:
-        values: The rows, with shape `(n, *)`; not copied.
-
-    Attributes:
-        values: All rows, with shape `(n, *)`.
 
     Example:
         >>> import torch

@@ -16,7 +16,7 @@ from torch import Tensor
 from pyro_vmem._utils.extras import require
 from pyro_vmem.memory.growing import Growing
 
-__all__ = ["AddressIndex", "ExactIndex", "FaissIndex", "Hits", "merge_hits", "recall"]
+__all__ = ["AddressIndex", "ExactIndex", "FaissIndex", "Hits", "recall"]
 
 Kind = Literal["ivf", "hnsw"]
 
@@ -42,17 +42,10 @@ class Hits:
     slots: Tensor
 
     def filled(self, num_slots: int) -> tuple[Tensor, Tensor | None]:
-        """Slots with others where nothing was found, so that each row has `k` different ones; and where that is.
-
-        Arguments:
-            num_slots: How many slots there are, at least `k`.
+        """Slots `(*, k)`, others out of at least `k` where nothing was found, so that a row has no slot twice.
 
         Returns:
             Slots, integers `(*, k)`, and True at those that were not found, `(*, k)`; `None` if all were.
-
-        Example:
-            >>> Hits(torch.tensor([2.0, -torch.inf]), torch.tensor([0, -1])).filled(10)
-            (tensor([0, 1]), tensor([False,  True]))
         """
         missing = self.slots < 0
         if not bool(missing.any()):
@@ -64,22 +57,8 @@ class Hits:
         return torch.where(missing, free.gather(-1, (missing.cumsum(-1) - 1).clamp(min=0)), self.slots), missing
 
 
-def merge_hits(found: Sequence[Hits], k: int) -> Hits:
-    """The best `k` of several searches with the same queries, each in slots of its own.
-
-    Arguments:
-        found: What each search found, with shapes `(*, k_i)`.
-        k: How many to keep.
-
-    Returns:
-        Scores and slots, `(*, k)`, or fewer if all searches together found fewer.
-
-    Example:
-        >>> left = Hits(torch.tensor([3.0, 1.0]), torch.tensor([0, 1]))
-        >>> right = Hits(torch.tensor([2.0, 0.5]), torch.tensor([5, 6]))
-        >>> merge_hits([left, right], 2).slots
-        tensor([0, 5])
-    """
+def _merged(found: Sequence[Hits], k: int) -> Hits:
+    """The best `k`, or all if fewer, of several searches with the same queries, each in slots of its own."""
     scores, slots = torch.cat([h.scores for h in found], -1), torch.cat([h.slots for h in found], -1)
     best = scores.topk(min(k, scores.shape[-1]), dim=-1)
     return Hits(best.values, slots.gather(-1, best.indices))
@@ -202,10 +181,7 @@ class AddressIndex(abc.ABC):
         """As above for queries `(N, E)` of the keys' dtype and device; fewer columns where fewer slots are present."""
 
     def add(self, keys: Tensor) -> Tensor:
-        """Adds slots; returns their numbers, `(n,)`, which follow those there are.
-
-        Arguments:
-            keys: Their keys, with shape `(n, E)`.
+        """Adds slots with keys `(n, E)`; returns their numbers, `(n,)`, which follow those there are.
 
         Raises:
             ValueError: If the keys do not fit.
@@ -218,10 +194,7 @@ class AddressIndex(abc.ABC):
         return slots
 
     def remove(self, slots: Tensor) -> None:
-        """Removes slots: they are not found any more. Their numbers are not given again.
-
-        Arguments:
-            slots: Their numbers, integers `(n,)`.
+        """Removes slots, integers `(n,)`: they are not found any more, and their numbers are not given again.
 
         Raises:
             IndexError: If one is not a slot.
@@ -232,18 +205,14 @@ class AddressIndex(abc.ABC):
         self._changed(slots)
 
     def update(self, slots: Tensor, keys: Tensor) -> None:
-        """Replaces the keys of slots, after what they were computed with has changed.
-
-        Arguments:
-            slots: The slots, integers `(n,)`.
-            keys: Their new keys, with shape `(n, E)`.
+        """Replaces the keys of slots, integers `(n,)`, by `(n, E)`, after what computes them has changed.
 
         Raises:
             ValueError: If the keys do not fit.
             IndexError: If one is not a slot.
         """
-        slots, keys = self._in_range(slots), self._checked(keys, self.dim).to(self.keys)
-        self.keys[slots] = keys
+        slots = self._in_range(slots)
+        self.keys[slots] = self._checked(keys, self.dim).to(self.keys)
         self._changed(slots)
 
     def _in_range(self, slots: Tensor) -> Tensor:
@@ -255,18 +224,16 @@ class AddressIndex(abc.ABC):
         """Called with slots whose keys, or whose presence, have changed."""
 
     def rebuild(self, keys: Tensor | None = None) -> None:
-        """Builds whatever the search needs anew; after most keys were updated, it finds more.
-
-        Arguments:
-            keys: New keys of all slots, with shape `(S, E)`. Default: those there are.
+        """Builds whatever the search needs anew, of new keys `(S, E)` or those there are; it then finds more.
 
         Raises:
             ValueError: If the keys do not fit.
         """
-        if keys is not None:
-            if len(keys) != len(self.keys):
-                raise ValueError(f"keys: expected {len(self.keys)}, one a slot, got {len(keys)}.")
-            self.keys.copy_(self._checked(keys, self.dim))
+        if keys is None:
+            return
+        if len(keys) != len(self.keys):
+            raise ValueError(f"keys: expected {len(self.keys)}, one per slot, got {len(keys)}.")
+        self.keys.copy_(self._checked(keys, self.dim))
 
     def copy(self) -> Self:
         """An index of the same slots with keys of its own."""
@@ -301,15 +268,15 @@ class ExactIndex(AddressIndex):
 
 
 def _exact(queries: Tensor, keys: Tensor, present: Tensor, k: int) -> Hits:
-    """The best of all keys; only the best of a block of them are kept."""
+    """The best of all keys, a block of them at a time: all scores at once would be queries times slots."""
     best: list[Hits] = []
     size = max(k, BLOCK // max(1, len(queries)))
     for start in range(0, len(keys), size):
-        with torch.autocast(keys.device.type, enabled=False):
+        with torch.autocast(keys.device.type, enabled=False):  # scores decide between slots: not rounded
             scores = queries @ keys[start : start + size].mT
         scores.masked_fill_(~present[start : start + size], -math.inf)
         top = scores.topk(min(k, scores.shape[1]), dim=-1)
-        best = [merge_hits([*best, Hits(top.values, top.indices + start)], k)]
+        best = [_merged([*best, Hits(top.values, top.indices + start)], k)]
     return best[0]
 
 
@@ -347,8 +314,7 @@ class FaissIndex(AddressIndex):
             raise ValueError(f"effort: expected at least 1, got {effort}.")
         self._faiss: Any = require("faiss", "faiss")
         super().__init__(keys.float().cpu())
-        self.kind = kind
-        self.effort = effort
+        self.kind, self.effort = kind, effort
         self.rebuild()
 
     def copy(self) -> Self:
@@ -407,7 +373,7 @@ class FaissIndex(AddressIndex):
         found = Hits(found.scores.masked_fill(found.slots < 0, -math.inf), found.slots)
         if len(beside):
             exact = _exact(queries, self.keys[beside], self.present[beside], k)
-            found = merge_hits([found, Hits(exact.scores, beside[exact.slots])], k)
+            found = _merged([found, Hits(exact.scores, beside[exact.slots])], k)
         none = (found.scores == -math.inf).all(-1)
         if bool(none.any()):  # most slots that the search would pass through were removed
             exact = _exact(queries[none], self.keys, self.present, k)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
@@ -52,12 +52,7 @@ class Store(Protocol):
 
 
 class TensorStore:
-    """Templates in a tensor, `(S, *event)`, or `(B, S, *event)` for one memory per datapoint.
-
-    Arguments:
-        templates: The templates.
-        per_datapoint: Whether they are `(B, S, *event)`.
-    """
+    """Templates in a tensor, `(S, *event)`, or `(B, S, *event)` for one memory per datapoint."""
 
     is_decoded = True
 
@@ -67,7 +62,7 @@ class TensorStore:
         self.event_shape, self.dtype, self.device = templates.shape[dims + 1 :], templates.dtype, templates.device
 
     def check_size(self) -> None:
-        """Nothing to refuse: all are there."""
+        """Refuses nothing: all are there."""
 
     def read(self, a: Tensor) -> Tensor:
         """Gathers templates at addresses `(*, B)`; see :func:`gather`."""
@@ -165,6 +160,7 @@ class Memory:
 
     def _hold(self, store: Store, labels: Tensor | None, mask: Tensor | None, index: AddressIndex | None) -> None:
         self.store, self.labels, self.mask, self.index = store, labels, mask, index
+        self._sorted: tuple[Tensor, int | None, tuple[Tensor, Tensor]] | None = None
         self.batch_shape, self.per_datapoint = store.batch_shape, len(store.batch_shape) > 0
         self.event_shape, self.dtype, self.device = store.event_shape, store.dtype, store.device
 
@@ -238,11 +234,19 @@ class Memory:
         """
         if self.labels is None:
             raise ValueError("labels: by_class needs them, got none. Make the memory with Memory(templates, labels).")
-        classes, index = self.labels.unique(return_inverse=True)
+        classes, index = self._classes()
         if slots is not None:
             index = index[slots] if not self.per_datapoint else index.expand(*slots.shape[:-1], -1).gather(-1, slots)
         sums = probs.new_zeros(*probs.shape[:-1], len(classes))
         return sums.scatter_add(-1, index.expand_as(probs), probs)
+
+    def _classes(self) -> tuple[Tensor, Tensor]:
+        """The classes in memory, and which of them each slot is of; sorted once per labels, not once per question."""
+        assert self.labels is not None
+        version = None if self.labels.is_inference() else self.labels._version  # which counts what is written to them
+        if self._sorted is None or self._sorted[0] is not self.labels or self._sorted[1] != version:
+            self._sorted = self.labels, version, self.labels.unique(return_inverse=True)
+        return self._sorted[2]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves templates, labels and mask to a device, templates also to a dtype; arguments as of `Tensor.to`.
@@ -271,6 +275,12 @@ class Memory:
         other._hold(self.store.map(values), labels, mask, self.index)
         return other
 
+    if not TYPE_CHECKING:  # which would then find any attribute
+
+        def __getattr__(self, name: str) -> Any:
+            hint = " Encode it, `vma.encode(memory)`." if name in ("features", "encoded", "is_lazy") else ""
+            raise AttributeError(f"memory: a {type(self).__name__} has no {name!r}.{hint}")
+
     def __len__(self) -> int:
         return self.num_slots
 
@@ -278,7 +288,7 @@ class Memory:
         kind = f"one for each of {self.batch_shape.numel()} datapoints" if self.per_datapoint else "shared"
         parts = [f"{self.num_slots} slots of {tuple(self.event_shape)}", kind]
         if self.labels is not None:
-            parts.append(f"{self.labels.unique().numel()} classes")
+            parts.append(f"{len(self._classes()[0])} classes")
         if self.mask is not None:
             parts.append(f"{int(self.mask.sum())} of {self.mask.numel()} in use")
         return f"{type(self).__name__}({', '.join(parts)})"

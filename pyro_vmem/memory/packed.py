@@ -28,12 +28,7 @@ WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)  # of the bits of a byte, as `numpy.pack
 class PackedStore:
     """Templates as bits (binary values) or bytes (grey levels): a :class:`Store` that decodes what is read.
 
-    Arguments:
-        packed: Integers of type uint8, which may be a mapped file: see :class:`PackedMemory`.
-        event_shape: The shape of one template.
-        bits: 1 or 8 for each value.
-        dtype: What templates are decoded to.
-        device: Where they are decoded to. Default: where `packed` is.
+    Arguments are as of :class:`PackedMemory`.
 
     Raises:
         ValueError: If `packed` is not of the shape and dtype that templates of this shape have.
@@ -208,13 +203,9 @@ class PackedMemory(Memory):
     def open(
         cls, path: str | Path, event_shape: Sequence[int], bits: Literal[1, 8] = 1, labels: Tensor | None = None
     ) -> PackedMemory:
-        """Maps a file that :meth:`pack` wrote: templates are read from it as they are needed.
+        """Maps a `.npy` file that :meth:`pack` wrote: templates are read from it as they are needed.
 
-        Arguments:
-            path: The file, in the `.npy` format.
-            event_shape: The shape of one template.
-            bits: 1 or 8 for each value.
-            labels: The class of each slot, integers `(S,)`.
+        Arguments are as of the class.
 
         Raises:
             ValueError: If it holds templates of another size.

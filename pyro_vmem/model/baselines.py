@@ -63,10 +63,6 @@ class _Baseline(VMA):
         super().__init__(
             UniformPrior(), latent_prior, likelihood, UniformGuide(), latent_guide, template_encoder, x_encoder, name
         )
-        self._add_networks()
-
-    def _add_networks(self) -> None:
-        """Makes what the model has beside the networks of a VMA."""
 
     @classmethod
     def like(cls, vma: VMA) -> Self:
@@ -99,13 +95,7 @@ class NoMemoryVAE(_Baseline):
     Networks are those of the VMA that it is compared with. The site `"a"` is there and idle, so that all that works on
     a VMA works on this; its evidence does not depend on the memory, and :math:`KL(a)` is zero.
 
-    Arguments:
-        latent_prior: :math:`p(z)`; it sees the one template.
-        likelihood: :math:`p(x | z, t)`.
-        latent_guide: :math:`q(z | x)`; it sees the one template too.
-        template_encoder: Makes the features of the template.
-        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
-        name: The prefix of this model's parameters in Pyro's parameter store.
+    Arguments are as of :class:`VMA`, without those of addresses; prior and guide of the latent see the one template.
 
     Example:
         >>> vae = NoMemoryVAE.for_images((1, 12, 10), latent_dim=4)
@@ -140,13 +130,7 @@ class SetStatisticsVAE(_Baseline):
         | https://arxiv.org/abs/1606.02185
         | Deep Sets (Zaheer et al., 2017) https://arxiv.org/abs/1703.06114
 
-    Arguments:
-        latent_prior: :math:`p(z | s)`; it sees the statistics in place of a template.
-        likelihood: :math:`p(x | z, s)`, likewise.
-        latent_guide: :math:`q(z | x, s)`, likewise.
-        template_encoder: Makes the features of templates.
-        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
-        name: The prefix of this model's parameters in Pyro's parameter store.
+    Arguments are as of :class:`VMA`, without those of addresses; parts see the statistics in place of a template.
 
     Example:
         >>> model = SetStatisticsVAE.for_images((1, 12, 10), latent_dim=4)
@@ -189,13 +173,8 @@ class SoftAttentionVAE(_Baseline):
         | Variational Memory Addressing in Generative Models (Bornschein, Mnih, Zoran, Rezende, 2017)
         | https://arxiv.org/abs/1709.07116
 
-    Arguments:
-        latent_prior: :math:`p(z)`; it cannot see the memory.
-        likelihood: :math:`p(x | z, M)`; :meth:`like` makes one that reads softly of any likelihood.
-        latent_guide: :math:`q(z | x, M)`, likewise.
-        template_encoder: Makes the features of templates.
-        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
-        name: The prefix of this model's parameters in Pyro's parameter store.
+    Arguments are as of :class:`VMA`, without those of addresses; :meth:`like` makes a likelihood and a guide that read
+    softly of any.
 
     Example:
         >>> model = SoftAttentionVAE.for_images((1, 12, 10), latent_dim=4)
@@ -222,14 +201,14 @@ class SoftAttentionVAE(_Baseline):
 class _OneTemplate(EncodedMemory):
     """A memory in which every address reads the same; `encoded` has that one template, in a single slot."""
 
-    def _read(self, table: Template, a: Tensor) -> Template:
-        return super()._read(table, torch.zeros_like(a))
+    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as of EncodedMemory
+        return super().read(torch.zeros_like(a))
 
 
 class _ReadAsAWhole(EncodedMemory):
     """A memory of which every address reads all."""
 
-    def _read(self, table: Template, a: Tensor) -> Template:
+    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as of EncodedMemory
         return _Whole(self, torch.broadcast_shapes(a.shape, self.batch_shape))
 
 
@@ -265,8 +244,7 @@ class SoftAttentionDecoder(Decoder):
 
     def __init__(self, inner: Decoder, num_features: int) -> None:
         super().__init__()
-        self.inner = inner
-        self.num_features = num_features
+        self.inner, self.num_features = inner, num_features
         self.event_shape, self.latent_dim = inner.event_shape, inner.latent_dim
         self.query = nn.Sequential(nn.Linear(self.latent_dim, num_features), nn.ReLU())
         self.attention = SimilarityGuide(num_features, normalise="memory", temperature=1.0, tied=False)
@@ -283,9 +261,7 @@ class SoftAttentionGuide(LatentGuide):
 
     def __init__(self, inner: LatentGuide, num_features: int) -> None:
         super().__init__()
-        self.inner = inner
-        self.num_features = num_features
-        self.latent_dim = inner.latent_dim
+        self.inner, self.num_features, self.latent_dim = inner, num_features, inner.latent_dim
         self.attention = SimilarityGuide(num_features)
 
     def forward(self, x: Template, template: Template) -> dist.Distribution:

@@ -1,80 +1,99 @@
-"""What a user passes into a model, checked once where it enters."""
+"""What is asked of a model before it is used: parts that fit together, and weights that are numbers."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
+from torch.distributions import Categorical, Distribution
 
-from pyro_vmem.memory import Memory
+from pyro_vmem.memory import Memory, Template
+from pyro_vmem.parts import Part
 
-__all__ = ["check_address", "check_memory", "check_targets", "check_weights"]
+__all__ = ["check_parts", "check_weights"]
+
+SLOTS, TARGETS = 2, 3  # of the pass on zeros: different, so that one is not taken for the other
 
 
-def check_memory(memory: Memory, event_shape: Sequence[int], dtype: torch.dtype | None) -> None:
-    """Raises a `ValueError` if the memory does not go with a model.
+@torch.no_grad()
+def check_parts(vma: Any) -> None:
+    """Raises a `ValueError` if a part of a :class:`VMA` gives what the others cannot take, as a pass on zeros shows.
 
-    Arguments:
-        memory: What was passed.
-        event_shape: The shape of one observation of the model.
-        dtype: The dtype of the model's weights, if it has any; under autocast it does not matter.
-
-    Example:
-        >>> check_memory(Memory(torch.rand(5, 3)), (3,), torch.float32)
-        >>> check_memory(Memory(torch.rand(5, 3)), (4,), torch.float32)
-        Traceback (most recent call last):
-        ValueError: memory: its templates (5, 3) hold events of shape (3,), this model's are (4,).
+    Nothing is changed: modules are in evaluation mode meanwhile, and random states are put back.
     """
-    expected = tuple(event_shape)
-    if not isinstance(memory, Memory):
-        raise ValueError(f"memory: expected a pyro_vmem.Memory, got {type(memory).__name__}. Use Memory(templates).")
-    shape = (*memory.batch_shape, memory.num_slots, *memory.event_shape)
-    if tuple(memory.event_shape) != expected:
-        hint = ""
-        if shape[2:] == expected and not memory.per_datapoint:
-            hint = " For one memory per datapoint, `(B, S, *event)`, pass Memory(..., per_datapoint=True)."
-        raise ValueError(
-            f"memory: its templates {shape} hold events of shape {tuple(memory.event_shape)}, "
-            f"this model's are {expected}.{hint}"
-        )
-    if dtype is not None and memory.dtype != dtype and not torch.is_autocast_enabled(memory.device.type):
-        raise ValueError(
-            f"memory: the dtype of its templates is {memory.dtype}, that of this model's weights {dtype}. "
-            f"Convert one: `memory.to({dtype})`, or the model as any module."
-        )
+    weight = next(vma.parameters(), torch.zeros(()))
+    if weight.is_meta:  # sizes without numbers
+        return
+    modes = [(module, module.training) for module in vma.modules()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            _pass_on_zeros(vma.eval(), weight)
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
-def check_targets(x: Tensor, memory: Memory) -> None:
-    """Raises a `ValueError` if targets do not go with a memory.
+def _pass_on_zeros(vma: Any, weight: torch.Tensor) -> None:
+    event, x = tuple(vma.event_shape), weight.new_zeros(TARGETS, *vma.event_shape)
+    for role in ("template_encoder", "x_encoder"):
+        encoder = getattr(vma, role)
+        if encoder is not None:
+            seen, wanted = _run(vma, role, x), (TARGETS, encoder.num_features)
+            if not isinstance(seen, Template) or tuple(seen.features.shape) != wanted:
+                expected = f"a Template with features {wanted} of observations {tuple(x.shape)}"
+                _refuse(vma, role, expected, seen, "Return Template(x, features), `num_features` of each.")
+    memory = vma.encode(Memory(weight.new_zeros(SLOTS, *event), torch.arange(SLOTS, device=weight.device)))
+    target, z = vma.encode_x(x), weight.new_zeros(TARGETS, vma.latent_dim)
+    template = memory.read(torch.zeros(TARGETS, dtype=torch.long, device=weight.device))
+    for role, passed, shape in (("address_prior", (memory,), ()), ("address_guide", (memory, target), (TARGETS,))):
+        q = _run(vma, role, *passed)
+        if not isinstance(q, Categorical) or not _fits(q, shape, ()) or q.probs.shape[-1] != memory.num_slots:
+            expected = f"a Categorical over {memory.num_slots} slots, with batch shape {shape}"
+            _refuse(vma, role, expected, q, "Return `pyro_vmem.over_slots(logits, memory)`, of one logit per slot.")
+    for role, passed, shape in (
+        ("latent_prior", (template,), (vma.latent_dim,)),
+        ("latent_guide", (target, template), (vma.latent_dim,)),
+        ("likelihood", (z, template), event),
+    ):
+        p = _run(vma, role, *passed)
+        if not isinstance(p, Distribution) or not _fits(p, (TARGETS,), shape):
+            remedy = f"Return one of pyro.distributions, with `.to_event({len(shape)})` if its values are independent."
+            _refuse(vma, role, f"a distribution with batch shape {(TARGETS,)} and event shape {shape}", p, remedy)
 
-    Arguments:
-        x: The targets, with shape `(B, *event)`.
-        memory: A memory that passed :func:`check_memory`.
 
-    Example:
-        >>> check_targets(torch.rand(3), Memory(torch.rand(5, 3)))
-        Traceback (most recent call last):
-        ValueError: x: expected shape (B, 3) to go with memory templates (5, 3), got (3,). One target alone is x[None].
-    """
-    event_shape, shape = memory.event_shape, (*memory.batch_shape, memory.num_slots, *memory.event_shape)
-    if x.shape[1:] != event_shape or x.dim() != len(event_shape) + 1 or len(x) == 0:
+def _fits(p: Distribution, batch: tuple[int, ...], event: tuple[int, ...]) -> bool:
+    """Whether a distribution has an event shape, and a batch shape that broadcasts to one, as in a plate."""
+    broadcasts = all(size in (1, n) for size, n in zip(reversed(p.batch_shape), reversed(batch), strict=False))
+    return tuple(p.event_shape) == event and len(p.batch_shape) <= len(batch) and broadcasts
+
+
+def _run(vma: Any, role: str, *passed: Any) -> Any:
+    part = getattr(vma, role)
+    try:
+        return part(*passed)
+    except Exception as error:  # of a part of the user's own: whatever it may be
+        remedy = "Give it the sizes that the other parts have."
+        sizes = {"num_features": vma.template_encoder.num_features, "latent_dim": vma.latent_dim}
+        for inner in part.modules():
+            arguments = inner.arguments() if isinstance(inner, Part) else {}
+            for name, size in sizes.items():
+                if arguments.get(name, size) != size:
+                    remedy = f"It is for {name}={arguments[name]}, the other parts for {size}. Give all the same."
         raise ValueError(
-            f"x: expected shape (B, {', '.join(map(str, event_shape))}) to go with memory templates "
-            f"{shape}, got {tuple(x.shape)}. One target alone is x[None]."
-        )
-    if x.dtype != memory.dtype:
-        raise ValueError(
-            f"x: its dtype {x.dtype} is not that of the memory's templates, {memory.dtype}. "
-            f"Convert one: `x.to({memory.dtype})`."
-        )
-    if memory.per_datapoint and memory.batch_shape.numel() != len(x):
-        raise ValueError(
-            f"x: got {len(x)} targets, but one memory for each of {memory.batch_shape.numel()} datapoints, "
-            f"templates {shape}. Give each target its memory, or all a shared one."
-        )
-    if not bool(torch.isfinite(x).all()):
-        raise ValueError("x: found NaN or infinite values. Clean or drop those targets.")
+            f"{role}: {part!r} does not take what the other parts give, on zeros of {tuple(vma.event_shape)}: "
+            f"{type(error).__name__}: {error}. {remedy}"
+        ) from error
+
+
+def _refuse(vma: Any, role: str, expected: str, got: Any, remedy: str) -> None:
+    shown = type(got).__name__
+    if isinstance(got, Distribution):
+        shown = f"{shown} with batch shape {tuple(got.batch_shape)} and event shape {tuple(got.event_shape)}"
+    elif isinstance(got, Template | torch.Tensor):
+        tensor = got.features if isinstance(got, Template) else got
+        shown = f"{shown} {tuple(tensor.shape)}"
+    raise ValueError(f"{role}: expected {expected}, got {shown} of {getattr(vma, role)!r}. {remedy}")
 
 
 def check_weights(module: nn.Module) -> None:
@@ -90,16 +109,3 @@ def check_weights(module: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if not bool(torch.isfinite(parameter).all()):
             raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
-
-
-def check_address(address: int, memory: Memory) -> None:
-    """Raises a `ValueError` if the address is not that of a slot in use, in every datapoint's memory.
-
-    Example:
-        >>> check_address(5, Memory(torch.rand(5, 3)))
-        Traceback (most recent call last):
-        ValueError: address: expected a slot in use out of 0..4, got 5.
-    """
-    in_range = 0 <= address < memory.num_slots
-    if not in_range or (memory.mask is not None and not bool(memory.mask[..., address].all())):
-        raise ValueError(f"address: expected a slot in use out of 0..{memory.num_slots - 1}, got {address}.")

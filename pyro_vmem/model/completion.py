@@ -44,17 +44,7 @@ def complete(
     particles of the slot because one fill alone makes :math:`q` narrower than the posterior given what is known, and
     its weights are then those of a few lucky particles (the deterministic mixture of Owen and Zhou, 2000).
 
-    Arguments:
-        vma: The model.
-        memory: The encoded memory.
-        x: The targets, with shape `(B, *event)`, zero where they are not known.
-        known: True where a value is known, with the shape of `x`.
-        num_particles: How many particles a round draws per target, at least.
-        rounds: How many rounds follow the first.
-        mean: Whether to fill in means in the last round.
-
-    Returns:
-        The targets filled in, with shape `(B, *event)`.
+    Targets `x` and `known`, both `(B, *event)`, are zero and false where a value is not known.
     """
     slots = _candidates(vma, memory, x, known, num_particles)  # (C, B)
     each = math.ceil(num_particles / len(slots))

@@ -13,15 +13,11 @@ from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, Packe
 from pyro_vmem.model.vma import VMA
 from pyro_vmem.parts import AddressGuide, KeyedGuide
 
-__all__ = ["KeyRefresher", "Staleness", "add_templates", "index_memory", "slot_keys", "staleness"]
+__all__ = ["KeyRefresher", "Staleness", "add_templates", "index_memory", "staleness"]
 
 
 def keyed(guide: AddressGuide) -> KeyedGuide:
-    """The guide whose keys are searched, inside of others such as :class:`IndexedGuide`.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The guide whose keys are searched, inside of others such as :class:`IndexedGuide`; a `ValueError` if none is."""
     inner: object = guide
     while not isinstance(inner, KeyedGuide):
         if not isinstance(inner, AddressGuide):
@@ -36,21 +32,7 @@ def keyed(guide: AddressGuide) -> KeyedGuide:
 def slot_keys(
     vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
 ) -> Tensor:
-    """The keys of slots as the model has them now: their templates are read and encoded, some at a time.
-
-    Arguments:
-        vma: The model.
-        memory: The memory.
-        slots: Which slots, integers `(n,)`; by default all.
-        batch_size: How many templates are encoded at once.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The keys, with shape `(n, E)`.
-
-    Raises:
-        ValueError: If the guide has no keys, or the memory does not fit the model.
-    """
+    """The keys `(n, E)` of slots, `(n,)` or all, as the model has them now: read and encoded some at a time."""
     vma.check(memory, None)
     guide = keyed(vma.address_guide)
     slots = torch.arange(memory.num_slots, device=memory.device) if slots is None else slots
@@ -239,10 +221,10 @@ class KeyRefresher:
         index.update(slots, fresh)
         return drift
 
-    def refresh(self, *, batch_size: int = 1024, progress: bool = False) -> float:
+    def refresh(self) -> float:
         """Refreshes all slots at once and builds the index anew; returns as :meth:`step` does."""
         index = _index_of(self.memory)
-        fresh = slot_keys(self.vma, self.memory, batch_size=batch_size, progress=progress)
+        fresh = slot_keys(self.vma, self.memory)
         drift = _drift(fresh, index.keys_of(torch.arange(index.num_slots, device=fresh.device)).to(fresh))
         index.rebuild(fresh)
         return drift

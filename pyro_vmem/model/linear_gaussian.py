@@ -17,6 +17,7 @@ from pyro_vmem.parts import (
     LatentGuide,
     LatentPrior,
     Likelihood,
+    Part,
     UniformPrior,
     over_slots,
 )
@@ -164,21 +165,22 @@ class LinearGaussianMemory(nn.Module):
         )
 
 
-class _LinearPrior(LatentPrior):
+class _OfReference(Part):
+    """What the parts of the same model as a VMA have in common."""
+
     def __init__(self, reference: LinearGaussianMemory) -> None:
         super().__init__()
         self.reference, self.latent_dim = reference, reference.latent_dim
+        self.event_shape: tuple[int, ...] = (reference.dim,)
 
+
+class _LinearPrior(_OfReference, LatentPrior):
     def forward(self, template: Template) -> dist.Distribution:
         scale = self.reference.latent_log_scale.exp()
         return dist.Normal(self.reference.latent_mean(template.raw), scale).to_event(1)
 
 
-class _LinearDecoder(Decoder):
-    def __init__(self, reference: LinearGaussianMemory) -> None:
-        super().__init__()
-        self.reference, self.latent_dim, self.event_shape = reference, reference.latent_dim, (reference.dim,)
-
+class _LinearDecoder(_OfReference, Decoder):
     def forward(self, z: Tensor, template: Template) -> Tensor:
         r = self.reference
         return z @ r.loading.mT + template.raw @ r.skip.mT + r.offset
@@ -190,19 +192,11 @@ class _LinearLikelihood(Likelihood):
         return dist.Normal(self.network(z, template), self.network.reference.log_noise.exp()).to_event(1)
 
 
-class _ExactAddressGuide(AddressGuide):
-    def __init__(self, reference: LinearGaussianMemory) -> None:
-        super().__init__()
-        self.reference = reference
-
+class _ExactAddressGuide(_OfReference, AddressGuide):
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         return self.reference.address_posterior(memory, x.raw)
 
 
-class _ExactLatentGuide(LatentGuide):
-    def __init__(self, reference: LinearGaussianMemory) -> None:
-        super().__init__()
-        self.reference, self.latent_dim = reference, reference.latent_dim
-
+class _ExactLatentGuide(_OfReference, LatentGuide):
     def forward(self, x: Template, template: Template) -> dist.Distribution:
         return self.reference.latent_posterior(x.raw, template.raw)

@@ -13,7 +13,7 @@ from torch.profiler import record_function
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
-from pyro_vmem.model.checks import check_address, check_memory, check_targets
+from pyro_vmem.model.checks import check_parts
 from pyro_vmem.model.completion import complete
 from pyro_vmem.parts import (
     AddressGuide,
@@ -125,6 +125,11 @@ class VMA(Part):
                 f"latent_guide: its latent_dim is {latent_guide.latent_dim}, the latent_prior's is "
                 f"{latent_prior.latent_dim}. Give both the same."
             )
+        self._add_networks()
+        check_parts(self)
+
+    def _add_networks(self) -> None:
+        """Makes what a subclass has beside the parts; then they are tried out together."""
 
     @classmethod
     def for_images(
@@ -202,8 +207,7 @@ class VMA(Part):
         """A model with other parts in place of some of this one's; all else is shared, weights included.
 
         Training either trains what they share; `copy.deepcopy(vma).replace(...)` shares nothing. The name in Pyro's
-        parameter store is the same unless another `name` is given: with the same name, call `pyro.clear_param_store()`
-        before the new model is trained in an `SVI` loop.
+        parameter store is the same: to train both in `SVI` loops, give another `name`.
 
         Arguments:
             parts: Any argument of this class.
@@ -319,7 +323,9 @@ class VMA(Part):
         if address is None:
             a = self.address_prior(encoded).sample(torch.Size([n]))
         else:
-            check_address(address, encoded)
+            in_range = 0 <= address < encoded.num_slots
+            if not in_range or (encoded.mask is not None and not bool(encoded.mask[..., address].all())):
+                raise ValueError(f"address: expected a slot in use out of 0..{encoded.num_slots - 1}, got {address}.")
             a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
         template = encoded.read(a)
         p_x = self.likelihood(self.latent_prior(template).sample(), template)
@@ -394,11 +400,45 @@ class VMA(Part):
 
     def check(self, memory: Memory, x: Tensor | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
+        if not isinstance(memory, Memory):
+            raise ValueError(
+                f"memory: expected a pyro_vmem.Memory, got {type(memory).__name__}. Use Memory(templates)."
+            )
+        expected, dtype = tuple(self.event_shape), memory.dtype
+        shape = (*memory.batch_shape, memory.num_slots, *memory.event_shape)
+        if tuple(memory.event_shape) != expected:
+            hint = ""
+            if shape[2:] == expected and not memory.per_datapoint:
+                hint = " For one memory per datapoint, `(B, S, *event)`, pass Memory(..., per_datapoint=True)."
+            raise ValueError(
+                f"memory: its templates {shape} hold events of shape {tuple(memory.event_shape)}, "
+                f"this model's are {expected}.{hint}"
+            )
         weight = next(self.parameters(), None)
-        check_memory(memory, self.event_shape, None if weight is None else weight.dtype)
-        if x is not None:
-            check_targets(x, memory)
-            self.likelihood.check(x)
+        if weight is not None and dtype != weight.dtype and not torch.is_autocast_enabled(memory.device.type):
+            raise ValueError(
+                f"memory: the dtype of its templates is {dtype}, that of this model's weights {weight.dtype}. "
+                f"Convert one: `memory.to({weight.dtype})`, or the model as any module."
+            )
+        if x is None:
+            return
+        if tuple(x.shape[1:]) != expected or x.dim() != len(expected) + 1 or len(x) == 0:
+            raise ValueError(
+                f"x: expected shape (B, {', '.join(map(str, expected))}) to go with memory templates "
+                f"{shape}, got {tuple(x.shape)}. One target alone is x[None]."
+            )
+        if x.dtype != dtype:
+            raise ValueError(
+                f"x: its dtype {x.dtype} is not that of the memory's templates, {dtype}. Convert one: `x.to({dtype})`."
+            )
+        if memory.per_datapoint and memory.batch_shape.numel() != len(x):
+            raise ValueError(
+                f"x: got {len(x)} targets, but one memory for each of {memory.batch_shape.numel()} datapoints, "
+                f"templates {shape}. Give each target its memory, or all a shared one."
+            )
+        if not bool(torch.isfinite(x).all()):
+            raise ValueError("x: found NaN or infinite values. Clean or drop those targets.")
+        self.likelihood.check(x)
 
     def __repr__(self) -> str:
         def size(module: torch.nn.Module | None) -> str:

@@ -1,9 +1,23 @@
 """The swappable parts of a model: modules that return a Pyro distribution, and the networks inside them."""
 
 from pyro_vmem._utils.checks import check_entries
-from pyro_vmem.parts.address_guides import DefensiveGuide, EncoderGuide, KeyedGuide, PairwiseGuide, SimilarityGuide
-from pyro_vmem.parts.address_priors import ClassBalancedPrior, ContentPrior, LearnedPrior, TemperedPrior, UniformPrior
-from pyro_vmem.parts.addressing import AddressGuide, AddressPrior, over_slots
+from pyro_vmem.parts.address_guides import (
+    AddressGuide,
+    DefensiveGuide,
+    EncoderGuide,
+    KeyedGuide,
+    PairwiseGuide,
+    SimilarityGuide,
+)
+from pyro_vmem.parts.address_priors import (
+    AddressPrior,
+    ClassBalancedPrior,
+    ContentPrior,
+    LearnedPrior,
+    TemperedPrior,
+    UniformPrior,
+    over_slots,
+)
 from pyro_vmem.parts.decoders import ConvDecoder, Decoder, MLPDecoder, WarpDecoder, log_odds
 from pyro_vmem.parts.encoders import ConvEncoder, Encoder, FlatEncoder, MLPEncoder
 from pyro_vmem.parts.flows import FlowGuide, FlowPrior

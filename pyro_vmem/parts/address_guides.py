@@ -1,4 +1,4 @@
-"""Address guides q(a | M, x)."""
+"""Address guides q(a | M, x): which slot explains a target."""
 
 from __future__ import annotations
 
@@ -11,14 +11,29 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmem._utils.precision import full_precision, no_autocast
-from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
+from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.memory import EncodedMemory, Template
-from pyro_vmem.parts.address_priors import UniformPrior
-from pyro_vmem.parts.addressing import AddressGuide, AddressPrior, over_slots, unit
+from pyro_vmem.parts.address_priors import AddressPrior, UniformPrior, over_slots
 from pyro_vmem.parts.encoders import Encoder
-from pyro_vmem.parts.layers import Join
+from pyro_vmem.parts.layers import Join, unit
+from pyro_vmem.parts.part import Part
 
-__all__ = ["DefensiveGuide", "EncoderGuide", "KeyedGuide", "PairwiseGuide", "SimilarityGuide"]
+__all__ = ["AddressGuide", "DefensiveGuide", "EncoderGuide", "KeyedGuide", "PairwiseGuide", "SimilarityGuide"]
+
+
+class AddressGuide(Part):
+    r"""An address guide :math:`q(a | M, x)`: the recogniser of the slot."""
+
+    @abc.abstractmethod
+    def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
+        r"""
+        Arguments:
+            memory: The memory :math:`M`, with :math:`S` slots.
+            x: The target with its features, with leading shape `(*, B)`.
+
+        Returns:
+            A categorical over :math:`S` slots, with batch shape `(*, B)`.
+        """
 
 
 class KeyedGuide(AddressGuide):
@@ -189,14 +204,12 @@ class DefensiveGuide(AddressGuide):
         super().__init__()
         if not 0 < share < 1:
             raise ValueError(f"share: expected a number between 0 and 1, got {share}.")
-        self.inner = inner
-        self.share = share
-        self.prior = prior or UniformPrior()
+        self.inner, self.share, self.prior = inner, share, prior or UniformPrior()
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         q, p = self.inner(memory, x), self.prior(memory)
-        if isinstance(q, TruncatedCategorical):
-            return MixedCategorical(q, p, self.share)
+        if isinstance(q, SparseCategorical):
+            return q.mixed_with(p, self.share)
         own = q.logits + math.log1p(-self.share)
         return over_slots(torch.logaddexp(own, p.logits + math.log(self.share)), memory)
 
@@ -245,9 +258,7 @@ class EncoderGuide(AddressGuide):
         shape = encoder.event_shape
         if views > 1 and (len(shape) != 3 or shape[1] != shape[2]):
             raise ValueError(f"views: {views} need square images (C, H, H), the encoder's are {shape}. Pass views=1.")
-        self.inner = inner
-        self.encoder = encoder
-        self.views = views
+        self.inner, self.encoder, self.views = inner, encoder, views
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         seen = [self._seen(memory, x, view) for view in range(self.views)]

@@ -1,17 +1,64 @@
-"""Address priors p(a | M)."""
+"""Address priors p(a | M), and the distribution over slots that they and the address guides return."""
 
 from __future__ import annotations
 
+import abc
+
 import pyro.distributions as dist
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyro_vmem._utils.precision import full_precision, no_autocast
+from pyro_vmem.distributions import excluding
 from pyro_vmem.memory import EncodedMemory, Memory
-from pyro_vmem.parts.addressing import AddressPrior, over_slots, unit
-from pyro_vmem.parts.layers import mlp
+from pyro_vmem.parts.layers import mlp, unit
+from pyro_vmem.parts.part import Part
 
-__all__ = ["ClassBalancedPrior", "ContentPrior", "LearnedPrior", "TemperedPrior", "UniformPrior"]
+__all__ = [
+    "AddressPrior",
+    "ClassBalancedPrior",
+    "ContentPrior",
+    "LearnedPrior",
+    "TemperedPrior",
+    "UniformPrior",
+    "over_slots",
+]
+
+
+def over_slots(logits: Tensor, memory: Memory) -> dist.Categorical:
+    r"""The categorical distribution over the slots of a memory; slots that are not in use have probability zero.
+
+    Arguments:
+        logits: Unnormalised log-probabilities, with shape `(*, S)`.
+        memory: The memory :math:`M`.
+
+    Returns:
+        A categorical with batch shape `(*)`.
+
+    Example:
+        >>> from pyro_vmem import Memory
+        >>> memory = Memory(torch.rand(3, 8), mask=torch.tensor([True, True, False]))
+        >>> over_slots(torch.zeros(3), memory).probs
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    logits = full_precision(logits)
+    if memory.mask is not None:
+        logits = excluding(logits, ~memory.mask)
+    return dist.Categorical(logits=logits)
+
+
+class AddressPrior(Part):
+    r"""An address prior :math:`p(a | M)`."""
+
+    @abc.abstractmethod
+    def forward(self, memory: EncodedMemory) -> dist.Categorical:
+        r"""
+        Arguments:
+            memory: The memory :math:`M`, with :math:`S` slots.
+
+        Returns:
+            A categorical over :math:`S` slots, with batch shape `()` for a shared memory, else `(B,)`.
+        """
 
 
 class UniformPrior(AddressPrior):

@@ -10,10 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_vmem._utils.image_layout import as_images
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.memory import Template
-from pyro_vmem.parts.layers import Doubling, Join, Residual, check_image_shape, conv3, half_size, in_patches, mlp
+from pyro_vmem.parts.layers import (
+    Doubling,
+    Join,
+    Residual,
+    as_images,
+    check_image_shape,
+    conv3,
+    half_size,
+    in_patches,
+    mlp,
+)
 from pyro_vmem.parts.part import Part
 
 __all__ = ["ConvDecoder", "Decoder", "MLPDecoder", "WarpDecoder", "log_odds"]
@@ -274,18 +283,13 @@ class _Coarse(nn.Module):
     """From latent and template to feature maps at quarter resolution."""
 
     def __init__(
-        self,
-        image_size: Sequence[int],
-        latent_dim: int,
-        num_features: int,
-        map_channels: tuple[int, int] | None,
-        width: int,
+        self, size: Sequence[int], latent_dim: int, num_features: int, maps: tuple[int, int] | None, width: int
     ) -> None:
         super().__init__()
-        self.size = (2 * width, *half_size(half_size(image_size)))
+        self.size = (2 * width, *half_size(half_size(size)))
         self.join = Join(latent_dim, num_features, 4 * width)
         self.spread = nn.Linear(4 * width, math.prod(self.size))
-        self.skip = nn.Conv2d(map_channels[1], 2 * width, 1) if map_channels else None
+        self.skip = nn.Conv2d(maps[1], 2 * width, 1) if maps else None
         self.mix = Residual(2 * width)
 
     def forward(self, z: Tensor, template: Template, leading: torch.Size) -> Tensor:
@@ -313,7 +317,7 @@ class _Fine(nn.Module):
         level: float | None,
     ) -> None:
         super().__init__()
-        self.size = image_size
+        self.size, self.at_half = image_size, half_size(image_size)
         self.up = Doubling(2 * width, width)
         self.look = conv3(patches, width) if patches else None
         self.skip = nn.Conv2d(map_channels[0], width, 1) if map_channels else None
@@ -323,8 +327,7 @@ class _Fine(nn.Module):
         _start_at(self.out.bias[: 4 * channels], level)  # what else is put out is no image
 
     def forward(self, coarse: Tensor, patches: Tensor | None, template: Template, leading: torch.Size) -> Tensor:
-        height, width = half_size(self.size)
-        maps = self.up(F.relu(coarse))[..., :height, :width]
+        maps = self.up(F.relu(coarse))[..., : self.at_half[0], : self.at_half[1]]
         if self.look is not None:
             maps = maps + self.look(patches)
         if self.skip is not None:

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from pyro_vmem._utils.image_layout import as_images
 from pyro_vmem.memory import Template
-from pyro_vmem.parts.layers import Residual, check_image_shape, conv3, half_size, in_patches, mlp
+from pyro_vmem.parts.layers import Residual, as_images, check_image_shape, conv3, half_size, in_patches, mlp
 from pyro_vmem.parts.part import Part
 
 __all__ = ["ConvEncoder", "Encoder", "FlatEncoder", "MLPEncoder"]
@@ -122,6 +121,5 @@ class ConvEncoder(Encoder):
         fine = self.fine(in_patches(images))
         coarse = self.coarse(fine)
         features = self.head(self.coarsest(coarse))
-        return Template(
-            x, features.reshape(*leading, -1), tuple(m.reshape(*leading, *m.shape[1:]) for m in (fine, coarse))
-        )
+        maps = (fine.reshape(*leading, *fine.shape[1:]), coarse.reshape(*leading, *coarse.shape[1:]))
+        return Template(x, features.reshape(*leading, -1), maps)

@@ -48,11 +48,7 @@ class FlowPrior(TemplatePrior):
     """
 
     def __init__(
-        self,
-        latent_dim: int = 32,
-        num_features: int = 128,
-        hidden: tuple[int, ...] = (128,),
-        transforms: int = 2,
+        self, latent_dim: int = 32, num_features: int = 128, hidden: tuple[int, ...] = (128,), transforms: int = 2
     ) -> None:
         super().__init__(latent_dim, num_features, hidden)
         self.flow = _Flow(latent_dim, num_features, hidden, transforms)
@@ -92,11 +88,7 @@ class FlowGuide(GaussianGuide):
     """
 
     def __init__(
-        self,
-        latent_dim: int = 32,
-        num_features: int = 128,
-        hidden: tuple[int, ...] = (256,),
-        transforms: int = 2,
+        self, latent_dim: int = 32, num_features: int = 128, hidden: tuple[int, ...] = (256,), transforms: int = 2
     ) -> None:
         super().__init__(latent_dim, num_features, hidden)
         self.context = Join(num_features, num_features, hidden[0])

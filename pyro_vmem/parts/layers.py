@@ -9,7 +9,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Doubling", "Join", "Residual", "check_image_shape", "conv3", "half_size", "in_patches", "mlp"]
+from pyro_vmem._utils.precision import full_precision
+
+__all__ = [
+    "Doubling",
+    "Join",
+    "Residual",
+    "as_images",
+    "check_image_shape",
+    "conv3",
+    "half_size",
+    "in_patches",
+    "mlp",
+    "unit",
+]
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -80,6 +93,20 @@ class Join(nn.Module):
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         out: Tensor = self.first(first) + self.second(second)
         return out
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Vectors `(*, F)` divided by their norm, in full precision."""
+    return F.normalize(full_precision(vectors), dim=-1)
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Leading dims folded into one, channels last in memory: `(*, C, H, W)` to `(N, C, H, W)`.
+
+    Convolutions are faster in that layout on CPUs. The weights stay contiguous:
+    Pyro's parameter store copies a parameter that is not, and would train the copy.
+    """
+    return x.reshape(-1, *x.shape[-3:]).contiguous(memory_format=torch.channels_last)
 
 
 def half_size(size: Sequence[int]) -> tuple[int, int]:

@@ -50,9 +50,8 @@ class Templates(Part):
 
     def _labels(self, memory: Memory, leading: Sequence[int] = ()) -> Tensor | None:
         """The labels of the learned slots, if the given ones have any."""
-        if memory.labels is None:
-            return None
-        return memory.labels.new_full((*leading, len(self.values)), NO_CLASS)
+        labels = memory.labels
+        return None if labels is None else labels.new_full((*leading, len(self.values)), NO_CLASS)
 
 
 class LearnedTemplates(Templates):

@@ -9,6 +9,7 @@ from typing import Any, Self
 
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import checked
 from pyro_vmem._utils.public_path import public_path
 
 __all__ = ["Part"]
@@ -31,6 +32,11 @@ class Part(nn.Module, abc.ABC):
 
     _arguments: dict[str, Any]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         part = super().__new__(cls)
         try:
@@ -48,6 +54,13 @@ class Part(nn.Module, abc.ABC):
 
     def __init__(self) -> None:
         super().__init__()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Pyro notes on each parameter, by a weak reference, which tensor is in its store. That cannot be pickled, and
+        # is noted again when the parameter is next looked up.
+        for parameter in self.parameters():
+            vars(parameter).pop("unconstrained", None)
+        return self.__dict__.copy()
 
     def arguments(self) -> dict[str, Any]:
         """The arguments that this part was built with, defaults included; a part among them is the one in place now."""

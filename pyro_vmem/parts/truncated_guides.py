@@ -8,8 +8,7 @@ from torch import Tensor
 
 from pyro_vmem.distributions import TruncatedCategorical, excluding, top
 from pyro_vmem.memory import EncodedMemory, Template
-from pyro_vmem.parts.address_guides import KeyedGuide
-from pyro_vmem.parts.addressing import AddressGuide
+from pyro_vmem.parts.address_guides import AddressGuide, KeyedGuide
 
 __all__ = ["IndexedGuide", "TruncatedGuide"]
 
@@ -42,8 +41,7 @@ class TruncatedGuide(AddressGuide):
     def __init__(self, inner: AddressGuide, k: int = 8) -> None:
         super().__init__()
         _check_k(k)
-        self.inner = inner
-        self.k = k
+        self.inner, self.k = inner, k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         if memory.is_lazy and isinstance(self.inner, KeyedGuide):
@@ -84,8 +82,7 @@ class IndexedGuide(AddressGuide):
     def __init__(self, inner: KeyedGuide, k: int = 8) -> None:
         super().__init__()
         _check_k(k)
-        self.inner = inner
-        self.k = k
+        self.inner, self.k = inner, k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         if memory.index is None:

@@ -11,6 +11,7 @@ from torch.utils.data import Dataset
 from pyro_vmem._utils.checks import check_range
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.data import Episode
+from pyro_vmem.distributions import top
 from pyro_vmem.infer import VIMCO_ELBO
 from pyro_vmem.model import VMA
 from pyro_vmem.train.history import Meter, summarise
@@ -62,7 +63,8 @@ def validate(
             meter.add(summarise(elbo.terms(vma.model, vma.guide, memory, episode.x)))
             if memory.labels is None or episode.labels is None:
                 continue
-            chosen = memory.labels[vma.address_guide(memory, vma.encode_x(episode.x)).logits.argmax(-1)]
+            best = top(vma.address_guide(memory, vma.encode_x(episode.x)), 1)
+            chosen = memory.labels.expand(len(best), -1).gather(-1, best).squeeze(-1)
             hits.append((chosen == episode.labels).float().mean())
     return meter.row() | ({"hit_rate": float(torch.stack(hits).mean())} if hits else {})
 

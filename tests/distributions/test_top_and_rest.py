@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import pyro_vmem as pv
-from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical, top_and_rest
+from pyro_vmem.distributions import MixedCategorical, SparseCategorical, TruncatedCategorical, top_and_rest
 from pyro_vmem.infer import RaoBlackwell_ELBO
 from pyro_vmem.memory import Hits
 from pyro_vmem.testing import assert_unbiased
@@ -51,6 +51,24 @@ def test_they_are_those_of_the_dense_distribution(kind: str, k: int) -> None:
             0, 1
         )
         assert_unbiased(torch.nn.functional.one_hot(drawn, S).double(), conditional)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.7])
+@pytest.mark.parametrize("defensive", [False, True])
+def test_mixtures_are_those_of_the_dense_distribution(defensive: bool, share: float, float64: None) -> None:
+    values, slots = torch.tensor([[3, 0, 4], [1, 2, 5]]), 7
+    q: SparseCategorical = TruncatedCategorical(torch.randn(2, 3), values, slots)
+    if defensive:
+        q = q.mixed_with(dist.Categorical(logits=torch.randn(slots)), 0.3)
+    other = dist.Categorical(logits=torch.randn(slots))
+    torch.testing.assert_close(q.mixed_with(other, share).probs, (1 - share) * q.probs + share * other.probs)
+    for k in (1, 2, 3, 9):
+        kept = q.kept if isinstance(q, MixedCategorical) else q
+        best = torch.zeros(2, slots).scatter(-1, kept.probs.topk(min(k, 3), -1).indices, 1 / min(k, 3))
+        mixed = q.mixed_with_its_top(k, share)
+        torch.testing.assert_close(mixed.probs, (1 - share) * q.probs + share * best)
+        assert torch.equal(mixed.kept_values, values)
+        torch.testing.assert_close(mixed.log_prob(values.mT).mT, mixed.logits.gather(-1, values))
 
 
 @pytest.mark.usefixtures("float64")

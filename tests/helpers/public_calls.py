@@ -5,10 +5,9 @@ import doctest
 import functools
 import inspect
 import io
-import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import pyro_vmem.memory.index
 from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Hits, recall
-from pyro_vmem.memory.index import merge_hits
+from pyro_vmem.memory.index import _merged
 
 needs_faiss = pytest.mark.skipif(
     importlib.util.find_spec("faiss") is None, reason="faiss is not installed: pip install 'pyro_vmem[faiss]'"
@@ -98,7 +98,7 @@ def test_shards_merge_to_the_whole() -> None:
     for start, end in ((0, 2), (2, 150), (150, 300)):
         found = ExactIndex(keys[start:end]).search(queries, 5)
         parts.append(Hits(found.scores, torch.where(found.slots < 0, -1, found.slots + start)))
-    assert_same(merge_hits(parts, 5), ExactIndex(keys).search(queries, 5))
+    assert_same(_merged(parts, 5), ExactIndex(keys).search(queries, 5))
 
 
 def test_an_index_keeps_its_own_keys_without_gradient() -> None:

@@ -149,5 +149,5 @@ def test_an_index_is_built_anew_of_new_keys() -> None:
     index, keys = ExactIndex(torch.randn(5, 3)), torch.randn(5, 3)
     index.rebuild(keys)
     assert torch.equal(index.keys, keys)
-    with pytest.raises(ValueError, match="keys: expected 5, one a slot, got 4"):
+    with pytest.raises(ValueError, match="keys: expected 5, one per slot, got 4"):
         index.rebuild(keys[:4])

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -455,10 +457,10 @@ def test_building_and_encoding_touch_no_parameter_store() -> None:
 
 
 @pytest.mark.parametrize("program", ["model", "guide"])
-def test_a_stale_parameter_store_is_refused(program: str) -> None:
+def test_the_parameters_of_another_model_that_exists_are_refused(program: str) -> None:
     memory, x = memory_of("vectors"), targets("vectors")
-    getattr(model_of("vectors"), program)(memory, x)
-    second = model_of("vectors")
+    first, second = model_of("vectors"), model_of("vectors")
+    getattr(first, program)(memory, x)
     before = weights(second)
     with pytest.raises(RuntimeError, match=r"under the name 'vma'.*pyro.clear_param_store\(\).*name='vma2'"):
         getattr(second, program)(memory, x)
@@ -467,12 +469,80 @@ def test_a_stale_parameter_store_is_refused(program: str) -> None:
     getattr(second, program)(memory, x)
 
 
-def test_a_parameter_store_of_another_width_is_refused() -> None:
+@pytest.mark.parametrize("hidden", [(8,), (9,), (8, 8)])
+def test_a_cell_of_a_notebook_can_be_run_twice(hidden: tuple[int, ...]) -> None:
     memory, x = memory_of("vectors"), targets("vectors")
+    for widths in ((8,), hidden):
+        vma = VMA.for_vectors(4, latent_dim=D, num_features=6, hidden=widths)
+        svi = SVI(vma.model, vma.guide, Adam({"lr": 1e-2}), loss=Trace_ELBO())
+        for _ in range(2):
+            before = weights(vma)
+            svi.step(memory, x)
+            assert any(not torch.equal(before[name], parameter) for name, parameter in vma.named_parameters())
+        store = pyro.get_param_store()
+        assert set(store) == {f"vma$$${name}" for name, _ in vma.named_parameters()}
+        assert all(store[f"vma$$${name}"] is parameter for name, parameter in vma.named_parameters())
+
+
+def test_a_model_in_a_circle_of_references_gives_way() -> None:
+    memory, x = memory_of("vectors"), targets("vectors")
+    first = model_of("vectors")
+    first.model(memory, x)
+    circle: list[Any] = [first]
+    circle.append(circle)
+    del first, circle
     model_of("vectors").model(memory, x)
-    wider = VMA.for_vectors(4, latent_dim=D, num_features=6, hidden=(9,))
+
+
+def test_what_two_models_share_stays_while_one_of_them_exists() -> None:
+    memory, x = memory_of("vectors"), targets("vectors")
+    first = model_of("vectors")
+    first.model(memory, x)
+    second = first.replace(address_guide=SimilarityGuide(6, embed_dim=5))
     with pytest.raises(RuntimeError, match="already holds another module's parameters"):
-        wider.model(memory, x)
+        second.model(memory, x)
+    del first
+    second.model(memory, x)  # the guide that is no more has given way
+    with pytest.raises(RuntimeError, match="already holds another module's parameters"):
+        model_of("vectors").model(memory, x)
+
+
+def test_a_stored_state_is_restored(tmp_path: Path) -> None:
+    memory, x = memory_of("vectors"), targets("vectors")
+    first, second = model_of("vectors"), model_of("vectors")
+    first.model(memory, x)
+    store = pyro.get_param_store()
+    store.save(str(tmp_path / "store"))
+    store.clear()
+    store.load(str(tmp_path / "store"))
+    second.model(memory, x)
+    assert_same(weights(first), second)
+    assert all(store[f"vma$$${name}"] is parameter for name, parameter in second.named_parameters())
+
+
+def test_a_stored_state_of_other_widths_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    memory, x = memory_of("vectors"), targets("vectors")
+    store = pyro.get_param_store()
+    VMA.for_vectors(4, latent_dim=D, num_features=6, hidden=(9,)).model(memory, x)
+    store.save(str(tmp_path / "store"))
+    store.clear()
+    store.load(str(tmp_path / "store"))
+    vma = VMA.for_vectors(4, latent_dim=D, num_features=6, hidden=(8,))
+    before = weights(vma)
+    with pytest.raises(RuntimeError, match="already holds another module's parameters"):
+        vma.model(memory, x)
+    assert_same(before, vma)
+
+
+def test_a_trained_model_is_pickled_and_trained_on() -> None:
+    vma, memory, x = model_of("images"), memory_of("images"), targets("images")
+    svi = SVI(vma.model, vma.guide, Adam({"lr": 1e-2}), loss=Trace_ELBO())
+    svi.step(memory, x)
+    assert_same(weights(vma), other := pickle.loads(pickle.dumps(vma)))
+    assert repr(other) == repr(vma)
+    before = weights(vma)
+    svi.step(memory, x)
+    assert any(not torch.equal(before[name], parameter) for name, parameter in vma.named_parameters())
 
 
 def test_a_parameter_that_is_not_contiguous_is_refused() -> None:
