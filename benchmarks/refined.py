@@ -48,7 +48,12 @@ def on_targets(
     memory, x = episode.memory, episode.x[:targets]
 
     def runs(count: int, method: Method, seeds: range) -> tuple[Tensor, Tensor, float]:
-        how: dict[str, Any] = {"precision": "auto", "max_decodes": MAX_DECODES[x.device.type], "warn": False}
+        how: dict[str, Any] = {
+            "precision": "auto",
+            "max_decodes": MAX_DECODES[x.device.type],
+            "budget": 0,
+            "warn": False,
+        }
         begin = time.perf_counter()
         found = [estimate_evidence(vma, memory, x, count, method, seed=s, **how) for s in seeds]
         seconds = time.perf_counter() - begin

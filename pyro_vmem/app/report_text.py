@@ -27,6 +27,9 @@ IGNORED_SHARE = 0.05
 LEAST_WORTH = 1.0
 """Nats that a right memory is worth over a wrong one; below it the memory is said not to be used."""
 
+UNKNOWN_SHARE = 0.05
+"""The share of targets whose evidence has an unknown error, above which no conclusion rests on the evidence."""
+
 _ERRORS = 3.0  # standard errors above zero
 
 _GAIN = (
@@ -46,7 +49,7 @@ QUANTITIES: tuple[Row, ...] = (
         "Negative log-likelihood, lower is better; an upper bound, from $samples samples of z per slot.",
     ),
     ("nll_wrong_memory", "NLL, wrong memory", 1, "nats", "The same pictures, with as many templates of other classes."),
-    ("memory_worth_nats", "Worth of the memory", 1, "nats", "What right templates save over wrong ones; 0 if unused."),
+    ("memory_worth_nats", "Worth of the memory", 1, "nats", "What right templates save over wrong ones."),
     ("information_gain", "Information gain", 2, "nats", _GAIN),
     ("information_gain_exact", "Information gain, exact", 2, "nats", "The same for p(a | x, M), the model's own."),
     ("hit_rate", "Hit rate", 1, "%", "How often the class that the guide finds most probable is right."),
@@ -81,7 +84,13 @@ DIAGNOSTICS: tuple[Row, ...] = (
         "The part of the NLL's error that more samples of z would remove.",
     ),
     ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decodes at $slots slots."),
-    ("unreliable", "Unreliable", 1, "%", "Pictures whose NLL hangs on a few large weights: it is likely too high."),
+    (
+        "error_unknown",
+        "Error unknown",
+        1,
+        "%",
+        "Pictures whose NLL hangs on a few large weights: it is likely too high. Above 5 %, no conclusion rests on it.",
+    ),
 )
 """The rows of the table of diagnostics; a row is left out where its metric is missing or NaN."""
 
@@ -132,6 +141,9 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
 def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
     r"""Says in a few sentences what the numbers mean; the :func:`problems` come first.
 
+    What the memory is worth is a difference of evidence: it is left out, with the reason, where the error of the
+    evidence is unknown for more than 5 % of the targets (`UNKNOWN_SHARE`).
+
     Arguments:
         metrics: The items of `FewShotEvaluation.summary()`; information in nats.
         noun: What a class is.
@@ -153,9 +165,16 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
     used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"
     if any(sentence.startswith("The memory") for sentence in wrong):
         used = ""
+    unknown, untold = metrics.get("error_unknown", 0.0), []
+    if used and unknown > UNKNOWN_SHARE:
+        used = ""
+        untold = [
+            f"What the memory is worth is not stated: for {_percent(unknown)} of the pictures the error of the "
+            "evidence is unknown."
+        ]
     if ways == 1:
         closing = f"With one unseen {noun} in memory there is no class to look up."
-        return " ".join([*wrong, closing, *([f"{_capital(used)}."] if used else [])])
+        return " ".join([*wrong, closing, *([f"{_capital(used)}."] if used else []), *untold])
     examples = f", {shots} examples each" if shots > 1 else ""
     found = f"the right one is found {_percent(metrics['hit_rate'])} of the time (chance {_percent(metrics['chance'])})"
     if metrics["hit_rate"] - metrics["chance"] < _ERRORS * metrics["hit_rate_se"]:
@@ -168,7 +187,7 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
         lead += f"; the lookup {gains}"
         if used:
             return " ".join([*wrong, f"{lead}, and {used}."])
-    return " ".join([*wrong, f"{lead}.", *([f"{_capital(used)}."] if used else [])])
+    return " ".join([*wrong, f"{lead}.", *([f"{_capital(used)}."] if used else []), *untold])
 
 
 def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:

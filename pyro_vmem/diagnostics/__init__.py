@@ -16,6 +16,7 @@ from pyro_vmem.diagnostics.calibration import Calibration, sbc
 from pyro_vmem.diagnostics.contribution import Contribution, contribution, slot_contribution
 from pyro_vmem.diagnostics.diagnose import diagnose
 from pyro_vmem.diagnostics.evidence import Evidence, estimate_evidence, log_evidence
+from pyro_vmem.diagnostics.evidence_bounds import EvidenceBounds, evidence_bounds
 from pyro_vmem.diagnostics.evidence_indexed import TopKBounds, top_k_bounds
 from pyro_vmem.diagnostics.evidence_refined import RefineConfig
 from pyro_vmem.diagnostics.export import to_arviz, to_datatree
@@ -29,6 +30,7 @@ __all__ = [
     "Calibration",
     "Contribution",
     "Evidence",
+    "EvidenceBounds",
     "FewShotEvaluation",
     "InformationSummary",
     "RefineConfig",
@@ -42,6 +44,7 @@ __all__ = [
     "effective_sample_size",
     "estimate_evidence",
     "evaluate",
+    "evidence_bounds",
     "hit_rate",
     "information_gain",
     "information_summary",

@@ -55,7 +55,7 @@ DESCRIPTIONS = {
     "elbo_se": ("nats", "Monte Carlo standard error of elbo"),
     "elbo_gap": ("nats", "log_evidence - elbo: what the whole guide costs"),
     "log_evidence": ("nats", "log p(x|M)"),
-    "log_evidence_se": ("nats", "Monte Carlo standard error of log_evidence"),
+    "log_evidence_se": ("nats", "Monte Carlo standard error of log_evidence; NaN where it is unknown"),
     "log_evidence_lower": ("nats", "log p(x|M) as if only the candidates explained anything: a lower bound"),
     "log_evidence_upper": ("nats", "log p(x|M) if every other slot explained as much as the worst candidate"),
     "rest_share": ("1", "share of the other slots in the address posterior, from draws of the prior"),
@@ -210,7 +210,7 @@ def describe(
     """
     _check(per_slot, labels, memory, x)
     log_weights, gain = draws.log_weights, draws.information_gain
-    sampled = StratifiedWeights.unstratified(log_weights).estimate
+    sampled = StratifiedWeights.unstratified(log_weights).estimate.honest
     values = {
         "information_gain": gain,
         "information_share": gain / memory.slots_in_use.log(),  # NaN for a single slot: there is nothing to gain
@@ -273,7 +273,7 @@ def _figures_of_slots(
 ) -> dict[str, Tensor]:
     """What follows from the evidence of every slot."""
     found = slot_weights(vma, memory, x, per_slot, max_decodes=max_decodes, progress=progress)
-    estimate, exact, q, p = found.estimate, found.log_joint, draws.log_q, draws.log_p
+    estimate, exact, q, p = found.estimate.honest, found.log_joint, draws.log_q, draws.log_p
     posterior, gain = exact.softmax(-1), information_gain(exact, p)
     # The delta method: d gain / d log p(x | m_a) = p(a|x,M) (log p(a|x,M) / p(a|M) - gain).
     log_ratio = (exact.log_softmax(-1) - p).masked_fill(posterior == 0, 0.0)

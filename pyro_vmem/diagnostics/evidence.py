@@ -1,4 +1,4 @@
-"""The evidence log p(x | M) of a model by importance sampling, and how far each estimate can be trusted.
+"""The evidence log p(x | M) of a model by importance sampling, with an error that is right or unknown.
 
 Methods differ in how addresses are summed or sampled, and in what latents are drawn from.
 """
@@ -9,11 +9,12 @@ import contextlib
 import math
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import seeded
@@ -36,9 +37,9 @@ from pyro_vmem.diagnostics.weights import (
     KHAT_LIMIT,
     Estimate,
     StratifiedWeights,
+    half_width,
     sample_counts,
     trust_figures,
-    unreliable,
 )
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
@@ -48,7 +49,9 @@ __all__ = ["Evidence", "Method", "estimate_evidence", "log_evidence"]
 Method = Literal["exact-address", "sampled", "top-k", "refined"]
 
 PILOT_FROM = 4  # samples a slot from which on one of them is spent to find the slots that matter
-WARNED_SHARE = 0.05  # the share of unreliable targets from which on it is worth a warning
+WARNED_SHARE = 0.05  # the share of targets without a known error from which on it is worth a warning
+BUDGET = 4  # times num_samples, for better methods where an error is unknown
+CHECKED_SHARE = 4  # one over the share of num_samples that looks at slots a method may have missed
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,16 +61,17 @@ class Evidence:
     Attributes:
         log_evidence: :math:`\log p(x | M)`, in nats; a lower bound in expectation.
         standard_error: Its Monte Carlo error by the delta method, in nats. The spread at slots with a single
-            sample is taken to be that at the others; NaN if all have one only. Too small where `khat` is large.
+            sample is taken to be that at the others. NaN where it is unknown: weights with a k-hat above 0.7, an error
+            above 0.5 nats, or too few samples to tell, of this target or of half of all; or a method that may have
+            missed a slot. Such an estimate is likely too low.
         ess: The effective sample size of all weights :math:`p(a | M) w` of a target, in [1, samples]. Samples at slots
             that hold nothing do not count, so a small one is no fault of summing all slots.
         khat: The Pareto tail index of the weights, those of a summed slot over their mean: slots differ for no fault of
-            the guide. Those slots count that make up 99 % of the estimate. Above 0.7 the estimate is not to be
-            trusted; `-inf` for weights without spread, NaN for 20 samples or fewer, too few to tell (see
-            :func:`~pyro_vmem.diagnostics.pareto_k`).
+            the guide. Those slots count that make up 99 % of the estimate. `-inf` for weights without spread, NaN for
+            20 samples or fewer, too few to tell (see :func:`~pyro_vmem.diagnostics.pareto_k`).
         num_samples: Decodes a target that were asked for.
-        method: `"exact-address"`, `"sampled"`, `"top-k"` or `"refined"`.
-        decodes: Decodes that were made, of all targets.
+        method: `"exact-address"`, `"sampled"`, `"top-k"` or `"refined"`: the one that was asked for.
+        decodes: Decodes that were made, of all targets, those of better methods and of checks included.
     """
 
     log_evidence: Tensor
@@ -84,19 +88,30 @@ class Evidence:
         return -self.log_evidence
 
     @property
-    def unreliable(self) -> Tensor:
-        """Whether an estimate hangs on few large weights: a k-hat above 0.7, a standard error above 0.5 nats; `(B,)`.
+    def unknown(self) -> Tensor:
+        """Whether the error of an estimate is unknown, which is then likely too low; `(B,)`."""
+        return self.standard_error.isnan()
 
-        The second finds what the first needs more samples for. Such an estimate is likely too low.
-        """
-        return unreliable(self.khat, self.standard_error)
+    @property
+    def interval(self) -> tuple[Tensor, Tensor]:
+        """The ends of a 95 % interval of the evidence, each `(B,)` in nats; NaN where the error is unknown."""
+        reach = half_width(self.standard_error)
+        return self.log_evidence - reach, self.log_evidence + reach
+
+    def __repr__(self) -> str:
+        share = float(self.unknown.double().mean())
+        return (
+            f"Evidence(mean {float(self.log_evidence.mean()):.2f} nats over {len(self.log_evidence)} targets, "
+            f"error unknown for {share:.0%}, method={self.method!r}, decodes={self.decodes})"
+        )
 
     def summary(self) -> dict[str, float]:
         """Means over targets; the keys name the quantity.
 
         `nll_se` is the standard error of the mean `nll` as targets vary, which have to be independent (episodes: see
-        :func:`~pyro_vmem.diagnostics.evaluate`); `monte_carlo_se` is the part of it that more samples would remove.
-        `khat_above` is the share of targets with a k-hat above 0.7, `khat_unknown` that of targets without one.
+        :func:`~pyro_vmem.diagnostics.evaluate`); `monte_carlo_se` is the part of it that more samples would remove, NaN
+        if that of any target is unknown. `error_unknown` is the share of such targets, `khat_above` that of targets
+        with a k-hat above 0.7.
         """
         size = len(self.log_evidence)
         return {
@@ -120,6 +135,7 @@ def estimate_evidence(
     *,
     k: int = 8,
     refine: RefineConfig | None = None,
+    budget: int | None = None,
     seed: int | None = None,
     precision: Literal["auto", "bfloat16", "float32"] | None = None,
     max_decodes: int = 1024,
@@ -147,6 +163,11 @@ def estimate_evidence(
     With a memory that has an index, `"top-k"` sums the slots that an :class:`~pyro_vmem.IndexedGuide` found, at most
     those it keeps, and samples the others from the prior; `"exact-address"` and `"refined"` are refused.
 
+    Where the weights do not tell the error of a target, better methods are taken by themselves: the sum over all slots,
+    then `"refined"`, then `"refined"` with all that is left of the `budget`. Other methods than `"exact-address"` are
+    checked by a sum over all slots with few draws, as a slot that a guide is too sure not to look at leaves no trace
+    in weights. A target whose error stays unknown has the last estimate, and an error of NaN.
+
     All make `num_samples` decodes a target and estimate :math:`p(x | M)` without bias (a guide that excludes slots
     aside: see :class:`~pyro_vmem.TruncatedGuide`); their logarithms are lower bounds in expectation that tighten as
     samples are added. `"exact-address"` is the tightest where samples are at least four times the slots, whatever the
@@ -170,32 +191,38 @@ def estimate_evidence(
         method: `"exact-address"`, `"sampled"`, `"top-k"` or `"refined"`.
         k: How many slots `"top-k"` sums over.
         refine: How `"refined"` spends its decodes; see :class:`~pyro_vmem.diagnostics.RefineConfig`.
+        budget: The most further decodes a target, for checks and for better methods where an error is unknown; by
+            default four times `num_samples`. With 0 there are none, and errors are those that the weights tell: they
+            know nothing of slots that were never drawn. A sum over more slots than that is no check, and errors of
+            other methods are unknown then; a memory with an index is never checked, only drawn from again.
         seed: Seeds the samples, leaving the global random state as it is; by default they are drawn from that.
         precision: Which precision networks run in, as of `pyro_vmem.fit`; by default that of the surroundings, float32
             outside of `torch.autocast`. Densities and weights are float32 in any.
         max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
         progress: Whether to show a progress bar.
-        warn: Whether to warn if more than 5 % of the estimates are :attr:`~Evidence.unreliable`.
+        warn: Whether to warn if more than 5 % of the errors are :attr:`~Evidence.unknown`.
 
     Returns:
-        The estimate of each target, its standard error, effective sample size and k-hat.
+        The estimate of each target, its standard error and interval, effective sample size and k-hat.
 
     Raises:
         ValueError: If `method` is none of these, a number is less than 1, or memory or x do not fit the model.
 
     Warns:
-        UserWarning: If an estimate is not finite, or (see `warn`) many are unreliable.
+        UserWarning: If an estimate is not finite, or (see `warn`) many have an unknown error.
 
     Example:
         >>> vma = VMA.for_vectors(5)
         >>> evidence = estimate_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5), num_samples=500, seed=0)
-        >>> evidence.log_evidence.shape, evidence.decodes
-        (torch.Size([3]), 1500)
+        >>> low, high = evidence.interval
+        >>> evidence.log_evidence.shape, high.shape
+        (torch.Size([3]), torch.Size([3]))
     """
     with seeded(seed), contextlib.nullcontext() if precision is None else autocast(x.device, precision):
         plan = _plan(vma, memory, x, num_samples, method, k, refine or RefineConfig(), max_decodes)
-        estimate = Estimate.joined(weights.estimate for weights in _weights(plan, x, progress))
-    evidence = Evidence(*estimate, num_samples, method, plan.decodes * len(x))
+        budget = BUDGET * plan.decodes if budget is None else budget
+        estimate, decodes = _with_honest_errors(plan, x, budget, progress)
+    evidence = Evidence(*estimate, num_samples, method, decodes)
     _warn(evidence, warn)
     return evidence
 
@@ -212,7 +239,7 @@ def log_evidence(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> Tensor:
-    r"""Estimates :math:`\log p(x | M)` of each target, in nats: :func:`estimate_evidence`, the estimate alone.
+    r"""Estimates :math:`\log p(x | M)` of each target, in nats: the estimate of :func:`estimate_evidence` alone, without a budget.
 
     Arguments:
         vma: The model and its guide.
@@ -274,9 +301,66 @@ def _plan(
     slots = slots_in_use(encoded)
     if method == "top-k" and encoded.index is None and k >= len(slots):
         method = "exact-address"
-    least = {"exact-address": len(slots), "sampled": 1, "top-k": min(k, len(slots)) + 1}
-    decodes = max(num_samples, least.get(method, refine.decodes_per_slot))
-    return _Plan(vma, encoded, slots, method, k, refine, decodes, max_decodes)
+    plan = _Plan(vma, encoded, slots, method, k, refine, num_samples, max_decodes)
+    return replace(plan, decodes=max(num_samples, _least_decodes(plan)))
+
+
+def _with_honest_errors(plan: _Plan, x: Tensor, budget: int, progress: bool) -> tuple[Estimate, int]:
+    """Estimates whose error is right or NaN, and how many decodes they took."""
+    found, decodes = _estimate(plan, x, progress), plan.decodes * len(x)
+    left, sums_slots, checkable = budget, plan.method == "exact-address", plan.memory.index is None
+    least = found.log_evidence if sums_slots else torch.full_like(found.log_evidence, -math.inf)
+    if budget > 0 and checkable and not sums_slots:
+        check = replace(plan, method="exact-address", decodes=max(len(plan.slots), plan.decodes // CHECKED_SHARE))
+        if check.decodes > left:
+            return found._replace(standard_error=torch.full_like(found.standard_error, math.nan)), decodes
+        # A sum over all slots is too low in expectation, so a method that is further below it has missed a slot.
+        least = _estimate(check, x, progress).log_evidence
+        left, decodes = left - check.decodes, decodes + check.decodes * len(x)
+        found = _not_below(found, least)
+    for method, most in _better(plan, x):
+        # Where the estimate is not finite, the model is what is wrong, or the target is impossible.
+        rows = (found.standard_error.isnan() & found.log_evidence.isfinite()).nonzero().squeeze(-1)
+        stage = replace(plan, method=method, decodes=min(most, left), memory=plan.memory.of_datapoints(rows))
+        if len(rows) == 0 or stage.decodes < _least_decodes(stage):
+            continue
+        again = _estimate(stage, x[rows], progress)
+        if method != "exact-address" and checkable:
+            again = _not_below(again, least[rows])
+        left, decodes = left - stage.decodes, decodes + stage.decodes * len(rows)
+        found = Estimate(*(old.index_copy(0, rows, new) for old, new in zip(found, again, strict=True)))
+    return found, decodes
+
+
+def _better(plan: _Plan, x: Tensor) -> list[tuple[Method, int]]:
+    """What is tried in turn where an error is unknown, and with how many decodes; the last takes all that is left."""
+    everything = torch.iinfo(torch.long).max
+    if plan.memory.index is not None:
+        return [(plan.method, everything)]
+    sums: list[tuple[Method, int]] = [] if plan.method == "exact-address" else [("exact-address", plan.decodes)]
+    target, first = plan.vma.encode_x(x[:1]), plan.memory.of_datapoints(slice(1)).read(plan.slots[:1].unsqueeze(-1))
+    support = plan.vma.latent_guide(target, first).support
+    if getattr(support, "base_constraint", support) not in (constraints.real, constraints.real_vector):
+        return [*sums, ("exact-address", everything)]  # a normal approximation has no density there
+    first_try: list[tuple[Method, int]] = [] if plan.method == "refined" else [("refined", plan.decodes)]
+    return [*sums, *first_try, ("refined", everything)]
+
+
+def _not_below(estimate: Estimate, least: Tensor) -> Estimate:
+    """The error is unknown where the interval ends below what is known to be there."""
+    error = estimate.standard_error
+    missed = estimate.log_evidence + half_width(error) < least
+    return estimate._replace(standard_error=error.masked_fill(missed, math.nan))
+
+
+def _estimate(plan: _Plan, x: Tensor, progress: bool) -> Estimate:
+    return Estimate.joined(weights.estimate for weights in _weights(plan, x, progress)).honest
+
+
+def _least_decodes(plan: _Plan) -> int:
+    """The fewest decodes a target that a method makes."""
+    least = {"exact-address": len(plan.slots), "sampled": 1, "top-k": min(plan.k, len(plan.slots)) + 1}
+    return least.get(plan.method, plan.refine.decodes_per_slot)
 
 
 def _weights(plan: _Plan, x: Tensor, progress: bool) -> Iterator[StratifiedWeights]:
@@ -340,17 +424,15 @@ def _sampled(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights
     return StratifiedWeights.unstratified(p.log_prob(a) - q.log_prob(a) + log_weights)
 
 
-def _warn(evidence: Evidence, of_unreliable: bool) -> None:
+def _warn(evidence: Evidence, of_unknown: bool) -> None:
     """What a user has to know of the estimates, said at the line that asked for them."""
     warn_if_not_finite(evidence.log_evidence, stacklevel=5)
-    high = int(evidence.unreliable.sum())
-    if of_unreliable and high > WARNED_SHARE * len(evidence.log_evidence):
-        more = "draw more samples (num_samples) or train the guide longer"
-        if evidence.method == "sampled":
-            more += "; if it is the address guide that is off, sum over slots (method='top-k' or 'exact-address')"
+    count = int(evidence.unknown.sum())
+    if of_unknown and count > WARNED_SHARE * len(evidence.log_evidence):
         warnings.warn(
-            f"log_evidence: {high} of {len(evidence.log_evidence)} estimates hang on few large weights (k-hat above "
-            f"{KHAT_LIMIT} or standard error above {ERROR_LIMIT} nats), so they are likely too low. To trust them, "
-            f"{more}.",
+            f"log_evidence: the errors of {count} of {len(evidence.log_evidence)} estimates are unknown: they hang on "
+            f"few large weights (k-hat above {KHAT_LIMIT}, standard error above {ERROR_LIMIT} nats, or too few samples "
+            "to tell), or slots were missed, so they are likely too low. To know them, draw more samples "
+            "(num_samples), allow a larger budget, or train the guide longer.",
             stacklevel=4,
         )

@@ -81,7 +81,7 @@ def figures_of_candidates(
     weights = weights_in_strata(
         vma, memory, x, candidates, log_prior, counts, (others, log_left.expand_as(others)), max_decodes
     )
-    estimate, log_means = weights.estimate, weights.log_means.mT
+    estimate, log_means = weights.estimate.honest, weights.log_means.mT
     slot_evidence = log_means[:, :-1] - log_prior
     outside = weights.log_weights[per_slot * kept :].mT - log_left
     in_use = p.logits if memory.mask is None else p.logits[memory.mask]

@@ -164,7 +164,7 @@ def refined_weights(
         q_z = vma.latent_guide(target, template)
         z, log_q = _draw(q_z, gaussians, log_shares, refined[rows], component[rows], elsewhere[rows])
         parts.append(vma.latent_prior(template).log_prob(z) + vma.likelihood(z, template).log_prob(x) - log_q)
-    return StratifiedWeights(log_ratio + torch.cat(parts), stratum, counts.mT.contiguous())
+    return StratifiedWeights(log_ratio + torch.cat(parts), stratum, counts.mT.contiguous(), components)
 
 
 def _draw(

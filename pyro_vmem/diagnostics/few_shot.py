@@ -18,7 +18,7 @@ from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, agreement, calibration_error, top_k_hit_rate
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
 from pyro_vmem.diagnostics.slot_weights import check_numbers, draw_from_guide, slot_weights, warn_if_not_finite
-from pyro_vmem.diagnostics.weights import trust_figures, unreliable
+from pyro_vmem.diagnostics.weights import trust_figures
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
@@ -36,9 +36,10 @@ class FewShotEvaluation:
     Attributes:
         log_evidence: :math:`\log p(x | M)`.
         log_evidence_wrong: The same with a memory of other classes.
-        standard_error: The Monte Carlo error of `log_evidence`; NaN for one sample a slot.
+        standard_error: The Monte Carlo error of `log_evidence`; NaN where it is unknown, as of
+            :class:`~pyro_vmem.diagnostics.Evidence`.
         ess: The effective sample size behind it, of `n_way * k_shot * num_samples` weights.
-        khat: Their Pareto tail index; above 0.7 it is not to be trusted, NaN for too few samples to tell.
+        khat: Their Pareto tail index; NaN for too few samples to tell.
         information_gain: :math:`KL(q(a|x,M) \| p(a|M))`, by the guide.
         information_gain_exact: :math:`KL(p(a|x,M) \| p(a|M))`, by the evidence of each slot.
         kl_exact_to_guide: :math:`KL(p(a|x,M) \| q(a|x,M))`: what the guide misses.
@@ -92,9 +93,9 @@ class FewShotEvaluation:
         return self.class_probs_exact.argmax(-1) == self.target_class
 
     @property
-    def unreliable(self) -> Tensor:
-        """Whether the evidence hangs on few large weights, as of :class:`~pyro_vmem.diagnostics.Evidence`, `(E, B)`."""
-        return unreliable(self.khat, self.standard_error)
+    def unknown(self) -> Tensor:
+        """Whether the error of the evidence is unknown, as of :class:`~pyro_vmem.diagnostics.Evidence`; `(E, B)`."""
+        return self.standard_error.isnan()
 
     @property
     def ceiling(self) -> float:
@@ -125,9 +126,9 @@ class FewShotEvaluation:
           `top5_rate_exact`: the right class among the first five; NaN for five classes or fewer. `chance`.
         | `calibration_error`, `calibration_error_exact`: of the class probabilities, all targets together.
         | `kl_exact_to_guide`, `kl_guide_to_exact`, `rank_correlation`, `same_slot`: agreement of the two.
-        | `monte_carlo_se`: the part of `nll_se` that more samples would remove; `ess`; `unreliable`, `khat_above`,
-          `khat_unknown`: the shares of targets whose evidence is likely too low, that have a k-hat above 0.7, and that
-          have none.
+        | `monte_carlo_se`: the part of `nll_se` that more samples would remove, NaN if it is unknown of any target;
+          `ess`; `error_unknown`, the share of targets of whose evidence it is unknown, which is likely too low;
+          `khat_above`, that of targets with a k-hat above 0.7.
         | `n_way`, `k_shot`, `num_samples`, `num_episodes`, `num_targets`; `decodes`, `evaluation_seconds`,
           `decodes_per_second`.
         """
@@ -265,7 +266,7 @@ def _measure(
     vma.check(encoded, x)
     vma.check(wrong, x)
     right = slot_weights(vma, encoded, x, num_samples, max_decodes=max_decodes)
-    exact, columns = right.log_joint, right.estimate._asdict()
+    exact, columns = right.log_joint, right.estimate.honest._asdict()
     other = slot_weights(vma, wrong, x, num_samples, max_decodes=max_decodes)
     columns["log_evidence_wrong"] = other.estimate.log_evidence
     # Forked, so that the evidence of the next episode does not depend on what else is measured.

@@ -87,7 +87,7 @@ def diagnose_program(
         seconds = time.perf_counter() - start
     draws = {name: torch.cat(parts) for name, parts in columns.items()}
     log_weights = draws.pop("log_weights")
-    weights = StratifiedWeights.unstratified(log_weights)
+    estimate = StratifiedWeights.unstratified(log_weights).estimate.honest
     means = {name: values.mean(0) for name, values in draws.items()}
     if site is not None:
         means["information_gain"] = means.pop(f"kl_{site}")
@@ -98,11 +98,11 @@ def diagnose_program(
     means |= {
         "elbo": log_weights.mean(0),
         "elbo_se": log_weights.std(0) / math.sqrt(num_samples),
-        "elbo_gap": weights.log_sum - log_weights.mean(0),
-        "log_evidence": weights.log_sum,
-        "log_evidence_se": weights.standard_error,
-        "ess": weights.ess,
-        "khat": weights.khat,
+        "elbo_gap": estimate.log_evidence - log_weights.mean(0),
+        "log_evidence": estimate.log_evidence,
+        "log_evidence_se": estimate.standard_error,
+        "ess": estimate.ess,
+        "khat": estimate.khat,
     }
     names = [getattr(program, "__name__", type(program).__name__) for program in (model, guide)]
     facts = {

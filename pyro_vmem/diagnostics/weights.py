@@ -18,17 +18,20 @@ __all__ = [
     "Estimate",
     "StratifiedWeights",
     "effective_sample_size",
+    "half_width",
     "pareto_k",
     "sample_counts",
     "standard_error",
     "strata_of",
     "trust_figures",
-    "unreliable",
+    "unknown",
 ]
 
 LEAST_TAIL = 5  # weights in the tail below which a generalised Pareto distribution is not fitted
 KHAT_LIMIT = 0.7  # above it the mean of weights converges too slowly to be trusted (Vehtari et al., 2024)
+KHAT_DOUBT = 0.5  # above it weights have no variance, and those of a target that look better may have been lucky
 ERROR_LIMIT = 0.5  # nats; from there on one weight makes up half of the estimate, and the delta method breaks down
+ROUNDING_ERROR = 1e-4  # nats; weights with so little spread are equal, and few of them suffice
 KHAT_SHARE = 0.99  # the share of an estimate by whose strata its k-hat is judged
 
 
@@ -152,6 +155,7 @@ class StratifiedWeights:
         log_weights: :math:`\log w`, with shape `(K, B)`.
         stratum: The stratum of each sample, with shape `(K, B)`; integers.
         counts: The samples :math:`n_g \ge 1` of each stratum, with shape `(G, B)`; integers.
+        components: So many strata in a row are components of one mixture, whose density all their weights have.
 
     Example:
         >>> log_weights = torch.tensor([[1.0], [3.0], [5.0]]).log()  # a mean of 2, and 5
@@ -163,6 +167,7 @@ class StratifiedWeights:
     log_weights: Tensor
     stratum: Tensor
     counts: Tensor
+    components: int = 1
 
     @classmethod
     def unstratified(cls, log_weights: Tensor) -> StratifiedWeights:
@@ -225,14 +230,18 @@ class StratifiedWeights:
         """The Pareto tail index of the weights over the mean of their stratum, with shape `(B,)`.
 
         The fewest strata that make up 99 % of the estimate are pooled. Weights differ between strata for no fault of
-        the proposal, and what strata outside of these do has no part in the estimate.
+        the proposal, and what strata outside of these do has no part in the estimate. Components of one mixture are a
+        single stratum here: where one of them is poor, the others make up for it.
         """
         log_shares = self._log_shares()
-        shares = self._by_stratum(log_shares.softmax(0))
-        relative = log_shares - log_shares.logsumexp(0) - (shares / self.counts).log().gather(0, self.stratum)
+        group, counts = self.stratum // self.components, self.counts.to(log_shares.dtype)
+        groups = torch.arange(len(counts), device=group.device) // self.components
+        zeros = counts.new_zeros(int(groups[-1]) + 1, counts.shape[1])
+        sizes, shares = zeros.index_add(0, groups, counts), zeros.scatter_add(0, group, log_shares.softmax(0))
+        relative = log_shares - log_shares.logsumexp(0) - (shares / sizes).log().gather(0, group)
         ordered, order = shares.sort(0, descending=True)
         kept = torch.zeros_like(order, dtype=torch.bool).scatter(0, order, ordered.cumsum(0) - ordered < KHAT_SHARE)
-        kept = kept.gather(0, self.stratum)
+        kept = kept.gather(0, group)
         columns = zip(relative.mT.cpu(), kept.mT.cpu(), self.log_weights.amax(0).tolist(), strict=True)
         indices = [
             tail_index(row[keep].double(), rounding(largest, row.dtype)) if math.isfinite(largest) else math.nan
@@ -256,24 +265,47 @@ class Estimate(NamedTuple):
     ess: Tensor
     khat: Tensor
 
+    @property
+    def honest(self) -> Estimate:
+        """The same with an error of NaN where it is :func:`unknown`."""
+        of_none = unknown(self.khat, self.standard_error)
+        return self._replace(standard_error=self.standard_error.masked_fill(of_none, math.nan))
+
     @classmethod
     def joined(cls, parts: Iterable[Estimate]) -> Estimate:
         """The estimates of all datapoints, of those of some at a time."""
         return cls(*map(torch.cat, zip(*parts, strict=True)))
 
 
-def unreliable(khat: Tensor, standard_error: Tensor) -> Tensor:
-    """Whether an estimate depends on a few large weights, and is likely too low; shape as of both."""
-    return (khat > KHAT_LIMIT) | (standard_error > ERROR_LIMIT)
+def unknown(khat: Tensor, standard_error: Tensor) -> Tensor:
+    """Whether weights do not tell the error of their sum, which is then likely too low; shape as of both.
+
+    That is for a k-hat above 0.7, an error above 0.5 nats, and too few weights for a k-hat, unless these are equal. A
+    datapoint that drew no large weight has a small k-hat and a small error. What gives it away is that the others,
+    which have the same guide, did: where half of the k-hats are above 0.5, no error is known.
+    """
+    few = khat.isnan() & ~(standard_error < ROUNDING_ERROR)
+    doubtful = (khat > KHAT_DOUBT) | few
+    return (khat > KHAT_LIMIT) | ~(standard_error <= ERROR_LIMIT) | few | (doubtful.double().mean() > 0.5)
+
+
+def half_width(standard_error: Tensor) -> Tensor:
+    r"""How far a 95 % interval of a log sum reaches to each side, in nats; shape as of its standard error.
+
+    It is Student's quantile with as many degrees of freedom as equal weights would have this error, :math:`1 / se^2`,
+    by the first terms of its expansion around the normal one (Abramowitz, Stegun, 1964, 26.7.5).
+    """
+    z, variance = 1.959964, standard_error.square()
+    correction = (z**3 + z) / 4 * variance + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * variance.square()
+    return (z + correction) * standard_error
 
 
 def trust_figures(khat: Tensor, standard_error: Tensor) -> dict[str, float]:
-    """Figures over datapoints of shape `(*)`: the error that more samples would remove, and shares of trust."""
+    """Figures over datapoints of shape `(*)`, whose error is NaN where it is unknown."""
     return {
         "monte_carlo_se": float(standard_error.square().sum().sqrt()) / standard_error.numel(),
-        "unreliable": float(unreliable(khat, standard_error).double().mean()),
+        "error_unknown": float(standard_error.isnan().double().mean()),
         "khat_above": float((khat > KHAT_LIMIT).double().mean()),
-        "khat_unknown": float(khat.isnan().double().mean()),
     }
 
 

@@ -131,7 +131,7 @@ class EncodedMemory(Memory):
         source = self._source
         return type(self)(self.memory, fn(source) if isinstance(source, Template) else _Composed(source.encoder, fn))
 
-    def of_datapoints(self, rows: slice) -> EncodedMemory:
+    def of_datapoints(self, rows: slice | Tensor) -> EncodedMemory:
         """The memories of some of the datapoints; a shared memory as it is."""
         if not self.per_datapoint:
             return self

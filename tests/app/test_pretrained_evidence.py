@@ -72,7 +72,7 @@ def found(name: str) -> dict[str, Tensor]:
         "at_prior_mean": (vma.address_prior(memory).logits.log_softmax(-1)[..., None] + log_p_x).logsumexp(0),
         # Fewer samples than slots: one at each, and no share of samples that rounding could move to another slot.
         "evidence": pv.diagnostics.estimate_evidence(
-            vma, pv.Memory(templates), x, num_samples=1, method="exact-address", seed=0, max_decodes=1024, warn=False
+            vma, pv.Memory(templates), x, num_samples=1, method="exact-address", budget=0, seed=0, warn=False
         ).log_evidence,
         "log_q_a": log_q_a,
         "best_slot": best,

@@ -98,6 +98,14 @@ def test_what_is_wrong_comes_first(tmp_path) -> None:
     assert {"class": "verdict"} in page_of(tmp_path).all("p")
 
 
+def test_nothing_rests_on_evidence_whose_error_is_unknown(tmp_path) -> None:
+    known, unknown = (page_of(tmp_path, metrics=METRICS | {"error_unknown": share}).text for share in (0.04, 0.98))
+    assert "the memory is worth 17.2 nats per picture" in known
+    assert "is worth 17.2" not in unknown
+    assert "not stated: for 98 % of the pictures the error of the evidence is unknown." in " ".join(unknown.split())
+    assert "71 % of the time" in unknown  # what stands
+
+
 def test_drawings_take_the_colour_of_the_pages_text(tmp_path) -> None:
     """Light or dark by the reader's scheme, and a mid-tone that is legible on both where styles are not understood."""
     tone = plots.ON_ANY_PAGE["text.color"]

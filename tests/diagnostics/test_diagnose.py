@@ -91,7 +91,9 @@ def test_a_rough_guide_is_measured_within_its_standard_errors():
     prior = torch.zeros(6)
 
     def assert_within(name, expected, error, z=3.0):
-        score = (tensor(dataset[name]) - expected.detach()) / tensor(dataset[error])
+        known = ~tensor(dataset[error]).isnan()  # draws of a guide that is too sure do not tell of every error
+        assert known.double().mean() > 0.5, name
+        score = ((tensor(dataset[name]) - expected.detach()) / tensor(dataset[error]))[known]
         # 3 standard errors on average over targets, whose draws are independent; 5 for each
         assert abs(float(score.mean())) < z / math.sqrt(len(score)), name
         assert float(score.abs().max()) < 5, name

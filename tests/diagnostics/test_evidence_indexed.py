@@ -72,15 +72,16 @@ def test_the_keyed_guide_is_exact(float64: None) -> None:
 def test_evidence_is_that_of_all_slots(method: Any, share: float | None, float64: None) -> None:
     reference, vma, packed, plain, x = setting(share=share)
     truth = reference.log_evidence(plain, x).detach()
-    found = estimate_evidence(vma, packed, x, 2000, method, seed=0, warn=False)
+    found = estimate_evidence(vma, packed, x, 2000, method, budget=0, seed=0, warn=False)
     assert found.decodes == 2000 * B
     if method == "sampled" and share is None:  # what the guide excludes is left out
         top = reference.slot_log_evidence(plain, x).topk(K).values.logsumexp(-1) - math.log(S)
         torch.testing.assert_close(found.log_evidence, top)
         assert (top < truth - 1e-3).any()
     else:
-        assert (found.standard_error > 0).all()
-        assert ((found.log_evidence - truth).abs() < 4 * found.standard_error).all()
+        low, high = found.interval
+        assert found.unknown.logical_or((low < truth) & (truth < high)).all()
+        assert ((found.log_evidence - truth).abs() < 0.5).all()
 
 
 @pytest.mark.parametrize("sharpness", [1.0, -0.2])  # a guide that is right, and one that looks away
@@ -147,7 +148,8 @@ def test_diagnose_is_what_all_slots_say(share: float | None, float64: None) -> N
     posterior = reference.address_posterior(plain, x)
     truth, gain = reference.log_evidence(plain, x), exact_gain(reference, plain, x)
     error, estimate = torch.tensor(found.log_evidence_se.values), torch.tensor(found.log_evidence.values)
-    assert ((estimate - truth).abs() <= 4 * error + 1e-9).all()
+    assert (error.isnan() | ((estimate - truth).abs() <= 4 * error + 1e-9)).all()
+    assert not error.isnan().all()
     for name, value in (("log_evidence", truth), ("information_gain_exact", gain)):
         assert (torch.tensor(found[f"{name}_lower"].values) <= value + 1e-9).all()
         assert (value <= torch.tensor(found[f"{name}_upper"].values) + 1e-9).all()

@@ -242,12 +242,13 @@ def test_reliability_pools_all_targets():
 
 
 def test_shares_that_are_not_to_be_trusted():
-    khat, error = torch.tensor([[0.2, 0.9], [math.inf, math.nan]]), torch.tensor([[0.1, 0.1], [0.1, 0.6]])
+    khat, error = torch.tensor([[0.2, 0.9], [0.4, math.inf]]), torch.tensor([[0.1, math.nan], [0.1, 0.2]])
     summary = edited(khat=khat, standard_error=error, log_evidence=torch.zeros(2, 2)).summary()
     assert summary["khat_above"] == 0.5
-    assert summary["khat_unknown"] == 0.25
-    assert summary["unreliable"] == 0.75
-    assert summary["monte_carlo_se"] == pytest.approx(math.sqrt(0.03 + 0.36) / 4)
+    assert summary["error_unknown"] == 0.25
+    assert math.isnan(summary["monte_carlo_se"])
+    known = edited(khat=khat, standard_error=error.nan_to_num(0.3), log_evidence=torch.zeros(2, 2)).summary()
+    assert known["monte_carlo_se"] == pytest.approx(math.sqrt(0.01 + 0.09 + 0.01 + 0.04) / 4)
 
 
 def test_every_key_is_documented():

@@ -157,7 +157,7 @@ def test_a_cell_is_the_evidence_of_the_protocols_episodes(folders, tmp_path):
     episodes = data.protocol("gmn-distinct").episodes(test, 2, 1, num_episodes=12)
     batch = data.merge_episodes(list(episodes))
     found = pv.diagnostics.estimate_evidence(
-        vma, batch.memory, batch.x, 20, "exact-address", seed=0, precision="auto", max_decodes=250, warn=False
+        vma, batch.memory, batch.x, 20, "exact-address", budget=0, seed=0, precision="auto", max_decodes=250, warn=False
     )
     assert row["nll"] == pytest.approx(float(found.nll.mean()), rel=1e-4)
     assert row["nll_se"] == pytest.approx(float(found.nll.std()) / math.sqrt(12), rel=1e-4)
