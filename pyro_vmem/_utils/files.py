@@ -12,13 +12,17 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 __all__ = [
     "as_plain",
     "free_name",
     "numbered",
-    "remove_leftovers",
     "versions_of",
     "write_atomically",
     "write_json",
@@ -47,9 +51,8 @@ def write_atomically(path: str | os.PathLike[str], keep: int = 1) -> Iterator[Pa
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-    os.close(handle)
-    aside = Path(name)
+    _remove_leftovers(target)
+    aside, lock = _made_aside(target)
     try:
         yield aside
         # mkstemp makes files that only their owner can read; give this one the usual permissions.
@@ -62,6 +65,7 @@ def write_atomically(path: str | os.PathLike[str], keep: int = 1) -> Iterator[Pa
         _flush_folder(target.parent)
     finally:
         aside.unlink(missing_ok=True)
+        lock.close()
 
 
 def numbered(path: Path, number: int) -> Path:
@@ -84,10 +88,34 @@ def versions_of(path: Path) -> list[Path]:
     return [found[number] for number in sorted(found)]
 
 
-def remove_leftovers(path: Path) -> None:
-    """Removes what killed processes left of a file they were writing. Nobody else may be writing it at the time."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
-        leftover.unlink(missing_ok=True)
+def _made_aside(target: Path) -> tuple[Path, IO[bytes]]:
+    """A new file beside another, and its lock: what is not locked was left by a process that died."""
+    while True:
+        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
+        file = os.fdopen(handle, "rb")
+        if not _locked(file):
+            file.close()  # nothing is gained by it, and Windows moves no open file
+        elif not os.fstat(file.fileno()).st_nlink:
+            file.close()  # another process took it for left in the moment before it was locked
+            continue
+        return Path(name), file
+
+
+def _remove_leftovers(target: Path) -> None:
+    """Removes what killed processes left of a file that they were writing."""
+    for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        with contextlib.suppress(OSError), leftover.open("rb") as file:  # somebody else's, or gone by now
+            if _locked(file):
+                leftover.unlink()
+
+
+def _locked(file: IO[bytes]) -> bool:
+    """Locks a file until it is closed, however the process ends; false if another has locked it, or it cannot be."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (OSError, AttributeError):  # the latter without fcntl
+        return False
+    return True
 
 
 def _shift(target: Path, keep: int) -> None:
@@ -96,9 +124,8 @@ def _shift(target: Path, keep: int) -> None:
         newer, older = numbered(target, number - 1), numbered(target, number)
         if not newer.is_file():
             continue
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
-        os.close(handle)
-        aside = Path(name)
+        aside, lock = _made_aside(target)
+        lock.close()
         try:
             aside.unlink()
             try:

@@ -1,15 +1,20 @@
-"""Python's and NumPy's random generators, which data and parts of one's own may draw from, beside torch's."""
+"""The global random generators: torch's, and Python's and NumPy's, which data and parts of one's own may draw from.
+
+A process has one of each. Whoever seeds them in a block keeps other threads out of it until they are put back.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_vmem._utils.one_thread import one_thread
 
 __all__ = ["forked", "random_states", "seed_all", "seeded", "set_aside", "set_random_states"]
 
@@ -49,32 +54,36 @@ def seed_all(seed: int) -> None:
     np.random.seed(seed % 2**32)
 
 
-def forked(device: torch.device) -> AbstractContextManager[None]:
-    """Leaves torch's generators as they were before the block: the CPU's, and that of a device if it is another.
+@contextmanager
+def forked(*places: Any) -> Iterator[None]:
+    """Leaves torch's generators as they were before the block: the CPU's, and those of devices or of what lies there.
 
     `torch.random.fork_rng()` alone would wake up, and copy the states of, all GPUs of the machine.
     """
-    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+    devices = {device for place in places if isinstance(device := getattr(place, "device", place), torch.device)}
+    with one_thread(), torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+        yield
 
 
 @contextmanager
 def set_aside(device: torch.device) -> Iterator[None]:
-    """Leaves torch's, Python's and NumPy's generators as they were before the block."""
-    states = random_states()
-    try:
-        with forked(device):
+    """Leaves torch's, Python's and NumPy's generators as they were before the block, which is a training run."""
+    with one_thread(trains=True), forked(device):
+        states = random_states()
+        try:
             yield
-    finally:
-        set_random_states(states)
+        finally:
+            set_random_states(states)
 
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Seeds torch's generators in the block, and leaves them as they were before; None draws from them as they are."""
-    if seed is None:
-        yield
-        return
-    # `manual_seed` seeds those of all devices, so all are put back.
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        torch.manual_seed(seed)
-        yield
+    with one_thread():
+        if seed is None:
+            yield
+            return
+        # `manual_seed` seeds those of all devices, so all are put back.
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            torch.manual_seed(seed)
+            yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -38,6 +39,9 @@ def load_ahead(
         workers: How many processes load them. With none, the CPU's are loaded when their turn comes, and a GPU's by a
             thread, ahead of it.
 
+    Raises:
+        ValueError: If processes are not forked here, and the source cannot be pickled.
+
     Example:
         >>> from pyro_vmem.data import EpisodeSampler, FewShotDataset
         >>> sampler = EpisodeSampler(FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6), n_way=3)
@@ -56,7 +60,16 @@ def load_ahead(
             pin_memory=pin,
             generator=torch.Generator(),  # or the workers' seeds would be drawn from the global one
         )
-        yield from (episode.to(device, non_blocking=pin) for episode in loader)
+        try:
+            loaded = iter(loader)
+        except OSError:
+            raise
+        except Exception as error:  # whatever pickling it raises, where processes are not forked
+            raise ValueError(
+                f"workers: the source of episodes cannot be sent to another process ({error}). Define it at the top of "
+                "a module, without functions or open files in it, or load here: workers=0."
+            ) from error
+        yield from (episode.to(device, non_blocking=pin) for episode in loaded)
     elif device.type == "cpu":
         yield from (episodes[index].to(device) for index in range(start, stop))
     else:
@@ -92,8 +105,11 @@ def lost_worker() -> Iterator[None]:
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
+        reason = "It may have been killed for want of memory"
+        if multiprocessing.get_start_method() != "fork":
+            reason += ", or could not unpickle the source, which has to be defined in a module and not in a notebook"
         raise ChildProcessError(
-            f"workers: a process that loads episodes has died ({str(error).splitlines()[0]}) It may have been killed "
-            "for want of memory. The run is kept up to its last checkpoint: go on from there with resume=True "
-            "(--resume), with fewer workers if it happens again; workers=0 loads in this process and shows its error."
+            f"workers: a process that loads episodes has died ({str(error).splitlines()[0]}) {reason}. The run is "
+            "kept up to its last checkpoint: go on from there with resume=True (--resume), with fewer workers if it "
+            "happens again; workers=0 loads in this process and shows its error."
         ) from error

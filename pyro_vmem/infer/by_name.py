@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, TraceEnum_ELBO
 
+from pyro_vmem._utils.random_state import forked
 from pyro_vmem.infer.enumeration import EnumGuard
 from pyro_vmem.infer.iwae import IWAE_ELBO
 from pyro_vmem.infer.rao_blackwell import RaoBlackwell_ELBO
@@ -107,7 +108,7 @@ def check_objective(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: An
         Traceback (most recent call last):
         ValueError: objective: RenyiELBO gives the guide's discrete sites ['a'] no gradient. ...
     """
-    with torch.no_grad(), torch.random.fork_rng(), pyro.get_param_store().scope():
+    with torch.no_grad(), forked(*args, *kwargs.values()), pyro.get_param_store().scope():
         trace = poutine.trace(guide).get_trace(*args, **kwargs)
     sites: dict[str, Any] = {
         name: site for name, site in trace.nodes.items() if site["type"] == "sample" and not site["is_observed"]

@@ -14,6 +14,8 @@ from pyro.infer import TraceEnum_ELBO
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vmem._utils.random_state import forked
+
 __all__ = ["EnumGuard", "EnumerationCost"]
 
 
@@ -86,7 +88,7 @@ class EnumGuard(TraceEnum_ELBO):
         probe = TraceEnum_ELBO(max_plate_nesting=self.max_plate_nesting)
         one, two = _FirstValues(1), _FirstValues(2)
         kept = []
-        with torch.random.fork_rng(), pyro.get_param_store().scope(), torch.enable_grad():
+        with forked(*args, *kwargs.values()), pyro.get_param_store().scope(), torch.enable_grad():
             for limited in (one, two):
                 saved = _SavedBytes()
                 with saved:

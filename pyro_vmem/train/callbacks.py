@@ -20,7 +20,7 @@ from pyro_vmem.memory import AddressIndex, Memory
 from pyro_vmem.model.indexing import KeyRefresher, staleness
 from pyro_vmem.parts import AddressGuide, IndexedGuide
 from pyro_vmem.train.checkpoint import load_newest, save_checkpoint
-from pyro_vmem.train.folder import RUN_FILES, holds_run, remove_unfinished
+from pyro_vmem.train.folder import RUN_FILES, holds_run
 from pyro_vmem.train.history import write_history
 from pyro_vmem.train.trainer import Trainer
 from pyro_vmem.train.validation import validate
@@ -64,9 +64,6 @@ class Validation(Callback):
         episodes: Where they come from: classes that are not trained on.
         select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
             last validation. The bound hardly tells them apart where only a guide is trained.
-
-    Raises:
-        ValueError: If `select` is neither.
     """
 
     everywhere = True
@@ -96,18 +93,15 @@ class Checkpoints(Callback):
 
     Arguments:
         folder: The folder, which is there.
-        keep: How many of the last checkpoints are kept: the one before the last is `last-1.safetensors`.
+        keep: How many of the last checkpoints are kept, at least 1: that before the last is `last-1.safetensors`.
 
     Attributes:
         unwritten: Why the newest state is not in the folder, if it should be; `None` if it is.
-
-    Raises:
-        ValueError: If `keep` is less than 1.
     """
 
     def __init__(self, folder: str | Path, keep: int = 2) -> None:
         check_range("keep", keep, 1, 10**12, int)
-        self.folder, self.keep = Path(folder), keep
+        self.folder, self.keep = Path(folder).absolute(), keep  # wherever the process goes to meanwhile
         self.unwritten: OSError | None = None
         self._written: tuple[Any, int] = (None, 0)  # the best weights and the step that are in the folder
 
@@ -124,7 +118,6 @@ class Checkpoints(Callback):
             raise ValueError(
                 f"out: {str(folder)!r} already holds a run. Pass resume=True to go on from it, or name another folder."
             )
-        remove_unfinished(folder)
         try:
             tensors, data = load_newest(folder / RUN_FILES[0], set_aside=True)
         except FileNotFoundError as error:
@@ -136,10 +129,6 @@ class Checkpoints(Callback):
         return tensors | data
 
     def record(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        """Writes what has changed."""
-        self.write(trainer)
-
-    def write(self, trainer: Trainer) -> None:
         """Writes what has changed since the last time."""
         best, step = trainer.best, trainer.result.steps
         state = trainer.state_dict()
@@ -165,7 +154,7 @@ class Checkpoints(Callback):
     def write_rest(self, trainer: Trainer) -> None:
         """Writes the steps since the last record, if there are any and none of them is half done."""
         if trainer.whole and trainer.result.steps and self._written[1] != trainer.result.steps:
-            self.write(trainer)
+            self.record(trainer, {})
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
         """Takes note of the step that the folder holds; the best weights there may be of steps that were lost."""
@@ -240,10 +229,7 @@ class StopAfter(Callback):
     Calls with `resume=True` until the run is whole add up to the run that was never stopped.
 
     Arguments:
-        minutes: After how long; the step that is being taken is finished.
-
-    Raises:
-        ValueError: If it is not positive.
+        minutes: After how long, more than 0; the step that is being taken is finished.
     """
 
     def __init__(self, minutes: float) -> None:
@@ -269,9 +255,6 @@ class RefreshKeys(Callback):
     Arguments:
         slots_per_step: How many slots have their keys computed anew after each step: no key is older than slots over
             `slots_per_step` steps. 0 leaves the keys as they are.
-
-    Raises:
-        ValueError: If it is negative.
     """
 
     everywhere = True
@@ -283,7 +266,7 @@ class RefreshKeys(Callback):
 
     def wants(self, guide: object, memory: Memory) -> bool:
         """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
-        return memory.index is not None and self.slots_per_step > 0 and _looked_up(guide) > 0
+        return memory.index is not None and self.slots_per_step > 0 and looked_up(guide) > 0
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
         """Forgets what was met in an earlier run, and takes note of the first memory."""
@@ -317,7 +300,7 @@ class RefreshKeys(Callback):
         if not self.wants(trainer.vma.address_guide, episode.memory):
             return {}
         with trainer.autocast:
-            found = staleness(trainer.vma, episode.memory, episode.x, _looked_up(trainer.vma.address_guide))
+            found = staleness(trainer.vma, episode.memory, episode.x, looked_up(trainer.vma.address_guide))
         means = {"key_overlap": float(found.overlap.mean()), "key_missed": float(found.missed.mean())}
         return means | {"key_drift": found.drift}
 
@@ -329,7 +312,7 @@ class RefreshKeys(Callback):
                     refresher.refresh()
 
 
-def _looked_up(guide: object) -> int:
+def looked_up(guide: object) -> int:
     """How many slots a guide looks up in an index; 0 if it does not."""
     while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
         guide = getattr(guide, "inner", None)

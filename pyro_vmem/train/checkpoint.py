@@ -66,20 +66,20 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         The tensors by name, of the shapes that they had, on the CPU; and the plain data.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        OSError: If there is no such file, or it cannot be read; that says nothing of what is in it.
         ValueError: If it is truncated, corrupted, not one of ours, or of a later version of this library.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"path: there is no checkpoint at {str(path)!r}. Give the file that a run wrote.")
-    with path.open("rb") as raw:  # a file that must not be read is not called damaged
+    with path.open("rb") as raw:
         begins = raw.read(4)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             # Copies, because these are views of the file, which may be gone before they are.
             tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118  # not a dict
-    except (SafetensorError, OSError) as error:
+    except SafetensorError as error:  # an OSError tells of the disk, or of permissions, and not of the file
         hint = "Delete it and use another one; a run's checkpoint before that is <name>-1.safetensors."
         if begins.startswith(_PICKLES):
             hint = "It looks like a pickle, which is never opened, because that can run code. Convert it yourself."

@@ -36,10 +36,6 @@ class Processes:
         count: How many there are. With more than one, `torch.distributed` has been initialised.
         device: Where the model of this process is.
 
-    Example:
-        >>> processes = Processes.join(torch.device("cpu"))
-        >>> processes.count, processes.first(lambda: "here")
-        (1, 'here')
     """
 
     def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:

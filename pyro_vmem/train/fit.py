@@ -23,7 +23,7 @@ from pyro_vmem.data.loading import load_ahead, lost_worker
 from pyro_vmem.infer.by_name import Objective
 from pyro_vmem.memory import PackedMemory
 from pyro_vmem.model import VMA
-from pyro_vmem.train.callbacks import Callback, Checkpoints, ProgressBar, RefreshKeys, Validation
+from pyro_vmem.train.callbacks import Callback, Checkpoints, ProgressBar, RefreshKeys, Validation, looked_up
 from pyro_vmem.train.config import TrainingConfig
 from pyro_vmem.train.distributed import Processes, own_device
 from pyro_vmem.train.folder import check_spec, make_folder
@@ -32,6 +32,8 @@ from pyro_vmem.train.trainer import Trainer
 from pyro_vmem.train.validation import first_episode
 
 __all__ = ["fit"]
+
+MOST_WORKERS = 256  # each is a process that holds a copy of the source
 
 
 def fit(
@@ -53,9 +55,7 @@ def fit(
 ) -> FitResult:
     r"""Trains a model and its guide on episodes.
 
-    By default by Adam with a linear warm-up and a cosine decay to zero; the weight of :math:`KL(z)` rises linearly to 1
-    over the first half of the run, because a latent that is paid for in full from the start is not used.
-    Pyro's parameter store and the global random state are left as they were.
+    :class:`TrainingConfig` has the settings. Pyro's parameter store and the global random state are left as they were.
 
     Ctrl-C ends the run after the step that it is in, and keeps it (a second one ends it at once, and leaves the last
     checkpoint). A run that was killed, at whatever moment, goes on from its last checkpoint as if it had never been
@@ -115,12 +115,12 @@ def fit(
     """
     config = _config(config, settings)
     check_range("validate_every", validate_every, 1, 10**12, int)
-    check_range("workers", workers, 0, 10**4, int)
+    check_range("workers", workers, 0, MOST_WORKERS, int)
     if device is not None and isinstance(vma, VMA):
         vma.to(own_device(device))
     processes = Processes.join(next((p.device for p in vma.parameters()), torch.device("cpu")))
     trainer = Trainer(vma, objective, config, processes)
-    called = _with_defaults(callbacks, validation, select, out, progress)
+    called = _with_defaults(vma, callbacks, validation, select, out, progress)
     checkpoints = next((one for one in called if isinstance(one, Checkpoints)), None)
     called = [one for one in called if one.everywhere or processes.index == 0]
     if checkpoints is not None:
@@ -131,7 +131,8 @@ def fit(
         episode = first_episode(episodes, "episodes", 1 if config.minutes is not None else config.steps)
         trainer.settings |= {"select": select, "first training episode": _digest(episode)}
         if validation is not None:
-            trainer.settings["first validation episode"] = _digest(first_episode(validation, "validation", 1))
+            first = _digest(first_episode(validation, "validation", 1))
+            trainer.settings |= {"first validation episode": first, "validate_every": validate_every}
         _check_workers(workers, called, vma, episode)
         trainer.begin(episode := episode.to(trainer.device))
         state = processes.first(lambda: None if checkpoints is None else _enter(stack, checkpoints, resume))
@@ -220,6 +221,7 @@ def _config(config: TrainingConfig | None, settings: dict[str, Any]) -> Training
 
 
 def _with_defaults(
+    vma: VMA,
     given: Sequence[Callback],
     validation: Dataset[Episode] | None,
     select: Literal["best", "last"],
@@ -235,7 +237,7 @@ def _with_defaults(
             )
     if select not in ("best", "last"):
         raise ValueError(f"select: expected 'best' or 'last', got {select!r}.")
-    usual: list[Callback] = [RefreshKeys()]
+    usual: list[Callback] = [RefreshKeys()] if looked_up(vma.address_guide) else []
     usual += [] if validation is None else [Validation(validation, select)]
     usual += [] if out is None else [Checkpoints(out)]
     usual += [ProgressBar()] if progress else []

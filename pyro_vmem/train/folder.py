@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pyro_vmem._utils.files import remove_leftovers, versions_of
+from pyro_vmem._utils.files import versions_of
 from pyro_vmem._utils.lock import LOCK, alone_in
 from pyro_vmem.model import VMA
 
-__all__ = ["RUN_FILES", "check_spec", "described", "holds_run", "make_folder", "remove_unfinished"]
+__all__ = ["RUN_FILES", "check_spec", "described", "holds_run", "make_folder"]
 
 RUN_FILES = ("last.safetensors", "best.safetensors", "history.csv")
 
@@ -30,12 +30,6 @@ def make_folder(folder: Path) -> None:
             file.write(b"x")
     except OSError as error:
         raise ValueError(f"out: cannot write to the folder {str(folder)!r} ({error}). Name another one.") from error
-
-
-def remove_unfinished(folder: Path) -> None:
-    """Removes what killed processes left of files they were writing. Nobody else may write there at the time."""
-    for name in RUN_FILES:
-        remove_leftovers(folder / name)
 
 
 @contextmanager

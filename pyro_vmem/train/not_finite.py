@@ -48,7 +48,7 @@ def find_not_finite(model: Any, guide: Any, *args: Any) -> str:
     looking = _Look()
     with (
         torch.no_grad(),
-        forked(next((v.device for v in args if isinstance(v, Tensor)), torch.device("cpu"))),
+        forked(*args),
         pyro.get_param_store().scope(),
         pyro.validation_enabled(False),  # which would refuse it before the site has a name
         looking,

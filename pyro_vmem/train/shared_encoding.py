@@ -15,22 +15,10 @@ __all__ = ["encoded_once"]
 
 @contextmanager
 def encoded_once(memory: EncodedMemory) -> Iterator[EncodedMemory]:
-    r"""A memory whose encoder is gone backward through once, however often what reads it is.
+    """A memory whose encoder is gone backward through once, however often what reads it is.
 
     Pyro's own objectives may go backward once a particle, and free what they went through. Here gradients stop at what
     was encoded, add up there, and go on to the encoder when the block ends: the same gradient, for any objective.
-
-    Arguments:
-        memory: What `VMA.encode` returned.
-
-    Example:
-        >>> from pyro_vmem import Memory, VMA
-        >>> vma, a = VMA.for_vectors(5), torch.tensor([0, 2])
-        >>> with encoded_once(vma.encode(Memory(torch.randn(3, 5)))) as memory:
-        ...     for _ in range(2):
-        ...         memory.read(a).features.tanh().sum().backward()
-        >>> all(p.grad is not None for p in vma.template_encoder.parameters())
-        True
     """
     ends: list[tuple[Tensor, Tensor]] = []
 

@@ -123,6 +123,7 @@ class Trainer:
             "objective": _named(objective),
             **{field.name: _named(getattr(config, field.name)) for field in fields(config)},
             **{"pyro_vmem": __version__, "torch": torch.__version__, "pyro": pyro.__version__},
+            **{"device": self.device.type, "threads": torch.get_num_threads(), "processes": self.processes.count},
         }
         self.result, self.meter, self.rates = FitResult(), Meter(), dict[str, float]()
         self.skipped_in_a_row, self.moves = 0, 0  # steps since the last that moved the weights, and those that did
@@ -396,8 +397,8 @@ class Trainer:
             )
         modules = {"vma": ("model.", self.vma), "objective": ("objective.", self.module)}
         for argument, (prefix, module) in modules.items():
-            expected = {} if module is None else {n: tuple(t.shape) for n, t in module.state_dict().items()}
-            found = {name: tuple(tensor.shape) for name, tensor in _under(prefix, state).items()}
+            expected = {} if module is None else {name: _kind(t) for name, t in module.state_dict().items()}
+            found = {name: _kind(tensor) for name, tensor in _under(prefix, state).items()}
             if expected != found:
                 name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
                 raise ValueError(
@@ -439,6 +440,10 @@ def _named(value: Any) -> Any:
         return f"{_named(value.func)}({given})"
     text = getattr(value, "__qualname__", None) or repr(value)
     return type(value).__qualname__ if text.startswith("<") and " object at " in text else text
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} of {tensor.dtype}"
 
 
 def _plain(value: Any) -> Any:

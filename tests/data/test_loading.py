@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -119,3 +121,46 @@ def test_other_errors_of_workers_are_their_own() -> None:
         pv.fit(small_vma(), Broken(), steps=4, workers=1, progress=False)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"workers: expected a whole number in \[0,"):
         pv.fit(small_vma(), sampler(), steps=1, workers=-1, progress=False)
+
+
+SPAWNED = """
+import sys, torch
+import torch.multiprocessing as mp
+import pyro_vmem as pv
+from small_run import sampler, small_vma
+
+class Mine:
+    def __getitem__(self, index):
+        return sampler()[index]
+
+def local():
+    class Local(Mine):
+        pass
+    return Local()
+
+if __name__ == "__main__":
+    mp.set_start_method("spawn")
+    try:
+        pv.fit(small_vma(), local(), steps=1, workers=1, progress=False)
+    except ValueError as error:
+        print(error)
+    sys.modules["__main__"].__spec__ = None
+    del sys.modules["__main__"].__file__  # as in a notebook
+    try:
+        pv.fit(small_vma(), Mine(), steps=1, workers=1, progress=False)
+    except ChildProcessError as error:
+        print(error)
+"""
+
+
+def test_a_source_that_cannot_be_sent_to_a_spawned_process_is_told(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SPAWNED)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-W", "ignore", str(script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    cannot_be_sent, died = done.stdout.splitlines()
+    assert cannot_be_sent.startswith("workers: the source of episodes cannot be sent to another process (")
+    assert "local" in cannot_be_sent
+    assert "could not unpickle the source, which has to be defined in a module and not in a notebook" in died

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 import pyro_vmem as pv
 from pyro_vmem._utils import files as _files
-from pyro_vmem._utils.files import versions_of, write_atomically
-from pyro_vmem.train import load_checkpoint, save_checkpoint
+from pyro_vmem._utils.files import versions_of, write_atomically, write_json
+from pyro_vmem.train import checkpoint, load_checkpoint, save_checkpoint
 from pyro_vmem.train.checkpoint import load_newest
 
 TENSORS = {
@@ -132,6 +132,51 @@ def test_a_missing_file(tmp_path: Path) -> None:
     for path in (tmp_path / "none", tmp_path):
         with pytest.raises(FileNotFoundError, match="path: there is no checkpoint at"):
             load_checkpoint(path)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(5, "Input/output error")])
+def test_a_file_that_cannot_be_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """It may be whole, so that nothing is set aside, and no earlier one is taken in its place."""
+    path = tmp_path / "last.safetensors"
+    for step in (1, 2):
+        save_checkpoint(path, {"w": torch.ones(2)}, {"step": step}, keep=2)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    for owner, name in ((Path, "open"), (checkpoint, "safe_open")):
+        with monkeypatch.context() as patch:
+            patch.setattr(owner, name, fail)
+            for read in (lambda: load_checkpoint(path), lambda: load_newest(path, set_aside=True)):
+                with pytest.raises(type(error), match=error.strerror):
+                    read()
+    assert [load_checkpoint(p)[1]["step"] for p in versions_of(path)] == [2, 1]
+
+
+@pytest.mark.parametrize("write", [lambda p: save_checkpoint(p, {}, {}, keep=2), lambda p: write_json(p, {})])
+def test_what_killed_writers_left_does_not_pile_up(tmp_path: Path, write: Any) -> None:
+    """A writer that lives keeps its file: it has locked it."""
+    path = tmp_path / "a.json"
+
+    def die() -> None:
+        with write_atomically(path) as aside:
+            aside.write_bytes(b"half")
+            os._exit(0)
+
+    for _ in range(3):
+        child = os.fork()
+        if child == 0:
+            die()
+        os.waitpid(child, 0)
+        assert len(list(tmp_path.glob(".*.tmp"))) == 1
+    with write_atomically(path) as aside:
+        aside.write_bytes(b"whole")
+        write(path)
+        assert [p.name for p in tmp_path.glob(".*.tmp")] == [aside.name]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_bytes() == b"whole"
 
 
 def test_a_truncated_file(tmp_path: Path) -> None:

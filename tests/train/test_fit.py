@@ -1,6 +1,7 @@
 """The trainer: what moves, what does not, and that a run can be stopped and resumed."""
 
 import math
+import os
 import signal
 from functools import partial
 from typing import get_args
@@ -454,7 +455,8 @@ def test_a_run_that_trained_other_parameters_is_not_resumed(tmp_path):
 def test_another_objectives_network_is_not_resumed(tmp_path):
     elbo = pv.infer.Reinforce_ELBO(1, "average", max_plate_nesting=1)
     pv.fit(small_vma(), sampler(), elbo, steps=1, out=tmp_path, progress=False)
-    with pytest.raises(ValueError, match=r"objective: the run was of another one: 'mean' has shape \(\) there and"):
+    match = r"objective: the run was of another one: 'mean' has shape \(\) of torch.float32 there and none here"
+    with pytest.raises(ValueError, match=match):
         pv.fit(small_vma(), sampler(), "vimco", steps=2, out=tmp_path, resume=True, progress=False)
 
 
@@ -483,6 +485,46 @@ def test_a_model_of_another_kind_with_the_same_weights_is_not_resumed(tmp_path):
     other = other.replace(address_prior=pv.TemperedPrior(pv.UniformPrior(), 0.5))
     with pytest.raises(ValueError, match="vma: the run was of another model, which differs in address_prior"):
         pv.fit(other, sampler(), steps=1, out=tmp_path, resume=True, progress=False)
+
+
+def test_a_model_of_another_precision_is_not_resumed(tmp_path):
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
+
+    class Double:
+        def __getitem__(self, index):
+            episode = sampler()[index]
+            return pv.data.Episode(episode.memory.to(torch.float64), episode.x.double(), episode.labels)
+
+    with pytest.raises(ValueError, match=r"vma: .* of torch.float32 there and .* of torch.float64 here"):
+        pv.fit(small_vma().double(), Double(), steps=2, out=tmp_path, resume=True, progress=False)
+
+
+def test_another_number_of_threads_is_told(tmp_path):
+    """Sums are then taken in another order, so that the run is the same but for rounding."""
+    stop, settings = [pv.train.StopAfter(1e-5)], {"steps": 3, "out": tmp_path, "progress": False}
+    pv.fit(small_vma(), sampler(), callbacks=stop, **settings)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(RuntimeWarning, match=rf"goes on with threads={threads + 1} \(was {threads}\)\.$"):
+            pv.fit(small_vma(), sampler(), resume=True, **settings)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_relative_folder_stays_where_it_was_though_the_process_moves(tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    class Moves:
+        def __getitem__(self, index):
+            os.chdir(tmp_path / "elsewhere")
+            return sampler()[index]
+
+    pv.fit(small_vma(), Moves(), steps=2, validate_every=1, out="run", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["elsewhere", "run"]
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+    assert (tmp_path / "run" / "last.safetensors").exists()
 
 
 @pytest.mark.parametrize("left", ["best.safetensors", "history.csv"])
