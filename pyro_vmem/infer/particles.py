@@ -19,7 +19,7 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vmem.infer.site_notes import DETACHED, OWN, PATH
+from pyro_vmem.infer.site_notes import OWN, PATH
 
 __all__ = ["Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples"]
 
@@ -139,7 +139,9 @@ def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
         score={
             name: layout.per_datapoint(score, scaled=False)
             for name, site in guide_sites.items()
-            if isinstance(score := _score(site), Tensor)  # of what is reparameterised it is the number zero
+            if isinstance(
+                score := site["score_parts"].score_function, Tensor
+            )  # of what is reparameterised it is the number zero
         },
         kl={
             name: layout.per_datapoint(_closed_form(guide_sites[name], site), scaled=False)
@@ -238,15 +240,6 @@ def samples(trace: Trace) -> dict[str, Any]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not (site["infer"] or {}).get("_deterministic")
     }
-
-
-def _score(site: Any) -> Any:
-    """The guide's own log-probability of a value that is not differentiated through, unscaled; else the number zero."""
-    if OWN in site["infer"]:
-        return scale_and_mask(site["infer"][OWN].log_prob(site["value"]), mask=site["mask"])
-    if DETACHED in site["infer"]:
-        return scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
-    return site["score_parts"].score_function
 
 
 def _power(site: Any, layout: Layout) -> Tensor | float:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 from pyro.distributions import Bernoulli, Categorical, OneHotCategorical
+from pyro.distributions.util import scale_and_mask
 from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
@@ -18,7 +19,7 @@ from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
 from pyro_vmem.infer.particles import Particles, samples
-from pyro_vmem.infer.site_notes import DETACHED, OWN
+from pyro_vmem.infer.site_notes import OWN
 
 __all__ = ["RWS_ELBO"]
 
@@ -110,16 +111,19 @@ class RWS_ELBO(ParticleELBO):
 
     def check_drawn(self, guide_trace: Trace) -> None:
         super().check_drawn(guide_trace)
-        if not self.pathwise:
-            return
-        # The wake phase holds latents fixed; where a discrete one's guide depends on the value of another, the same
-        # log q would have to send the bound's gradient through that value, and the wake phase's not.
-        sites = samples(guide_trace)
-        values = {n: s["value"] for n, s in sites.items() if not s["is_observed"] and s["value"].requires_grad}
+        sites = {name: site for name, site in samples(guide_trace).items() if not site["is_observed"]}
+        values = {name: site["value"] for name, site in sites.items() if site["value"].requires_grad}
         for name, site in sites.items():
-            if isinstance(site["score_parts"].score_function, Tensor) and (
-                found := depends_on(site["log_prob"], values)
-            ):
+            if is_delta(site) or (self.pathwise and site["fn"].has_rsample):
+                continue
+            # What the wake phase trains is log q itself: the guide's own, if it was drawn from another, and nothing
+            # where it is masked, while a score function belongs to whatever depends on the value, masked or not.
+            own = site["infer"][OWN].log_prob(site["value"]) if OWN in site["infer"] else site["unscaled_log_prob"]
+            own = scale_and_mask(own, mask=site["mask"])
+            site["score_parts"] = site["score_parts"]._replace(score_function=own)
+            # The wake phase holds latents fixed; where a discrete one's guide depends on the value of another, the same
+            # log q would have to send the bound's gradient through that value, and the wake phase's not.
+            if found := depends_on(site["log_prob"], values):
                 raise ValueError(
                     f"pathwise: the guide of {name!r}, which the wake phase trains, depends on the value of "
                     f"{found[0]!r}, which is differentiated through. Use pathwise=False, or VIMCO_ELBO."
@@ -150,8 +154,6 @@ class _Detached(Messenger):
                 "pathwise=True, or VIMCO_ELBO."
             )
         msg["value"] = value.detach()
-        if not is_delta(msg):
-            msg["infer"] = {**msg["infer"], DETACHED: True}
 
 
 class _Defensive(Messenger):

@@ -5,11 +5,9 @@ They are keys of the site's `infer` dict, the one place where Pyro lets a handle
 
 from __future__ import annotations
 
-__all__ = ["DETACHED", "OWN", "PATH"]
+__all__ = ["OWN", "PATH"]
 
 # The PathWeight of a value: by which factor its gradient is multiplied on its way to the guide.
 PATH = "pyro_vmem_path"
 # The guide's own distribution, where the value was drawn from another one, such as a defensive mixture.
 OWN = "pyro_vmem_own"
-# That a reparameterised value was cut off from the guide's parameters as it was drawn.
-DETACHED = "pyro_vmem_detached"
