@@ -15,7 +15,7 @@ import typing
 from collections.abc import Callable, Collection
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Annotated, Any, SupportsIndex, TypeVar, get_args, get_origin
+from typing import Annotated, Any, SupportsIndex, TypeAlias, TypeVar, get_args, get_origin
 
 import numpy as np
 import torch
@@ -32,6 +32,7 @@ from pyro_vmem._utils.public_path import public_path
 
 __all__ = [
     "Count",
+    "Few",
     "NonNegativeInt",
     "PositiveFloat",
     "PositiveInt",
@@ -64,7 +65,7 @@ _DTYPES = {"Float": ("floating-point numbers", "float"), "Int": ("integers", "lo
 
 def _whole(low: int, high: float) -> Any:
     hint = Annotated[int, Is[lambda value: not isinstance(value, bool) and low <= value <= high]]
-    _WORDS[hint] = f"a whole number of at least {low}" if high == math.inf else f"a whole number in [{low}, {high:g}]"
+    _WORDS[hint] = f"a whole number of at least {low}" if high == math.inf else f"a whole number in [{low}, {high:,}]"
     return hint
 
 
@@ -74,14 +75,20 @@ def _real(words: str, accepts: Callable[[float], bool]) -> Any:
     return hint
 
 
-if typing.TYPE_CHECKING:
-    Count = NonNegativeInt = PositiveInt = Size = int
-    PositiveFloat = Probability = float
+if typing.TYPE_CHECKING:  # to type checkers they are plain numbers
+    PositiveInt: TypeAlias = int
+    NonNegativeInt: TypeAlias = int
+    Size: TypeAlias = int
+    Count: TypeAlias = int
+    Few: TypeAlias = int
+    PositiveFloat: TypeAlias = float
+    Probability: TypeAlias = float
 else:
     PositiveInt = _whole(1, math.inf)
     NonNegativeInt = _whole(0, math.inf)
     Size = _whole(1, 2**20)  # of a layer or an image: memory depends on it
     Count = _whole(1, 10**7)  # of draws, particles, episodes: time or memory depends on it
+    Few = _whole(1, 1000)  # of layers, or of pixels to each side: each has its own weights
     PositiveFloat = _real("a positive number, not infinite", lambda value: 1e-30 < value < math.inf)
     Probability = _real("a number in [0, 1]", lambda value: 0 <= value <= 1)
 
@@ -238,8 +245,17 @@ def _fits(value: Any, hint: Any) -> bool:
         return True
     if len(parts := _parts(hint)) > 1:
         return any(_fits(value, part) for part in parts)
+    if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
+        return True
+    origin, arguments = get_origin(hint), get_args(hint)
+    if origin in (list, tuple, collections.abc.Sequence) and arguments:  # of which beartype tries one item only
+        if not isinstance(value, collections.abc.Sequence) or isinstance(value, str):
+            return False
+        if origin is tuple and Ellipsis not in arguments:
+            return len(value) == len(arguments) and all(map(_fits, value, arguments))
+        return all(_fits(item, arguments[0]) for item in value)
     # Beartype would look into what a class is derived from, and warn of what it finds in those of Pyro.
-    if inspect.isclass(hint) and hint not in (float, Any) and get_origin(hint) is None:
+    if inspect.isclass(hint) and hint not in (float, Any) and origin is None:
         return isinstance(value, hint)
     return is_bearable(value, hint, conf=_CONF)
 
@@ -337,7 +353,7 @@ def _remedy(name: str, value: Any, hint: Any) -> str:
             if isinstance(note, str):
                 return f" {note}"
     for cls in map(_bare, _parts(hint)):
-        if inspect.isclass(cls) and cls.__module__.startswith("pyro_vmem"):
+        if inspect.isclass(cls) and cls.__module__.startswith("pyro_vmem") and not getattr(cls, "_is_protocol", False):
             if inspect.isclass(value) and issubclass(value, cls):
                 return f" Write {value.__name__}(), with its arguments."
             concrete = [c for c in (cls, *cls.__subclasses__()) if not inspect.isabstract(c)]

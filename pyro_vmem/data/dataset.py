@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import NonNegativeInt
 from pyro_vmem.data.storage import save_npz
 
 __all__ = ["FewShotDataset"]
@@ -197,7 +198,7 @@ class FewShotDataset:
         self,
         by: Literal["alphabet", "class"] = "alphabet",
         test: float | Sequence[str] = 0.2,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> tuple[FewShotDataset, FewShotDataset]:
         """Splits into two data sets that share no class, and by default no alphabet.
 

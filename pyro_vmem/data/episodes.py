@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
@@ -146,10 +147,10 @@ class EpisodeSampler(Dataset[Episode]):
     def __init__(
         self,
         dataset: FewShotDataset,
-        n_way: int = 8,
-        k_shot: int = 4,
-        n_query: int = 4,
-        seed: int = 0,
+        n_way: Count = 8,
+        k_shot: Count = 4,
+        n_query: Count = 4,
+        seed: NonNegativeInt = 0,
         *,
         rotate: bool = False,
         flip: bool = False,

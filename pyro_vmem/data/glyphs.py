@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 
@@ -84,9 +85,9 @@ class _Letter:
 
 def glyphs(
     size: int = 28,
-    drawings: int = 20,
-    min_styles: int = 4,
-    seed: int = 0,
+    drawings: Count = 20,
+    min_styles: Count = 4,
+    seed: NonNegativeInt = 0,
     jitter: float = 1.0,
 ) -> FewShotDataset:
     r"""Letters of many scripts as binary images: a data set the size of Omniglot, without a download.

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vmem._utils.checks import NonNegativeInt
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import omniglot
@@ -67,7 +68,7 @@ class Protocol(abc.ABC):
         dataset: FewShotDataset,
         n_classes: int = 1,
         shots: int = 1,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
         num_episodes: int | None = None,
     ) -> ProtocolEpisodes:
         """Returns the evaluation episodes of one cell of a table.
@@ -144,7 +145,7 @@ class ProtocolEpisodes(Dataset[Episode]):
         dataset: FewShotDataset,
         n_classes: int,
         shots: int,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
         num_episodes: int | None = None,
     ) -> None:
         for name, value, least in (

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyro_vmem._utils.checks import NonNegativeInt
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import LATTICES
 from pyro_vmem.memory import Memory
@@ -94,12 +95,8 @@ class WarpedEpisodes(Dataset[Episode]):
         of_class: Affine = Affine(rotation=20.0, scale=0.2, shear=0.3),
         of_image: Affine = Affine(rotation=10.0, scale=0.1, shear=0.15, shift=0.07),
         resize: Literal["index28", "nearest26"] | None = None,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
-        if seed < 0:
-            raise ValueError(f"seed: got {seed}, expected 0 or more.")
-        if resize is not None and resize not in LATTICES:
-            raise ValueError(f"resize: got {resize!r}, expected {', '.join(map(repr, LATTICES))} or None.")
         self.episodes, self.of_class, self.of_image = episodes, of_class, of_image
         self.resize, self.seed = resize, seed
 

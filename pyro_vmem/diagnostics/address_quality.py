@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.diagnostics.information import information_gain
 from pyro_vmem.distributions import UNUSED_LOGIT
 
@@ -29,7 +30,7 @@ def hit_rate(probabilities: Tensor, labels: Tensor) -> Tensor:
     return top_k_hit_rate(probabilities, labels, 1)
 
 
-def top_k_hit_rate(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
+def top_k_hit_rate(probabilities: Tensor, labels: Tensor, k: Count) -> Tensor:
     r"""The share of targets whose right class, or slot, is among the :math:`k` most probable.
 
     Ties count as if broken at random, so that equal probabilities hit as often as chance does, whatever their order.
@@ -51,8 +52,6 @@ def top_k_hit_rate(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
         >>> top_k_hit_rate(probabilities, torch.tensor([1, 0]), k=2)
         tensor(0.5000)
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}.")
     return _hits(probabilities, labels, k).mean()
 
 
@@ -74,7 +73,7 @@ class ReliabilityCurve:
 
 
 def calibration_error(
-    probabilities: Tensor, labels: Tensor, bins: int = 15, binning: Literal["width", "mass"] = "width"
+    probabilities: Tensor, labels: Tensor, bins: Count = 15, binning: Literal["width", "mass"] = "width"
 ) -> ReliabilityCurve:
     r"""The expected calibration error of addresses: how far their confidence is from how often they are right.
 
@@ -104,10 +103,6 @@ def calibration_error(
         >>> round(found.error, 3), found.accuracy, found.count
         (0.3, tensor([   nan, 0.6000]), tensor([ 0, 10]))
     """
-    if bins < 1:
-        raise ValueError(f"bins: expected at least 1, got {bins}.")
-    if binning not in ("width", "mass"):
-        raise ValueError(f"binning: expected 'width' or 'mass', got {binning!r}.")
     if probabilities.dim() != 2 or not bool(((probabilities.sum(-1) - 1).abs() < 1e-2).all()):
         raise ValueError(
             f"probabilities: expected shape (N, C) with rows that add up to 1, got {tuple(probabilities.shape)}. "

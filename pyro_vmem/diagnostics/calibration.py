@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.program_diagnosis import as_rows, data_dims, sample_sites
 from pyro_vmem.memory import Memory
@@ -139,9 +140,9 @@ class Calibration:
 def sbc(
     program: VMA | tuple[Any, Any],
     *args: Any,
-    num_simulations: int = 1000,
-    num_draws: int = 99,
-    seed: int = 0,
+    num_simulations: Count = 1000,
+    num_draws: Count = 99,
+    seed: NonNegativeInt = 0,
     progress: bool = False,
     **kwargs: Any,
 ) -> Calibration:

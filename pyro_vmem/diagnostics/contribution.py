@@ -12,6 +12,7 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.slot_weights import SlotWeights, check_numbers, slot_weights
 from pyro_vmem.infer import IWAE_ELBO
@@ -92,10 +93,10 @@ def contribution(
     x: Tensor,
     *,
     wrong: Memory | None = None,
-    num_samples: int = 10,
-    num_particles: int = 16,
-    seed: int = 0,
-    max_decodes: int = 1024,
+    num_samples: Count = 10,
+    num_particles: Count = 16,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
 ) -> Contribution:
     r"""Measures what the memory contributes to the evidence of each target, and how the bound divides, in nats.
 

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
@@ -80,12 +81,12 @@ DESCRIPTIONS = {
 def diagnose(
     program: VMA | tuple[Any, Any],
     *args: Any,
-    num_samples: int = 200,
-    per_slot: int = 25,
+    num_samples: Count = 200,
+    per_slot: Count | Literal[0] = 25,
     labels: Tensor | None = None,
     site: str | None = "a",
-    seed: int = 0,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
     progress: bool = False,
     **kwargs: Any,
 ) -> xarray.Dataset:
@@ -200,7 +201,7 @@ def describe(
     per_slot: int,
     labels: Tensor | None = None,
     *,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> xarray.Dataset:
     """What :func:`diagnose` says of a VMA, from draws that are there already; arguments, shapes and units as of that.

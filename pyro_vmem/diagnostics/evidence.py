@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.evidence_indexed import check_method, draw_others
@@ -130,7 +131,7 @@ def estimate_evidence(
     vma: VMA,
     memory: Memory,
     x: Tensor,
-    num_samples: int = 1000,
+    num_samples: Count = 1000,
     method: Method = "exact-address",
     *,
     k: int = 8,
@@ -138,7 +139,7 @@ def estimate_evidence(
     budget: int | None = None,
     seed: int | None = None,
     precision: Literal["auto", "bfloat16", "float32"] | None = None,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
     warn: bool = True,
 ) -> Evidence:
@@ -232,11 +233,11 @@ def log_evidence(
     vma: VMA,
     memory: Memory,
     x: Tensor,
-    num_samples: int = 1000,
+    num_samples: Count = 1000,
     method: Method = "exact-address",
     *,
     k: int = 8,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | M)` of each target, in nats: the estimate of :func:`estimate_evidence` alone, without a budget.

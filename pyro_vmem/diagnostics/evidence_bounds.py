@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.slot_weights import (
     check_numbers,
@@ -43,11 +44,11 @@ class EvidenceBounds(NamedTuple):
 def evidence_bounds(
     vma: VMA,
     memory: Memory,
-    num_targets: int = 100,
-    num_samples: int = 50,
+    num_targets: Count = 100,
+    num_samples: Count = 50,
     *,
     seed: int | None = None,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
 ) -> EvidenceBounds:
     r"""Bounds :math:`\log p(x | M)` from both sides, for targets that the model draws.
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MultivariateNormal
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.diagnostics.pathfinder import DECODES_PER_GRADIENT, OptimizationPath, moments
 from pyro_vmem.diagnostics.weights import StratifiedWeights, strata_of
 from pyro_vmem.memory import EncodedMemory, Template
@@ -57,9 +58,9 @@ class RefineConfig:
         (4, 8)
     """
 
-    decodes_per_slot: int = 48
-    max_slots: int = 4
-    starts_per_slot: int = 3
+    decodes_per_slot: Count = 48
+    max_slots: Count = 4
+    starts_per_slot: Count = 3
     start_gradients: int = 2
     gradients: tuple[int, ...] = (4, 8)
     mixture: tuple[float, ...] = (0.25, 0.25, 0.5)

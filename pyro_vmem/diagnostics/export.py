@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import datetime
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
@@ -34,12 +35,12 @@ def to_datatree(
     memory: Memory,
     x: Tensor,
     *,
-    num_samples: int = 200,
-    per_slot: int = 25,
+    num_samples: Count = 200,
+    per_slot: Count | Literal[0] = 25,
     labels: Tensor | None = None,
     resample: bool = False,
-    seed: int = 0,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> xarray.DataTree:
     r"""Draws, data and diagnostics as one tree of labelled arrays, which ArviZ, xarray and netCDF understand.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, agreement, calibration_error, top_k_hit_rate
@@ -196,11 +197,11 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 def evaluate(
     vma: VMA,
     episodes: EpisodeSampler,
-    num_episodes: int = 20,
-    num_samples: int = 10,
+    num_episodes: Count = 20,
+    num_samples: Count = 10,
     *,
-    seed: int = 0,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
     progress: bool = True,
 ) -> FewShotEvaluation:
     r"""Measures a model on the first episodes of a sampler; parameters and global random state stay as they are.

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.weights import Estimate, StratifiedWeights, standard_error, strata_of
 from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
@@ -59,7 +60,7 @@ def slot_weights(
     num_samples: int,
     *,
     slots: Tensor | None = None,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> SlotWeights:
     r"""Weights :math:`p(a | M)\, p(z | m_a)\, p(x | z, m_a) / q(z | x, m_a)` of as many samples of z at every slot.
@@ -95,7 +96,7 @@ def slot_weights(
 
 @torch.no_grad()
 def slot_log_evidence(
-    vma: VMA, memory: Memory, x: Tensor, num_samples: int = 50, *, max_decodes: int = 1024, progress: bool = False
+    vma: VMA, memory: Memory, x: Tensor, num_samples: Count = 50, *, max_decodes: Count = 1024, progress: bool = False
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | m_a)` of each target from each slot, in nats.
 
@@ -266,7 +267,7 @@ def draw_from_guide(
     num_samples: int,
     *,
     predict: bool = False,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> GuideDraws:
     """Draws from the guide of each target.

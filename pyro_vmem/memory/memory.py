@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from pyro_vmem.memory.index import AddressIndex
 __all__ = ["Memory", "Store", "TensorStore", "gather"]
 
 
+@runtime_checkable
 class Store(Protocol):
     """Where the templates of a memory are: a tensor, packed bits or bytes, or a database of your own.
 

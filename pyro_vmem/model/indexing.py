@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, PackedMemory, recall
 from pyro_vmem.model.vma import VMA
 from pyro_vmem.parts import AddressGuide, KeyedGuide
@@ -30,7 +31,7 @@ def keyed(guide: AddressGuide) -> KeyedGuide:
 
 @torch.no_grad()
 def slot_keys(
-    vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
+    vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: Count = 1024, progress: bool = False
 ) -> Tensor:
     """The keys `(n, E)` of slots, `(n,)` or all, as the model has them now: read and encoded some at a time."""
     vma.check(memory, None)
@@ -46,7 +47,7 @@ def index_memory(
     kind: Literal["exact", "ivf", "hnsw"] = "exact",
     *,
     effort: int | None = None,
-    batch_size: int = 1024,
+    batch_size: Count = 1024,
     progress: bool = False,
 ) -> AddressIndex:
     """Makes the index of a memory from the keys of its slots, and attaches it: `memory.index`.
@@ -133,7 +134,7 @@ class Staleness:
 
 @torch.no_grad()
 def staleness(
-    vma: VMA, memory: Memory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: int = 0
+    vma: VMA, memory: Memory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: NonNegativeInt = 0
 ) -> Staleness:
     """Measures how much the cached keys of a memory's index would have fresh ones find other slots.
 
@@ -203,9 +204,7 @@ class KeyRefresher:
         0.0
     """
 
-    def __init__(self, vma: VMA, memory: Memory, slots_a_step: int = 256) -> None:
-        if slots_a_step < 1:
-            raise ValueError(f"slots_a_step: expected at least 1, got {slots_a_step}.")
+    def __init__(self, vma: VMA, memory: Memory, slots_a_step: Count = 256) -> None:
         _index_of(memory)
         self.vma, self.memory, self.slots_a_step = vma, memory, slots_a_step
         self.next_slot = 0

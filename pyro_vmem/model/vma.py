@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from pyro_vmem._utils.checks import Count, Size, checked
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
@@ -132,12 +133,13 @@ class VMA(Part):
         """Makes what a subclass has beside the parts; then they are tried out together."""
 
     @classmethod
+    @checked
     def for_images(
         cls,
-        image_shape: Sequence[int] = (1, 28, 28),
-        latent_dim: int = 32,
-        num_features: int = 128,
-        width: int = 32,
+        image_shape: Sequence[Size] = (1, 28, 28),
+        latent_dim: Size = 32,
+        num_features: Size = 128,
+        width: Size = 32,
         decoder: Literal["warp", "conv"] = "warp",
         pixels: Literal["independent", "causal"] = "independent",
         ink: float = 0.1,
@@ -177,8 +179,9 @@ class VMA(Part):
         return cls(**(defaults | parts))
 
     @classmethod
+    @checked
     def for_vectors(
-        cls, dim: int, latent_dim: int = 8, num_features: int = 64, hidden: tuple[int, ...] = (64,), **parts: Any
+        cls, dim: Size, latent_dim: Size = 8, num_features: Size = 64, hidden: tuple[Size, ...] = (64,), **parts: Any
     ) -> VMA:
         """A VMA of multilayer perceptrons for real vectors, of parts that work together.
 
@@ -300,7 +303,8 @@ class VMA(Part):
     # What a user asks of a trained model
 
     @torch.no_grad()
-    def generate(self, memory: Memory, n: int = 1, address: int | None = None, mean: bool = False) -> Tensor:
+    @checked
+    def generate(self, memory: Memory, n: Count = 1, address: int | None = None, mean: bool = False) -> Tensor:
         r"""Draws :math:`x \sim p(x | M)`, or :math:`x \sim p(x | m_a)` at a given address.
 
         Arguments:
@@ -316,8 +320,6 @@ class VMA(Part):
         Raises:
             ValueError: If `n` is less than 1, `address` is not a slot in use, or the memory does not fit.
         """
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, got {n}.")
         self.check(memory, None)
         encoded = self.encode(memory, reads=n)
         if address is None:
@@ -332,8 +334,9 @@ class VMA(Part):
         return self.likelihood.draw(p_x, mean)
 
     @torch.no_grad()
+    @checked
     def complete(
-        self, memory: Memory, x: Tensor, mask: Tensor, num_particles: int = 64, rounds: int = 4, mean: bool = False
+        self, memory: Memory, x: Tensor, mask: Tensor, num_particles: Count = 64, rounds: Count = 4, mean: bool = False
     ) -> Tensor:
         r"""Fills in the part of each target that was not observed, by a draw of :math:`p(a, z, x_{mis} | x_{obs}, M)`.
 
@@ -357,9 +360,6 @@ class VMA(Part):
         Raises:
             ValueError: If `mask` is not boolean or does not broadcast, a number is below 1, or memory or x do not fit.
         """
-        for name, n in (("num_particles", num_particles), ("rounds", rounds)):
-            if n < 1:
-                raise ValueError(f"{name}: expected at least 1, got {n}.")
         if mask.dtype != torch.bool:
             raise ValueError(f"mask: expected dtype torch.bool, True where observed, got {mask.dtype}.")
         try:
@@ -371,6 +371,7 @@ class VMA(Part):
         return complete(self, encoded, blank, mask, num_particles, rounds, mean)
 
     @torch.no_grad()
+    @checked
     def classify(self, memory: Memory, x: Tensor) -> Tensor:
         r"""The probability of each class in memory: :math:`\sum_{a: c_a = c} q(a | M, x)`.
 

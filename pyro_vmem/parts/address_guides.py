@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import PositiveFloat, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.memory import EncodedMemory, Template
@@ -97,17 +98,13 @@ class SimilarityGuide(KeyedGuide):
 
     def __init__(
         self,
-        num_features: int = 128,
-        embed_dim: int = 64,
+        num_features: Size = 128,
+        embed_dim: Size = 64,
         normalise: Literal["memory", "cosine", "dot"] = "cosine",
-        temperature: float = 0.1,
+        temperature: PositiveFloat = 0.1,
         tied: bool = True,
     ) -> None:
         super().__init__()
-        if normalise not in ("memory", "cosine", "dot"):
-            raise ValueError(f"normalise: expected 'memory', 'cosine' or 'dot', got {normalise!r}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
         self.normalise = normalise
         self.embed_memory = nn.Linear(num_features, embed_dim)
         self.embed_x = self.embed_memory if tied else nn.Linear(num_features, embed_dim)
@@ -156,7 +153,7 @@ class PairwiseGuide(AddressGuide):
         torch.Size([3, 4])
     """
 
-    def __init__(self, num_features: int = 128, hidden: int = 64) -> None:
+    def __init__(self, num_features: Size = 128, hidden: Size = 64) -> None:
         super().__init__()
         self.join = Join(num_features, num_features, hidden)
         self.score = nn.Linear(hidden, 1, bias=False)

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import PositiveFloat, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.distributions import excluding
 from pyro_vmem.memory import EncodedMemory, Memory
@@ -94,7 +95,7 @@ class LearnedPrior(AddressPrior):
         torch.Size([4])
     """
 
-    def __init__(self, num_features: int = 128) -> None:
+    def __init__(self, num_features: Size = 128) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.zeros(num_features))
 
@@ -125,7 +126,7 @@ class ContentPrior(AddressPrior):
         torch.Size([4])
     """
 
-    def __init__(self, num_features: int = 128, hidden: int = 64) -> None:
+    def __init__(self, num_features: Size = 128, hidden: Size = 64) -> None:
         super().__init__()
         # Without a bias at the end: the same for all slots, it says nothing.
         self.network = nn.Sequential(mlp(num_features, hidden), nn.Tanh())
@@ -201,10 +202,8 @@ class TemperedPrior(AddressPrior):
         tensor([0.0833, 0.0833, 0.0833, 0.7500])
     """
 
-    def __init__(self, inner: AddressPrior, temperature: float = 1.0) -> None:
+    def __init__(self, inner: AddressPrior, temperature: PositiveFloat = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
         self.inner = inner
         self.temperature = temperature
 

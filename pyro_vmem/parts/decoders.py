@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import (
@@ -88,10 +89,10 @@ class MLPDecoder(Decoder):
 
     def __init__(
         self,
-        event_shape: Sequence[int],
-        latent_dim: int = 32,
-        num_features: int = 128,
-        hidden: tuple[int, ...] = (256,),
+        event_shape: Sequence[Size],
+        latent_dim: Size = 32,
+        num_features: Size = 128,
+        hidden: tuple[Size, ...] = (256,),
         level: float | None = None,
     ) -> None:
         super().__init__()
@@ -138,11 +139,11 @@ class ConvDecoder(Decoder):
 
     def __init__(
         self,
-        image_shape: Sequence[int],
-        latent_dim: int = 32,
-        num_features: int = 128,
+        image_shape: Sequence[Size],
+        latent_dim: Size = 32,
+        num_features: Size = 128,
         map_channels: tuple[int, int] | None = (32, 64),
-        width: int = 32,
+        width: Size = 32,
         out_channels: int | None = None,
         level: float | None = None,
     ) -> None:
@@ -190,11 +191,11 @@ class WarpDecoder(Decoder):
 
     def __init__(
         self,
-        image_shape: Sequence[int],
-        latent_dim: int = 32,
-        num_features: int = 128,
+        image_shape: Sequence[Size],
+        latent_dim: Size = 32,
+        num_features: Size = 128,
         map_channels: tuple[int, int] | None = (32, 64),
-        width: int = 32,
+        width: Size = 32,
         out_channels: int | None = None,
         level: float | None = None,
     ) -> None:
@@ -283,7 +284,7 @@ class _Coarse(nn.Module):
     """From latent and template to feature maps at quarter resolution."""
 
     def __init__(
-        self, size: Sequence[int], latent_dim: int, num_features: int, maps: tuple[int, int] | None, width: int
+        self, size: Sequence[int], latent_dim: Size, num_features: Size, maps: tuple[int, int] | None, width: Size
     ) -> None:
         super().__init__()
         self.size = (2 * width, *half_size(half_size(size)))
@@ -309,11 +310,11 @@ class _Fine(nn.Module):
     def __init__(
         self,
         image_size: Sequence[int],
-        channels: int,
+        channels: Size,
         out_channels: int,
         patches: int,
         map_channels: tuple[int, int] | None,
-        width: int,
+        width: Size,
         level: float | None,
     ) -> None:
         super().__init__()

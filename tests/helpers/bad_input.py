@@ -309,7 +309,7 @@ refused(
     "VMA",
     ValueError,
     {
-        "generate nothing": (lambda _: VECTORS.generate(MEMORY, 0), r"n: expected at least 1, got 0"),
+        "generate nothing": (lambda _: VECTORS.generate(MEMORY, 0), r"n: expected .*, got 0"),
         "generate from no slot": (
             lambda _: VECTORS.generate(MEMORY, 1, 7),
             r"address: .* slot in use out of 0\.\.3, got 7",
@@ -333,9 +333,9 @@ refused(
         ),
         "complete without particles": (
             lambda _: VECTORS.complete(MEMORY, X, ALL, num_particles=0),
-            r"num_particles: expected at least 1, got 0",
+            r"num_particles: expected .*, got 0",
         ),
-        "complete in no round": (lambda _: VECTORS.complete(MEMORY, X, ALL, rounds=0), r"rounds: .* at least 1, got 0"),
+        "complete in no round": (lambda _: VECTORS.complete(MEMORY, X, ALL, rounds=0), r"rounds: expected .*, got 0"),
         "classify without labels": (
             lambda _: VECTORS.classify(UNLABELLED, X),
             r"memory: classify needs labels, .* Make it",
@@ -343,13 +343,16 @@ refused(
         "classify other targets": (lambda _: VECTORS.classify(MEMORY, torch.rand(2, 2)), r"x: expected shape \(B, 3\)"),
         "no such decoder": (
             lambda _: pv.VMA.for_images(decoder="x"),
-            r"decoder: expected one of 'warp', 'conv', got 'x'",
+            r"decoder: expected 'warp' or 'conv', got 'x'",
         ),  # type: ignore[arg-type]
         "pictures without channels": (
             lambda _: pv.VMA.for_images((28, 28)),
             r"image_shape: .* got \(28, 28\)\. For one ch",
         ),
-        "pictures without rows": (lambda _: pv.VMA.for_images((1, 0, 8)), r"image_shape: expected .* got \(1, 0, 8\)"),
+        "pictures without rows": (
+            lambda _: pv.VMA.for_images((1, 0, 8)),
+            r"image_shape: expected .* got .*\(1, 0, 8\)",
+        ),
         "no ink": (
             lambda _: pv.VMA.for_images((1, 8, 8), ink=0.0),
             r"mean: expected a number between 0 and 1, got 0\.0",
@@ -372,12 +375,12 @@ refused(
         ),
         "a guide of no slot": (
             lambda _: pv.TruncatedGuide(VECTORS.address_guide, k=0),
-            r"k: expected at least 1, got 0",
+            r"k: expected .*, got 0",
         ),
         "temperature 0": (lambda _: pv.SimilarityGuide(4, temperature=0.0), r"temperature: expected a positive number"),
         "scale 0": (
             lambda _: pv.GaussianDecoder(VECTORS.likelihood.network, scale=0.0),
-            r"scale: expected a positive number, got 0\.0",
+            r"scale: expected a positive number.*, got 0\.0",
         ),
     },
     "^",
@@ -426,7 +429,7 @@ refused(
             lambda _: pv.infer.Reinforce_ELBO(1, "average", 1.0),
             r"decay: expected .*\[0, 1\), got 1\.0",
         ),
-        "Rao-Blackwell of none": (lambda _: pv.infer.RaoBlackwell_ELBO(0), r"k: expected at least 1, got 0"),
+        "Rao-Blackwell of none": (lambda _: pv.infer.RaoBlackwell_ELBO(0), r"k: expected .*, got 0"),
         "a negative scale": (lambda _: scale_sites({"z": -1.0}), r"scales: .* got -1\.0 for site 'z'"),
         "a scale of NaN": (lambda _: scale_sites({"z": NAN}), r"scales: .* got nan for site 'z'"),
         "no memory to enumerate in": (lambda _: pv.infer.EnumGuard(0.0), r"max_gigabytes: expected a positive number"),
@@ -456,26 +459,26 @@ refused(
             r"p_logits: expected 3 slots .* \(2, 5\)",
         ),
         "no weights": (lambda _: effective_sample_size(torch.zeros(0, 3)), r"log_weights: expected .* K >= 1 samples"),
-        "no samples": (lambda _: log_evidence(VECTORS, MEMORY, X, 0), r"num_samples: expected at least 1, got 0"),
+        "no samples": (lambda _: log_evidence(VECTORS, MEMORY, X, 0), r"num_samples: expected .*, got 0"),
         "no such method": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, "x"),
             r"method: expected 'exact-address', .* got 'x'",
         ),  # type: ignore[arg-type]
-        "top none": (lambda _: log_evidence(VECTORS, MEMORY, X, 9, "top-k", k=0), r"k: expected at least 1, got 0"),
+        "top none": (lambda _: log_evidence(VECTORS, MEMORY, X, 9, "top-k", k=0), r"k: expected .*, got 0"),
         "no decodes": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, max_decodes=0),
-            r"max_decodes: expected at least 1",
+            r"max_decodes: expected .*, got",
         ),
         "other targets": (lambda _: log_evidence(VECTORS, MEMORY, torch.rand(2, 9), 9), r"x: expected shape \(B, 3\)"),
         "a tensor for memory": (lambda _: log_evidence(VECTORS, T, X, 9), r"memory: expected a pyro_vmem.Memory"),  # type: ignore[arg-type]
         "evaluate nothing": (
             lambda _: evaluate(PICTURES, EPISODES, 0, 10),
-            r"num_episodes: expected at least 1, got 0",
+            r"num_episodes: expected .*, got 0",
         ),
-        "evaluate without samples": (lambda _: evaluate(PICTURES, EPISODES, 1, 0), r"num_samples: expected at least 1"),
+        "evaluate without samples": (lambda _: evaluate(PICTURES, EPISODES, 1, 0), r"num_samples: expected .*, got"),
         "diagnose without samples": (
             lambda _: diagnose(VECTORS, MEMORY, X, num_samples=0),
-            r"num_samples: expected at",
+            r"num_samples: expected .*, got",
         ),
     },
     "^",
@@ -551,10 +554,10 @@ refused(
     "EpisodeSampler",
     ValueError,
     {
-        "no ways": (lambda _: EpisodeSampler(DATA, 0), r"n_way: got 0, expected at least 1"),
+        "no ways": (lambda _: EpisodeSampler(DATA, 0), r"n_way: expected .*, got 0"),
         "too many ways": (lambda _: EpisodeSampler(DATA, 17, 1, 1), r"n_way: got 17, expected at most 16, .* Lower it"),
-        "no shots": (lambda _: EpisodeSampler(DATA, 2, 0), r"k_shot: got 0, expected at least 1"),
-        "no queries": (lambda _: EpisodeSampler(DATA, 2, 1, 0), r"n_query: got 0, expected at least 1"),
+        "no shots": (lambda _: EpisodeSampler(DATA, 2, 0), r"k_shot: expected .*, got 0"),
+        "no queries": (lambda _: EpisodeSampler(DATA, 2, 1, 0), r"n_query: expected .*, got 0"),
         "too many drawings": (lambda _: EpisodeSampler(DATA, 2, 4, 3), r"k_shot \+ n_query: got 4 \+ 3, .* Lower them"),
         "seed -1": (lambda _: EpisodeSampler(DATA, 2, 1, 1, -1), r"seed: got -1, expected 0 or more"),
         "pictures that are not square": (
@@ -1153,7 +1156,7 @@ refused(
         "half a step": (train("--steps", "1.5"), r"steps.*1\.5"),
         "a negative lr": (train("--lr", "-1"), r"pyro-vmem train: lr: expected a number in .*, got -1"),
         "no time": (train("--minutes", "-1"), r"pyro-vmem train: minutes: expected a number in .*, got -1"),
-        "no latent": (train("--latent-dim", "0"), r"latent_dim: expected a positive number, got 0"),
+        "no latent": (train("--latent-dim", "0"), r"latent_dim: expected a positive number.*, got 0"),
         "a negative width": (train("--width", "-4"), r"width: expected a positive number, got -4"),
         "no such decoder": (train("--decoder", "x"), r"decoder.*'?x'?"),
         "no such objective": (train("--objective", "elbo"), r"objective.*elbo"),
