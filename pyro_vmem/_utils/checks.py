@@ -89,7 +89,7 @@ else:
     Size = _whole(1, 2**20)  # of a layer or an image: memory depends on it
     Count = _whole(1, 10**7)  # of draws, particles, episodes: time or memory depends on it
     Few = _whole(1, 1000)  # of layers, or of pixels to each side: each has its own weights
-    PositiveFloat = _real("a positive number, not infinite", lambda value: 1e-30 < value < math.inf)
+    PositiveFloat = _real("a positive number", lambda value: 1e-30 < value < math.inf)
     Probability = _real("a number in [0, 1]", lambda value: 0 <= value <= 1)
 
 

@@ -332,6 +332,8 @@ def _why_not(name: str, bases: tuple[type, ...]) -> str:
 def _wrong_type(value: Any, annotation: str, where: str) -> ValueError:
     literals = re.findall(r"'([^']*)'|\"([^\"]*)\"", annotation) if "Literal" in annotation else []
     hint = guess(value, ["".join(pair) for pair in literals])
+    annotation = re.sub(r"\b(Size|Count|Few|NonNegativeInt|PositiveInt)\b", "int", annotation)
+    annotation = re.sub(r"\b(PositiveFloat|Probability)\b", "float", annotation)
     return ValueError(f"{where}: expected {annotation or 'something else'}, got {_shown(value)}.{hint}")
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count
@@ -18,7 +19,7 @@ from pyro_vmem.distributions import UNUSED_LOGIT
 __all__ = ["Agreement", "ReliabilityCurve", "agreement", "calibration_error", "hit_rate", "top_k_hit_rate"]
 
 
-def hit_rate(probabilities: Tensor, labels: Tensor) -> Tensor:
+def hit_rate(probabilities: Float[Tensor, "..."], labels: Int[Tensor, "..."]) -> Tensor:
     """The share of targets whose most probable class, or slot, is the right one.
 
     It is :func:`top_k_hit_rate` of k = 1; shapes as of that.
@@ -30,7 +31,7 @@ def hit_rate(probabilities: Tensor, labels: Tensor) -> Tensor:
     return top_k_hit_rate(probabilities, labels, 1)
 
 
-def top_k_hit_rate(probabilities: Tensor, labels: Tensor, k: Count) -> Tensor:
+def top_k_hit_rate(probabilities: Float[Tensor, "..."], labels: Int[Tensor, "..."], k: Count) -> Tensor:
     r"""The share of targets whose right class, or slot, is among the :math:`k` most probable.
 
     Ties count as if broken at random, so that equal probabilities hit as often as chance does, whatever their order.
@@ -73,7 +74,10 @@ class ReliabilityCurve:
 
 
 def calibration_error(
-    probabilities: Tensor, labels: Tensor, bins: Count = 15, binning: Literal["width", "mass"] = "width"
+    probabilities: Float[Tensor, "..."],
+    labels: Int[Tensor, "..."],
+    bins: Count = 15,
+    binning: Literal["width", "mass"] = "width",
 ) -> ReliabilityCurve:
     r"""The expected calibration error of addresses: how far their confidence is from how often they are right.
 
@@ -144,7 +148,7 @@ class Agreement:
         return {name: float(values.nanmean() if "rank" in name else values.mean()) for name, values in columns.items()}
 
 
-def agreement(q_logits: Tensor, exact_logits: Tensor) -> Agreement:
+def agreement(q_logits: Float[Tensor, "..."], exact_logits: Float[Tensor, "..."]) -> Agreement:
     r"""Compares the addresses of a guide with the exact posterior's.
 
     Arguments:
@@ -180,7 +184,7 @@ def agreement(q_logits: Tensor, exact_logits: Tensor) -> Agreement:
     )
 
 
-def _hits(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
+def _hits(probabilities: Float[Tensor, "..."], labels: Tensor, k: int) -> Tensor:
     """The probability that the right column is among the first k, ties broken at random, with shape `(*)`."""
     columns = probabilities.shape[-1] if probabilities.dim() else 0
     if labels.shape != probabilities.shape[:-1] or labels.numel() == 0 or columns == 0:
@@ -204,7 +208,7 @@ def _hits(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
     return ((k - before) / tied.clamp(min=1)).clamp(0, 1).to(probabilities.dtype)
 
 
-def _possible(logits: Tensor) -> Tensor:
+def _possible(logits: Float[Tensor, "..."]) -> Tensor:
     """Whether a slot has any probability; one that is not in use has a logit that is as good as minus infinity."""
     return logits - logits.amax(-1, keepdim=True) > UNUSED_LOGIT / 2
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import pyro
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
@@ -150,7 +151,7 @@ def contribution(
         )
 
 
-def slot_contribution(p_logits: Tensor, slot_log_evidence: Tensor) -> Tensor:
+def slot_contribution(p_logits: Float[Tensor, "..."], slot_log_evidence: Float[Tensor, "..."]) -> Tensor:
     r"""What each slot contributes to the evidence: :math:`\log p(x | M) - \log p(x | M \setminus a)`, in nats.
 
     Without slot :math:`a` the prior of the others is renormalised, so that no decode is needed beyond those of the

@@ -7,12 +7,13 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 __all__ = ["InformationSummary", "address_entropy", "information_gain", "information_summary"]
 
 
-def information_gain(q_logits: Tensor, p_logits: Tensor) -> Tensor:
+def information_gain(q_logits: Float[Tensor, "..."], p_logits: Float[Tensor, "..."]) -> Tensor:
     r"""The information that a lookup gains, :math:`KL(q(a | x, M) \| p(a | M)) = \sum_a q_a \log (q_a / p_a)`, in nats.
 
     With the guide's logits it is the guide's claim; with those of the exact address posterior, the truth. Under a
@@ -48,7 +49,7 @@ def information_gain(q_logits: Tensor, p_logits: Tensor) -> Tensor:
     return terms.sum(-1)
 
 
-def address_entropy(logits: Tensor) -> Tensor:
+def address_entropy(logits: Float[Tensor, "..."]) -> Tensor:
     r"""The entropy :math:`-\sum_a q_a \log q_a` of addresses, in nats; its exponential is the number of slots in play.
 
     Arguments:
@@ -127,7 +128,9 @@ class InformationSummary:
         return summary
 
 
-def information_summary(q_logits: Tensor, p_logits: Tensor, *, threshold: float = 0.1) -> InformationSummary:
+def information_summary(
+    q_logits: Float[Tensor, "..."], p_logits: Float[Tensor, "..."], *, threshold: float = 0.1
+) -> InformationSummary:
     r"""What the lookups of a set of targets in one memory say about them.
 
     Arguments:

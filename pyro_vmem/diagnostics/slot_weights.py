@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from pyro.distributions import Distribution
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -41,7 +42,7 @@ class SlotWeights:
         estimate: :math:`\log p(x | M)` by summing the slots, and how far it can be trusted.
     """
 
-    log_prior: Tensor
+    log_prior: Float[Tensor, "..."]
     log_evidence: Tensor
     standard_error: Tensor
     estimate: Estimate
@@ -191,7 +192,7 @@ def weights_in_strata(
     memory: EncodedMemory,
     x: Tensor,
     slots: Tensor,
-    log_prior: Tensor,
+    log_prior: Float[Tensor, "..."],
     counts: Tensor,
     others: tuple[Tensor, Tensor] | None,
     max_decodes: int,
@@ -244,7 +245,7 @@ class GuideDraws:
     a: Tensor
     z: Tensor
     kl_z: Tensor
-    log_likelihood: Tensor
+    log_likelihood: Float[Tensor, "..."]
     log_ratio: Tensor
     information_gain: Tensor
     address_entropy: Tensor

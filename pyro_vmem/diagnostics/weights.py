@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
@@ -35,7 +36,7 @@ ROUNDING_ERROR = 1e-4  # nats; weights with so little spread are equal, and few 
 KHAT_SHARE = 0.99  # the share of an estimate by whose strata its k-hat is judged
 
 
-def effective_sample_size(log_weights: Tensor) -> Tensor:
+def effective_sample_size(log_weights: Float[Tensor, "..."]) -> Tensor:
     r"""The number of equally weighted samples that weighted ones are worth: :math:`(\sum_k w_k)^2 / \sum_k w_k^2`.
 
     References:
@@ -59,7 +60,7 @@ def effective_sample_size(log_weights: Tensor) -> Tensor:
     return (1 / weights.square().sum(0)).clamp(1, len(log_weights))
 
 
-def standard_error(log_weights: Tensor) -> Tensor:
+def standard_error(log_weights: Float[Tensor, "..."]) -> Tensor:
     r"""The standard error of :math:`\log \frac{1}{K} \sum_k w_k` by the delta method, in nats.
 
     It is that of the mean weight over the mean weight. Where the tail of the weights is heavy (see :func:`pareto_k`)
@@ -84,7 +85,7 @@ def standard_error(log_weights: Tensor) -> Tensor:
     return (relative.square().sum(0) / size).sqrt() / math.sqrt(size - 1) if size > 1 else relative[0] * math.nan
 
 
-def pareto_k(log_weights: Tensor) -> Tensor:
+def pareto_k(log_weights: Float[Tensor, "..."]) -> Tensor:
     r"""The Pareto tail index :math:`\hat k` of importance weights, for each datapoint by itself.
 
     A generalised Pareto distribution is fitted to the largest :math:`\min(K / 5, 3 \sqrt K)` weights. Weights have
@@ -125,7 +126,7 @@ def rounding(log_weight: float, dtype: torch.dtype) -> float:
     return 1e2 * torch.finfo(dtype).eps * max(1.0, abs(log_weight))
 
 
-def tail_index(log_weights: Tensor, equal_within: float) -> float:
+def tail_index(log_weights: Float[Tensor, "..."], equal_within: float) -> float:
     """k-hat of one row of log weights `(K,)` in double precision, where differences of `equal_within` nats are none."""
     size = len(log_weights)
     tail = math.ceil(min(size / 5, 3 * math.sqrt(size)))
@@ -164,19 +165,19 @@ class StratifiedWeights:
         7.0
     """
 
-    log_weights: Tensor
+    log_weights: Float[Tensor, "..."]
     stratum: Tensor
     counts: Tensor
     components: int = 1
 
     @classmethod
-    def unstratified(cls, log_weights: Tensor) -> StratifiedWeights:
+    def unstratified(cls, log_weights: Float[Tensor, "..."]) -> StratifiedWeights:
         """All samples `(K, B)` in one stratum."""
         stratum = torch.zeros_like(log_weights, dtype=torch.long)
         return cls(log_weights, stratum, torch.full_like(stratum[:1], len(log_weights)))
 
     @classmethod
-    def even(cls, log_weights: Tensor) -> StratifiedWeights:
+    def even(cls, log_weights: Float[Tensor, "..."]) -> StratifiedWeights:
         """As many samples of every stratum: `(n, G, B)`."""
         samples, strata, batch = log_weights.shape
         stratum = torch.arange(strata, device=log_weights.device).repeat(samples).unsqueeze(-1).expand(-1, batch)
@@ -335,7 +336,7 @@ def strata_of(counts: Tensor) -> Tensor:
     return torch.searchsorted(counts.cumsum(-1).contiguous(), positions.contiguous(), right=True)
 
 
-def _check(log_weights: Tensor) -> None:
+def _check(log_weights: Float[Tensor, "..."]) -> None:
     if log_weights.dim() == 0 or len(log_weights) == 0:
         raise ValueError(
             f"log_weights: expected shape (K, *) with K >= 1 samples, got {tuple(log_weights.shape)}. "

@@ -559,7 +559,7 @@ refused(
         "no shots": (lambda _: EpisodeSampler(DATA, 2, 0), r"k_shot: expected .*, got 0"),
         "no queries": (lambda _: EpisodeSampler(DATA, 2, 1, 0), r"n_query: expected .*, got 0"),
         "too many drawings": (lambda _: EpisodeSampler(DATA, 2, 4, 3), r"k_shot \+ n_query: got 4 \+ 3, .* Lower them"),
-        "seed -1": (lambda _: EpisodeSampler(DATA, 2, 1, 1, -1), r"seed: got -1, expected 0 or more"),
+        "seed -1": (lambda _: EpisodeSampler(DATA, 2, 1, 1, -1), r"seed: expected .*, got -1"),
         "pictures that are not square": (
             lambda _: EpisodeSampler(WIDE, 2, 1, 1, rotate=True),
             r"rotate, flip: got images of shape \(1, 4, 6\), .* Pass rotate=False",
