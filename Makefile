@@ -19,16 +19,21 @@ OLDEST_TESTS := tests/memory/test_memory.py tests/train/test_checkpoint.py tests
 # Tests are shared out among so many processes, of one thread each: more threads than cores wait for each other.
 PROCESSES ?= 2
 
-.PHONY: demo test test-arviz1 test-oldest test-notebooks audit check lint types docs linkcheck notebooks clean
+.PHONY: demo test test-long test-all test-arviz1 test-oldest audit check lint types docs linkcheck notebooks clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyro-vmem demo $(ARGS)
 
-test: $(VENV)/.test
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal --cov --cov-report=term $(ARGS)
+PYTEST = OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -n $(PROCESSES) --dist worksteal
 
-test-notebooks: $(VENV)/.test
-	PYRO_VMEM_NOTEBOOKS=all $(BIN)/python -m pytest tests/project/test_notebooks.py
+test: $(VENV)/.test
+	$(PYTEST) -m "not long" $(ARGS)
+
+# What `make test` leaves out: benchmarks, notebooks, commands in processes of their own, training on other devices.
+test-long: $(VENV)/.test
+	$(PYTEST) -m long $(ARGS)
+
+test-all: test test-long
 
 test-arviz1:
 	@python="$(PYTHON312)"; \
@@ -54,7 +59,7 @@ audit: $(VENV)/.test
 	$(BIN)/python -m pip install -q --disable-pip-version-check pip-audit
 	$(BIN)/pip-audit --strict -r constraints.txt --no-deps --disable-pip
 
-check: lint types test
+check: lint types test-all
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -73,7 +73,7 @@ def main(repeats: int = 40, steps: int = 150, width: int = 8, seed: int = 0) -> 
     train, _ = pv.data.glyphs().split(seed=0)
     episodes = pv.data.EpisodeSampler(train, n_way=16, k_shot=1, n_query=4, seed=seed)
     rows: list[dict[str, Any]] = []
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         vma = pv.VMA.for_images(train.image_shape, latent_dim=16, num_features=64, width=width)
         with torch.no_grad():  # as built, some layers are zero, and some gradients with them

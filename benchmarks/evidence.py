@@ -1,18 +1,22 @@
 """What an estimate of the evidence is worth, by each method at the same number of decodes.
 
 On the reference model, where the truth is known, with guides that are off in the address or in the latent: the mean gap
-to the truth, its root mean square, and what the estimate says of itself (standard error, effective sample size, k-hat);
-and how many decodes each method needs for the error that sampling addresses has with all of them.
+to the truth, its root mean square, and what the estimate says of itself (standard error, effective sample size, k-hat),
+each by one method alone; how often stated 95 % intervals hold the truth when better methods are taken up to the default
+budget, and how often the error is unknown; and how many decodes each method needs for the error that sampling addresses
+has with all of them.
 On letters, after a short training: decodes a second, and targets a second at the standard error that sampling with all
-decodes has. Where estimates are unreliable, standard errors are too small, and the higher evidence is the better one.
-`refined` counts a gradient as two decodes. `benchmarks.refined` is about models that were trained for long.
+decodes has. Standard errors are those of the targets that know theirs; where few do, the higher evidence is the better
+one. `refined` counts a gradient as two decodes. `benchmarks.refined` is about models that were trained for long.
 
     python -m benchmarks.evidence
     python -m benchmarks.evidence --json --slots [16,1024]
+    python -m benchmarks.evidence --only_coverage true --packaged [omniglot28]
 """
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from typing import Any, cast, get_args
@@ -27,12 +31,13 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from pyro_vmem.diagnostics.evidence import Evidence, Method, estimate_evidence
+from pyro_vmem.diagnostics.evidence import Evidence, Method, estimate_evidence, log_evidence
 from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.parts import over_slots
 
 # The exact posteriors at a power (addresses), and moved by standard deviations (latents).
 GUIDES = {"address uniform": (0.0, 0.0), "address too sure": (3.0, 0.0), "latent off": (1.0, 1.0)}
+COVERED_GUIDES = {"good": (1.0, 0.0), **GUIDES, "latent far off": (1.0, 2.0)}
 
 
 class Tempered(pv.AddressGuide):
@@ -85,11 +90,10 @@ def reliability(evidence: Evidence) -> dict[str, float]:
     """What an estimate says of itself."""
     summary = evidence.summary()
     return {
-        "standard_error": float(evidence.standard_error.square().mean().sqrt()),
+        "standard_error": float(evidence.standard_error.square().nanmean().sqrt()),
         "ess": summary["ess"],
         "khat_above": summary["khat_above"],
-        "khat_unknown": summary["khat_unknown"],
-        "unreliable": summary["unreliable"],
+        "unreliable": summary["error_unknown"],
     }
 
 
@@ -98,9 +102,9 @@ def against_truth(slots: int, guide: str, decodes: int, targets: int) -> list[di
     vma, memory, x, truth = reference(slots, *GUIDES[guide], targets)
     rows = []
     for method in get_args(Method):
-        evidence = estimate_evidence(vma, memory, x, decodes, method, seed=0, warn=False)
+        evidence = estimate_evidence(vma, memory, x, decodes, method, budget=0, seed=0, warn=False)
         gap = truth - evidence.log_evidence
-        covered = gap.abs() < 1.96 * evidence.standard_error
+        covered = (gap.abs() < 1.96 * evidence.standard_error)[~evidence.unknown]
         row = {
             "gap": float(gap.mean()),
             "rmse": float(gap.square().mean().sqrt()),
@@ -112,6 +116,48 @@ def against_truth(slots: int, guide: str, decodes: int, targets: int) -> list[di
     return rows
 
 
+def coverage_row(
+    case: str, guide: str, method: Method, evidence: Evidence, truth: Tensor, truth_error: Tensor | float = 0.0
+) -> dict[str, Any]:
+    """How often intervals hold the truth, among targets that state one; a truth that is estimated has an error too."""
+    known = ~evidence.unknown
+    reach = ((evidence.interval[1] - evidence.log_evidence).square() + (1.96 * truth_error) ** 2).sqrt()
+    covered = ((evidence.log_evidence - truth).abs() <= reach)[known].double()
+    return {
+        **{"case": case, "guide": guide, "method": method, "decodes": evidence.num_samples},
+        "covered": float(covered.mean()) if len(covered) else None,
+        "stated": len(covered),
+        "unknown": float(evidence.unknown.double().mean()),
+        "decodes_spent": evidence.decodes / len(truth) / evidence.num_samples,
+    }
+
+
+def coverage_on_reference(slots: int, decodes: int, targets: int) -> list[dict[str, Any]]:
+    """A row a guide and method, with the default budget."""
+    rows = []
+    for guide, off in COVERED_GUIDES.items():
+        vma, memory, x, truth = reference(slots, *off, targets)
+        for method in get_args(Method):
+            evidence = estimate_evidence(vma, memory, x, decodes, method, seed=1, max_decodes=8192, warn=False)
+            rows.append(coverage_row(f"reference, |M| = {slots}", guide, method, evidence, truth))
+    return rows
+
+
+def coverage_of_packaged(name: str, slots: int, decodes: int, targets: int, long: int) -> list[dict[str, Any]]:
+    """The same of a packaged model on glyphs, against four long runs of `refined`, whose spread is its error."""
+    vma = pv.VMA.from_pretrained(name)
+    glyphs = pv.data.glyphs(size=vma.event_shape[-1])
+    episode = pv.data.EpisodeSampler(glyphs, n_way=slots, k_shot=1, n_query=1, seed=0)[0]
+    memory, x = episode.memory, episode.x[:targets]
+    runs = torch.stack([log_evidence(vma, memory, x, long // 4, "refined") for _ in range(4)])
+    truth, error = runs.logsumexp(0) - math.log(4), runs.std(0) / 2
+    rows = []
+    for method in ("exact-address", "refined"):
+        evidence = estimate_evidence(vma, memory, x, decodes, cast(Method, method), seed=1, warn=False)
+        rows.append(coverage_row(f"{name}, |M| = {slots}", "trained", cast(Method, method), evidence, truth, error))
+    return rows
+
+
 def at_equal_error(slots: int, guide: str, decodes: int, targets: int, repeats: int) -> list[dict[str, Any]]:
     """A row for each other method: the fewest decodes at which its error is that of sampling addresses.
 
@@ -120,7 +166,7 @@ def at_equal_error(slots: int, guide: str, decodes: int, targets: int, repeats: 
     vma, memory, x, truth = reference(slots, *GUIDES[guide], targets)
 
     def rmse(count: int, method: Method) -> float:
-        runs = [estimate_evidence(vma, memory, x, count, method, seed=r, warn=False) for r in range(repeats)]
+        runs = [estimate_evidence(vma, memory, x, count, method, budget=0, seed=r, warn=False) for r in range(repeats)]
         return float(torch.stack([run.log_evidence - truth for run in runs]).square().mean().sqrt())
 
     sampled, rows = rmse(decodes, "sampled"), []
@@ -149,7 +195,7 @@ def on_letters(
     for repeat in range(repeats):
         for method in methods:
             start = time.perf_counter()
-            found[method] = estimate_evidence(vma, memory, x, decodes, method, seed=repeat, warn=False)
+            found[method] = estimate_evidence(vma, memory, x, decodes, method, budget=0, seed=repeat, warn=False)
             # the least disturbed run: machines drift
             seconds[method] = min(seconds.get(method, float("inf")), time.perf_counter() - start)
     rows = []
@@ -179,21 +225,36 @@ def main(
     letter_targets: int = 8,
     letter_steps: int = 300,
     repeats: int = 2,
+    covered_decodes: int = 256,
+    packaged: list[str] | None = None,
+    long: int = 4000,
+    only_coverage: bool = False,
 ) -> dict[str, Any]:
     """Measures all of it.
 
     Args:
         slots: The numbers of slots of the reference model; by default 16, 64 and 256.
-        decodes: Decodes a target, by every method.
+        decodes: Decoder passes per target, by every method.
         targets: Targets of the reference model.
         letter_slots: Letters in memory.
         letter_targets: Letters whose evidence is estimated.
         letter_steps: Training steps of the model on letters.
         repeats: Timed runs a method on letters, and runs of each estimate whose errors are compared.
+        covered_decodes: Decodes a target that estimates ask for whose intervals are compared with the truth.
+        packaged: Packaged models whose intervals are compared with long runs too, on `letter_targets` glyphs.
+        long: Decodes a target of these long runs.
+        only_coverage: Whether to measure nothing but how often intervals hold the truth.
     """
     rows: list[dict[str, Any]] = []
     equal: list[dict[str, Any]] = []
-    with torch.random.fork_rng(), pyro.get_param_store().scope():
+    coverage: list[dict[str, Any]] = []
+    with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+        for count in tqdm(slots or [16, 64, 256], desc="coverage", file=sys.stderr):
+            coverage += coverage_on_reference(count, max(covered_decodes, count), targets)
+        for name in packaged or []:
+            coverage += coverage_of_packaged(name, letter_slots, covered_decodes, letter_targets, long)
+        if only_coverage:
+            return {"torch": torch.__version__, "coverage": coverage}
         cases = [(count, guide) for count in slots or [16, 64, 256] for guide in GUIDES]
         for count, guide in tqdm(cases, desc="reference", file=sys.stderr):
             rows += against_truth(count, guide, decodes, targets)
@@ -206,14 +267,35 @@ def main(
         "threads": torch.get_num_threads(),
         "rows": rows,
         "at_equal_error": equal,
+        "coverage": coverage,
     }
 
 
+def show_coverage(rows: list[dict[str, Any]]) -> None:
+    """How often 95 % intervals hold the truth, and how often there is none."""
+    title = "Stated 95 % intervals that hold the truth, with better methods taken up to the default budget"
+    headings = ("decodes asked", "times spent", "covered", "of targets", "error unknown")
+    table = Table("case", "guide", "method", *headings, title=title, title_justify="left")
+    for row in rows:
+        covered = "-" if row["covered"] is None else f"{row['covered']:.0%}"
+        spent, unknown = f"{row['decodes_spent']:.1f}", f"{row['unknown']:.0%}"
+        table.add_row(
+            row["case"], row["guide"], row["method"], f"{row['decodes']}", spent, covered, f"{row['stated']}", unknown
+        )
+    stated = sum(row["stated"] for row in rows)
+    held = sum(row["stated"] * (row["covered"] or 0.0) for row in rows)
+    Console().print(table)
+    Console().print(f"In all, {held / max(stated, 1):.1%} of {stated} stated intervals hold the truth.")
+
+
 def show(result: dict[str, Any]) -> None:
-    """Gaps to the truth as one table, speed as another."""
+    """Coverage, gaps to the truth and speed as one table each."""
+    show_coverage(result["coverage"])
+    if "rows" not in result:
+        return
     methods = get_args(Method)
     known = [row for row in result["rows"] if "gap" in row]
-    title = f"log p(x | M), {result['decodes']} decodes a target: gap to the truth (standard error), nats"
+    title = f"log p(x | M), {result['decodes']} decoder passes per target: gap to the truth (standard error), nats"
     table = Table("case", "guide off", *methods, title=title, title_justify="left")
     for start in range(0, len(known), len(methods)):
         rows = known[start : start + len(methods)]

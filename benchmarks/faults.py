@@ -10,6 +10,10 @@ Of two processes that train together, one is killed; the other ends by saying so
 Full disks: a run writes to a file system of its own, of a megabyte, that is filled up as it writes a checkpoint or best
 weights, so that the write ends half-way. It has to say so, and to go on from what was kept when there is space again.
 
+Sequences: all that may happen to a run, at random and one after the other; see `benchmarks/sequences.py`. Hostile
+files: the memory that opening one takes, and the programs that it starts. Threads: calls at the same time, against
+the same calls alone.
+
 Corruption: checkpoints with a bit turned over, cut off, or written by something else. Bad input: the cases of
 `tests/helpers/bad_input.py`. Soak: short episodes of changing sizes, and the memory that the process holds.
 
@@ -20,6 +24,7 @@ Corruption: checkpoints with a bit turned over, cut off, or written by something
 from __future__ import annotations
 
 import contextlib
+import copy
 import errno
 import importlib
 import io
@@ -33,9 +38,9 @@ import sys
 import tempfile
 import threading
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,11 +53,12 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
-from pyro_vmem._utils import files as _files
+from benchmarks.hostile import open_all
+from benchmarks.killing import POINTS, armed, die, in_a_fork, same, state
+from benchmarks.sequences import sequences
 from pyro_vmem._utils.files import versions_of
 from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset
 from pyro_vmem.train import load_checkpoint
-from pyro_vmem.train.checkpoint import load_newest
 
 STEPS = 24
 
@@ -66,20 +72,6 @@ RUNS: list[dict[str, Any]] = [
 
 RANDOM = "at a random time"
 LOST = 7  # the exit code of a process that has lost contact with the other
-
-# Where a write can be cut: the call that is killed, and whether before, in the midst or after it.
-POINTS = {
-    "before the file is opened": ("mkstemp", "before"),
-    "before the first byte": ("write", "before"),
-    "after half the bytes": ("write", "half"),
-    "after the last byte": ("write", "after"),
-    "before the file is flushed": ("fsync", "before"),
-    "after the file is flushed": ("fsync", "after"),
-    "before the old file gets its second name": ("link", "before"),
-    "after the old file got its second name": ("link", "after"),
-    "before the move": ("replace", "before"),
-    "after the move": ("replace", "after"),
-}
 
 
 def episodes(seed: int = 0) -> EpisodeSampler:
@@ -125,82 +117,6 @@ def _holds(folder: Path) -> bool:
 
 
 # Kills
-
-
-def in_a_fork(work: Callable[[], Any], kill_after: float | None = None) -> int:
-    """Does some work in a child process; returns its exit code, `-SIGKILL` if it was killed.
-
-    Arguments:
-        work: What to do.
-        kill_after: Seconds after which it is killed, if it is not done.
-    """
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            warnings.simplefilter("error")
-            warnings.filterwarnings("ignore", "resume: the run is over")
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-def die(*_: Any) -> None:
-    """Ends this process as a power cut would: no handler, no `finally`."""
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def armed(point: str, nth: int) -> None:
-    """Makes this process die in the n-th of its calls of a point."""
-    name, when = POINTS[point]
-    owner: Any = {"mkstemp": _files.tempfile, "write": Path}.get(name, os)
-    attribute = "write_bytes" if name == "write" else name
-    original = getattr(owner, attribute)
-    count = 0
-
-    def deadly(*args: Any, **kwargs: Any) -> Any:
-        nonlocal count
-        count += 1
-        if count == nth and when == "before":
-            die()
-        if count == nth and when == "half":
-            original(args[0], args[1][: len(args[1]) // 2])
-            die()
-        result = original(*args, **kwargs)
-        if count == nth and when == "after":
-            die()
-        return result
-
-    setattr(owner, attribute, deadly)
-
-
-def state(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What a checkpoint holds, less the time; a damaged one is an error, not replaced by the one before."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        tensors, data = load_newest(path)
-    data["result"]["seconds"] = 0.0
-    data["result"]["interrupted"] = False
-    for row in data["result"]["history"]:
-        row["seconds"] = 0.0
-    return tensors, data
-
-
-def same(one: tuple[dict[str, torch.Tensor], Any], two: tuple[dict[str, torch.Tensor], Any]) -> bool:
-    """Whether two states are equal bit for bit."""
-    return (
-        one[1] == two[1]
-        and one[0].keys() == two[0].keys()
-        and all(torch.equal(t, two[0][n]) for n, t in one[0].items())
-    )
 
 
 def kill_runs(kills: int, seed: int) -> list[dict[str, Any]]:
@@ -512,12 +428,42 @@ def growth(rows: list[dict[str, float]]) -> float:
     return statistics.median(held[-quarter:]) - statistics.median(held[quarter : 2 * quarter] or held[:1])
 
 
+# Threads
+
+
+def wrong_in_threads(times: int, threads: int = 4) -> int:
+    """Evaluates in threads, and trains in pairs of them; returns how many calls were neither right nor refused."""
+    torch.manual_seed(0)
+    vma = pv.VMA.for_vectors(6, latent_dim=2, num_features=8, hidden=(16,))
+    models = [copy.deepcopy(vma) for _ in range(2 * times + 1)]
+
+    def measure(_: int) -> float:
+        return pv.diagnostics.evaluate(vma, episodes(), 2, 3, seed=0, progress=False).summary()["nll"]
+
+    def fit(model: pv.VMA) -> bool:
+        try:
+            pv.fit(model, episodes(), steps=4, progress=False)
+        except RuntimeError as error:
+            return str(error).startswith("threads: ")
+        return all(torch.equal(p, models[0].state_dict()[name]) for name, p in model.state_dict().items())
+
+    alone, _ = measure(0), fit(models[0])
+    with ThreadPoolExecutor(threads) as pool:
+        wrong = sum(value != alone for value in pool.map(measure, range(threads * times)))
+    for pair in zip(models[1::2], models[2::2], strict=True):
+        with ThreadPoolExecutor(2) as pool:
+            wrong += sum(not right for right in pool.map(fit, pair))
+    return wrong
+
+
 def main(
     kills: int = 120,
     kills_of_two: int = 8,
     full_disks: int = 6,
     corruptions: int = 1000,
     soak_steps: int = 36_000,
+    sequences_of_faults: int = 200,
+    thread_runs: int = 10,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Does all of it.
@@ -528,16 +474,21 @@ def main(
         full_disks: Disks to fill.
         corruptions: Checkpoints to damage at random, besides those that are not checkpoints at all.
         soak_steps: Training steps of the soak: as many as two hours have at five a second.
+        sequences_of_faults: Random sequences of what may happen to runs; see `benchmarks/sequences.py`.
+        thread_runs: How often four threads evaluate, and two train, at the same time.
         seed: Seeds moments and places.
     """
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
     start = time.perf_counter()
+    counts = sequences(sequences_of_faults)
+    hostile = open_all()
     rows = kill_runs(kills, seed)
     rows.append(kill_one_of_two(kills_of_two, seed))
     survived, disk = fill_disks(full_disks, seed)
     detected, damaged_files = corrupt(corruptions, seed)
     held = soak(soak_steps, seed)
     refused, bad_inputs = refuse()
+    wrong = wrong_in_threads(thread_runs)  # last, because pools of threads do not survive a fork
     return {
         "torch": torch.__version__,
         "kills": sum(row["kills"] for row in rows),
@@ -550,12 +501,22 @@ def main(
         "corrupt_files_detected": detected,
         "bad_inputs": bad_inputs,
         "bad_inputs_refused": refused,
+        "sequences": counts["sequences"],
+        "sequences_kills": counts["kills"],
+        "lost_models": counts["lost_models"],
+        "silent_changes": counts["silent_changes"],
+        "refused_wrongly": counts["refused_wrongly"],
+        "programs_started": sum(row["programs"] for row in hostile),
+        "largest_allocation_of_a_hostile_file_mb": max(row["mb"] for row in hostile),
+        "thread_runs": 6 * thread_runs,
+        "thread_runs_wrong": wrong,
         "soak_steps": int(held[-1]["steps"]),
         "soak_rss_mb": round(held[-1]["rss_mb"], 1),
         "soak_rss_growth_mb": round(growth(held), 2),
         "seconds": round(time.perf_counter() - start, 1),
         "rows": rows,
         "soak": held,
+        "hostile": hostile,
     }
 
 
@@ -574,6 +535,11 @@ def show(result: dict[str, Any]) -> None:
         "nothing.",
         f"{result['corrupt_files_detected']} of {result['corrupt_files']} damaged files were refused.",
         f"{result['bad_inputs_refused']} of {result['bad_inputs']} bad inputs were refused with the right message.",
+        f"{result['sequences']} random sequences: {result['lost_models']} models lost, {result['silent_changes']} runs "
+        "silently changed.",
+        f"Hostile files took {result['largest_allocation_of_a_hostile_file_mb']} MB at most, and started "
+        f"{result['programs_started']} programs.",
+        f"{result['thread_runs_wrong']} of {result['thread_runs']} calls in threads were wrong.",
         f"{result['soak_steps']} steps on episodes of changing sizes: {result['soak_rss_growth_mb']:+} MB held.",
         sep="\n",
     )

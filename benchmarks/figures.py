@@ -58,7 +58,7 @@ def plot_scaling(rows: list[Row], name: str) -> Figure:
         cells = [
             r for r in rows if (r["model"], r["method"]) == (model, method) and r["shots"] == each * r["n_classes"]
         ]
-        label = f"{NAMES[model]}, {each} example{'s' * (each > 1)} a class"
+        label = f"{NAMES[model]}, {each} example{'s' * (each > 1)} per class"
         cells.sort(key=lambda row: row["n_classes"])
         # Without bars: targets are the same all along the line, so theirs would be those of its height alone.
         (line,) = axes.plot([r["n_classes"] for r in cells], [r["nll"] for r in cells], "o-", ms=4, label=label)
@@ -97,14 +97,14 @@ def plot_recall(rows: list[Row], history: dict[str, list[float]], slots: int) ->
     test.minorticks_off()
     test.set(xlabel="slots in memory", ylim=(0, None))
     for axes in (training, test):
-        axes.set_ylabel("nats an image")
+        axes.set_ylabel("nats per image")
         axes.legend(fontsize=7, frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     return drawn
 
 
 def plot_breakdown(rows: list[Row]) -> Figure:
-    """KL(a), KL(z) and NLL against the examples a class, a line for each model and number of classes."""
+    """KL(a), KL(z) and NLL against the examples per class, a line for each model and number of classes."""
     drawn = Figure(figsize=(9, 3.6), layout="constrained")
     panels = drawn.subplots(1, 3)
     method = rows[0]["method"]
@@ -117,9 +117,9 @@ def plot_breakdown(rows: list[Row]) -> Figure:
             (line,) = axes.plot(each, [row[key] for row in cells], "o-", ms=4, label=f"{NAMES[model]}, C = {n_classes}")
         most = "log |M|, the most there can be" if (model, n_classes) == lines[-1] else None
         panels[0].plot(each, np.log([row["shots"] for row in cells]), ":", color=line.get_color(), label=most)
-    for axes, label in zip(panels, ("KL(a) (nats)", "KL(z) (nats)", "NLL (nats an image)"), strict=True):
+    for axes, label in zip(panels, ("KL(a) (nats)", "KL(z) (nats)", "NLL (nats per image)"), strict=True):
         axes.set_ylabel(label)
-        axes.set_xlabel("examples a class")
+        axes.set_xlabel("examples per class")
         axes.set_xticks(sorted({row["shots"] // row["n_classes"] for row in rows}))
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylim(bottom=0)
@@ -135,7 +135,7 @@ def _errorbar(axes: Any, cells: list[Row], by: str, label: str) -> None:
 
 
 def _finished(drawn: Figure, axes: Any) -> Figure:
-    axes.set_ylabel("NLL (nats an image)")
+    axes.set_ylabel("NLL (nats per image)")
     axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # covers no line
     axes.spines[["top", "right"]].set_visible(False)
     return drawn

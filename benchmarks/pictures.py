@@ -1,7 +1,8 @@
 """Pictures of the paper, drawn by a table's model: lookups among unseen characters, and new examples of each.
 
 python -m benchmarks.pictures lookup
-python -m benchmarks.pictures mnist-learned    # a learned memory: every slot, and what is drawn from it
+python -m benchmarks.pictures mnist-learned    # a learned memory: every slot, and samples from it
+python -m benchmarks.pictures omniglot28       # docs/lookup.png, the picture of the README, by the packaged model
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 import pyro_vmem as pv
 from benchmarks import command
@@ -20,8 +24,9 @@ from benchmarks.recipes import Recipe, read
 from benchmarks.reproduce import trained
 from pyro_vmem import plots
 from pyro_vmem._utils.files import write_atomically
-from pyro_vmem.data import Episode, EpisodeSampler
-from pyro_vmem.plots._style import GREEN, ORANGE
+from pyro_vmem.config.pretrained import pretrained_names, protocol_of
+from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset, protocol
+from pyro_vmem.plots._style import GREEN, MID_TONE, ORANGE
 
 IMAGES = 5000  # whose digits tell what a learned slot is for
 
@@ -85,6 +90,54 @@ def learned_slots(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
     return figure
 
 
+@torch.no_grad()
+def readme(vma: pv.VMA, test: FewShotDataset, seed: int) -> Figure:
+    """The first six targets of an episode: where each is looked up, the gain in nats, and draws from the best slot."""
+    episode = EpisodeSampler(test, n_way=20, k_shot=1, n_query=1, seed=seed)[0]
+    encoded = vma.encode(episode.memory)
+    q = vma.address_guide(encoded, vma.encode_x(episode.x))
+    gains = pv.diagnostics.information_gain(q.logits, vma.address_prior(encoded).logits)
+    labels, rows, shown, draws = episode.memory.labels, 6, 4, 4
+    assert labels is not None
+    figure = Figure(figsize=(8.2, 6.0))
+    # A column apiece for the target, a gap, the templates, the gain and the draws.
+    widths = [1, 0.3, *[1] * shown, 1.4, *[1] * draws]
+    axes = figure.subplots(rows, len(widths), width_ratios=widths)
+    figure.subplots_adjust(left=0.01, right=0.99, top=0.94, bottom=0.03, hspace=0.32, wspace=0.12)
+    for ax in axes.flat:
+        ax.set_axis_off()
+    for row, x, label, probs, gain in zip(axes, episode.x, episode.labels, q.probs, gains.tolist(), strict=False):
+        slots = probs[: len(labels)].argsort(descending=True)[:shown].tolist()  # without the learned slot
+        plots.images(row[0], x[None], columns=1)
+        for ax, slot in zip(row[2:], slots, strict=False):
+            colour, weight = (GREEN, "bold") if labels[slot] == label else (MID_TONE, "normal")
+            plots.images(ax, episode.memory.templates[slot : slot + 1], columns=1)
+            _write(ax, percent(float(probs[slot])), y=-0.05, va="top", color=colour, weight=weight)
+            if labels[slot] == label:
+                frame = {"fill": False, "color": GREEN, "linewidth": 2.5, "clip_on": False}
+                ax.add_patch(Rectangle((0, 0), 1, 1, transform=ax.transAxes, **frame))
+        _write(row[2 + shown], f"{gain:.2f} nats", y=0.5, va="center")
+        for ax, sample in zip(row[3 + shown :], vma.generate(episode.memory, draws, address=slots[0]), strict=True):
+            plots.images(ax, sample[None], columns=1)
+    titles = {0: "target", 3: "most probable templates", 2 + shown: "gain", 4 + shown: "new drawings of the first"}
+    height = axes[0, 0].get_position().y1 + 0.015
+    for column, title in titles.items():
+        box = axes[0, column].get_position()
+        # A title over several columns stands over the middle of the group.
+        x = box.x1 + 0.005 if column in (3, 4 + shown) else (box.x0 + box.x1) / 2
+        figure.text(x, height, title, ha="center", fontsize=11)
+    return figure
+
+
+def _write(ax: Axes, text: str, **where: Any) -> None:
+    ax.text(0.5, where.pop("y"), text, transform=ax.transAxes, ha="center", fontsize=10, **where)
+
+
+def percent(probability: float) -> str:
+    """A probability as a figure shows it."""
+    return "<1 %" if probability < 0.01 else ">99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
+
+
 PICTURES: dict[str, Callable[[pv.VMA, Recipe, int], Figure]] = {"histogram": lookup_histogram, "one-shot": one_shot}
 OF_LEARNED: dict[str, Callable[[pv.VMA, Recipe, int], Figure]] = {"slots": learned_slots}
 
@@ -102,17 +155,25 @@ def main(
     """Draws them.
 
     Args:
-        table: The table whose model it is.
+        table: The table whose model it is, or a packaged model, which draws the picture of the README.
         results: The folder of results.
         run: The folder of the run; by default the weights in the folder of results.
         out: The folder of the pictures.
         seed: Seeds episodes and draws.
     """
+    if table in pretrained_names():
+        test = protocol(protocol_of(table)).datasets()[2]
+        path = Path(out).parent / "lookup.png"
+        with torch.random.fork_rng(devices=()), matplotlib.rc_context(plots.ON_ANY_PAGE):
+            torch.manual_seed(seed)
+            with write_atomically(path) as aside:
+                readme(pv.VMA.from_pretrained(table), test, seed).savefig(aside, format="png", dpi=150)
+        return {"pictures": [str(path)]}
     recipe = read(table)
     vma = trained(recipe, Path(run or "no/such/run"), Path(results, "checkpoints", f"{recipe.run or table}-vma"))
     is_learned = isinstance(vma.templates, pv.LearnedTemplates)
     paths = []
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         for name, draw in (OF_LEARNED if is_learned else PICTURES).items():
             torch.manual_seed(seed)
             paths.append(Path(out, f"{table}-{name}.png"))

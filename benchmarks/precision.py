@@ -47,7 +47,7 @@ WORDS = {
 
 def begin(train: pv.data.FewShotDataset, width: int, seed: int) -> tuple[pv.VMA, pv.data.EpisodeSampler]:
     """A new model and its episodes."""
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         vma = pv.VMA.for_images(train.image_shape, latent_dim=16, num_features=64, width=width)
     return vma, pv.data.EpisodeSampler(train, n_way=16, k_shot=1, n_query=4, seed=seed)
@@ -112,8 +112,8 @@ def main(pairs: int = 5, steps: int = 150, width: int = 16, episodes: int = 8, r
 def show(result: dict[str, Any]) -> None:
     """The differences in sentences."""
     Console().print(
-        f"The bound against that of float32 after {result['steps']['float32']} steps, nats an image, mean and standard "
-        f"error of {len(result['rows'])} trainings:"
+        f"The bound against that of float32 after {result['steps']['float32']} steps, nats per image, mean and "
+        f"standard error of {len(result['rows'])} trainings:"
     )
     for name, words in WORDS.items():
         error = result[f"difference_{name}_se"]

@@ -8,6 +8,7 @@ python -m benchmarks.pretrained gmn-distinct-shots omniglot28-independent
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -50,7 +51,12 @@ Rounding the weights to half precision changed the bound on validation episodes 
 - It knows pen strokes on a blank ground, one pixel to three wide, as the protocol samples them. Other fonts, sizes or
   ways of scaling an image are outside of what it was trained on; NLL on them says little.
 {pixels}- It was last trained with at most {slots} slots in memory{absent}.
-{guide}"""
+{guide}
+## File
+
+`{name}.safetensors`, Apache License 2.0 as the package. SHA-256:
+`{digest}`.
+"""
 CAUSAL = """\
 - Each pixel is drawn given those before it: a draw takes as many steps as there are pixels. Much of a low NLL is owed
   to that; models whose pixels are independent given the latent do not have it.
@@ -95,6 +101,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     seen = len(begun.intersection(validation.class_names))
     text = CARD.format(
         name=name,
+        digest=hashlib.sha256(weights.read_bytes()).hexdigest(),
         model=vma,
         train=train.num_classes,
         alphabets=len(train.alphabet_names),

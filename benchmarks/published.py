@@ -1,6 +1,6 @@
 """Published few-shot likelihoods, once: what `python -m benchmarks.tables` puts beside ours.
 
-NLL in nats an image. Marks: "seen", read in the source; "quoted", read in a source that quotes it; "recalled", from
+NLL in nats per image. Marks: "seen", read in the source; "quoted", read in a source that quotes it; "recalled", from
 memory of the source and to be checked before anything rests on it.
 """
 
@@ -80,11 +80,11 @@ CURVES = {
     "quickly (recalled).",
     "baselines": "Up to 144 classes the VMA stays near the line of the one-class NLL + log C; soft attention degrades "
     "quickly (recalled).",
-    "breakdown": "With more examples a class KL(a) rises from 2.0 to 4.5, KL(z) falls from 28.2 to 21.8 and NLL from "
-    "75.1 to 69.1, on its own images (recalled).",
+    "breakdown": "With more examples per class, KL(a) rises from 2.0 to 4.5, KL(z) falls from 28.2 to 21.8 and NLL "
+    "from 75.1 to 69.1, on its own images (recalled).",
     "mnist-learned": "KL(a) is about 2.5 nats for 64 to 1,024 learned templates (recalled).",
-    "vma-45-5": "Without memory 90.8, best soft attention 73.4, best VMA 68.8; with more examples a class KL(a) rises "
-    "from 2.0 to 4.5 and NLL falls from 75.1 to 69.1 (recalled).",
+    "vma-45-5": "Without memory 90.8, best soft attention 73.4, best VMA 68.8; with more examples per class, KL(a) "
+    "rises from 2.0 to 4.5 and NLL falls from 75.1 to 69.1 (recalled).",
 }
 
 ACCURACY = {(5, 1): 0.91, (5, 5): 0.97, (20, 1): 0.77, (20, 5): 0.90}

@@ -15,10 +15,10 @@ from torch.utils.data import Dataset
 
 import pyro_vmem as pv
 from pyro_vmem import data
+from pyro_vmem._utils.plain_yaml import read_yaml
 from pyro_vmem.app import Experiment
 from pyro_vmem.app.experiment import MODELS
 from pyro_vmem.config.spec import checked
-from pyro_vmem.config.words import read_yaml
 from pyro_vmem.data import Episode, FewShotDataset
 
 __all__ = ["CONFIGS", "Recipe", "model_name", "read", "tables"]

@@ -103,7 +103,7 @@ def main(
     """Measures all of it.
 
     Args:
-        decodes: Decodes a target of sampling.
+        decodes: Decoder passes per target of sampling.
         targets: Targets of each model.
         repeats: How many times each estimate is made.
         long: Runs that the truth is the mean of.

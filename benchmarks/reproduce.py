@@ -34,8 +34,9 @@ from benchmarks.recipes import Recipe, model_name, read
 from pyro_vmem import data
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem._utils.precision import autocast
+from pyro_vmem._utils.random_state import forked
 from pyro_vmem.app import Experiment
-from pyro_vmem.app.experiment import ModelName
+from pyro_vmem.app.settings import ModelName
 from pyro_vmem.data.storage import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
 from pyro_vmem.parts.learned_templates import NO_CLASS
@@ -293,7 +294,7 @@ def evaluate_cell(
 
 def posterior(vma: pv.VMA, memory: pv.EncodedMemory, x: Tensor, num_samples: int, seed: int) -> Tensor:
     """The model's own p(a | x, M), the samples of z shared out among the slots."""
-    with torch.no_grad(), autocast(x.device, "auto"), torch.random.fork_rng():
+    with torch.no_grad(), autocast(x.device, "auto"), forked(x.device):
         torch.manual_seed(seed)
         each = max(1, num_samples // memory.num_slots)
         evidence = slot_log_evidence(vma, memory, x, each, max_decodes=MAX_DECODES[x.device.type])
@@ -303,7 +304,7 @@ def posterior(vma: pv.VMA, memory: pv.EncodedMemory, x: Tensor, num_samples: int
 def taken_apart(vma: pv.VMA, memory: pv.Memory, x: Tensor, seed: int) -> dict[str, float]:
     """The terms of the bound with a few particles; parameter store and random state stay as they are."""
     elbo = pv.infer.VIMCO_ELBO(BREAKDOWN_PARTICLES, max_plate_nesting=1)
-    with pyro.get_param_store().scope(), torch.random.fork_rng():
+    with pyro.get_param_store().scope(), forked(x.device):
         torch.manual_seed(seed)
         return summarise(elbo.terms(vma.model, vma.guide, memory, x))
 

@@ -43,19 +43,11 @@ METHODS = {
 }
 TERMS = {"KL(a)": "kl_a", "KL(z)": "kl_z", "reconstruction": "reconstruction"}
 CAUSAL = (
-    "Each pixel is also given those before it; the published models have pixels that are independent given latent and "
-    "template, and the distance to them is owed to that."
+    "Each pixel is predicted from latent, template and the pixels before it; the published models have pixels that are "
+    "independent given latent and template, and most of the distance to them comes from that."
 )
 CLASSIFIED = ("classification", "lookup")  # tables whose figure is the share of targets whose class is found
-INTRO = """# Results
-
-NLL in nats an image, lower is better, on characters that were neither trained nor validated on; mean ± one standard
-error over episodes. Protocols are those of `pyro_vmem.data.protocol`; a number means nothing without its own. NLL is
-estimated by importance sampling, so it is an upper bound in expectation that more samples tighten. Made by `python -m
-benchmarks.tables` of [results](../results), whose JSON files hold recipe, seeds, commit, machine and time; [the
-log](../results/LOG.md) says what was tried. Marks of published figures: seen in the source, quoted by another, recalled
-and yet to be checked.
-"""
+INTRO = (Path(__file__).parent / "findings.md").read_text()
 
 
 def main(results: str = "results", out: str = "docs/results.md", figures: str = "docs/results") -> dict[str, Any]:
@@ -132,7 +124,7 @@ def pictures(name: str, figures: Path, page: Path) -> list[str]:
         "histogram": "q(a | x, M) of a target of each of eight unseen characters, ten examples of each in memory, and "
         "the six most probable templates.",
         "one-shot": "Unseen characters, framed, and new examples drawn from one of each.",
-        "slots": "Every learned template, framed, by the digit that is looked up there most; beside it "
+        "slots": "Every learned template, framed, sorted by its most frequent digit; beside it "
         "the means of p(x | z, m_a) for six draws of z.",
     }
     found = [(figures / f"{name}-{kind}.png", text) for kind, text in texts.items()]
@@ -165,7 +157,7 @@ def facts(result: Result, rows: list[Row]) -> str:
     if training["pixels"] == "causal":
         lines.append(CAUSAL)
     samples, targets = ({row[key] for row in rows} for key in ("num_samples", "num_targets"))
-    lines.append(f"K = {_range(samples)}, {_range(targets)} targets a cell, seed {rows[0]['seed']}.")
+    lines.append(f"K = {_range(samples)}, {_range(targets)} targets per cell, seed {rows[0]['seed']}.")
     return " ".join(lines)
 
 
@@ -179,7 +171,7 @@ def few_shot(protocol: str, rows: list[Row], method: str, published: list[Publis
         lines.append(_line([f"**{NAMES[model]}**", n_classes, *(_value(cells.get(t)) for t in shots)]))
         if any(row["nll_absent"] is not None for row in cells.values()):
             lines.append(
-                _line(["its class in memory / absent", n_classes, *(_by_presence(cells.get(t)) for t in shots)])
+                _line(["its class in memory / missing", n_classes, *(_by_presence(cells.get(t)) for t in shots)])
             )
     for same in (True, False):
         for row in published:
@@ -188,7 +180,10 @@ def few_shot(protocol: str, rows: list[Row], method: str, published: list[Publis
                 values = [f"{row.nll[t]:g}" if t in row.nll else "" for t in shots]
                 lines.append(_line([f"{row.who}{where} ({row.mark})", row.n_classes or "-", *values]))
     if published and not any(row.protocol == protocol for row in published):
-        lines += ["", "No published figure is of this protocol: those above are near it, not comparable to the nat."]
+        lines += [
+            "",
+            "No published figure is of this protocol. Those above are of similar ones, not comparable to the nat.",
+        ]
     return "\n".join(lines)
 
 
@@ -197,7 +192,7 @@ def breakdown(rows: list[Row]) -> str:
     cells = {row["shots"]: row for row in rows if row["n_classes"] == 1 and row["model"] == "vma" and "kl_a" in row}
     if not cells:
         return ""
-    lines = ["The bound with 8 samples taken apart, in nats, VMA, one class in memory; columns: items in memory.", ""]
+    lines = ["The terms of the bound with 8 samples, in nats; VMA, one class in memory; columns: items in memory.", ""]
     lines += _head(["", *sorted(cells)])
     lines += [_line([name, *(f"{cells[t][key]:.2f}" for t in sorted(cells))]) for name, key in TERMS.items()]
     return "\n".join(lines)
@@ -205,7 +200,7 @@ def breakdown(rows: list[Row]) -> str:
 
 def learned(rows: list[Row]) -> str:
     """NLL and the terms of the bound with a memory that is learned."""
-    lines = ["The memory that an episode brings is not read. NLL, and the terms of the bound with 8 samples, in nats."]
+    lines = ["The memory of the episode is not read. NLL, and the terms of the bound with 8 samples, in nats."]
     lines += ["", *_head(["slots", "NLL", *TERMS])]
     lines += [_line([r["n_classes"], _value(r), *(f"{r[key]:.2f}" for key in TERMS.values())]) for r in rows]
     return "\n".join(lines)
@@ -214,7 +209,7 @@ def learned(rows: list[Row]) -> str:
 def by_examples(rows: list[Row]) -> str:
     """NLL and the terms of the bound by the examples of each class in memory."""
     each = sorted({row["shots"] // row["n_classes"] for row in rows})
-    lines = ["NLL, and the terms of the bound with 8 samples, in nats; columns: examples a class.", ""]
+    lines = ["NLL, and the terms of the bound with 8 samples, in nats; columns: examples per class.", ""]
     lines += _head(["", "C", *each])
     for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in rows}, key=ours_first):
         of = {r["shots"] // n_classes: r for r in rows if (r["model"], r["n_classes"]) == (model, n_classes)}
@@ -233,7 +228,7 @@ def scaling(name: str, rows: list[Row], path: Path) -> str:
             continue
         columns = sorted({row["n_classes"] for row in ours})
         of = "slots" if name == "mnist-recall" else "classes"
-        lines += [f"NLL, {METHODS[method]}; columns: {of} in memory.", "", *_head(["", "examples a class", *columns])]
+        lines += [f"NLL, {METHODS[method]}; columns: {of} in memory.", "", *_head(["", "examples per class", *columns])]
         for model, each in sorted({(r["model"], r["shots"] // r["n_classes"]) for r in ours}, key=ours_first):
             cells = {
                 row["n_classes"]: row
@@ -242,7 +237,7 @@ def scaling(name: str, rows: list[Row], path: Path) -> str:
             }
             lines.append(_line([f"**{NAMES[model]}**", each, *(_value(cells.get(c)) for c in columns)]))
             if model == "vma":  # the others have no address that could hit
-                lines.append(_line(["hit rate", each, *(_percent(cells.get(c)) for c in columns)]))
+                lines.append(_line(["accuracy (hit rate)", each, *(_percent(cells.get(c)) for c in columns)]))
             if name == "mnist-recall":
                 lines.append(_line(["KL(a)", each, *(f"{cells[c]['kl_a']:.2f}" for c in columns)]))
             if ideal := ideal_line(name, model, cells):

@@ -36,6 +36,13 @@ class Picture:
 
 PICTURES = (
     Picture(
+        "graphical_model",
+        "The sites of a Pyro program, what each depends on, and its plates. What is observed is grey; a square is an "
+        "argument of the program.",
+        'plots.graphical_model(ax, relations, ["M"])',
+        (3.4, 3.0),
+    ),
+    Picture(
         "lookups",
         "Targets beside the templates that the guide finds most probable; the bars are its probabilities and, below, "
         "those of the exact posterior.",
@@ -45,25 +52,25 @@ PICTURES = (
     ),
     Picture(
         "lookup",
-        "One target and what is looked up for it.",
+        "One target and its most probable templates.",
         "plots.lookup(figure, x[5], memory.templates, q[5], memory.labels == labels[5], max_slots=6)",
         (4.6, 2.0),
         crop=True,
     ),
     Picture(
         "address_heat_map",
-        "The probability of every slot for every target, both sorted by class: bright inside of the frames is right.",
+        "The probability of every slot for every target, both sorted by class. Frames mark the right class.",
         "plots.address_heat_map(ax, q, memory.labels, labels)",
     ),
     Picture(
         "information_gain_histogram",
-        "How much each lookup tells, by the guide and in truth, with lines at log |M|, which tells the slot, and at "
-        "log C, which tells the class.",
+        "The information gain of each lookup, of the guide and of the exact posterior. The lines are log |M|, which "
+        "identifies the slot, and log C, which identifies the class.",
         "plots.information_gain_histogram(ax, gain, num_slots=64, num_classes=16, exact=gain_exact)",
     ),
     Picture(
         "information_gain_against_slots",
-        "The information gain as the memory grows, below the most there is to tell.",
+        "The information gain as the memory grows, with its maximum.",
         "plots.information_gain_against_slots(ax, sizes, gains, errors, exact=gains_exact)",
     ),
     Picture(
@@ -80,7 +87,7 @@ PICTURES = (
     ),
     Picture(
         "learning_curves_kl",
-        "What is paid for the address and for the latent.",
+        "The cost of the address and of the latent, KL(a) and KL(z).",
         'plots.learning_curves(ax, history, ["kl_a", "val_kl_a", "kl_z", "val_kl_z"])',
     ),
     Picture(
@@ -106,13 +113,13 @@ PICTURES = (
     ),
     Picture(
         "reliability_diagram",
-        "How often the guide is right, against how sure it is.",
+        "Accuracy of the guide against its confidence.",
         "plots.reliability_diagram(ax, curve.confidence, curve.accuracy, curve.count)",
         (4.0, 4.2),
     ),
     Picture(
         "khat_scatter",
-        "How far importance sampling with the guide can be trusted, datapoint by datapoint; here a guide that is too "
+        "k-hat of each datapoint: above 0.7, importance sampling with the guide is unreliable. This guide is too "
         "narrow by a third.",
         "plots.khat_scatter(ax, evidence.khat)",
     ),
@@ -126,9 +133,9 @@ PICTURES = (
 
 HEAD = """# Gallery
 
-Figures are functions of arrays and rows: they take the Axes or Figure to draw on and return it, set nothing globally
-and know no model. Text, axes and background are those of your matplotlib settings; the pictures here were drawn under
-`plots.ON_ANY_PAGE`, so that one file serves on white and on dark pages:
+Figures are functions of arrays and rows. They take the Axes or Figure to draw on and return it. They change no global
+settings and get no model. Text, axes and background follow your matplotlib settings. The pictures here were drawn under
+`plots.ON_ANY_PAGE`, so that one file works on white and on dark pages:
 
 ```python
 import matplotlib
@@ -141,8 +148,8 @@ with matplotlib.rc_context(plots.ON_ANY_PAGE):
     figure.savefig("curves.png", dpi=200)
 ```
 
-`python -m docs.gallery` draws this page again, from a model that is trained for half a minute on letters of many
-scripts, and from the reference model where the truth has to be known.
+`python -m docs.gallery` draws this page again. It trains a model for half a minute on letters of many scripts, and uses
+the reference model where the truth has to be known.
 """
 
 
@@ -195,7 +202,7 @@ def contents() -> dict[str, Any]:
         )
     names |= dict(zip(("sizes", "gains", "errors", "gains_exact"), map(list, zip(*rows, strict=True)), strict=True))
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         names["samples"] = torch.stack([vma.generate(memory, 6, address=slot, mean=True) for slot in range(4)])
         names["mask"] = (torch.arange(28) < 14)[:, None]
@@ -208,6 +215,7 @@ def reference() -> dict[str, Any]:
     """What the reference model tells of guides that are off by a known amount."""
     import pyro.distributions as dist
     import torch
+    from pyro.infer.inspect import get_model_relations
 
     import pyro_vmem as pv
 
@@ -232,7 +240,8 @@ def reference() -> dict[str, Any]:
     narrow = model.vma(latent_guide=Off(model, 0.67, 0.0))
     x = narrow.generate(memory, 80)
     evidence = pv.diagnostics.estimate_evidence(narrow, memory, x, 400, "sampled", seed=0, warn=False)
-    return {"ranks": ranks, "evidence": evidence}
+    relations = get_model_relations(narrow.model, (memory, x))
+    return {"ranks": ranks, "evidence": evidence, "relations": relations}
 
 
 def draw(picture: Picture, names: dict[str, Any]) -> bytes:

@@ -1,46 +1,52 @@
 """Variational memory addressing in Pyro: generative models that look things up in a memory."""
 
-from pyro_vmem import config, data, diagnostics, distributions, infer, memory, model, parts, plots, train
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from pyro_vmem._utils.version import __version__
-from pyro_vmem.config import build, load
-from pyro_vmem.memory import EncodedMemory, Memory, PackedMemory, Template
-from pyro_vmem.model import VMA, LinearGaussianMemory, baselines
-from pyro_vmem.parts import (
-    AddressGuide,
-    AddressPrior,
-    BernoulliDecoder,
-    CategoricalDecoder,
-    CausalBernoulliDecoder,
-    ClassBalancedPrior,
-    ContentPrior,
-    DefensiveGuide,
-    DiscretisedLogisticDecoder,
-    EncoderGuide,
-    ExtraTemplates,
-    FlowGuide,
-    FlowPrior,
-    FullCovarianceGuide,
-    FullCovariancePrior,
-    GaussianDecoder,
-    GaussianGuide,
-    IndexedGuide,
-    LatentGuide,
-    LatentPrior,
-    LearnedPrior,
-    LearnedTemplates,
-    Likelihood,
-    PairwiseGuide,
-    Part,
-    SimilarityGuide,
-    StandardPrior,
-    TemperedPrior,
-    TemplatePrior,
-    Templates,
-    TruncatedGuide,
-    UniformPrior,
-    over_slots,
-)
-from pyro_vmem.train import FitResult, Trainer, TrainingConfig, fit, validate
+
+if TYPE_CHECKING:
+    from pyro_vmem import config, data, diagnostics, distributions, infer, memory, model, parts, plots, train
+    from pyro_vmem.config.build import build, load
+    from pyro_vmem.memory import EncodedMemory, Memory, PackedMemory, Template
+    from pyro_vmem.model import VMA, LinearGaussianMemory, baselines
+    from pyro_vmem.parts import (
+        AddressGuide,
+        AddressPrior,
+        BernoulliDecoder,
+        CategoricalDecoder,
+        CausalBernoulliDecoder,
+        ClassBalancedPrior,
+        ContentPrior,
+        DefensiveGuide,
+        DiscretisedLogisticDecoder,
+        EncoderGuide,
+        ExtraTemplates,
+        FlowGuide,
+        FlowPrior,
+        FullCovarianceGuide,
+        FullCovariancePrior,
+        GaussianDecoder,
+        GaussianGuide,
+        IndexedGuide,
+        LatentGuide,
+        LatentPrior,
+        LearnedPrior,
+        LearnedTemplates,
+        Likelihood,
+        PairwiseGuide,
+        Part,
+        SimilarityGuide,
+        StandardPrior,
+        TemperedPrior,
+        TemplatePrior,
+        Templates,
+        TruncatedGuide,
+        UniformPrior,
+        over_slots,
+    )
+    from pyro_vmem.train import FitResult, Trainer, TrainingConfig, validate
+    from pyro_vmem.train.fit import fit
 
 __all__ = [
     "VMA",
@@ -102,3 +108,20 @@ __all__ = [
     "train",
     "validate",
 ]
+
+_FOLDERS = ("config", "data", "diagnostics", "distributions", "infer", "memory", "model", "parts", "plots", "train")
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for, so that `pyro-vmem --help` waits for no torch."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name in _FOLDERS:
+        return import_module(f"pyro_vmem.{name}")
+    folders = (import_module(f"pyro_vmem.{folder}") for folder in ("config", "memory", "model", "parts", "train"))
+    globals()[name] = value = next(getattr(folder, name) for folder in folders if hasattr(folder, name))
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,11 +1,17 @@
-"""Statistical assertions for estimators."""
+"""Statistical assertions for estimators, and for objectives of Pyro programs."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["assert_unbiased"]
+from pyro_vmem.infer import ParticleELBO
+from pyro_vmem.infer.exhaustive import exhaustive_bound
+
+__all__ = ["assert_objective_unbiased", "assert_same_bound", "assert_unbiased"]
 
 
 def assert_unbiased(samples: Tensor, exact: Tensor, *, z: float = 5.0, resolution: float | None = None) -> None:
@@ -53,3 +59,82 @@ def assert_unbiased(samples: Tensor, exact: Tensor, *, z: float = 5.0, resolutio
             f"the estimates are too noisy to tell: the standard error is {float(error.norm() / exact.norm()):.3g} of "
             f"the exact value's norm, more than {resolution:.3g}. Draw more."
         )
+
+
+def assert_objective_unbiased(
+    elbo: ParticleELBO,
+    model: Any,
+    guide: Any,
+    *args: Any,
+    parameters: Iterable[Tensor],
+    draws: int = 400,
+    z: float = 5.0,
+    **kwargs: Any,
+) -> None:
+    """Asserts that loss and gradients of an objective are in expectation what the sum over all latents' values is.
+
+    Arguments:
+        elbo: The objective.
+        model: A Pyro model with few discrete latents; see :func:`pyro_vmem.infer.exhaustive.exhaustive_bound`.
+        guide: Its guide.
+        args: Their arguments.
+        parameters: Those of model and guide whose gradients are compared, in any shape.
+        draws: How many losses are drawn.
+        z: The tolerance in standard errors of the mean.
+        kwargs: Their keyword arguments.
+
+    Raises:
+        ValueError: As of `exhaustive_bound`, if the values cannot be summed.
+        AssertionError: If the loss or an element of the gradient is further off.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist, pyro_vmem as pv
+        >>> logit = torch.nn.Parameter(torch.tensor(0.3))
+        >>> def model(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         on = pyro.sample("on", dist.Bernoulli(0.5))
+        ...         pyro.sample("x", dist.Normal(on, 1.0), obs=x)
+        >>> def guide(x):
+        ...     with pyro.plate("data", len(x)):
+        ...         pyro.sample("on", dist.Bernoulli(logits=logit))
+        >>> x = torch.tensor([0.5, 2.0])
+        >>> assert_objective_unbiased(pv.infer.VIMCO_ELBO(2), model, guide, x, parameters=[logit])
+    """
+    wanted = list(parameters)
+
+    def row(loss: Tensor) -> Tensor:
+        found = torch.autograd.grad(loss, wanted, allow_unused=True)
+        parts = [torch.zeros_like(p) if g is None else g for p, g in zip(wanted, found, strict=True)]
+        return torch.cat([loss.detach().reshape(1), *(part.flatten() for part in parts)])
+
+    samples = torch.stack([row(elbo.differentiable_loss(model, guide, *args, **kwargs)) for _ in range(draws)])
+    assert_unbiased(samples, row(-exhaustive_bound(elbo, model, guide, *args, **kwargs).sum()), z=z)
+
+
+def assert_same_bound(
+    one: Any, other: Any, model: Any, guide: Any, *args: Any, draws: int = 200, z: float = 5.0, **kwargs: Any
+) -> None:
+    """Asserts that two objectives have the same loss in expectation, whatever sites the programs have.
+
+    Arguments:
+        one: An objective, a `pyro.infer.ELBO`.
+        other: Another, ours or Pyro's own.
+        model: A Pyro model.
+        guide: Its guide.
+        args: Their arguments.
+        draws: How many losses of each are drawn.
+        z: The tolerance in standard errors of the difference.
+        kwargs: Their keyword arguments.
+
+    Raises:
+        AssertionError: If the means differ by more.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> from pyro.infer import Trace_ELBO
+        >>> vma, memory, x = pv.VMA.for_vectors(5), pv.Memory(torch.randn(6, 5)), torch.randn(3, 5)
+        >>> assert_same_bound(pv.infer.Reinforce_ELBO(4), Trace_ELBO(), vma.model, vma.guide, memory, x)
+    """
+    losses = [[elbo.loss(model, guide, *args, **kwargs) for elbo in (one, other)] for _ in range(draws)]
+    values = torch.tensor(losses, dtype=torch.get_default_dtype())
+    assert_unbiased(values[:, 0] - values[:, 1], values.new_zeros(()), z=z)

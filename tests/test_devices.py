@@ -16,6 +16,8 @@ import pyro_vmem as pv
 from pyro_vmem.app import Evaluation, Experiment, cli
 from pyro_vmem.data.loading import _in_a_thread
 
+pytestmark = pytest.mark.long
+
 QUIET: dict[str, Any] = {"progress": False, "precision": "float32"}
 
 

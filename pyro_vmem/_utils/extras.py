@@ -27,7 +27,7 @@ def require(module: str, extra: str) -> ModuleType:
         >>> require("no_such_module", "plots")
         Traceback (most recent call last):
             ...
-        ImportError: this feature needs no_such_module: pip install 'pyro_vmem[plots]'
+        ImportError: this feature needs no_such_module: pip install '.[plots]' in the clone of pyro_vmem
     """
     try:
         return importlib.import_module(module)
@@ -36,4 +36,6 @@ def require(module: str, extra: str) -> ModuleType:
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
         package = module.partition(".")[0]
-        raise ImportError(f"this feature needs {package}: pip install 'pyro_vmem[{extra}]'") from error
+        raise ImportError(
+            f"this feature needs {package}: pip install '.[{extra}]' in the clone of pyro_vmem"
+        ) from error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from weakref import WeakSet
@@ -48,10 +48,14 @@ def register(name: str, module: nn.Module) -> None:
     if not _STORED.get():
         return
     store = pyro.get_param_store()
-    parameters = {
-        param_with_module_name(name, p): value for p, value in module.named_parameters() if value.requires_grad
-    }
-    others = {n: store[n] for n, value in parameters.items() if n in store and store[n] is not value}
+    parameters: dict[str, Tensor] = {}
+    others: dict[str, Tensor] = {}  # what the store has in their place
+    for short, value in module.named_parameters():
+        if value.requires_grad:
+            full_name = param_with_module_name(name, short)
+            parameters[full_name] = value
+            if full_name in store and store[full_name] is not value:
+                others[full_name] = store[full_name]
     if others:
         _make_way(name, module, parameters, others)
     for full_name in parameters.keys() - store.keys():
@@ -62,11 +66,11 @@ def register(name: str, module: nn.Module) -> None:
             )
         _REGISTERED[parameters[full_name]] = True
     _MODULES.add(module)
-    for full_name, value in parameters.items():
-        pyro.param(full_name, value)
+    for full_name, parameter in parameters.items():
+        pyro.param(full_name, parameter)
 
 
-def _make_way(name: str, module: nn.Module, parameters: Mapping[str, Tensor], others: dict[str, Tensor]) -> None:
+def _make_way(name: str, module: nn.Module, parameters: dict[str, Tensor], others: dict[str, Tensor]) -> None:
     """Takes other values than a module's parameters out of the store, if no other module has them."""
     gc.collect()  # a model in a circle of references, such as one that a traceback holds, exists no longer
     living = {id(value) for other in _MODULES if other is not module for value in other.parameters()}

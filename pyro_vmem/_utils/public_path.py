@@ -19,7 +19,7 @@ def public_path(cls: type) -> str:
     """
     packages = cls.__module__.split(".")
     for depth in range(1, len(packages)):
-        module = sys.modules.get(".".join(packages[:depth]))
-        if vars(module or object).get(cls.__qualname__) is cls:
+        # By getattr: the outermost package imports its names when the first of them is asked for.
+        if getattr(sys.modules.get(".".join(packages[:depth])), cls.__qualname__, None) is cls:
             return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
     return f"{cls.__module__}.{cls.__qualname__}"

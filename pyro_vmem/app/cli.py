@@ -1,4 +1,7 @@
-"""The command line: pyro-vmem demo | train | evaluate | report | sample."""
+"""The command line: pyro-vmem demo | train | evaluate | report | sample.
+
+Each command imports what it needs, so that help and errors of use come at once, without torch.
+"""
 
 from __future__ import annotations
 
@@ -10,27 +13,26 @@ import inspect
 import itertools
 import json as json_module
 import os
+import re
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import jsonargparse
-import torch
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem._utils.files import as_plain, free_name, write_atomically
+from pyro_vmem._utils.files import as_plain, write_atomically
+from pyro_vmem._utils.guess import guess
+from pyro_vmem._utils.plain_yaml import read_yaml, write_yaml
 from pyro_vmem._utils.version import __version__
-from pyro_vmem.app.experiment import PARTS, TRAINING, Evaluation, Experiment, read_result
-from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
-from pyro_vmem.config import load
-from pyro_vmem.config.spec import choices
-from pyro_vmem.config.words import read_yaml, split_words, with_changes, write_yaml
-from pyro_vmem.model import VMA
-from pyro_vmem.train.distributed import Processes, own_device
+from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, SPECS, Evaluation, Settings
+from pyro_vmem.app.words import split_words, with_changes
 
-__all__ = ["demo", "evaluate", "main", "report", "sample", "train"]
+__all__ = ["demo", "evaluate", "main", "report", "sample", "train_model"]
+
+EVALUATION = Evaluation()
 
 
 def demo(
@@ -41,7 +43,8 @@ def demo(
     out: str | None = None,
     seed: int = 0,
     pretrained: str | None = None,
-    how: Evaluation = Evaluation(),
+    how: Evaluation = EVALUATION,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains on characters for a few minutes and shows what the memory does for unseen ones.
 
@@ -59,30 +62,40 @@ def demo(
         seed: Seeds everything.
         pretrained: Show this model of the package, and train nothing.
         how: How to evaluate.
+        quiet: Print results and errors only.
     """
+    from pyro_vmem.app.experiment import Experiment
+    from pyro_vmem.train.distributed import Processes, own_device
+
     start = time.perf_counter()
     for module, extra in (("matplotlib", "plots"), ("rich", "cli")):  # not found out after training
         require(module, extra)
     processes = Processes.join(own_device())
-    folder = processes.first(lambda: free_name(Path("runs/demo"))) if out is None else Path(out)
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
-    experiment = Experiment(data=data, data_root=data_root, seed=seed, pretrained=pretrained, **budget)
-    result = experiment.train(folder) if pretrained is None else processes.first(lambda: experiment.adopt(folder))
-    metrics = processes.first(lambda: experiment.report(folder, how, result, lambda: time.perf_counter() - start))
+    experiment = Experiment(
+        data=data, data_root=data_root, seed=seed, pretrained=pretrained, validate_every=DEMO_VALIDATES_EVERY, **budget
+    )
+    with _new_folder(out, "runs/demo", processes) as folder:
+        if pretrained is None:
+            result = experiment.train(folder, progress=not quiet)
+        else:
+            result = processes.first(lambda: experiment.adopt(folder))
+    seconds = lambda: time.perf_counter() - start  # noqa: E731
+    metrics = processes.first(lambda: experiment.report(folder, how, result, seconds, progress=_bar(quiet)))
     if _talks():
         _show(metrics)
-    _say(
-        f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}\nModel: {folder / 'best.safetensors'}"
-    )
+    _say(f"\nReport: {folder / 'report.html'}\nMetrics: {folder / 'metrics.json'}", quiet)
+    _say(f"Model: {folder / 'best.safetensors'}", quiet)
     return dict(metrics)
 
 
-def train(
-    experiment: Experiment,
+def train_model(
+    experiment: Settings,
     out: str | None = None,
     resume: bool = False,
     device: str = "auto",
     workers: int = 0,
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Trains a model into a folder.
 
@@ -103,27 +116,32 @@ def train(
         resume: Go on with the run that the folder holds, with its own settings.
         device: Where to train: cpu, cuda, cuda:1 ... By default a GPU if there is one.
         workers: Processes that load episodes; by default the trainer loads them itself.
+        quiet: Print results and errors only.
 
     Raises:
         ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
     """
+    from pyro_vmem.app.experiment import Experiment
+    from pyro_vmem.train.distributed import Processes, own_device
+
     if resume:
         if out is None:
             raise ValueError("resume: which run? Give its folder: --out runs/NAME --resume.")
         asked, experiment = experiment, Experiment.read(out)
-        names = [field.name for field in dataclasses.fields(Experiment)]
-        ignored = [n for n in names if getattr(asked, n) not in (getattr(experiment, n), getattr(Experiment(), n))]
+        names = [field.name for field in dataclasses.fields(Settings)]
+        ignored = [n for n in names if getattr(asked, n) not in (getattr(experiment, n), getattr(Settings(), n))]
         if ignored:
-            _say(f"resume: the run goes on with its own settings; {', '.join(ignored)} as given here have no effect.")
+            _say(f"The run goes on with its own settings; {', '.join(ignored)} as given here have no effect.", quiet)
+    experiment = Experiment(**vars(experiment))
     processes = Processes.join(own_device(device))
-    out = processes.first(lambda: str(free_name(Path("runs/train")))) if out is None else out
-    result = experiment.train(out, resume=resume, device=device, workers=workers)
-    _say(f"{result!r} in {out}")
-    done = {"out": out, "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
+    with _new_folder(out, "runs/train", processes) as folder:
+        result = experiment.train(folder, resume=resume, progress=not quiet, device=device, workers=workers)
+    _say(f"{result!r} in {folder}", quiet)
+    done = {"out": str(folder), "steps": result.steps, "seconds": round(result.seconds, 1), "bound": result.best_bound}
     return done | {"interrupted": result.interrupted}
 
 
-def evaluate(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> dict[str, Any]:
+def evaluate(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet: bool = False) -> dict[str, Any]:
     """Evaluates the model of a run on its test classes.
 
     Examples:
@@ -134,13 +152,16 @@ def evaluate(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> 
         run: The folder that train or demo wrote.
         how: How to evaluate.
         device: Where to evaluate: cpu, cuda, cuda:1 ... By default a GPU if there is one.
+        quiet: Print results and errors only.
     """
-    metrics = Experiment.read(run).evaluate(run, how, device=device)
+    from pyro_vmem.app.experiment import Experiment
+
+    metrics = Experiment.read(run).evaluate(run, how, progress=_bar(quiet), device=device)
     _show(metrics)
     return metrics
 
 
-def report(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> dict[str, Any]:
+def report(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet: bool = False) -> dict[str, Any]:
     """Evaluates the model of a run and writes its report.html again, with all figures and pictures.
 
     Examples:
@@ -151,12 +172,15 @@ def report(run: str, how: Evaluation = Evaluation(), device: str = "auto") -> di
         run: The folder that train or demo wrote.
         how: How to evaluate.
         device: Where to evaluate, as of evaluate.
+        quiet: Print results and errors only.
     """
+    from pyro_vmem.app.experiment import Experiment, read_result
+
     require("matplotlib", "plots")
     experiment, result = Experiment.read(run), read_result(run)
-    metrics = experiment.report(run, how, result, device=device)
+    metrics = experiment.report(run, how, result, progress=_bar(quiet), device=device)
     _show(metrics)
-    _say(f"\nReport: {Path(run) / 'report.html'}\nMetrics: {Path(run) / 'metrics.json'}")
+    _say(f"\nReport: {Path(run) / 'report.html'}\nMetrics: {Path(run) / 'metrics.json'}", quiet)
     return metrics
 
 
@@ -168,6 +192,7 @@ def sample(
     seed: int = 0,
     mean: bool = True,
     device: str = "auto",
+    quiet: bool = False,
 ) -> dict[str, Any]:
     """Draws new examples of unseen characters, one row a template, into a PNG file.
 
@@ -182,27 +207,39 @@ def sample(
         seed: Seeds the templates and the draws.
         mean: Draw the mean picture of each latent; if false, binary pixels, each drawn by itself.
         device: Where to draw, as of evaluate.
+        quiet: Print results and errors only.
     """
     figure_module = require("matplotlib.figure", "plots")
+    import torch
+
+    from pyro_vmem._utils.random_state import seeded
+    from pyro_vmem.app.experiment import Experiment
+    from pyro_vmem.config import load
     from pyro_vmem.plots import one_shot_generations
+    from pyro_vmem.train.distributed import own_device
 
     vma = load(run).to(where := own_device(device))
     memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed), where)[0].memory
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
     path = Path(out) if out is not None else Path(run) / "samples.png"
     figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
     with write_atomically(path) as aside:
         one_shot_generations(figure, memory.templates.cpu(), samples.cpu())
         figure.savefig(aside, format=path.suffix[1:] or "png", dpi=200)
-    _say(f"Samples: {path}")
+    _say(f"Samples: {path}", quiet)
     return {"out": str(path), "rows": rows, "columns": columns}
 
 
-COMMANDS: tuple[Callable[..., dict[str, Any]], ...] = (demo, train, evaluate, report, sample)
-SPECS = (*PARTS, *TRAINING)
-GROUPS: dict[str, type[Experiment | Evaluation]] = {"experiment": Experiment, "how": Evaluation}
+# `train` is also a folder of the package: a function of that name would make jsonargparse import it, and torch with it.
+COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
+    "demo": demo,
+    "train": train_model,
+    "evaluate": evaluate,
+    "report": report,
+    "sample": sample,
+}
+GROUPS: dict[str, type[Settings | Evaluation]] = {"experiment": Settings, "how": Evaluation}
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -218,25 +255,30 @@ def main(args: Sequence[str] | None = None) -> int:
         >>> main(["evaluate", "no/such/run"])
         2
     """
+    known: set[str] = set()
     words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
     name = "pyro-vmem"
     try:
         words, changes = split_words(_imported(words), SPECS)
         _check_files(words)
-        config = _parser().parse_args(words)
+        config = _parser(with_choices="train" in words and not {"-h", "--help"}.isdisjoint(words)).parse_args(words)
         name = f"pyro-vmem {config.command}"
         settings = config[config.command].as_dict()
+        known = settings.keys() - {"run"}
         for part, changed in changes.items():
             if part not in settings:
                 raise ValueError(f"{part}: this command has no such option; `pyro-vmem train` has.")
             settings[part] = with_changes(settings[part], changed)
         as_json, _, shown = settings.pop("json"), settings.pop("config", None), settings.pop("print_config", False)
-        command = next(fn for fn in COMMANDS if fn.__name__ == config.command)
+        command = COMMANDS[config.command]
         for group, cls in GROUPS.items():
             if group in command.__annotations__:
                 settings[group] = cls(**{field.name: settings.pop(field.name) for field in dataclasses.fields(cls)})
         if shown:
-            sys.stdout.write(write_yaml(settings.pop("experiment").written_out() | settings))
+            from pyro_vmem.app.experiment import Experiment
+
+            experiment = Experiment(**vars(settings.pop("experiment")))
+            sys.stdout.write(write_yaml(experiment.written_out() | settings))
             return 0
         # What is meant for a reader gives way to the one object.
         with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
@@ -245,19 +287,25 @@ def main(args: Sequence[str] | None = None) -> int:
         _say("Interrupted; what was written before is kept.")
         return 130
     except (ValueError, FileNotFoundError, ImportError) as error:
-        sys.stderr.write(f"{name}: {error}\n")  # which may be of this process alone
+        sys.stderr.write(f"{name}: {_in_words(str(error), known)}\n")  # which may be of this process alone
         return 2
     except (OSError, FloatingPointError) as error:  # a full disk, a process that died, a training that diverged
-        sys.stderr.write(f"{name}: {error}\n")
+        sys.stderr.write(f"{name}: {_in_words(str(error), known)}\n")
         return 1
     if as_json and _talks():
-        sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
+        try:
+            sys.stdout.write(json_module.dumps(as_plain(result), allow_nan=False) + "\n")
+            sys.stdout.flush()
+        except OSError as error:
+            sys.stderr.write(f"{name}: the result could not be printed ({error}).\n")
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter tries again at its end
+            return 1
     return 130 if result.get("interrupted") else 0  # what follows in a script is not to begin
 
 
-def _parser() -> Any:
-    """One subcommand a function; the fields of Experiment and Evaluation are options of their own."""
-    parser = jsonargparse.ArgumentParser(
+def _parser(with_choices: bool) -> Any:
+    """One subcommand a function; the fields of Settings and Evaluation are options of their own."""
+    parser = _Parser(
         prog="pyro-vmem",
         description="Variational memory addressing in Pyro.",
         formatter_class=_Formatter,
@@ -265,30 +313,55 @@ def _parser() -> Any:
         version=__version__,
     )
     commands = parser.add_subcommands(dest="command")
-    for command in COMMANDS:
-        summary = inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip()
-        sub = jsonargparse.ArgumentParser(description=summary, allow_abbrev=False, print_config=None)
+    for name, command in COMMANDS.items():
+        summary = _unmarked(inspect.cleandoc(command.__doc__ or "").split("Args:")[0].strip())
+        sub = _Parser(description=summary, allow_abbrev=False, print_config=None)
         annotations = command.__annotations__
-        skip: set[str | int] = set({"resume", *GROUPS} & set(annotations))
+        skip: set[str | int] = set({"resume", "quiet", *GROUPS} & set(annotations))
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
         if "resume" in annotations:
             sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
         for group in GROUPS:
             if group in annotations:
                 sub.add_class_arguments(GROUPS[group])
+        if with_choices and "experiment" in annotations:
+            _add_choices(sub)
         if "experiment" in annotations:
-            for action in sub._actions:
-                if action.dest in PARTS:
-                    action.help = f"{action.help} One of {', '.join(choices(VMA, action.dest))}."
-            sub.add_argument("--config", action="config", help="A YAML file of options; words after it come first.")
+            text = "Read options from a YAML file; options given after it override the file."
+            sub.add_argument("--config", action="config", help=text)
             sub.add_argument(
                 "--print_config", action="store_true", help="Print all options as such a file, and do nothing else."
             )
+        sub.add_argument("--quiet", action="store_true", help="Print results and errors only.")
         sub.add_argument(
             "--json", action="store_true", help="Print the result as one JSON object, and all else to stderr."
         )
-        commands.add_subcommand(command.__name__, sub, help=summary.splitlines()[0])
+        for action in sub._actions:
+            action.help = _unmarked(action.help or "")
+        commands.add_subcommand(name, sub, help=summary.splitlines()[0])
     return parser
+
+
+def _unmarked(text: str) -> str:
+    """A docstring without its markup, which is for the documentation."""
+    return re.sub(r":\w+:`~?([^`]*)`|`([^`]*)`", r"\1\2", text)
+
+
+def _add_choices(parser: Any) -> None:
+    from pyro_vmem.config.spec import choices
+    from pyro_vmem.model import VMA
+
+    for action in parser._actions:
+        if action.dest in PARTS:
+            action.help = f"{action.help} One of {', '.join(choices(VMA, action.dest))}."
+
+
+def _in_words(message: str, options: Collection[str]) -> str:
+    """An error of the library in the words of the command line: `--resume`, not `resume=True`."""
+    message = re.sub(r"import it first, or pass trusted_modules=\['(\w+)'\]", r"pass --import \1", message)
+    message = re.sub(r"\b(\w+)=True\b( \(--\1\))?", lambda m: f"--{m[1]}" if m[1] in options else m[0], message)
+    message = re.sub(r"\b(\w+)=(?=[\w'\"])", lambda m: f"--{m[1]} " if m[1] in options else m[0], message)
+    return re.sub(r"^(\w+)(?=[.:,])", lambda m: f"--{m[1]}" if m[1] in options else m[0], message)
 
 
 def _underscored(word: str) -> str:
@@ -334,6 +407,8 @@ def _check_files(words: list[str]) -> None:
 
 def _show(metrics: dict[str, Any]) -> None:
     """The metrics in a sentence and as a table on the terminal."""
+    from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
+
     table_module, console_module = require("rich.table", extra="cli"), require("rich.console", extra="cli")
     table = table_module.Table("", "per picture", "", show_edge=False, show_lines=True)
     table.columns[1].justify, table.columns[1].no_wrap, table.columns[2].style = "right", True, "dim"
@@ -343,14 +418,67 @@ def _show(metrics: dict[str, Any]) -> None:
     console.print(verdict(metrics), "", table, "", speed_sentence(metrics), sep="\n", highlight=False)
 
 
-def _say(text: str) -> None:
-    if _talks():
+@contextlib.contextmanager
+def _new_folder(out: str | None, name: str, processes: Any) -> Iterator[Path]:
+    """The folder of a new run: `out`, or the first of `name`, `name-2` and so on that nobody has.
+
+    It is taken, not looked up: two commands that start together get one each. A run that cannot begin leaves none.
+    """
+    if out is not None:
+        yield Path(out)
+        return
+
+    def take() -> Path:
+        for number in itertools.count(1):
+            folder = Path(name if number == 1 else f"{name}-{number}")
+            with contextlib.suppress(FileExistsError):
+                folder.mkdir(parents=True)
+                return folder
+        raise AssertionError
+
+    folder = processes.first(take)
+    try:
+        yield folder
+    except BaseException:
+        for made in (folder, folder.parent):
+            with contextlib.suppress(OSError):  # there is something in it
+                made.rmdir()
+        raise
+
+
+def _bar(quiet: bool) -> bool:
+    """Whether to show a progress bar of a minute or so: not to a file, which would get every frame of it."""
+    return not quiet and sys.stderr.isatty()
+
+
+def _say(text: str, quiet: bool = False) -> None:
+    if _talks() and not quiet:
         sys.stderr.write(text + "\n")
 
 
 def _talks() -> bool:
     """Of the processes that torchrun has started, one speaks for all."""
     return os.environ.get("RANK", "0") == "0"
+
+
+class _Parser(jsonargparse.ArgumentParser):
+    """A parser whose errors are one line, with what was meant; a usage of seventy options would hide it."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        """Prints the message, and the option or command that was meant."""
+        message, hint = " ".join(message.split()), ""
+        if unknown := re.match(r"unrecognized arguments: (--[\w.]+)", message, re.IGNORECASE):
+            hint = f".{guess(unknown[1], [option for action in self._actions for option in action.option_strings])}"
+        elif unknown := re.search(r"invalid choice: '([^']+)'", message):
+            hint = f".{guess(unknown[1], [*COMMANDS])}"
+        elif wrong := re.match(r'Parser key "(\w+)": Expected an? (.*)\. Got value: (.*)', message):
+            expected = re.sub(r"^typing\.Literal\[(.*)\]$|^<class '(\w+)'>$", r"\1\2", wrong[2])
+            message = f"--{wrong[1]}: expected {expected}, got {wrong[3]!r}"
+            hint = "." + guess(wrong[3], re.findall(r"'([^']+)'", expected))
+        elif missing := re.match(r"the following arguments are required: (\w+\.)?(\w+)", message):
+            message = f"{missing[2]}: expected the folder of a run, got none"
+        program = self.prog.replace(" [options]", "")
+        self.exit(2, f"{program}: {message.rstrip('.')}{hint or '.'} See {program} --help.\n")
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter, jsonargparse.DefaultHelpFormatter):

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import platform
 import shlex
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -22,17 +23,19 @@ from torch.utils.data import Dataset
 
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import write_atomically, write_json
+from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.report import Report, write_report
 from pyro_vmem.app.report_content import check, gather
 from pyro_vmem.app.report_text import problems, verdict
+from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, Evaluation
 from pyro_vmem.app.sources import Sources
+from pyro_vmem.app.words import quoted
 from pyro_vmem.config import build, from_pretrained, load
 from pyro_vmem.config.pretrained import unpack
-from pyro_vmem.config.spec import Spec, checked, from_spec, guess, spec_of
+from pyro_vmem.config.spec import checked, from_spec, spec_of
 from pyro_vmem.config.starting_weights import take_weights
-from pyro_vmem.config.words import quoted
 from pyro_vmem.data import Episode, EpisodeSampler, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.infer.by_name import Objective, named_objective
@@ -47,10 +50,6 @@ from pyro_vmem.train.schedules import Schedule
 
 __all__ = ["Evaluation", "Experiment", "read_result"]
 
-PARTS = (
-    *("address_prior", "latent_prior", "likelihood", "address_guide", "latent_guide"),
-    *("template_encoder", "x_encoder", "templates"),
-)
 # Options that are specs beside the parts, and what each may be.
 TRAINING: dict[str, type | tuple[type, ...]] = {
     "objective": ELBO,
@@ -58,110 +57,28 @@ TRAINING: dict[str, type | tuple[type, ...]] = {
     "schedule": (Schedule, LRScheduler),
     "kl_schedule": Schedule,
 }
+SYMBOLS = {
+    **{"p(a | M)": "address_prior", "p(z | m_a)": "latent_prior", "p(x | z, m_a)": "likelihood"},
+    **{"q(a | M, x)": "address_guide", "q(z | x, m_a)": "latent_guide"},
+}
 MODELS: dict[str, Any] = {
     "vma": VMA,
     "soft-attention": SoftAttentionVAE,
     "set-statistics": SetStatisticsVAE,
     "no-memory": NoMemoryVAE,
 }
-ModelName = Literal["vma", "soft-attention", "set-statistics", "no-memory"]
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """How a trained model is evaluated, on classes that it was not trained on.
-
-    Attributes:
-        ways: Classes in memory.
-        shots: Slots a class.
-        queries: Targets a class.
-        episodes: Episodes, each with a memory of its own.
-        samples: Samples of z a slot, from which the evidence is estimated; addresses are summed exactly.
-        eval_seed: Seeds the episodes and the samples.
-    """
-
-    ways: int = 20
-    shots: int = 1
-    queries: int = 2
-    episodes: int = 10
-    samples: int = 10
-    eval_seed: int = 1
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True)  # of no further fields, so that the check below is called
 class Experiment(Sources):
-    """What is trained, on what, and how: everything that a run can be repeated from.
+    """An experiment in a folder: its settings, and what is done with them.
 
-    A spec is the name of a class, or `{"class_path": ..., "init_args": {...}}`; arguments of a part that are not given
-    are such that it fits, see `like` of :func:`pyro_vmem.build`.
-
-    Attributes:
-        latent_dim: The length of z.
-        num_features: The length of the features of templates and targets.
-        width: The channels of the convolutions at half resolution.
-        decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
-        pixels: `"independent"` or `"causal"`; likewise.
-        address_prior: p(a | M), a spec, in place of the default.
-        latent_prior: p(z | m_a), likewise.
-        likelihood: p(x | z, m_a), likewise.
-        address_guide: q(a | M, x), likewise.
-        latent_guide: q(z | x, m_a), likewise.
-        template_encoder: What makes features of templates, likewise.
-        x_encoder: What makes features of targets, likewise; by default, the same as of templates.
-        templates: Slots that are learned, likewise; by default, none. They start as training images if they stand in
-            place of the given slots, and grey if they stand beside them.
-        model: The VMA, or what it is compared with, made of the same networks; see :mod:`pyro_vmem.baselines`.
-        start: The folder or checkpoint of a run whose weights are started from, as far as they fit.
-        only: The part that is trained, all others frozen; by default, all are trained.
-        objective: The name of an objective, see :func:`pyro_vmem.fit`, or the spec of one.
-        steps: Training steps.
-        minutes: A time budget for training, in place of `steps`.
-        lr: The learning rate, which `schedule` scales.
-        optimizer: The spec of an optimizer of torch; its learning rate is `lr`.
-        schedule: The factor of the learning rate: the spec of a schedule, or of a scheduler of torch.
-        kl_schedule: The weight of KL(z): the spec of a schedule.
-        clip_norm: The largest norm of the gradient of the loss per datapoint.
-        precision: The precision of the networks; see :class:`pyro_vmem.TrainingConfig`.
-        validate_every: Steps between validations.
-        select: Which weights are kept, those of the best validation or the last.
-        refresh_slots: How many keys of a memory's index are computed anew after each step; see
-            :class:`pyro_vmem.train.RefreshKeys`.
-        notes: Anything else to keep with the run, such as what a benchmark evaluates; it changes nothing.
+    The arguments are those of :class:`pyro_vmem.app.Settings`.
 
     Example:
         >>> Experiment(seed=3, objective="RWS_ELBO").title
         'glyphs, RWS_ELBO, seed 3'
     """
-
-    latent_dim: int = 32
-    num_features: int = 128
-    width: int = 32
-    decoder: Literal["warp", "conv"] = "warp"
-    pixels: Literal["independent", "causal"] = "independent"
-    address_prior: Spec = None
-    latent_prior: Spec = None
-    likelihood: Spec = None
-    address_guide: Spec = None
-    latent_guide: Spec = None
-    template_encoder: Spec = None
-    x_encoder: Spec = None
-    templates: Spec = None
-    model: ModelName = "vma"
-    start: str | None = None
-    only: str | None = None
-    objective: Spec = "vimco"
-    steps: int = 20_000
-    minutes: float | None = None
-    lr: float = 3e-3
-    optimizer: Spec = "Adam"
-    schedule: Spec = "WarmupCosine"
-    kl_schedule: Spec = "LinearRise"
-    clip_norm: float = 10.0
-    precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    validate_every: int = 500
-    select: Literal["best", "last"] = "best"
-    refresh_slots: int = 256
-    notes: dict = dataclasses.field(default_factory=dict)  # type: ignore[type-arg]
 
     def __post_init__(self) -> None:
         # Checked before a folder is made: a run that cannot begin leaves nothing behind.
@@ -282,6 +199,8 @@ class Experiment(Sources):
         vma, episodes, held_out = self.begin("cpu" if workers else where)
         described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
         is_first = Processes.join(where).index == 0
+        if progress and is_first:
+            sys.stderr.write(f"{self._plan(vma, episodes[0], folder, where)}\n")
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():
             return fit(
                 vma,
@@ -299,16 +218,23 @@ class Experiment(Sources):
                 progress=progress,
             )
 
+    def _plan(self, vma: VMA, episode: Episode, folder: Path, device: torch.device) -> str:
+        """What a training will do, in two sentences."""
+        trained = sum(p.numel() for p in vma.parameters() if p.requires_grad)
+        length = f"{self.steps:,} steps" if self.minutes is None else f"{self.minutes:g} minutes"
+        return (
+            f"Training {trained:,} parameters for {length} on {device}: {self.data}, {len(episode.x)} targets and "
+            f"{episode.memory.num_slots} slots per step. Every {self.validate_every:,} steps the model is validated on "
+            f"held-out classes and saved in {folder}."
+        )
+
     def adopt(self, out: str | Path) -> FitResult:
         """Puts the pretrained model into a folder as it is, to be evaluated, reported and sampled from there.
-
-        Arguments:
-            out: A new folder.
 
         Raises:
             ValueError: If `out` holds a run, or there is no model of that name.
         """
-        unpack(self.pretrained or "", out)
+        unpack(self.pretrained or "", Path(out))
         write_json(Path(out) / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
         return FitResult()
 
@@ -430,6 +356,7 @@ class Experiment(Sources):
             else f"{result.steps:,} steps of {self.n_way * self.n_query} targets in {result.seconds:.0f} s, "
             f"objective {self.made_objective()!r}, seed {self.seed}",
             "Model": f"{sum(p.numel() for p in vma.parameters()):,} parameters, z of length {vma.latent_dim}",
+            "Parts": ", ".join(f"{symbol} {type(getattr(vma, name)).__name__}" for symbol, name in SYMBOLS.items()),
             "Software": f"pyro_vmem {__version__}, torch {torch.__version__}, Python {platform.python_version()}",
         }
 
@@ -440,7 +367,8 @@ class Experiment(Sources):
         made: dict[str, Any] = {"steps": steps} if steps else {"pretrained": self.pretrained}
         always = {"data": self.data, "data_root": self.data_root, **made, "seed": self.seed}
         evaluation = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}
-        if changed.keys() <= {"steps", *always} and self.data in ("glyphs", "omniglot"):
+        of_demo = changed.get("validate_every") == DEMO_VALIDATES_EVERY
+        if of_demo and changed.keys() <= {"steps", "validate_every", *always} and self.data in ("glyphs", "omniglot"):
             return f"pyro-vmem demo{quoted(always | evaluation)}"
         train = f"pyro-vmem train --out {shlex.quote(str(folder))}{quoted(always | changed)}"
         return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{quoted(evaluation)}"

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import EpisodeSampler
 from pyro_vmem.diagnostics import Calibration, Contribution, FewShotEvaluation, contribution, estimate_evidence, sbc
 from pyro_vmem.memory import Memory
@@ -24,20 +25,9 @@ _SIMULATIONS = 300
 
 @torch.no_grad()
 def check(vma: VMA, episodes: EpisodeSampler, num_samples: int = 10, seed: int = 0) -> tuple[Contribution, Calibration]:
-    """Measures what the memory contributes to some targets of the first episode, and the calibration of the guide.
+    """What the memory contributes to some targets of the first episode, and the calibration of the guide there.
 
-    Arguments:
-        vma: The model and its guide.
-        episodes: The episodes; the first counts.
-        num_samples: Samples of z per slot, from which evidence is estimated.
-        seed: Seeds what is drawn; global random state and weights stay as they are.
-
-    Example:
-        >>> import pyro_vmem as pv
-        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=4, k_shot=1, n_query=1)
-        >>> contributed, calibration = check(pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4), sampler, 1)
-        >>> sorted(contributed.worth), sorted(calibration.verdicts())
-        (['blank', 'shuffled', 'wrong'], ['a', 'z'])
+    `num_samples` are those of z per slot. Global random state and weights stay as they are.
     """
     device = next(vma.parameters()).device
     episode, wrong = episodes[0].to(device), episodes.distractors(0).to(device)
@@ -55,27 +45,9 @@ def gather(
     seed: int = 0,
     rows: int = 8,
 ) -> dict[str, Any]:
-    """Draws the pictures and curves of a :class:`~pyro_vmem.app.report.Report`.
+    """The fields of a :class:`~pyro_vmem.app.report.Report`, on the CPU: pictures and curves of the first episode.
 
-    Arguments:
-        vma: The model and its guide.
-        episodes: What it was evaluated on; the first episode is shown. Images.
-        evaluation: What was measured on them.
-        found: What :func:`check` found of the first episode.
-        seed: Seeds what is drawn.
-        rows: How many targets and templates to show.
-
-    Returns:
-        Fields of the report by name, on the CPU.
-
-    Example:
-        >>> import pyro_vmem as pv
-        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=4, k_shot=1, n_query=1)
-        >>> vma = pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4)
-        >>> evaluation = pv.diagnostics.evaluate(vma, sampler, 1, 1, progress=False)
-        >>> fields = gather(vma, sampler, evaluation, check(vma, sampler, 1)[0])
-        >>> list(fields["evidence"]), fields["khat"].shape
-        (['right', 'wrong', 'shuffled', 'blank'], torch.Size([4]))
+    `evaluation` was measured on the episodes, `found` by :func:`check`; `rows` targets and templates are shown.
     """
     device = next(vma.parameters()).device
     episode = episodes[0].to(device)
@@ -83,8 +55,7 @@ def gather(
     assert memory.labels is not None
     assert episode.labels is not None
     measured = slice(min(_TARGETS, len(x)))
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         chosen = torch.arange(0, measured.stop, max(1, measured.stop // rows))[:rows]
         slots = range(min(rows, memory.num_slots))
         samples = torch.stack([vma.generate(memory, 8, address=slot, mean=True) for slot in slots])

@@ -41,17 +41,17 @@ Row = tuple[str, str, int, str, str]
 """The key of a metric, its name, its digits, its unit and its meaning."""
 
 QUANTITIES: tuple[Row, ...] = (
-    (
-        "nll",
-        "NLL",
-        1,
-        "nats",
-        "Negative log-likelihood, lower is better; an upper bound, from $samples samples of z per slot.",
-    ),
+    ("nll", "NLL", 1, "nats", "Negative log-likelihood, lower is better; a bound from $samples samples of z per slot."),
     ("nll_wrong_memory", "NLL, wrong memory", 1, "nats", "The same pictures, with as many templates of other classes."),
     ("memory_worth_nats", "Worth of the memory", 1, "nats", "What right templates save over wrong ones."),
     ("information_gain", "Information gain", 2, "nats", _GAIN),
-    ("information_gain_exact", "Information gain, exact", 2, "nats", "The same for p(a | x, M), the model's own."),
+    (
+        "information_gain_exact",
+        "Information gain, exact",
+        2,
+        "nats",
+        "The same for p(a | x, M), the model's own posterior.",
+    ),
     ("hit_rate", "Hit rate", 1, "%", "How often the class that the guide finds most probable is right."),
     ("hit_rate_exact", "Hit rate, exact", 1, "%", "The same for p(a | x, M)."),
 )
@@ -61,13 +61,7 @@ DIAGNOSTICS: tuple[Row, ...] = (
     ("elbo", "ELBO", 1, "nats", "The one-sample bound: reconstruction minus information gain minus KL(z)."),
     ("reconstruction", "Reconstruction", 1, "nats", "E log p(x | z, m_a) over the guide."),
     ("kl_z", "KL(z)", 1, "nats", "What the latent adds to the template; at 0 it is not used."),
-    (
-        "mutual_information",
-        "Mutual information",
-        2,
-        "nats",
-        "The part of the information gain that tells targets apart.",
-    ),
+    ("mutual_information", "Mutual information", 2, "nats", "The part of the gain that tells targets apart."),
     ("marginal_kl", "Marginal term", 2, "nats", "The rest of it: slots that are looked up whatever the target is."),
     ("perplexity", "Slots in play", 1, "", "How many a lookup hesitates between: exp of the entropy of q(a | M, x)."),
     ("slots_never_first", "Slots never first", 1, "", "Slots, of $slots, that are the first choice for no target."),
@@ -76,14 +70,8 @@ DIAGNOSTICS: tuple[Row, ...] = (
     ("calibration_error", "Calibration error", 3, "", "The guide's class probabilities against how often it is right."),
     ("kl_exact_to_guide", "KL, exact to guide", 2, "nats", "What the guide misses of p(a | x, M)."),
     ("rank_correlation", "Rank correlation", 2, "", "Of the slots by the guide and by p(a | x, M); at most 1."),
-    (
-        "monte_carlo_se",
-        "Monte Carlo error",
-        2,
-        "nats",
-        "The part of the NLL's error that more samples of z would remove.",
-    ),
-    ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decodes at $slots slots."),
+    ("monte_carlo_se", "Monte Carlo error", 2, "nats", "The part of the NLL's error that more samples would remove."),
+    ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decoder passes at $slots slots."),
     (
         "error_unknown",
         "Error unknown",
@@ -103,11 +91,8 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
     The memory is said not to be used if it is worth less than 1 nat (`LEAST_WORTH`) over a wrong one, and not shown to
     be used if that is not 3 standard errors above 0.
 
-    Arguments:
-        metrics: The items of `FewShotEvaluation.summary()`; information in nats.
-
-    Returns:
-        The sentences, the worst first; none if all is well.
+    `metrics` are the items of `FewShotEvaluation.summary()`. The worst sentence comes first; without problems there
+    is none.
 
     Example:
         >>> metrics = {"n_way": 20, "k_shot": 1, "information_gain": 2.9, "mutual_information": 0.02}
@@ -139,17 +124,10 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
 
 
 def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
-    r"""Says in a few sentences what the numbers mean; the :func:`problems` come first.
+    r"""Says in a few sentences what the metrics mean; the :func:`problems` come first, `noun` is what a class is.
 
     What the memory is worth is a difference of evidence: it is left out, with the reason, where the error of the
     evidence is unknown for more than 5 % of the targets (`UNKNOWN_SHARE`).
-
-    Arguments:
-        metrics: The items of `FewShotEvaluation.summary()`; information in nats.
-        noun: What a class is.
-
-    Returns:
-        A sentence or more.
 
     Example:
         >>> metrics = {"n_way": 20, "k_shot": 1, "chance": 0.05, "hit_rate": 0.71, "hit_rate_se": 0.02}
@@ -191,13 +169,7 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
 
 
 def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """The table of results: what a run is judged by.
-
-    Arguments:
-        metrics: The items of `FewShotEvaluation.summary()`; information in nats.
-
-    Returns:
-        The name of each quantity, its value with standard error and unit (a line for each unit), and its meaning.
+    """The table of results, what a run is judged by: name, value with standard error and unit, and meaning.
 
     Raises:
         ValueError: If metrics are missing.
@@ -224,13 +196,7 @@ def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """The table of diagnostics: where the numbers come from, and how far they can be trusted.
-
-    Arguments:
-        metrics: The items of `FewShotEvaluation.summary()`; those that are missing or NaN have no row.
-
-    Returns:
-        The same columns as :func:`result_rows`.
+    """The table of diagnostics, in the columns of :func:`result_rows`; metrics that are missing or NaN have no row.
 
     Example:
         >>> diagnostic_rows({"kl_z": 12.34, "kl_z_se": 0.5, "n_way": 20, "k_shot": 1, "num_samples": 10})[0][:2]
@@ -241,17 +207,14 @@ def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def speed_sentence(metrics: Mapping[str, float]) -> str:
-    """Says how long an evaluation took, and how many decodes per second that is.
-
-    Arguments:
-        metrics: `evaluation_seconds`, `decodes` and `decodes_per_second`.
+    """Says how long an evaluation took, and how many decoder passes per second that is.
 
     Example:
         >>> print(speed_sentence({"evaluation_seconds": 25.0, "decodes": 160_000, "decodes_per_second": 6400.0}))
-        The evaluation took 25 s for 160,000 decodes, 6,400 per second.
+        The evaluation took 25 s for 160,000 decoder passes, 6,400 per second.
     """
     return (
-        f"The evaluation took {metrics['evaluation_seconds']:,.0f} s for {metrics['decodes']:,.0f} decodes, "
+        f"The evaluation took {metrics['evaluation_seconds']:,.0f} s for {metrics['decodes']:,.0f} decoder passes, "
         f"{metrics['decodes_per_second']:,.0f} per second."
     )
 

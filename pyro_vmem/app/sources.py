@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch.utils.data import Dataset
 
 from pyro_vmem import data
+from pyro_vmem.app.settings import Settings
 from pyro_vmem.config.pretrained import protocol_of
 from pyro_vmem.config.spec import checked
 from pyro_vmem.data import (
@@ -23,10 +24,6 @@ from pyro_vmem.data import (
 from pyro_vmem.data.protocols import PROTOCOLS
 
 __all__ = ["Kind", "Sources"]
-
-Images = Literal[
-    "glyphs", "omniglot", "folder", "npz", "mnist", "gmn", "gmn-distinct", "whole-memory", "zholus", "vma-45-5"
-]
 
 
 @dataclass(frozen=True)
@@ -46,49 +43,8 @@ class Kind:
 
 
 @dataclass(frozen=True)
-class Sources:
-    """Which images there are, and which episodes are made of them.
-
-    Attributes:
-        data: The images: `"glyphs"` (letters of the fonts that matplotlib ships, always at hand), `"omniglot"`,
-            `"folder"` (folders of images, one per class), `"npz"`, `"mnist"`, or Omniglot as a protocol for comparing
-            likelihoods has it: `"gmn"`, `"gmn-distinct"`, `"whole-memory"`, `"zholus"` or `"vma-45-5"`.
-        data_root: Where they are; see the functions of the same names in :mod:`pyro_vmem.data`.
-        n_way: Classes in memory while training.
-        k_shot: Slots per class.
-        n_query: Targets per class.
-        n_absent: Further classes that have targets and no slots.
-        rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
-        flip: Whether mirrored classes are further classes.
-        warp: Whether classes and images are under random affine maps; see :class:`pyro_vmem.data.WarpedEpisodes`.
-        more: Further kinds of episodes, taken in turn with these, such as `[{"n_way": 4, "n_query": 16}]`: each has
-            its own `n_way`, `k_shot`, `n_query`, `n_absent` and `warp`.
-        held_out: Ways, shots and queries of the validation episodes. By default 20 ways (or all that there are),
-            `k_shot` and 2; with `more`, they are of the kinds that are trained on.
-        library: Whether one memory of `k_shot` drawings of every class serves all of training, with as many targets per
-            step as otherwise; see :class:`pyro_vmem.data.LibraryEpisodes`. An `IndexedGuide` looks in its index.
-        recall: Whether targets are copies of what is in a memory of any `n_way * k_shot` images, `n_query` in all; see
-            :class:`pyro_vmem.data.RecallSampler`.
-        pretrained: A model of the package to start from, in place of a new one; see `VMA.from_pretrained`. Images are
-            then of its size.
-        seed: Seeds splits, episodes, weights and samples.
-    """
-
-    data: Images = "glyphs"
-    data_root: str | None = None
-    n_way: int = 16
-    k_shot: int = 4
-    n_query: int = 4
-    n_absent: int = 0
-    rotate: bool = True
-    flip: bool = False
-    warp: bool = False
-    more: list[dict] = field(default_factory=list)  # type: ignore[type-arg]
-    held_out: tuple[int, int, int] | None = None
-    library: bool = False
-    recall: bool = False
-    pretrained: str | None = None
-    seed: int = 0
+class Sources(Settings):
+    """Which images there are, and which episodes are made of them, by the settings."""
 
     @property
     def kinds(self) -> list[Kind]:

@@ -1,7 +1,7 @@
 """Specs, YAML files and names of trained models to objects."""
 
 from pyro_vmem._utils.checks import check_entries
-from pyro_vmem.config.build import build, load
+from pyro_vmem.config.build import build, load, save
 from pyro_vmem.config.pretrained import from_pretrained, model_card, pretrained_names
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "load",
     "model_card",
     "pretrained_names",
+    "save",
 ]
 
 check_entries(globals())

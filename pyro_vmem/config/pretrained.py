@@ -26,16 +26,13 @@ def pretrained_names() -> list[str]:
 
 
 def from_pretrained(name: str) -> VMA:
-    """A trained model, also as `VMA.from_pretrained`; nothing is downloaded.
+    """A trained model in evaluation mode, also as `VMA.from_pretrained`; nothing is downloaded.
 
     Weights are stored in half precision and are float32 once loaded. :func:`model_card` says what a model was trained
     on, how well it does, and what it is not good for.
 
     Arguments:
         name: One of :func:`pretrained_names`.
-
-    Returns:
-        The model, in evaluation mode.
 
     Raises:
         ValueError: If there is no such model.
@@ -66,33 +63,18 @@ def model_card(name: str) -> str:
 
 
 def protocol_of(name: str) -> str:
-    """The protocol whose images a model was trained on; see :func:`pyro_vmem.data.protocol`.
-
-    Arguments:
-        name: One of :func:`pretrained_names`.
-
-    Raises:
-        ValueError: If there is no such model.
-
-    Example:
-        >>> protocol_of("omniglot26")
-        'zholus'
-    """
+    """The protocol whose images a model was trained on; see :func:`pyro_vmem.data.protocol`."""
     protocol: str = load_checkpoint(_path(name, ".safetensors"))[1]["protocol"]
     return protocol
 
 
-def unpack(name: str, folder: str | Path) -> None:
+def unpack(name: str, folder: Path) -> None:
     """Makes a folder like that of a run, with a model of the package as its best, and no history.
-
-    Arguments:
-        name: One of :func:`pretrained_names`.
-        folder: A new folder.
 
     Raises:
         ValueError: If there is no such model, or the folder holds a run.
     """
-    vma, folder = from_pretrained(name), Path(folder)
+    vma = from_pretrained(name)
     if holds_run(folder):
         raise ValueError(f"out: {str(folder)!r} already holds a run. Give another folder.")
     save_checkpoint(folder / "best.safetensors", vma.state_dict(), {"spec": vma.spec()})
@@ -103,6 +85,3 @@ def _path(name: str, suffix: str) -> Path:
     if name not in pretrained_names():
         raise ValueError(f"name: expected one of {', '.join(map(repr, pretrained_names()))}, got {name!r}.")
     return _WEIGHTS / f"{name}{suffix}"
-
-
-VMA.from_pretrained = from_pretrained

@@ -5,7 +5,6 @@ A spec is data from anywhere, so it may run nothing but the constructors of clas
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import inspect
@@ -20,13 +19,11 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.public_path import public_path
 from pyro_vmem.parts import Part
 
-__all__ = ["Spec", "checked", "choices", "from_spec", "guess", "spec_of"]
-
-# A spec as an option holds it. A bare `dict`: in one of `Any`, jsonargparse would import what a class path names.
-Spec = dict | str | None  # type: ignore[type-arg]
+__all__ = ["checked", "choices", "from_spec", "spec_of"]
 
 KEYS = ("class_path", "init_args")
 
@@ -34,7 +31,6 @@ KEYS = ("class_path", "init_args")
 _LATER: dict[type, tuple[str, ...]] = {Optimizer: ("params", "lr"), LRScheduler: ("optimizer",)}
 
 _ONE = re.compile(r"[\w.]+( \| None)?")  # an annotation that is one class
-
 _PLAIN = re.compile(r"Spec|(list\[)?dict\b(?!\[).*")  # annotations of data that stays as it is
 
 _short = reprlib.Repr()  # a value that holds itself many times over would take for ever to print in full
@@ -48,17 +44,10 @@ def from_spec(
     like: Mapping[type, Part] | None = None,
     where: str = "spec",
 ) -> Any:
-    """The object that a spec stands for; :func:`pyro_vmem.build` says what is refused, and why.
+    """The object that a spec stands for, of a class below `base`; :func:`pyro_vmem.build` says what is refused.
 
-    Arguments:
-        spec: The name of a class, or `{"class_path": ..., "init_args": {...}}`.
-        base: What the class has to be a subclass of: one of these.
-        trusted_modules: Modules, or packages of modules, that may be imported if a class path names them.
-        like: A part for each base class: what a spec does not give is taken from these, as :func:`_fitting` says.
-        where: The name of the spec in messages.
-
-    Raises:
-        ValueError: If a name, type or value does not fit.
+    What the spec does not give comes from `like`, a part for each base class; `where` names the spec in the messages of
+    a `ValueError`.
 
     Example:
         >>> from pyro_vmem import LatentPrior
@@ -75,10 +64,7 @@ def from_spec(
 
 
 def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Arguments of a class, of the types that it is annotated with.
-
-    Raises:
-        ValueError: If there is no argument of a name, or a value is of another type.
+    """Arguments of a class, of the types that it is annotated with; a `ValueError` names what does not fit.
 
     Example:
         >>> from pyro_vmem import StandardPrior
@@ -90,10 +76,7 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def spec_of(value: Any) -> dict[str, Any]:
-    """An object as a spec: its class, and its arguments as far as it has them as attributes of the same names.
-
-    Arguments:
-        value: A part, an objective or a schedule; or a class or a `functools.partial` of one that is called later.
+    """The spec of a part, an objective, a schedule, or a class or `functools.partial` that is called later.
 
     Example:
         >>> from pyro_vmem.train.schedules import WarmupCosine
@@ -103,27 +86,19 @@ def spec_of(value: Any) -> dict[str, Any]:
     if isinstance(value, Part):
         return value.spec()
     cls: Any = value.func if isinstance(value, functools.partial) else value if inspect.isclass(value) else type(value)
-    later = {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
-    kept = {
-        name: p.default for name, p in _parameters(cls).items() if name not in later and p.kind is not p.VAR_KEYWORD
-    }
+    later = _later(cls)
+    kept = {n: p.default for n, p in _parameters(cls).items() if n not in later and p.kind is not p.VAR_KEYWORD}
     if isinstance(value, functools.partial):
         kept |= value.keywords
-    elif value is not cls:
+    elif value is not cls:  # an object holds its arguments as attributes of the same names
         kept = {name: getattr(value, name) for name in kept if hasattr(value, name)}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}
     return {"class_path": public_path(cls), "init_args": plain}
 
 
 def choices(cls: type, argument: str) -> list[str]:
-    """The names of the classes that an argument of a class can be.
-
-    Example:
-        >>> from pyro_vmem import TruncatedGuide
-        >>> "PairwiseGuide" in choices(TruncatedGuide, "inner")
-        True
-    """
-    return _choice_names(_kinds(_annotation(cls, argument)))
+    """The names of the classes that an argument of a class can be."""
+    return _names(_kinds(_annotation(cls, argument)))
 
 
 class _Builder:
@@ -151,7 +126,7 @@ class _Builder:
                 raise ValueError(f"{where}: expected class_path and init_args, got {key!r}.{guess(key, KEYS)}")
         cls = self.named(name, bases, where)
         values = self.arguments(cls, _fitting(cls, self.like) | dict(arguments or {}), where)
-        if issubclass(cls, tuple(_LATER)):
+        if _later(cls):
             return functools.partial(cls, **values)
         try:
             return cls(**values)
@@ -162,9 +137,9 @@ class _Builder:
 
     def named(self, name: str, bases: tuple[type, ...], where: str) -> type:
         """The class of that name or import path below one of the bases."""
-        module, _, _ = name.rpartition(".")
+        module = name.rpartition(".")[0]
         found = _matches(name, bases)
-        if not found and any(module == t or module.startswith(f"{t}.") for t in self.trusted):
+        if not found and any(f"{module}.".startswith(f"{trusted}.") for trusted in self.trusted):
             try:
                 importlib.import_module(module)
             except ModuleNotFoundError as error:
@@ -172,14 +147,22 @@ class _Builder:
                     raise  # it exists, and fails inside on another module
                 raise ValueError(f"{where}: there is no module {module!r}, which {name!r} names.") from error
             found = _matches(name, bases)
-        if len({_path(cls) for cls in found}) > 1:
-            paths = ", ".join(sorted(map(_path, found)))
+        paths = sorted({f"{cls.__module__}.{cls.__qualname__}" for cls in found})
+        if len(paths) > 1:
             raise ValueError(
-                f"{where}: {name!r} names more than one {bases[0].__name__}: {paths}. Write the whole path."
+                f"{where}: {name!r} names more than one {bases[0].__name__}: {', '.join(paths)}. Write the whole path."
             )
-        if not found:
-            raise ValueError(f"{where}: expected the name of {_a(bases)}, got {name!r}{_why_not(name, bases)}")
-        return found[-1]  # of a class that was defined again, the last
+        if found:
+            return found[-1]  # of a class that was defined again, as in a notebook's cell, the last
+        if others := _matches(name, (Part,)):
+            kind = next((c for c in others[0].__mro__[1:] if inspect.isabstract(c) and c is not Part), Part)
+            why = f", which is {_a((kind,))}."
+        elif module and module not in sys.modules:
+            why = f". Module {module!r} is not imported, and a spec imports none: import it first, or pass "
+            why += f"trusted_modules=[{module.partition('.')[0]!r}]."
+        else:
+            why = f".{guess(name, _names(bases))}"
+        raise ValueError(f"{where}: expected the name of {_a(bases)}, got {name!r}{why}{_choices(bases)}")
 
     def arguments(self, cls: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
         """Arguments of a class: parts among them are made here, the types of all are checked by jsonargparse."""
@@ -192,13 +175,12 @@ class _Builder:
                     f"{where}: {cls.__name__} has no argument {name!r}.{guess(name, known)} "
                     f"Its arguments: {', '.join(known) or 'none'}."
                 )
-        missing = [name for name in known if name in own and own[name].default is inspect.Parameter.empty]
-        if missing := [name for name in missing if name not in given]:
+        needed = [name for name in known if name in own and own[name].default is inspect.Parameter.empty]
+        if missing := [name for name in needed if name not in given]:
             raise ValueError(f"{where}: {cls.__name__} needs {', '.join(missing)}. Add what is missing.")
         made = {name: self.value(v, _annotation(cls, name), f"{where}.{name}") for name, v in given.items()}
-        of_parser = {name: value for name, value in made.items() if name in known}
         try:
-            parsed = parser.instantiate(parser.parse_object(of_parser))
+            parsed = parser.instantiate(parser.parse_object({name: v for name, v in made.items() if name in known}))
         except Exception as error:  # of several classes; what jsonargparse says is turned into one line
             key = re.search(r'Parser key "(\w+)', str(error))
             if key is None or key[1] not in made:
@@ -235,9 +217,13 @@ def _parser(cls: type) -> tuple[Any, list[str]]:
     import jsonargparse  # takes a tenth of a second, and most programs read no spec
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
-    later = {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
-    parser.add_class_arguments(cls, skip=later & _parameters(cls).keys(), fail_untyped=False)
+    parser.add_class_arguments(cls, skip=_later(cls) & _parameters(cls).keys(), fail_untyped=False)
     return parser, list(parser.get_defaults().as_dict())
+
+
+def _later(cls: type) -> set[str]:
+    """The arguments of a class that only the trainer has."""
+    return {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
 
 
 def _parameters(cls: type) -> dict[str, inspect.Parameter]:
@@ -284,7 +270,7 @@ def _fitting(cls: type, like: Mapping[type, Part]) -> dict[str, Any]:
 
 
 def _below(base: type) -> Iterator[type]:
-    """A class and all below it; of those defined again (a notebook's cell), the last is last."""
+    """A class and all below it; of those defined again, the last is last."""
     yield base
     subs: list[type] = base.__subclasses__()
     for sub in subs:
@@ -298,7 +284,10 @@ def _matches(name: str, bases: tuple[type, ...]) -> list[type]:
         cls
         for cls in dict.fromkeys(sub for base in bases for sub in _below(base))
         if not (inspect.isabstract(cls) or cls is Part)
-        and (name == _path(cls) or (cls.__name__ == last and (not module or _holds(module, last, cls))))
+        and (
+            name == f"{cls.__module__}.{cls.__qualname__}"
+            or (cls.__name__ == last and (not module or _holds(module, last, cls)))
+        )
     ]
     # A class that its module no longer means by its name was defined again since, as in a notebook's cell.
     return [cls for cls in found if _holds(cls.__module__, cls.__qualname__, cls)] or found
@@ -306,27 +295,23 @@ def _matches(name: str, bases: tuple[type, ...]) -> list[type]:
 
 def _holds(module: str, name: str, cls: type) -> bool:
     """Whether a module that is imported has the class by that name; asked so that none of its code runs."""
+    if module == "pyro_vmem":  # imports its names when the first of them is asked for
+        return getattr(sys.modules[module], name, None) is cls
     held = sys.modules.get(module)
     return type(held) is types.ModuleType and vars(held).get(name) is cls
 
 
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def _names(bases: tuple[type, ...]) -> list[str]:
+    found = (cls for base in bases for cls in _below(base) if not inspect.isabstract(cls))
+    return sorted({cls.__name__ for cls in found if cls not in (Part, *_LATER) and not cls.__name__.startswith("_")})
 
 
-def _why_not(name: str, bases: tuple[type, ...]) -> str:
-    """The end of the message that no such class was found."""
-    others = _matches(name, (Part,))
-    module = name.rpartition(".")[0]
-    if others:
-        kind = next((c for c in others[0].__mro__[1:] if inspect.isabstract(c) and c is not Part), Part)
-        return f", which is {_a((kind,))}.{_choices(bases)}"
-    if module and module not in sys.modules:
-        return (
-            f". Module {module!r} is not imported, and a spec imports none: import it first, or pass "
-            f"trusted_modules=[{module.partition('.')[0]!r}].{_choices(bases)}"
-        )
-    return f".{guess(name, _choice_names(bases))}{_choices(bases)}"
+def _choices(bases: tuple[type, ...]) -> str:
+    return f" Choices: {', '.join(_names(bases))}."
+
+
+def _a(bases: tuple[type, ...]) -> str:
+    return " or ".join(f"{'an' if cls.__name__[0] in 'AEIO' else 'a'} {cls.__name__}" for cls in bases)
 
 
 def _wrong_type(value: Any, annotation: str, where: str) -> ValueError:
@@ -335,25 +320,6 @@ def _wrong_type(value: Any, annotation: str, where: str) -> ValueError:
     annotation = re.sub(r"\b(Size|Count|Few|NonNegativeInt|PositiveInt)\b", "int", annotation)
     annotation = re.sub(r"\b(PositiveFloat|Probability)\b", "float", annotation)
     return ValueError(f"{where}: expected {annotation or 'something else'}, got {_shown(value)}.{hint}")
-
-
-def _choice_names(bases: tuple[type, ...]) -> list[str]:
-    found = (cls for base in bases for cls in _below(base) if not inspect.isabstract(cls))
-    return sorted({cls.__name__ for cls in found if cls not in (Part, *_LATER) and not cls.__name__.startswith("_")})
-
-
-def _choices(bases: tuple[type, ...]) -> str:
-    return f" Choices: {', '.join(_choice_names(bases))}."
-
-
-def guess(name: Any, names: Sequence[Any]) -> str:
-    """` Did you mean 'x'?`, if one of the names is close."""
-    close = difflib.get_close_matches(name, names, 1) if isinstance(name, str) else []
-    return f" Did you mean {close[0]!r}?" if close else ""
-
-
-def _a(bases: tuple[type, ...]) -> str:
-    return " or ".join(f"{'an' if cls.__name__[0] in 'AEIO' else 'a'} {cls.__name__}" for cls in bases)
 
 
 def _shown(value: Any) -> str:

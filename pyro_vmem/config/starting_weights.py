@@ -9,14 +9,10 @@ __all__ = ["take_weights"]
 
 
 def take_weights(vma: VMA, begun: VMA) -> None:
-    """Copies the weights of a model into another as far as they fit.
+    """Copies the weights of the model `begun` into `vma` as far as they fit.
 
     Taken are all that have the same name and shape, and the first channels of a layer that has more of them now. An
     address guide that has an encoder of its own now begins with the features that the other model's guide reads.
-
-    Arguments:
-        vma: The model whose weights are changed.
-        begun: The model whose weights are read.
 
     Example:
         >>> one, other = VMA.for_vectors(5), VMA.for_vectors(5)

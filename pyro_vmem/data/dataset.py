@@ -19,8 +19,8 @@ __all__ = ["FewShotDataset"]
 class FewShotDataset:
     r"""Observations :math:`x`, the class of each, and the alphabet of each class.
 
-    Images are channel-first, `(C, H, W)`. `uint8` images hold 0 for paper and 255 for ink. Any other
-    event shape, such as `(D,)`, works with floating-point values.
+    Images are channel-first, `(C, H, W)`. `uint8` images hold 0 for paper and 255 for ink. Any other event shape, such
+    as `(D,)`, works with floating-point values.
 
     Arguments:
         images: The observations, with shape :math:`(N, *)`; `uint8` in 0..255, or floating point.
@@ -30,8 +30,8 @@ class FewShotDataset:
         alphabet_names: The alphabet names, unique, each in use; by default `"0"`, `"1"`, ...
 
     Raises:
-        ValueError: Lengths, types or indices do not agree, a class or an alphabet is empty, a name comes
-            twice, or a floating-point image holds NaN or infinity.
+        ValueError: Lengths, types or indices do not agree, a class or an alphabet is empty, a name comes twice, or a
+            floating-point image holds NaN or infinity.
 
     Example:
         >>> images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
@@ -124,30 +124,6 @@ class FewShotDataset:
             return images.float().div_(255)
         return images.float()
 
-    def images_of(self, class_index: int) -> Tensor:
-        r"""Returns the observations of one class, in their order in :attr:`images`.
-
-        Arguments:
-            class_index: The class, in 0..n-1.
-
-        Returns:
-            The observations, with shape :math:`(n_c, *)`.
-
-        Raises:
-            ValueError: There is no such class.
-
-        Example:
-            >>> images = torch.zeros(5, 1, 4, 4, dtype=torch.uint8)
-            >>> FewShotDataset(images, torch.tensor([0, 1, 0, 1, 0])).images_of(0).shape
-            torch.Size([3, 1, 4, 4])
-        """
-        if not 0 <= class_index < self.num_classes:
-            raise ValueError(
-                f"class_index: got {class_index}, expected 0 to {self.num_classes - 1} "
-                f"(class_names.index(name) finds the index of a name)."
-            )
-        return self.images[self.classes == class_index]
-
     def subset(self, class_indices: Sequence[int] | Tensor) -> FewShotDataset:
         r"""Returns the data set of some classes, renumbered from 0 in the order given.
 
@@ -204,17 +180,15 @@ class FewShotDataset:
 
         Arguments:
             by: `"alphabet"` keeps whole alphabets together; `"class"` draws classes from all alphabets.
-            test: The share of the classes to hold out, in (0, 1), or the names of the alphabets (of the
-                classes with `by="class"`). A share is met as nearly as whole alphabets, drawn at random,
-                allow.
+            test: The share of the classes to hold out, in (0, 1), or the names of the alphabets (of the classes with
+                `by="class"`). A share is met as nearly as whole alphabets, drawn at random, allow.
             seed: The seed of the draw; unused where names are given.
 
         Returns:
             The data sets to train and to test on. The order of the classes is kept.
 
         Raises:
-            ValueError: A name is unknown or comes twice, the share is out of range, or one side would be
-                empty.
+            ValueError: A name is unknown or comes twice, the share is out of range, or one side would be empty.
 
         Example:
             >>> images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
@@ -250,8 +224,8 @@ class FewShotDataset:
     def save_npz(self, path: str | os.PathLike[str]) -> None:
         """Writes the data set to one `.npz` file that :func:`~pyro_vmem.data.from_npz` reads.
 
-        The file holds `images`, `classes`, `class_names`, `alphabets` and `alphabet_names`. It
-        appears whole or not at all, and replaces an older one.
+        The file holds `images`, `classes`, `class_names`, `alphabets` and `alphabet_names`. It appears whole or not at
+        all, and replaces an older one.
 
         Arguments:
             path: The file to write.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.checks import check_count
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
@@ -103,18 +103,16 @@ class EpisodeSampler(Dataset[Episode]):
     With `n_absent` there are targets of further classes, of which nothing is in memory. A model that never met such
     targets in training has no better use for a memory that does not help than to be misled by it.
 
-    Classes are drawn without replacement, and so are the drawings of a class: a target is never in the
-    memory. The order of the slots and of the targets is random, so that a position tells nothing about a
-    class.
+    Classes are drawn without replacement, and so are the drawings of a class: a target is never in the memory. The
+    order of the slots and of the targets is random, so that a position tells nothing about a class.
 
-    `sampler[i]` depends on nothing but the arguments and `i`: it is the same in any process, in any
-    order. `DataLoader(sampler, batch_size=None, num_workers=2)` therefore gives the episodes that iterating
-    gives.
+    `sampler[i]` depends on nothing but the arguments and `i`: it is the same in any process, in any order.
+    `DataLoader(sampler, batch_size=None, num_workers=2)` therefore gives the episodes that iterating gives.
 
-    With `rotate` or `flip` each class comes in variants that are classes of their own: class :math:`c`
-    under the :math:`t`-th transform has the label :math:`c + n t`, where :math:`n` is the number of classes
-    of the data set. The transforms are the identity, the rotations by 90, 180 and 270 degrees
-    (counter-clockwise) if `rotate`, and then each of these after a left-right mirroring if `flip`.
+    With `rotate` or `flip` each class comes in variants that are classes of their own: class :math:`c` under the
+    :math:`t`-th transform has the label :math:`c + n t`, where :math:`n` is the number of classes of the data set. The
+    transforms are the identity, the rotations by 90, 180 and 270 degrees (counter-clockwise) if `rotate`, and then each
+    of these after a left-right mirroring if `flip`.
 
     Arguments:
         dataset: The classes to draw from.
@@ -131,8 +129,8 @@ class EpisodeSampler(Dataset[Episode]):
             the data set has them.
 
     Raises:
-        ValueError: A number is not positive, or the data set has too few classes or too few drawings of a
-            class, or variants are asked for and the images are not square.
+        ValueError: A number is not positive, or the data set has too few classes or too few drawings of a class, or
+            variants are asked for and the images are not square.
 
     Example:
         >>> images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
@@ -147,10 +145,10 @@ class EpisodeSampler(Dataset[Episode]):
     def __init__(
         self,
         dataset: FewShotDataset,
-        n_way: Count = 8,
-        k_shot: Count = 4,
-        n_query: Count = 4,
-        seed: NonNegativeInt = 0,
+        n_way: int = 8,
+        k_shot: int = 4,
+        n_query: int = 4,
+        seed: int = 0,
         *,
         rotate: bool = False,
         flip: bool = False,
@@ -158,17 +156,12 @@ class EpisodeSampler(Dataset[Episode]):
         num_episodes: int | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        for name, value in (
-            ("n_way", n_way),
-            ("k_shot", k_shot),
-            ("n_query", n_query),
-            ("num_episodes", num_episodes),
-        ):
-            if value is not None and value < 1:
-                raise ValueError(f"{name}: got {value}, expected at least 1.")
+        for name, value in (("n_way", n_way), ("k_shot", k_shot), ("n_query", n_query)):
+            check_count(name, value)
         for name, value in (("seed", seed), ("n_absent", n_absent)):
-            if value < 0:
-                raise ValueError(f"{name}: got {value}, expected 0 or more.")
+            check_count(name, value, least=0)
+        if num_episodes is not None:
+            check_count("num_episodes", num_episodes)
         shape = dataset.image_shape
         if (rotate or flip) and (len(shape) != 3 or shape[1] != shape[2]):
             raise ValueError(
@@ -193,15 +186,9 @@ class EpisodeSampler(Dataset[Episode]):
                 "with dataset.subset."
             )
 
-        self.dataset = dataset
-        self.n_way = n_way
-        self.k_shot = k_shot
-        self.n_query = n_query
-        self.seed = seed
-        self.rotate = rotate
-        self.flip = flip
-        self.n_absent = n_absent
-        self.num_episodes = num_episodes
+        self.dataset, self.seed, self.num_episodes = dataset, seed, num_episodes
+        self.n_way, self.k_shot, self.n_query, self.n_absent = n_way, k_shot, n_query, n_absent
+        self.rotate, self.flip = rotate, flip
         self.position = 0
         """The index of the episode that :meth:`sample` returns next; setting it resumes an earlier run."""
         self._images = dataset.images if device is None else dataset.images.to(device)
@@ -267,15 +254,14 @@ class EpisodeSampler(Dataset[Episode]):
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
 
-        The gap between the evidence of the targets under the right memory and under this one tells what the
-        right memory is worth. No variant of a class of the episode is in it.
+        The gap between the evidence of the targets under the right memory and under this one tells what the right
+        memory is worth. No variant of a class of the episode is in it.
 
         Arguments:
             index: The index of the episode.
 
         Returns:
-            A memory of `n_way` classes with `k_shot` slots each; it depends on the arguments and the
-            index only.
+            A memory of `n_way` classes with `k_shot` slots each; it depends on the arguments and the index only.
 
         Raises:
             ValueError: The data set has too few classes that are not in the episode.
@@ -337,7 +323,7 @@ class EpisodeSampler(Dataset[Episode]):
 
 
 def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:
-    """Iterates over what can be evaluated together: episodes of one target merged, others one by one.
+    """Iterates over what can be evaluated together: `size` episodes of one target merged, others one by one.
 
     Arguments:
         episodes: Where the episodes come from.

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.checks import check_count, check_range
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 
@@ -25,39 +25,27 @@ __all__ = ["glyphs"]
 
 Bitmap = NDArray[np.uint8]
 
-# Fonts whose character map can be trusted for every letter, and TeX fonts, whose map can be trusted for ASCII
-# only: they file a Psi under the feminine ordinal. The display, symbol and last-resort fonts hold no letters.
+# Fonts whose character map can be trusted for every letter, and TeX fonts, whose map can be trusted for ASCII only:
+# they file a Psi under the feminine ordinal. The display, symbol and last-resort fonts hold no letters.
+_REGULAR_FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 _UNICODE_FONTS = (
-    "DejaVuSans",
-    "DejaVuSerif",
-    "DejaVuSansMono",
-    "STIXGeneral",
-    "DejaVuSans-Oblique",
-    "DejaVuSerif-Italic",
-    "DejaVuSansMono-Oblique",
-    "STIXGeneralItalic",
-    "DejaVuSans-Bold",
-    "DejaVuSerif-Bold",
-    "DejaVuSansMono-Bold",
-    "STIXGeneralBol",
-    "DejaVuSans-BoldOblique",
-    "DejaVuSerif-BoldItalic",
-    "DejaVuSansMono-BoldOblique",
-    "STIXGeneralBolIta",
+    *_REGULAR_FONTS,
+    *("DejaVuSans-Oblique", "DejaVuSerif-Italic", "DejaVuSansMono-Oblique", "STIXGeneralItalic"),
+    *("DejaVuSans-Bold", "DejaVuSerif-Bold", "DejaVuSansMono-Bold", "STIXGeneralBol"),
+    *("DejaVuSans-BoldOblique", "DejaVuSerif-BoldItalic", "DejaVuSansMono-BoldOblique", "STIXGeneralBolIta"),
 )
 _ASCII_FONTS = ("cmr10", "cmss10", "cmtt10", "cmti10", "cmb10", "cmmi10")
-_REGULAR_FONTS = _UNICODE_FONTS[:4]
 
-# Two letters look alike if, in some regular font and scaled to the same frame, no more than this share of the
-# ink of either is further than one pixel in 36 from the ink of the other. At 0.06 Latin A, Greek Alpha and
-# Cyrillic A are one class, and so are an E with a caron and an E with a tilde; the closest pairs that stay
-# apart differ by an accent or a small stroke, such as an s with a circumflex and an s with a caron.
+# Two letters look alike if, in some regular font and scaled to the same frame, no more than this share of the ink of
+# either is further than one pixel in 36 from the ink of the other. At 0.06 Latin A, Greek Alpha and Cyrillic A are one
+# class, and so are an E with a caron and an E with a tilde; the closest pairs that stay apart differ by an accent or a
+# small stroke, such as an s with a circumflex and an s with a caron.
 _ALIKE = 0.06
 _ALIKE_INK = 36
 _ALIKE_RESOLUTION = 48
 
-# A letter shorter and narrower than this share of the font size is a mark, such as a dot, that would fill the
-# frame as a blot.
+# A letter shorter and narrower than this share of the font size is a mark, such as a dot, that would fill the frame as
+# a blot.
 _MARK = 0.3
 
 # A script with fewer letters than this is left out: an alphabet to hold out needs some classes.
@@ -84,30 +72,25 @@ class _Letter:
 
 
 def glyphs(
-    size: int = 28,
-    drawings: Count = 20,
-    min_styles: Count = 4,
-    seed: NonNegativeInt = 0,
-    jitter: float = 1.0,
+    size: int = 28, drawings: int = 20, min_styles: int = 4, seed: int = 0, jitter: float = 1.0
 ) -> FewShotDataset:
     r"""Letters of many scripts as binary images: a data set the size of Omniglot, without a download.
 
-    A class is a letter, named as in Unicode, and an alphabet is a script. The styles of a class are the fonts
-    that matplotlib ships and that have the letter (DejaVu Sans, Serif and Mono, STIX and Computer Modern,
-    upright, slanted and bold). Letters that look alike, within or across scripts, are one class. A drawing is
-    a style under a random rotation, anisotropic scale, shear and shift, with all of its ink inside the frame.
+    A class is a letter, named as in Unicode, and an alphabet is a script. The styles of a class are the fonts that
+    matplotlib ships and that have the letter (DejaVu Sans, Serif and Mono, STIX and Computer Modern, upright, slanted
+    and bold). Letters that look alike, within or across scripts, are one class. A drawing is a style under a random
+    rotation, anisotropic scale, shear and shift, with all of its ink inside the frame.
 
     The images depend on the arguments, and on the versions of matplotlib and pillow.
 
     Arguments:
         size: The height and width of the images; at least 12.
         drawings: The number of drawings of each class; its styles are used in turn.
-        min_styles: The least number of different styles of a class. 12 gives fewer classes, most of them
-            Latin, Greek and Cyrillic.
+        min_styles: The least number of different styles of a class. 12 gives fewer classes, most of them Latin, Greek
+            and Cyrillic.
         seed: The seed of the jitter.
-        jitter: The strength of the jitter. At 1 the rotation is up to 10 degrees, the aspect ratio changes by
-            up to 16 %, the shear is up to 0.15 and the size shrinks by up to 20 %. At 0 drawings of the same
-            style are equal.
+        jitter: The strength of the jitter. At 1 the rotation is up to 10 degrees, the aspect ratio changes by up to 16
+            %, the shear is up to 0.15 and the size shrinks by up to 20 %. At 0 drawings of the same style are equal.
 
     Returns:
         A data set of `uint8` images with shape :math:`(N, 1, H, W)` and values 0 (paper) and 255 (ink).
@@ -124,13 +107,11 @@ def glyphs(
         ('ARABIC LETTER HAMZA', 'Arabic')
     """
     for name, value, least in (("size", size, 12), ("drawings", drawings, 1), ("min_styles", min_styles, 1)):
-        if value < least:
-            raise ValueError(f"{name}: got {value}, expected at least {least}.")
-    if not 0 <= jitter <= 2:
-        raise ValueError(f"jitter: got {jitter}, expected 0 (none) to 2 (strong).")
+        check_count(name, value, least)
+    check_range("jitter", jitter, 0, 2)
     letters = _letters(min_styles)
-    # Bitmaps of about the size they are drawn at: FreeType has smoothed them, so that sampling them misses no
-    # stroke, as it would on a finer one.
+    # Bitmaps of about the size they are drawn at: FreeType has smoothed them, so that sampling them misses no stroke,
+    # as it would on a finer one.
     sources = _render_styles(letters, drawings, resolution=math.ceil(1.5 * size))
     generator = torch.Generator().manual_seed(seed)
     images = torch.cat(
@@ -147,7 +128,7 @@ def glyphs(
 
 
 class _Font:
-    """One font file: which letters it has, and their bitmaps at any resolution."""
+    """One font file: its letters, and their bitmaps at any resolution."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -156,7 +137,7 @@ class _Font:
         self._sizes: dict[int, Any] = {}
 
     def letters(self) -> list[str]:
-        """Lists the letters of the font whose shape is their own."""
+        """The letters of the font whose shape is their own."""
         codes = require("matplotlib.ft2font", "plots").FT2Font(self._path).get_charmap()
         chars = [chr(code) for code in sorted(codes) if _is_letter(chr(code))]
         return [char for char in chars if char.isascii()] if self.name in _ASCII_FONTS else chars
@@ -188,14 +169,11 @@ class _Font:
 
 
 def _is_letter(char: str) -> bool:
-    """Whether a character is a letter in its own right.
-
-    Modifier letters are marks. Ligatures, superscripts and mathematical alphabets are other letters in
-    disguise, and Unicode says so by a tagged decomposition; so are the positional forms of Arabic letters,
-    but these have shapes of their own.
-    """
-    if unicodedata.category(char) not in ("Lu", "Ll", "Lt", "Lo"):
+    """Whether a character is a letter in its own right."""
+    if unicodedata.category(char) not in ("Lu", "Ll", "Lt", "Lo"):  # modifier letters are marks
         return False
+    # Ligatures, superscripts and mathematical alphabets are other letters in disguise, and Unicode says so by a tagged
+    # decomposition; so are the positional forms of Arabic letters, but these have shapes of their own.
     tag, *parts = unicodedata.decomposition(char).split() or [""]
     return not tag.startswith("<") or (tag in ("<initial>", "<medial>", "<final>") and len(parts) == 1)
 
@@ -235,8 +213,8 @@ def _letters(min_styles: int) -> tuple[_Letter, ...]:
 def _distinct_letters(chars: Sequence[str], ranks: Sequence[int], fonts: dict[str, _Font]) -> list[str]:
     """Keeps letters no two of which look alike, those of more fonts first.
 
-    Every letter left out looks like one that is kept. Merging by chains of likeness instead would join
-    letters that do not look alike at all, by way of those between.
+    Every letter left out looks like one that is kept. Merging by chains of likeness instead would join letters that do
+    not look alike at all, by way of those between.
     """
     alike = torch.zeros(len(chars), len(chars), dtype=torch.bool)
     for name in _REGULAR_FONTS:
@@ -286,13 +264,8 @@ def _warp(bitmaps: Sequence[Bitmap], size: int, jitter: float, generator: torch.
     angle, aspect, shear = ((2 * draw[:, :3] - 1) * torch.tensor([_ROTATION, _LOG_ASPECT, _SHEAR]) * jitter).unbind(1)
     cos, sin = angle.cos(), angle.sin()
     rotation = torch.stack([torch.stack([cos, -sin], -1), torch.stack([sin, cos], -1)], -2)
-    stretch = torch.stack(
-        [
-            torch.stack([(aspect / 2).exp(), shear], -1),
-            torch.stack([torch.zeros(n), (-aspect / 2).exp()], -1),
-        ],
-        -2,
-    )
+    wide, high = torch.stack([(aspect / 2).exp(), shear], -1), torch.stack([torch.zeros(n), (-aspect / 2).exp()], -1)
+    stretch = torch.stack([wide, high], -2)
     linear = rotation @ stretch
 
     # The corners of the ink's box reach furthest; scale by them, so that nothing is cut off at the border.
@@ -316,8 +289,8 @@ def _resample(bitmaps: Sequence[Bitmap], linear: Tensor, shift: Tensor, size: in
         top, left = (side - height) // 2, (side - width) // 2
         page[top : top + height, left : left + width] = bitmap
     source = torch.from_numpy(canvas).float().div_(255)[:, None]
-    # What affine_grid computes, by broadcasting, which is several times faster: for each pixel of the frame
-    # its place in the source, both in coordinates from -1 to 1.
+    # What affine_grid computes, by broadcasting, which is several times faster: for each pixel of the frame its place
+    # in the source, both in coordinates from -1 to 1.
     inverse = torch.linalg.inv(linear)
     along_x, along_y = (inverse * (size / side)).unbind(-1)
     offset = -(inverse @ shift[:, :, None])[:, :, 0] * (2 / side)

@@ -43,16 +43,15 @@ def from_folder(
         path: The folder.
         size: The height and width :math:`(H, W)` to bring every image to; by default they must agree.
         ink: Whether the drawing is darker or lighter than its ground.
-        threshold: How much ink, in [0, 1), makes a pixel ink, which gives 0 and 255 only; None keeps grey
-            values.
+        threshold: How much ink, in [0, 1), makes a pixel ink, which gives 0 and 255 only; None keeps grey values.
 
     Returns:
         The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
 
     Raises:
         FileNotFoundError: There is no such folder.
-        ValueError: There is no image, a class is empty, a file is unreadable or a link out of the folder, or
-            the sizes differ.
+        ValueError: There is no image, a class is empty, a file is unreadable or a link out of the folder, or the sizes
+            differ.
 
     Example:
         >>> import tempfile

@@ -22,9 +22,8 @@ Array = NDArray[Any]
 def mnist(root: str | os.PathLike[str] | None = None, *, train: bool = True, download: bool = False) -> FewShotDataset:
     r"""MNIST: handwritten digits, binary, as ten classes of one alphabet.
 
-    Reads `binmnist_train.npz` or `binmnist_test.npz` (for each digit an array of shape `(n, 28, 28)`
-    with values 0 and 1) in `root` or `root/mnist`, else what torchvision keeps in `root/MNIST`,
-    binarised at 0.5.
+    Reads `binmnist_train.npz` or `binmnist_test.npz` (for each digit an array of shape `(n, 28, 28)` with values 0 and
+    1) in `root` or `root/mnist`, else what torchvision keeps in `root/MNIST`, binarised at 0.5.
 
     Arguments:
         root: The folder to look in; by default the environment variable `PYRO_VMEM_DATA`.

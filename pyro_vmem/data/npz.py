@@ -24,8 +24,8 @@ def from_npz(path: str | os.PathLike[str]) -> FewShotDataset:
 
     The file holds two arrays, and up to three more:
 
-    - `images`: :math:`(N, H, W)`, :math:`(N, C, H, W)` or vectors :math:`(N, D)`; `uint8` with 255 for
-      ink, `bool` with True for ink, or floating point.
+    - `images`: :math:`(N, H, W)`, :math:`(N, C, H, W)` or vectors :math:`(N, D)`; `uint8` with 255 for ink, `bool` with
+      True for ink, or floating point.
     - `classes`: :math:`(N)`, indices from 0, or names as strings, which are numbered in sorted order.
     - `class_names`: :math:`(n)`, strings; optional, and only with indices in `classes`.
     - `alphabets`: :math:`(n)`, an index from 0 or a name for each class; optional.

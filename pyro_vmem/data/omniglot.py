@@ -37,11 +37,9 @@ _PARTS = {
 }
 
 
-# Which rows and columns a small image takes: its size, and where in each step the one lies.
-LATTICES = {
-    "index28": (28, 0.0),
-    "nearest26": (26, 0.5),
-}  # PIL's NEAREST takes the source pixel under the new one's centre
+# Which rows and columns a small image takes: its size, and where in each step the one lies. PIL's NEAREST takes the
+# source pixel under the new one's centre.
+LATTICES = {"index28": (28, 0.0), "nearest26": (26, 0.5)}
 
 
 def _pick(size: int, shift: float) -> Callable[[Bits], Bits]:
@@ -71,10 +69,9 @@ def omniglot(
 ) -> FewShotDataset:
     r"""Omniglot: handwritten characters of 50 alphabets, 20 drawings of each.
 
-    Reads the folders `images_background/<Alphabet>/characterNN/*.png` and `images_evaluation/...`, or zip
-    archives of them, in `root`, `root/omniglot` or `root/omniglot-py`. Images are `(1, H, W)` with
-    255 for ink; classes are named `"Alphabet/characterNN"`. What was read is kept in a small cache file, so
-    that only the first call takes seconds.
+    Reads the folders `images_background/<Alphabet>/characterNN/*.png` and `images_evaluation/...`, or zip archives of
+    them, in `root`, `root/omniglot` or `root/omniglot-py`. Images are `(1, H, W)` with 255 for ink; classes are named
+    `"Alphabet/characterNN"`. What was read is kept in a small cache file, so that only the first call takes seconds.
 
     References:
         | Human-level concept learning through probabilistic program induction (Lake et al., 2015)
@@ -83,11 +80,11 @@ def omniglot(
     Arguments:
         root: The folder to look in; by default the environment variable `PYRO_VMEM_DATA`.
         subset: `"background"` (964 characters of 30 alphabets), `"evaluation"` (659 of 20) or `"all"`.
-        resize: How 105x105 becomes smaller. `"index28"` takes rows and columns
-            :math:`\lfloor 105 i / 28 \rfloor`; `"nearest26"` is PIL's NEAREST at 26x26; `"maxpool26"` is
-            4x4 max-pooling of the ink in the 104x104 crop; None keeps 105x105.
-        cache_dir: The folder of the cache file; by default `$PYRO_VMEM_CACHE`, else
-            `$XDG_CACHE_HOME/pyro_vmem`, else `~/.cache/pyro_vmem`.
+        resize: How 105x105 becomes smaller. `"index28"` takes rows and columns :math:`\lfloor 105 i / 28 \rfloor`;
+            `"nearest26"` is PIL's NEAREST at 26x26; `"maxpool26"` is 4x4 max-pooling of the ink in the 104x104 crop;
+            None keeps 105x105.
+        cache_dir: The folder of the cache file; by default `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
+            `~/.cache/pyro_vmem`.
         download: Whether to fetch what `root` lacks, by `torchvision.datasets.Omniglot`.
 
     Returns:
@@ -146,17 +143,15 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Source:
-    """A folder or a zip archive that holds one part of the data set.
-
-    Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a
-    drawing, so that a hostile name cannot reach the disk.
-    """
+    """A folder or a zip archive that holds one part of the data set."""
 
     path: Path
     part: str
 
     def drawings(self) -> list[_Drawing]:
         """Lists the drawings in the order of their names."""
+        # Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a
+        # drawing, so that a hostile name cannot reach the disk.
         layout = re.compile(rf"{self.part}/([^/\\]+)/(character\d+)/[^/\\]+\.png")
         found = []
         for member, stamp in self._files():
@@ -174,10 +169,7 @@ class _Source:
         if self.path.is_dir():
             for file in self.path.glob("*/*/*.png"):
                 stat = file.stat()
-                yield (
-                    f"{self.part}/{file.relative_to(self.path).as_posix()}",
-                    (stat.st_size, stat.st_mtime_ns),
-                )
+                yield f"{self.part}/{file.relative_to(self.path).as_posix()}", (stat.st_size, stat.st_mtime_ns)
         else:
             stat = self.path.stat()
             with self._archive() as archive:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import NonNegativeInt
+from pyro_vmem._utils.checks import check_count
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import omniglot
@@ -52,8 +52,8 @@ class Protocol(abc.ABC):
     ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
         """Returns the classes to train on, to validate on and to test on.
 
-        Validation classes are whole alphabets held out of those that may be trained on; every choice that is made
-        while developing is made on them.
+        Validation classes are whole alphabets held out of those that may be trained on; every choice that is made while
+        developing is made on them.
 
         Arguments:
             root: The folder that holds Omniglot; by default the environment variable `PYRO_VMEM_DATA`.
@@ -68,7 +68,7 @@ class Protocol(abc.ABC):
         dataset: FewShotDataset,
         n_classes: int = 1,
         shots: int = 1,
-        seed: NonNegativeInt = 0,
+        seed: int = 0,
         num_episodes: int | None = None,
     ) -> ProtocolEpisodes:
         """Returns the evaluation episodes of one cell of a table.
@@ -97,37 +97,17 @@ class Protocol(abc.ABC):
     def draw(
         self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
     ) -> tuple[Sequence[int], Sequence[int]]:
-        """Draws one episode.
+        """Draws episode `index`: where the images in memory are in the data set, and where the targets are.
 
-        Arguments:
-            drawings: For each class, where its images are in the data set, `(n,)`.
-            n_classes: The number of classes :math:`C`.
-            shots: The number of items :math:`T` in memory.
-            index: The episode.
-            seed: The seed of the episodes.
-
-        Returns:
-            Where the images in memory are, and where the targets are.
+        `drawings` has the places of each class's images, one tensor `(n,)` a class; the others are as of `episodes`.
         """
 
 
 class ProtocolEpisodes(Dataset[Episode]):
-    r"""The episodes of a protocol, for one number of classes and of shots.
+    r"""The episodes that :meth:`Protocol.episodes` makes, with its arguments: one cell of a protocol's table.
 
-    `episodes[i]` depends on nothing but the arguments and `i`. Made by :meth:`Protocol.episodes`.
-
-    With no shots, one blank template stands for the empty memory.
-
-    Arguments:
-        protocol: The protocol.
-        dataset: The classes to test on.
-        n_classes: The number of classes :math:`C`.
-        shots: The number of items :math:`T` in memory.
-        seed: The seed of the episodes.
-        num_episodes: How many; by default as many as the protocol has.
-
-    Raises:
-        ValueError: The protocol does not have this cell, or the data set has too few drawings for it.
+    `episodes[i]` depends on nothing but the arguments and `i`. With no shots, one blank template stands for the empty
+    memory. A `ValueError` says if the protocol does not have the cell, or the data set has too few drawings for it.
 
     Example:
         >>> from pyro_vmem.data import batches
@@ -145,24 +125,16 @@ class ProtocolEpisodes(Dataset[Episode]):
         dataset: FewShotDataset,
         n_classes: int,
         shots: int,
-        seed: NonNegativeInt = 0,
+        seed: int = 0,
         num_episodes: int | None = None,
     ) -> None:
-        for name, value, least in (
-            ("n_classes", n_classes, 1),
-            ("shots", shots, 0),
-            ("seed", seed, 0),
-            ("num_episodes", 1 if num_episodes is None else num_episodes, 1),
-        ):
-            if value < least:
-                raise ValueError(f"{name}: got {value}, expected {least} or more.")
+        num_episodes = protocol.num_episodes(dataset) if num_episodes is None else num_episodes
+        for name, value, least in (("n_classes", n_classes, 1), ("shots", shots, 0), ("seed", seed, 0)):
+            check_count(name, value, least)
+        check_count("num_episodes", num_episodes)
         protocol.check(dataset, n_classes, shots)
-        self.protocol = protocol
-        self.dataset = dataset
-        self.n_classes = n_classes
-        self.shots = shots
-        self.seed = seed
-        self.num_episodes = protocol.num_episodes(dataset) if num_episodes is None else num_episodes
+        self.protocol, self.dataset = protocol, dataset
+        self.n_classes, self.shots, self.seed, self.num_episodes = n_classes, shots, seed, num_episodes
         by_class = dataset.classes.argsort(stable=True)
         self._drawings = list(by_class.split(dataset.class_sizes.tolist()))
 
@@ -211,8 +183,8 @@ class _Gmn(Protocol):
     """Of Generative Matching Networks (Bartunov, Vetrov, 2017): items one after the other, with replacement.
 
     :math:`C` classes, which may be the same; each item a class among them, and a drawing of it. The target is the item
-    after the :math:`T` in memory, so that the cells of one :math:`C` walk along the same sequences. It is a copy of
-    one of them with probability :math:`1 - (1 - 1/(20 C))^T`.
+    after the :math:`T` in memory, so that the cells of one :math:`C` walk along the same sequences. It is a copy of one
+    of them with probability :math:`1 - (1 - 1/(20 C))^T`.
     """
 
     name = "gmn"
@@ -349,7 +321,7 @@ PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (_Gmn(), _GmnDistinct(), _Z
 
 
 def protocol(name: str) -> Protocol:
-    """Returns the protocol of a name.
+    """The protocol of a name.
 
     - `gmn`: 28x28, positions of a sequence drawn with replacement; the target may be a copy.
     - `gmn-distinct`: the same without copies; the headline protocol.

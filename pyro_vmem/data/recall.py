@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.checks import check_count
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.memory import Memory
@@ -17,8 +17,8 @@ __all__ = ["RecallSampler"]
 class RecallSampler(Dataset[Episode]):
     r"""Memories of any images, and targets that are copies of what is in memory: a model's recall of its memory.
 
-    Not a few-shot protocol: the best that a model can do is to find the slot, for :math:`\log |M|` nats. Labels are
-    the numbers of the slots, so that a hit is the right slot. Nothing depends on the images' classes.
+    Not a few-shot protocol: the best that a model can do is to find the slot, for :math:`\log |M|` nats. Labels are the
+    numbers of the slots, so that a hit is the right slot. Nothing depends on the images' classes.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017)
@@ -40,13 +40,12 @@ class RecallSampler(Dataset[Episode]):
         True
     """
 
-    def __init__(
-        self, dataset: FewShotDataset, memory_size: int = 256, n_query: Count = 64, seed: NonNegativeInt = 0
-    ) -> None:
+    def __init__(self, dataset: FewShotDataset, memory_size: int = 256, n_query: int = 64, seed: int = 0) -> None:
         if not 1 <= memory_size <= len(dataset):
             raise ValueError(f"memory_size: got {memory_size}, expected 1 to {len(dataset)}, the images there are.")
         if not 1 <= n_query <= memory_size:
             raise ValueError(f"n_query: got {n_query}, expected 1 to {memory_size}, the slots there are.")
+        check_count("seed", seed, least=0)
         self.dataset, self.memory_size, self.n_query, self.seed = dataset, memory_size, n_query, seed
 
     def __getitem__(self, index: int) -> Episode:

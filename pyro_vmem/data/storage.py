@@ -19,22 +19,7 @@ _MAX_RATIO = 100
 
 
 def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> None:
-    """Writes a compressed `.npz` file whole or not at all.
-
-    The file appears under its name only when it is complete, so that neither an interrupted run nor a
-    second process can leave or see half of it.
-
-    Arguments:
-        path: The file to write or replace; its folder is made where it is missing.
-        **arrays: The arrays by name.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_npz(f"{folder}/a.npz", a=np.arange(3))
-        ...     os.listdir(folder)
-        ['a.npz']
-    """
+    """Writes arrays into a compressed `.npz` file, whole or not at all; its folder is made where it is missing."""
     with write_atomically(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
@@ -42,19 +27,9 @@ def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> No
 def load_npz(path: Path, argument: str) -> dict[str, np.ndarray[Any, Any]]:
     """Reads all arrays of an `.npz` file, which may come from anywhere: no pickles, no archive that explodes.
 
-    Arguments:
-        path: The file.
-        argument: The argument of the caller that named it, for the message.
-
     Raises:
-        ValueError: It is not such an archive, or it declares over a gigabyte and over a hundred times its own size.
-
-    Example:
-        >>> import tempfile
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     save_npz(f"{folder}/a.npz", a=np.arange(3))
-        ...     load_npz(Path(folder, "a.npz"), "path")
-        {'a': array([0, 1, 2])}
+        ValueError: It is not such an archive, or it declares over a gigabyte and over a hundred times its own size. The
+            message names the argument that the file was given by.
     """
     try:
         # Opened here: on a damaged archive np.load leaves what it opened itself to the garbage collector.
@@ -84,16 +59,7 @@ def printable(path: Path) -> str:
 
 
 def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
-    """Returns the folder for parsed data: the argument, or the environment's choice, or `~/.cache`.
-
-    Arguments:
-        cache_dir: A folder, or None for `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
-            `~/.cache/pyro_vmem`.
-
-    Example:
-        >>> cache_folder("here").name
-        'here'
-    """
+    """The folder for parsed data: the argument, `$PYRO_VMEM_CACHE`, or one in `$XDG_CACHE_HOME` or `~/.cache`."""
     if cache_dir is not None:
         return Path(cache_dir).expanduser()
     if own := os.environ.get("PYRO_VMEM_CACHE"):
@@ -102,19 +68,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def data_root(root: str | os.PathLike[str] | None, what: str) -> Path:
-    """Returns the folder to look for a data set in: the argument, or `$PYRO_VMEM_DATA`.
-
-    Arguments:
-        root: A folder, or None for the environment variable.
-        what: The data set's name, for the message.
-
-    Raises:
-        ValueError: Neither is given.
-
-    Example:
-        >>> data_root("somewhere", "Omniglot").name
-        'somewhere'
-    """
+    """The folder to look for the data set `what` in: the argument, or `$PYRO_VMEM_DATA`; else a `ValueError`."""
     if root is not None:
         return Path(root).expanduser()
     if named := os.environ.get("PYRO_VMEM_DATA"):

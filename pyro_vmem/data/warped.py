@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import NonNegativeInt
+from pyro_vmem._utils.checks import check_count
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import LATTICES
 from pyro_vmem.memory import Memory
@@ -67,8 +67,8 @@ class WarpedEpisodes(Dataset[Episode]):
     The map of the class makes further classes of those there are; that of the image makes further drawings, so that a
     lookup which is trained on them cannot go by where a character lies. Both are drawn anew in every episode. A pixel
     takes the value of the one that lies under it, so images without greys stay so; what comes from outside is blank.
-    With `resize`, images as large as they were drawn become small as :func:`~pyro_vmem.data.omniglot` makes them
-    small, after the maps: what is drawn then has the strokes that other small images have.
+    With `resize`, images as large as they were drawn become small as :func:`~pyro_vmem.data.omniglot` makes them small,
+    after the maps: what is drawn then has the strokes that other small images have.
 
     Arguments:
         episodes: Where the episodes come from; square images with a blank margin, and labels.
@@ -95,8 +95,11 @@ class WarpedEpisodes(Dataset[Episode]):
         of_class: Affine = Affine(rotation=20.0, scale=0.2, shear=0.3),
         of_image: Affine = Affine(rotation=10.0, scale=0.1, shear=0.15, shift=0.07),
         resize: Literal["index28", "nearest26"] | None = None,
-        seed: NonNegativeInt = 0,
+        seed: int = 0,
     ) -> None:
+        check_count("seed", seed, least=0)
+        if resize is not None and resize not in LATTICES:
+            raise ValueError(f"resize: got {resize!r}, expected {', '.join(map(repr, LATTICES))} or None.")
         self.episodes, self.of_class, self.of_image = episodes, of_class, of_image
         self.resize, self.seed = resize, seed
 

@@ -240,7 +240,7 @@ def log_evidence(
     max_decodes: Count = 1024,
     progress: bool = False,
 ) -> Tensor:
-    r"""Estimates :math:`\log p(x | M)` of each target, in nats: what :func:`estimate_evidence` has without a budget.
+    r"""Estimates :math:`\log p(x | M)` of each target, in nats, as :func:`estimate_evidence` does without a budget.
 
     Arguments:
         vma: The model and its guide.

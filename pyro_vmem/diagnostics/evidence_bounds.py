@@ -50,11 +50,11 @@ def evidence_bounds(
     seed: int | None = None,
     max_decodes: Count = 1024,
 ) -> EvidenceBounds:
-    r"""Bounds :math:`\log p(x | M)` from both sides, for targets that the model draws.
+    r"""Bounds :math:`\log p(x | M)`, in nats, from both sides, for targets that the model draws.
 
     With :math:`a, z, x \sim p(a | M)\, p(z | m_a)\, p(x | z, m_a)` the pair a, z is a draw of the posterior of x. The
-    estimate sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with :math:`z_{ak}` of
-    the guide. If one :math:`z_{ak}` at the true slot is the true :math:`z`, all draws come from a density that is
+    estimate sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with :math:`z_{ak}` of the
+    guide. If one :math:`z_{ak}` at the true slot is the true :math:`z`, all draws come from a density that is
     :math:`\hat p / p(x | M)` times that of the guide, so that the mean of :math:`\log \hat p - \log p(x | M)` is a
     divergence, and not negative. The gap between both bounds is small only where the guide of z is good. It is measured
     on what the model draws, and says nothing of data that the model explains badly.

@@ -115,12 +115,14 @@ class Proposal(NamedTuple):
         gaussians: Of the latent at each of them, with batch shape `(R, B)`.
         log_others: The logits of the other slots, with shape `(B, S)`; all minus infinity where there are none.
         counts: The draws of each component at each refined slot, and of all others, with shape `(B, G R + 1)`.
+        expected: The probability of all other slots by the address guide, with shape `(B,)`.
     """
 
     slots: Tensor
     gaussians: list[MultivariateNormal]
     log_others: Tensor
     counts: Tensor
+    expected: Tensor
 
 
 def refined_weights(
@@ -146,7 +148,7 @@ def refined_weights(
         The weights, `(n, B)`: those of the draws that the proposal has left.
     """
     target, components = vma.encode_x(x), len(config.mixture)
-    slots, gaussians, log_others, counts = _proposal(vma, memory, x, target, num_samples, config)
+    slots, gaussians, log_others, counts, expected = _proposal(vma, memory, x, target, num_samples, config)
     stratum = strata_of(counts).mT.contiguous()
     elsewhere = stratum == counts.shape[-1] - 1
     # Where there is no other slot, any will do: its weight is zero.
@@ -165,7 +167,7 @@ def refined_weights(
         q_z = vma.latent_guide(target, template)
         z, log_q = _draw(q_z, gaussians, log_shares, refined[rows], component[rows], elsewhere[rows])
         parts.append(vma.latent_prior(template).log_prob(z) + vma.likelihood(z, template).log_prob(x) - log_q)
-    return StratifiedWeights(log_ratio + torch.cat(parts), stratum, counts.mT.contiguous(), components)
+    return StratifiedWeights(log_ratio + torch.cat(parts), stratum, counts.mT.contiguous(), config.mixture, expected)
 
 
 def _draw(
@@ -228,7 +230,8 @@ def _proposal(
     mass = torch.cat([share.gather(-1, slots.mT), elsewhere.sum(-1, keepdim=True)], -1)
     gradients = config.start_gradients * begun.shape[-1] + (path.gradients - config.start_gradients) * num_refined
     num_draws = num_samples - tried.shape[-1] - DECODES_PER_GRADIENT * gradients
-    return Proposal(slots.contiguous(), gaussians, elsewhere.log(), _counts(num_draws, mass, config))
+    expected = 1 - guide.gather(-1, slots.mT).sum(-1)
+    return Proposal(slots.contiguous(), gaussians, elsewhere.log(), _counts(num_draws, mass, config), expected)
 
 
 def log_joint_of_latent(vma: VMA, x: Tensor, template: Template) -> Callable[[Tensor], Tensor]:

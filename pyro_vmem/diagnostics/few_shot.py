@@ -36,7 +36,7 @@ class FewShotEvaluation:
 
     Attributes:
         log_evidence: :math:`\log p(x | M)`.
-        log_evidence_wrong: The same with a memory of other classes.
+        log_evidence_wrong: The same with a memory of other classes; NaN where that was not asked for.
         standard_error: The Monte Carlo error of `log_evidence`; NaN where it is unknown, as of
             :class:`~pyro_vmem.diagnostics.Evidence`.
         ess: The effective sample size behind it, of `n_way * k_shot * num_samples` weights.
@@ -200,6 +200,7 @@ def evaluate(
     num_episodes: Count = 20,
     num_samples: Count = 10,
     *,
+    wrong: bool = True,
     seed: NonNegativeInt = 0,
     max_decodes: Count = 1024,
     progress: bool = True,
@@ -214,6 +215,8 @@ def evaluate(
         episodes: Where the episodes come from; classes that were not trained on, for few-shot figures.
         num_episodes: How many episodes.
         num_samples: Samples of z a slot.
+        wrong: Whether the evidence with a memory of other classes is measured too, which takes as many classes more and
+            as many decodes.
         seed: Seeds the samples of z.
         max_decodes: How many decodes to hold in memory at once; on processors more of them are slower.
         progress: Whether to show a progress bar.
@@ -222,7 +225,7 @@ def evaluate(
         The figures of each target.
 
     Raises:
-        ValueError: If a number is less than 1, or there are too few classes for a wrong memory.
+        ValueError: If a number is less than 1, episodes have no labels, or classes are too few for a wrong memory.
 
     Example:
         >>> import pyro_vmem as pv
@@ -239,12 +242,16 @@ def evaluate(
     with seeded(seed):
         for index in bar:
             episode = episodes[index].to(next(vma.parameters()).device)
-            assert episode.labels is not None  # those of a sampler have them
-            wrong = episodes.distractors(index).to(episode.x.device)
-            row, lookups = _measure(vma, episode, wrong, num_samples, max_decodes)
+            if episode.labels is None or episode.memory.labels is None:
+                raise ValueError(
+                    f"episodes: expected labels of targets and memory, which hit rates are made of, got {episode}. "
+                    "Without labels, use pyro_vmem.diagnostics.diagnose, or fit(..., validation=...)."
+                )
+            other = episodes.distractors(index).to(episode.x.device) if wrong else None
+            row, lookups = _measure(vma, episode, other, num_samples, max_decodes)
             rows.append(row)
             information.append(lookups)
-            slots = episode.memory.num_slots + wrong.num_slots
+            slots = episode.memory.num_slots + (0 if other is None else other.num_slots)
             decodes += len(episode.x) * (slots * num_samples + _DRAWS)
     columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
     warn_if_not_finite(columns["log_evidence"].flatten(), stacklevel=4)
@@ -260,16 +267,18 @@ def evaluate(
 
 
 def _measure(
-    vma: VMA, episode: Episode, wrong: Memory, num_samples: int, max_decodes: int
+    vma: VMA, episode: Episode, wrong: Memory | None, num_samples: int, max_decodes: int
 ) -> tuple[dict[str, Tensor], InformationSummary]:
     """The columns of one episode's targets, and what its lookups say about them."""
     x, encoded = episode.x, vma.encode(episode.memory)
     vma.check(encoded, x)
-    vma.check(wrong, x)
     right = slot_weights(vma, encoded, x, num_samples, max_decodes=max_decodes)
     exact, columns = right.log_joint, right.estimate.honest._asdict()
-    other = slot_weights(vma, wrong, x, num_samples, max_decodes=max_decodes)
-    columns["log_evidence_wrong"] = other.estimate.log_evidence
+    columns["log_evidence_wrong"] = torch.full_like(columns["log_evidence"], math.nan)
+    if wrong is not None:
+        vma.check(wrong, x)
+        other = slot_weights(vma, wrong, x, num_samples, max_decodes=max_decodes)
+        columns["log_evidence_wrong"] = other.estimate.log_evidence
     # Forked, so that the evidence of the next episode does not depend on what else is measured.
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         draws = draw_from_guide(vma, encoded, x, _DRAWS, max_decodes=max_decodes)

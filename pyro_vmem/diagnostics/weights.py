@@ -33,6 +33,7 @@ KHAT_LIMIT = 0.7  # above it the mean of weights converges too slowly to be trus
 KHAT_DOUBT = 0.5  # above it weights have no variance, and those of a target that look better may have been lucky
 ERROR_LIMIT = 0.5  # nats; from there on one weight makes up half of the estimate, and the delta method breaks down
 ROUNDING_ERROR = 1e-4  # nats; weights with so little spread are equal, and few of them suffice
+MISSING_SHARE = 0.05  # of a sum; if less than that is missing, nothing is made of it
 KHAT_SHARE = 0.99  # the share of an estimate by whose strata its k-hat is judged
 
 
@@ -156,7 +157,10 @@ class StratifiedWeights:
         log_weights: :math:`\log w`, with shape `(K, B)`.
         stratum: The stratum of each sample, with shape `(K, B)`; integers.
         counts: The samples :math:`n_g \ge 1` of each stratum, with shape `(G, B)`; integers.
-        components: So many strata in a row are components of one mixture, whose density all their weights have.
+        mixture: The shares of components of a mixture, which so many strata in a row are; all have its density in their
+            weights, and their share as a factor. The last stratum is by itself.
+        expected: What share of the sum is expected of the last stratum, with shape `(B,)`, if its proposal is too poor
+            for the weights to tell: there is no standard error where they come to much less.
 
     Example:
         >>> log_weights = torch.tensor([[1.0], [3.0], [5.0]]).log()  # a mean of 2, and 5
@@ -168,7 +172,8 @@ class StratifiedWeights:
     log_weights: Float[Tensor, "..."]
     stratum: Tensor
     counts: Tensor
-    components: int = 1
+    mixture: tuple[float, ...] = (1.0,)
+    expected: Tensor | None = None
 
     @classmethod
     def unstratified(cls, log_weights: Float[Tensor, "..."]) -> StratifiedWeights:
@@ -186,7 +191,11 @@ class StratifiedWeights:
     @property
     def estimate(self) -> Estimate:
         """The logarithm of the sum with all that tells how far it can be trusted."""
-        return Estimate(self.log_sum, self.standard_error, self.ess, self.khat)
+        error = self.standard_error
+        if self.expected is not None:
+            missing = self.expected - self._by_stratum(self._log_shares().softmax(0))[-1]
+            error = error.masked_fill(missing > half_width(error).clamp(min=MISSING_SHARE), math.nan)
+        return Estimate(self.log_sum, error, self.ess, self.khat)
 
     @property
     def log_means(self) -> Tensor:
@@ -234,12 +243,12 @@ class StratifiedWeights:
         the proposal, and what strata outside of these do has no part in the estimate. Components of one mixture are a
         single stratum here: where one of them is poor, the others make up for it.
         """
-        log_shares = self._log_shares()
-        group, counts = self.stratum // self.components, self.counts.to(log_shares.dtype)
-        groups = torch.arange(len(counts), device=group.device) // self.components
-        zeros = counts.new_zeros(int(groups[-1]) + 1, counts.shape[1])
-        sizes, shares = zeros.index_add(0, groups, counts), zeros.scatter_add(0, group, log_shares.softmax(0))
-        relative = log_shares - log_shares.logsumexp(0) - (shares / sizes).log().gather(0, group)
+        log_shares, size = self._log_shares(), len(self.mixture)
+        group, last = self.stratum // size, len(self.counts) - 1
+        factor = log_shares.new_tensor(self.mixture)[self.stratum % size].masked_fill(self.stratum == last, 1.0)
+        shares = log_shares.new_zeros(last // size + 1, log_shares.shape[1])
+        shares = shares.scatter_add(0, group, log_shares.softmax(0))
+        relative = self.log_weights - factor.log() - log_shares.logsumexp(0) - shares.log().gather(0, group)
         ordered, order = shares.sort(0, descending=True)
         kept = torch.zeros_like(order, dtype=torch.bool).scatter(0, order, ordered.cumsum(0) - ordered < KHAT_SHARE)
         kept = kept.gather(0, group)

@@ -22,7 +22,7 @@ __all__ = ["Objective", "check_objective", "choose_objective", "named_objective"
 
 Objective = Literal["auto", "vimco", "rws", "iwae", "reinforce", "rao-blackwell", "enumerate"]
 
-NUM_PARTICLES = 4  # the decodes per datapoint of a named objective; all names cost the same, but for "enumerate"
+NUM_PARTICLES = 4  # the decoder passes per datapoint of a named objective; all names cost the same, but for "enumerate"
 MANY_VALUES = 128  # from here on the noise of sampled addresses costs more than a looser bound: docs/objectives.md
 
 
@@ -33,7 +33,7 @@ def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO
         name: `"vimco"`, `"rws"` (with pathwise latents), `"iwae"`, `"reinforce"`, `"rao-blackwell"`, or `"enumerate"`
             for Pyro's own enumeration, guarded; its guide has to be marked by `config_enumerate`. `"auto"` needs
             :func:`choose_objective`.
-        num_particles: The decodes per datapoint; `"enumerate"` has as many as there are values.
+        num_particles: The decoder passes per datapoint; `"enumerate"` has as many as there are values.
 
     Raises:
         ValueError: If there is no such objective, or it needs more particles.
@@ -62,7 +62,7 @@ def choose_objective(num_values: int, num_particles: int = NUM_PARTICLES) -> tup
 
     Arguments:
         num_values: The values of the site: the slots of the memory, or those that a :class:`TruncatedGuide` keeps.
-        num_particles: The decodes per datapoint that a sampled objective would take.
+        num_particles: The decoder passes per datapoint that a sampled objective would take.
 
     Raises:
         ValueError: If a number is less than 1.

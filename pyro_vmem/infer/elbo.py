@@ -22,9 +22,10 @@ from torch import Tensor
 
 from pyro_vmem._utils.checks import check_count
 from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, through_values_only
-from pyro_vmem.infer.particles import Particles, draw_particles
+from pyro_vmem.infer.global_latents import draw_with_globals
+from pyro_vmem.infer.particles import Particles
 from pyro_vmem.infer.resampled_backward import check_guide, resampled_particles
-from pyro_vmem.infer.subsampling import SameSubsample
+from pyro_vmem.infer.subsampling import MasksByHandler, SameSubsample
 
 __all__ = ["ParticleELBO", "Terms", "log_mean_exp"]
 
@@ -33,8 +34,10 @@ class ParticleELBO(ELBO, abc.ABC):
     r"""An objective that is computed from particles, weighted per datapoint.
 
     A subclass gives :meth:`estimate`; all else is the same for all: `SVI`, `differentiable_loss`, terms, plates, scales
-    and masks. It works for any Pyro model whose sites all sit in one data plate: plate subsampling scales the sum over
-    datapoints, `poutine.scale` tempers the weights, `poutine.mask` leaves a datapoint out.
+    and masks. It works for any Pyro model whose observations and local latents sit in one data plate: plate subsampling
+    scales the sum over datapoints, `poutine.scale` tempers the weights, `poutine.mask` leaves a datapoint out. Latents
+    outside of the plate, such as the components of a mixture, are drawn once for all particles, and their
+    :math:`\log p(g) - \log q(g)` is added to the sum of the bounds; :class:`GlobalDraws_ELBO` draws them several times.
 
     Arguments:
         num_particles: The number :math:`K` of particles.
@@ -51,6 +54,8 @@ class ParticleELBO(ELBO, abc.ABC):
         least_particles: The least :math:`K` that the objective is defined for.
         weighted: Whether particles count by their normalised weights in the gradient, so that few can stand for all.
         bias: What the gradient is in expectation: `""` for that of the stated objective exactly, else what is off.
+        global_latents: Whether it has a gradient for latents outside of the data plate.
+        global_names: The names of those, once they are known.
         dreg: Whether reparameterised latents get doubly reparameterised gradients; off unless a subclass offers it.
         module: What the objective itself has to learn or to remember, such as a baseline; `None` for most.
 
@@ -63,6 +68,8 @@ class ParticleELBO(ELBO, abc.ABC):
     least_particles: ClassVar[int] = 1
     weighted: ClassVar[bool] = False
     bias: ClassVar[str] = ""
+    global_latents: ClassVar[bool] = True
+    global_names: frozenset[str] = frozenset()
     dreg: bool = False
     module: torch.nn.Module | None = None
 
@@ -117,7 +124,10 @@ class ParticleELBO(ELBO, abc.ABC):
         bound, surrogate = self.estimate(particles)
         # The value is the bound's, the gradient the surrogate's.
         value = bound.detach() + surrogate - surrogate.detach()
-        return Terms(particles, self.shares(particles).detach(), bound.detach(), -particles.scale * value.sum())
+        loss = -particles.scale * value.sum()
+        if particles.of_globals is not None:
+            loss = loss - particles.of_globals.surrogate(particles.scale * bound.detach().sum())
+        return Terms(particles, self.shares(particles).detach(), bound.detach(), loss)
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss, minus the sum of the bounds in nats, as a scalar tensor to call `backward` on."""
@@ -139,6 +149,7 @@ class ParticleELBO(ELBO, abc.ABC):
 
     def proposal(self, guide: Any) -> Any:
         """What the particles are drawn from, made of the guide in its plates; the guide itself unless overridden."""
+        guide = MasksByHandler()(guide)
         return doubly_reparameterised()(guide) if self.dreg else guide
 
     def check_drawn(self, guide_trace: Trace) -> None:
@@ -164,8 +175,10 @@ class ParticleELBO(ELBO, abc.ABC):
 
     def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
         if self.backward is None or not torch.is_grad_enabled():
-            return draw_particles(self, model, guide, *args, **kwargs)
+            return draw_with_globals(self, model, guide, *args, **kwargs)
         check_guide(guide)
+        if self.global_names:
+            raise ValueError("backward: not for programs with latents outside of the data plate. Use backward=None.")
         if self.max_plate_nesting == math.inf:
             self._guess_max_plate_nesting(model, guide, args, kwargs)
         same = SameSubsample()
@@ -190,14 +203,14 @@ class ParticleELBO(ELBO, abc.ABC):
         return traces
 
     def __repr__(self) -> str:
-        """The arguments that are not at their defaults, the first of all always."""
+        """The arguments that are not at their defaults, the first of all always; and the bias, if there is one."""
         shown: list[str] = []
         for name, parameter in inspect.signature(type(self)).parameters.items():
             value = getattr(self, name)
             # The nesting is found by the first call, where it is not given.
             if not shown or (name != "max_plate_nesting" and value != parameter.default):
                 shown.append(f"{name}={type(value).__name__ if isinstance(value, torch.nn.Module) else repr(value)}")
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return f"{type(self).__name__}({', '.join(shown)})" + (f"  # biased: {self.bias}" if self.bias else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +221,8 @@ class Terms:
         particles: The particles that the loss was computed from.
         shares: What each particle counts in an average over the guide, with shape `(K, B)`.
         bound: The multi-sample bound :math:`L` of each datapoint, with shape `(B,)`.
-        loss: The loss, a scalar: minus the sum of the bounds. Its gradient is the estimator's.
+        loss: The loss, a scalar: minus the sum of the bounds, and of what global latents add. Its gradient is the
+            estimator's.
 
     Example:
         >>> import pyro_vmem as pv

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,13 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import TraceEnum_ELBO
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vmem._utils.random_state import forked
 
-__all__ = ["EnumGuard", "EnumerationCost"]
+__all__ = ["EnumGuard", "EnumerationCost", "saved_bytes"]
 
 
 @dataclass(frozen=True)
@@ -101,10 +103,14 @@ class EnumGuard(TraceEnum_ELBO):
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         tensors = _tensors((*args, *kwargs.values()))
         shapes = tuple(tensor.shape for tensor in tensors)
-        if shapes not in self._accepted:
-            self._check(self.cost(model, guide, *args, **kwargs), tensors)
-            self._accepted.add(shapes)
-        yield from super()._get_traces(model, guide, args, kwargs)
+        if shapes in self._accepted:
+            yield from super()._get_traces(model, guide, args, kwargs)
+            return
+        self._check(self.cost(model, guide, *args, **kwargs), tensors)
+        for traces in super()._get_traces(model, guide, args, kwargs):
+            _check_plates(*traces)
+            yield traces
+        self._accepted.add(shapes)
 
     def _check(self, cost: EnumerationCost, tensors: list[Tensor]) -> None:
         limit = self.max_gigabytes
@@ -118,6 +124,26 @@ class EnumGuard(TraceEnum_ELBO):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(max_gigabytes={self.max_gigabytes})"
+
+
+def _check_plates(*traces: Trace) -> None:
+    """Refuses a site outside of a plate that depends on what is enumerated in it.
+
+    All elements of the plate are enumerated together, in one dim. A site that sees them all would see them with one and
+    the same value only, and Pyro does no more than warn.
+    """
+    sites: list[Any] = [site for trace in traces for site in trace.nodes.values() if site["type"] == "sample"]
+    for enumerated in sites:
+        dim = enumerated["infer"].get("_enumerate_dim")
+        plates = {frame for frame in enumerated["cond_indep_stack"] if frame.vectorized}
+        for site in sites if dim is not None else []:
+            shape = site["log_prob"].shape if "log_prob" in site else ()
+            if len(shape) >= -dim and shape[dim] > 1 and (left := plates - set(site["cond_indep_stack"])):
+                raise ValueError(
+                    f"enumeration: {site['name']!r} depends on {enumerated['name']!r}, of which plate "
+                    f"{min(frame.name for frame in left)!r} has several, and only values that are all the same would "
+                    "be summed. Sample instead, by VIMCO_ELBO or Reinforce_ELBO."
+                )
 
 
 class _FirstValues(Messenger):
@@ -153,6 +179,14 @@ class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
             return tensor
 
         super().__init__(pack, lambda tensor: tensor)
+
+
+def saved_bytes(run: Callable[[], Any]) -> int:
+    """What autograd keeps for the backward pass of a run, in bytes."""
+    saved = _SavedBytes()
+    with saved:
+        run()
+    return saved.total
 
 
 def _tensors(values: Any, depth: int = 3) -> list[Tensor]:

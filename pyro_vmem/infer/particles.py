@@ -19,11 +19,34 @@ from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vmem.infer.site_notes import OWN, PATH
+from pyro_vmem.infer.site_notes import OWN, PATH, RELAXED
 
-__all__ = ["Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples"]
+__all__ = ["Globals", "Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples", "stacked"]
 
 PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wraps around model and guide
+
+
+@dataclass(frozen=True, eq=False)
+class Globals:
+    r"""What one draw g of the latents outside of the data plate adds to the bound, in nats.
+
+    .. math:: L = \sum_b \log \frac{1}{K} \sum_k w_{bk}(g) + \log p(g) - \log q(g)
+
+    Attributes:
+        log_ratio: :math:`\log p(g) - \log q(g)`, a scalar.
+        score: :math:`\log q` of what is not reparameterised in g, a scalar.
+    """
+
+    log_ratio: Tensor
+    score: Tensor
+
+    def surrogate(self, of_data: Tensor) -> Tensor:
+        """The log-ratio, with the gradient that the whole bound gives what is not reparameterised.
+
+        Arguments:
+            of_data: The sum of the bounds of all datapoints, a scalar, without gradient.
+        """
+        return self.log_ratio + (of_data + self.log_ratio.detach()) * (self.score - self.score.detach())
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +63,8 @@ class Particles:
         score: :math:`\log q` of each site that the objective does not differentiate through, unscaled.
         kl: :math:`KL(q \| p)` in closed form, of each categorical latent.
         scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
+        relaxed: What a control variate adds to the score of each site that has one; see :mod:`pyro_vmem.infer.relax`.
+        of_globals: What latents outside of the data plate add, if there are any.
         arguments: What model and guide were called with, positional and by keyword.
         paths: For each particle drawn on its own (one entry if they are vectorized), the values whose gradients can be
             weighted, and what shapes `(K, B)` to fit each; see :mod:`pyro_vmem.infer.doubly_reparameterised`.
@@ -51,6 +76,8 @@ class Particles:
     score: dict[str, Tensor]
     kl: dict[str, Tensor]
     scale: float
+    relaxed: dict[str, list[Tensor]] = field(default_factory=dict)
+    of_globals: Globals | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     paths: list[list[tuple[Any, Callable[[Tensor], Tensor], Tensor | float]]] = field(default_factory=list)
 
@@ -106,13 +133,18 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
             latent is missing in the guide, or observed there; if no observation varies along a data plate.
     """
     rows = [particles_of(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
+    return replace(stacked(rows), arguments=(args, kwargs))
+
+
+def stacked(rows: list[Particles]) -> Particles:
+    """All particles of those that were drawn one by one."""
+    first = rows[0]
     if len(rows) == 1:
-        return replace(rows[0], arguments=(args, kwargs))
+        return first
 
     def stack(parts: Iterable[Tensor]) -> Tensor:
         return torch.cat(list(parts))
 
-    first = rows[0]
     return Particles(
         log_prior={name: stack(row.log_prior[name] for row in rows) for name in first.log_prior},
         log_guide={name: stack(row.log_guide[name] for row in rows) for name in first.log_guide},
@@ -120,7 +152,10 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
         score={name: stack(row.score[name] for row in rows) for name in first.score},
         kl={name: stack(row.kl[name] for row in rows) for name in first.kl},
         scale=first.scale,
-        arguments=(args, kwargs),
+        relaxed={
+            name: [stack(parts) for parts in zip(*(row.relaxed[name] for row in rows), strict=True)]
+            for name in first.relaxed
+        },
         paths=[path for row in rows for path in row.paths],
     )
 
@@ -149,6 +184,11 @@ def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
             if _is_categorical(site["fn"]) and _is_categorical(guide_sites[name]["fn"])
         },
         scale=layout.scale,
+        relaxed={
+            name: [layout.per_datapoint(part, scaled=False) for part in site["infer"][RELAXED]]
+            for name, site in guide_sites.items()
+            if RELAXED in site["infer"]
+        },
         paths=[
             [
                 (site["infer"][PATH], partial(layout.of_value, event_dim=site["fn"].event_dim), _power(site, layout))

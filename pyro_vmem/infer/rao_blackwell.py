@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-from pyro.poutine import Trace
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vmem._utils.checks import check_count
 from pyro_vmem.distributions import top_and_rest
-from pyro_vmem.infer.elbo import ParticleELBO
-from pyro_vmem.infer.particles import Particles, samples
+from pyro_vmem.infer.one_site import OneSiteELBO
+from pyro_vmem.infer.particles import Particles
 
 __all__ = ["RaoBlackwell_ELBO"]
 
 
-class RaoBlackwell_ELBO(ParticleELBO):
+class RaoBlackwell_ELBO(OneSiteELBO):
     r"""The evidence lower bound, the :math:`k` most probable values of one categorical site summed, the rest sampled.
 
     .. math:: L = \sum_{a \in T} q(a) f(a) + r\, f(a'), \qquad
@@ -26,9 +24,9 @@ class RaoBlackwell_ELBO(ParticleELBO):
 
     T are the k values of largest q for each datapoint. The value and its gradient are unbiased for the full guide, and
     the noise is scaled by what the guide leaves outside of T: once it knows where to look, there is hardly any. It
-    costs k + 1 decodes a datapoint. Of a sparse guide, :class:`IndexedGuide` in a :class:`DefensiveGuide` or not, only
-    what it names is looked at, so that slots may be millions. Other latents are reparameterised, or get score terms of
-    their own.
+    costs k + 1 decoder passes per datapoint. Of a sparse guide, :class:`IndexedGuide` in a :class:`DefensiveGuide` or
+    not, only what it names is looked at, so that slots may be millions. Other latents are reparameterised, or get
+    score terms of their own.
 
     References:
         | Rao-Blackwellized Stochastic Gradients for Discrete Distributions (Liu, Regier, Tripuraneni, Jordan,
@@ -63,34 +61,16 @@ class RaoBlackwell_ELBO(ParticleELBO):
         retain_graph: bool | None = None,
     ) -> None:
         self.k = check_count("k", k)
-        super().__init__(self.k + 1, max_plate_nesting=max_plate_nesting, retain_graph=retain_graph)
-        self.site = site
+        super().__init__(self.k + 1, site, max_plate_nesting, retain_graph)
 
-    def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        chosen = _TopAndRest(self.site, self.k, int(self.max_plate_nesting))(guide)
-        traces: tuple[Trace, Trace] = super()._get_vectorized_trace(model, chosen, args, kwargs)
-        if self.site not in traces[1].nodes:
-            latents = [name for name, site in traces[1].nodes.items() if site["type"] == "sample"]
-            raise ValueError(f"site: the guide has no sample site {self.site!r}; it has {latents}.")
-        self._check_site(*traces)
-        return traces
-
-    def _check_site(self, model_trace: Trace, guide_trace: Trace) -> None:
-        """Refuses a site that is several for each datapoint, or counts where others do not."""
-        summed = guide_trace.nodes[self.site]
-        for name, site in {**samples(guide_trace), **samples(model_trace)}.items():
-            for frame in summed["cond_indep_stack"]:
-                if frame not in site["cond_indep_stack"]:
-                    raise ValueError(
-                        f"site: {self.site!r} is in plate {frame.name!r}, which {name!r} is not in, so that a "
-                        "datapoint has several of it. Use pyro.infer.TraceEnum_ELBO, VIMCO_ELBO or "
-                        "Reinforce_ELBO."
-                    )
-            if summed["mask"] is not None and not _same_mask(summed["mask"], site["mask"]):
-                raise ValueError(
-                    f"site: {self.site!r} is masked otherwise than {name!r}. Mask the whole of model and guide, or "
-                    "only the observation; or sample, by VIMCO_ELBO or Reinforce_ELBO."
-                )
+    def choose(self, fn: torch.distributions.Categorical) -> Tensor:
+        slots = len(fn.enumerate_support())  # those that a truncated guide keeps
+        if self.k >= slots:
+            raise ValueError(
+                f"k: expected fewer than the {slots} values of site {self.site!r}, got {self.k}. "
+                "To sum all of them, use pyro.infer.TraceEnum_ELBO."
+            )
+        return top_and_rest(fn, self.k)
 
     def shares(self, particles: Particles) -> Tensor:
         q_top = particles.score[self.site][:-1].exp()
@@ -99,43 +79,9 @@ class RaoBlackwell_ELBO(ParticleELBO):
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights, q = particles.log_weights, self.shares(particles)
         bound = (q * log_weights).sum(0)
-        others = {name: score for name, score in particles.score.items() if name != self.site}
-        scores = sum((score for score in others.values()), torch.zeros_like(log_weights))
+        scores = self.other_scores(particles)
         # The sampled value's own score, against what the summed values say of the rest.
         signal = (log_weights[-1] - (q * log_weights)[:-1].sum(0) / q[:-1].sum(0)).detach()
         log_q_rest = particles.score[self.site][-1] - q[-1].clamp(min=torch.finfo(q.dtype).tiny).log()
         surrogate = bound + ((q * log_weights).detach() * scores).sum(0) + q[-1].detach() * signal * log_q_rest
         return bound, surrogate
-
-
-def _same_mask(mask: Any, other: Any) -> bool:
-    return other is mask or (other is not None and bool((torch.as_tensor(mask) == torch.as_tensor(other)).all()))
-
-
-class _TopAndRest(Messenger):
-    """Gives particle j the j-th most probable value of a site, and the last particle a draw from the others."""
-
-    def __init__(self, site: str, k: int, max_plate_nesting: int) -> None:
-        super().__init__()
-        self.site, self.k, self.dims = site, k, max_plate_nesting
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] != self.site or msg["is_observed"]:
-            return
-        fn = msg["fn"]
-        if not isinstance(fn, torch.distributions.Categorical):
-            raise ValueError(f"site: {self.site!r} is {type(fn).__name__}, expected a Categorical. Name one that is.")
-        if len(fn.batch_shape) >= self.dims:
-            raise ValueError(
-                f"site: {self.site!r} depends on another latent, so its most probable values differ between particles. "
-                "Name the first categorical site of the guide."
-            )
-        slots = len(fn.enumerate_support())  # those that a truncated guide keeps
-        if self.k >= slots:
-            raise ValueError(
-                f"k: expected fewer than the {slots} values of site {self.site!r}, got {self.k}. "
-                "To sum all of them, use pyro.infer.TraceEnum_ELBO."
-            )
-        values = top_and_rest(fn, self.k)
-        missing = self.dims - 1 - len(fn.batch_shape)
-        msg["value"] = values.reshape(self.k + 1, *[1] * missing, *fn.batch_shape)

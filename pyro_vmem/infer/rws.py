@@ -77,6 +77,7 @@ class RWS_ELBO(ParticleELBO):
     discrete: ClassVar[str] = "wake phase"
     least_particles: ClassVar[int] = 2
     weighted: ClassVar[bool] = True
+    global_latents: ClassVar[bool] = False  # weights compare draws of one datapoint, and a global latent has one draw
     bias: ClassVar[str] = "guide: self-normalised, O(1/K)"
 
     def __init__(

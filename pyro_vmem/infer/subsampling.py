@@ -5,11 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from pyro.distributions import MaskedDistribution
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["SameSubsample"]
+__all__ = ["MasksByHandler", "SameSubsample"]
+
+
+class MasksByHandler(Messenger):
+    """Turns a mask of a distribution, `fn.mask(...)`, into one of its site, as `poutine.mask` makes it.
+
+    Pyro masks the score function of such a distribution too, though what depends on the value may be left in; and what
+    asks for the kind of a distribution, or for its mask, should not have to look inside.
+    """
+
+    def _pyro_sample(self, msg: Any) -> None:
+        while isinstance(msg["fn"], MaskedDistribution):
+            mask = msg["fn"]._mask
+            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+            msg["fn"] = msg["fn"].base_dist
 
 
 class SameSubsample(Messenger):

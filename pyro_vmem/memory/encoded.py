@@ -132,7 +132,7 @@ class EncodedMemory(Memory):
         return type(self)(self.memory, fn(source) if isinstance(source, Template) else _Composed(source.encoder, fn))
 
     def of_datapoints(self, rows: slice | Tensor) -> EncodedMemory:
-        """The memories of some of the datapoints; a shared memory as it is."""
+        """The memories of some datapoints, `rows` a slice or integers `(n,)`; a shared memory as it is."""
         if not self.per_datapoint:
             return self
         return self._map(lambda values: values[rows], lambda slots: slots[rows])

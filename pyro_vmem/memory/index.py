@@ -92,7 +92,7 @@ class AddressIndex(abc.ABC):
     numbered on, those removed are never found again.
 
     Arguments:
-        keys: One key a slot, with shape `(S, E)`.
+        keys: One key per slot, with shape `(S, E)`.
 
     Raises:
         ValueError: If the keys are not a matrix of finite numbers.
@@ -249,7 +249,7 @@ class ExactIndex(AddressIndex):
     """Exact search: every key, some at a time.
 
     Arguments:
-        keys: One key a slot, with shape `(S, E)`; the search runs on their device, in their dtype.
+        keys: One key per slot, with shape `(S, E)`; the search runs on their device, in their dtype.
 
     Raises:
         ValueError: If the keys are not a matrix of finite numbers.
@@ -291,7 +291,7 @@ class FaissIndex(AddressIndex):
         | (Malkov, Yashunin, 2018) https://arxiv.org/abs/1603.09320
 
     Arguments:
-        keys: One key a slot, with shape `(S, E)`.
+        keys: One key per slot, with shape `(S, E)`.
         kind: `"ivf"` groups the keys around centres and searches the groups nearest to the query; `"hnsw"` walks a
             graph of near keys, which takes longer to build, and least time a query.
         effort: How many groups (`"ivf"`) or nodes of the graph (`"hnsw"`) a search looks at: more find more. Default:

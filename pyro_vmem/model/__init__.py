@@ -11,12 +11,14 @@ from pyro_vmem.model.baselines import (
 )
 from pyro_vmem.model.indexing import KeyRefresher, Staleness, add_templates, index_memory, staleness
 from pyro_vmem.model.linear_gaussian import LinearGaussianMemory
+from pyro_vmem.model.lookup import Lookup
 from pyro_vmem.model.vma import VMA
 
 __all__ = [
     "VMA",
     "KeyRefresher",
     "LinearGaussianMemory",
+    "Lookup",
     "NoMemoryVAE",
     "SetStatisticsVAE",
     "SoftAttentionDecoder",

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Distribution
 
+from pyro_vmem._utils.random_state import forked
 from pyro_vmem.memory import Memory, Template
 from pyro_vmem.parts import Part
 
@@ -27,7 +28,7 @@ def check_parts(vma: Any) -> None:
         return
     modes = [(module, module.training) for module in vma.modules()]
     try:
-        with torch.random.fork_rng(devices=[]):
+        with forked(weight.device):
             _pass_on_zeros(vma.eval(), weight)
     finally:
         for module, mode in modes:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, Literal, Self
+import importlib
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+from typing import Any, Literal, Self
 
 import pyro
 import torch
@@ -16,6 +19,7 @@ from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.checks import check_parts
 from pyro_vmem.model.completion import complete
+from pyro_vmem.model.lookup import Lookup, lookup
 from pyro_vmem.parts import (
     AddressGuide,
     AddressPrior,
@@ -90,8 +94,6 @@ class VMA(Part):
         torch.Size([2, 5])
     """
 
-    from_pretrained: ClassVar[Callable[[str], VMA]]  # of pretrained.py, which has to stand above what builds models
-
     def __init__(
         self,
         address_prior: AddressPrior,
@@ -131,6 +133,13 @@ class VMA(Part):
 
     def _add_networks(self) -> None:
         """Makes what a subclass has beside the parts; then they are tried out together."""
+
+    @staticmethod
+    def from_pretrained(name: str) -> VMA:
+        """A trained model that comes with the package; see :func:`pyro_vmem.config.from_pretrained`."""
+        # Packaged models stand above what builds models, so they are imported when one is asked for.
+        vma: VMA = importlib.import_module("pyro_vmem.config").from_pretrained(name)
+        return vma
 
     @classmethod
     @checked
@@ -302,6 +311,71 @@ class VMA(Part):
 
     # What a user asks of a trained model
 
+    def save(self, path: str | Path) -> None:
+        """Writes weights and spec to one file that :func:`pyro_vmem.load` reads; see :func:`pyro_vmem.config.save`."""
+        importlib.import_module("pyro_vmem.config").save(self, path)
+
+    @torch.no_grad()
+    def lookup(self, memory: Memory, x: Tensor, k: int = 3) -> Lookup:
+        r"""Where the guide looks: :math:`q(a | M, x)`, the prior, the information gain and the best slots.
+
+        Arguments:
+            memory: The memory :math:`M`.
+            x: The targets, with shape `(B, *event)`.
+            k: How many of the most probable slots of each target to name.
+
+        Returns:
+            A :class:`Lookup`, which prints as a table and has a `plot`.
+
+        Raises:
+            ValueError: If `k` is less than 1, or memory or x do not fit.
+
+        Example:
+            >>> found = VMA.for_vectors(5).lookup(Memory(torch.randn(10, 5)), torch.randn(3, 5))
+            >>> found.slots.shape, found.gain.shape
+            (torch.Size([3, 3]), torch.Size([3]))
+        """
+        if k < 1:
+            raise ValueError(f"k: expected at least 1, got {k}.")
+        self.check(memory, x)
+        encoded = self.encode(memory)
+        return lookup(self.address_guide(encoded, self.encode_x(x)), self.address_prior(encoded), encoded, x, k)
+
+    @torch.no_grad()
+    def posterior_predictive(self, memory: Memory, x: Tensor, n: int = 1, mean: bool = False) -> Tensor:
+        r"""Draws new observations :math:`x' \sim p(x' | z, m_a)` with :math:`a, z \sim q(a, z | x, M)`.
+
+        Arguments:
+            memory: The memory :math:`M`.
+            x: The targets, with shape `(B, *event)`.
+            n: How many draws for each target.
+            mean: Whether to return the mean of :math:`p(x' | z, m_a)` for each draw of :math:`a, z`.
+
+        Returns:
+            The observations, with shape `(n, B, *event)`.
+
+        Raises:
+            ValueError: If `n` is less than 1, or memory or x do not fit.
+
+        Example:
+            >>> VMA.for_vectors(5).posterior_predictive(Memory(torch.randn(10, 5)), torch.randn(3, 5), n=4).shape
+            torch.Size([4, 3, 5])
+        """
+        if n < 1:
+            raise ValueError(f"n: expected at least 1, got {n}.")
+        self.check(memory, x)
+        encoded, target = self.encode(memory), self.encode_x(x)
+        template = encoded.read(self.address_guide(encoded, target).sample(torch.Size([n])))
+        p_x = self.likelihood(self.latent_guide(target, template).sample(), template)
+        return self.likelihood.draw(p_x, mean)
+
+    def reconstruct(self, memory: Memory, x: Tensor) -> Tensor:
+        r"""The mean of :math:`p(x' | z, m_a)` for one draw of :math:`a, z` from the guide, with shape `(B, *event)`.
+
+        Arguments and errors are those of :meth:`posterior_predictive`.
+        """
+        return self.posterior_predictive(memory, x, mean=True)[0]
+
     @torch.no_grad()
     @checked
     def generate(self, memory: Memory, n: Count = 1, address: int | None = None, mean: bool = False) -> Tensor:
@@ -454,8 +528,10 @@ class VMA(Part):
             "features of m": self.template_encoder,
             "features of x": self.x_encoder,
         } | ({} if self.templates is None else {"slots of M": self.templates})
-        rows = [(role, repr(part) if part is not None else "as those of m", size(part)) for role, part in roles.items()]
-        width = max(len(text) for _, text, _ in rows)
-        lines = [f"  {role:<13} {text:<{width}}  {count:>9}" for role, text, count in rows]
+        lines = []
+        for role, part in roles.items():
+            # 88 columns in all, so that a notebook breaks no line anew
+            first, *rest = wrap("as those of m" if part is None else repr(part), 60, subsequent_indent="  ")
+            lines += [f"  {role:<13} {first:<60}  {size(part):>9}", *(f"{'':16}{line}" for line in rest)]
         head = f"{self.name!r}: x {tuple(self.event_shape)}, z ({self.latent_dim},), {size(self)} parameters"
         return "\n".join([f"{type(self).__name__}({head}", *lines, ")"])

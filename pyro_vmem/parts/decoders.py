@@ -261,8 +261,10 @@ def _coordinates(size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
 def _weighed(weight: Tensor, images: Tensor) -> Tensor:
     """A 1x1 convolution `(C', C, 1, 1)` of `(N, C, H, W)`, faster where channels are few."""
     if len(weight) == 1:
-        first, *rest = (one * channel for one, channel in zip(weight.split(1, 1), images.split(1, 1), strict=True))
-        return sum(rest, first)
+        out = weight[:, :1] * images[:, :1]
+        for channel in range(1, images.shape[1]):
+            out = out + weight[:, channel, None] * images[:, channel, None]
+        return out
     return F.linear(images.permute(0, 2, 3, 1), weight.flatten(1)).permute(0, 3, 1, 2)
 
 

@@ -75,7 +75,8 @@ class Doubling(nn.Conv2d):
 
     def forward(self, images: Tensor) -> Tensor:
         assert self.bias is not None
-        weight, bias = (p.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1) for p in (self.weight, self.bias))
+        weight = self.weight.unflatten(0, (-1, 4)).transpose(0, 1).flatten(0, 1)
+        bias = self.bias.unflatten(0, (-1, 4)).mT.flatten()
         pixels = F.conv2d(images, weight, bias).permute(0, 2, 3, 1).unflatten(-1, (2, 2, -1))
         return pixels.transpose(2, 3).flatten(1, 2).flatten(2, 3).permute(0, 3, 1, 2)
 

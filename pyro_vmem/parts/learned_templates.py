@@ -97,7 +97,7 @@ class ExtraTemplates(Templates):
         event_shape: The shape of one template.
 
     Raises:
-        ValueError: If `num_slots` is less than 1.
+        ValueError: If `num_slots` is less than 1; when called, if a given slot has the label -1.
 
     Example:
         >>> from pyro_vmem import VMA
@@ -110,6 +110,12 @@ class ExtraTemplates(Templates):
     """
 
     def forward(self, memory: Memory) -> Memory:
+        """As of :class:`Templates`; a `ValueError` if a given slot has the label -1."""
+        if memory.labels is not None and bool((memory.labels == NO_CLASS).any()):
+            raise ValueError(
+                f"memory: a slot has the label {NO_CLASS}, which is that of learned slots, and would join them. "
+                "Number its classes from 0 on."
+            )
         leading = memory.batch_shape
         values = self.values.expand(*leading, *self.values.shape)
         templates = torch.cat([memory.templates, values.to(memory.templates.dtype)], dim=len(leading))

@@ -104,8 +104,13 @@ class Part(nn.Module, abc.ABC):
         # A list from a spec is shown as the tuple that it stands for.
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments().items()}
         given = {name: p.default for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
-        shown = [f"{name}={v!r}" for name, v in values.items() if name not in given or v != given[name]]
+        shown = [f"{name}={_short(v)}" for name, v in values.items() if name not in given or v != given[name]]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _short(value: Any) -> str:
+    """Its repr, of a float with four digits."""
+    return repr(float(f"{value:.4g}") if isinstance(value, float) else value)
 
 
 def _shapes(held: nn.Module | Tensor | None) -> Any:

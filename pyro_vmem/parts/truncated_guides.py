@@ -17,11 +17,11 @@ __all__ = ["IndexedGuide", "TruncatedGuide"]
 class TruncatedGuide(AddressGuide):
     r"""The :math:`k` most probable addresses of another guide, renormalised: :math:`q_k(a) \propto q(a)` on the top k.
 
-    With `pyro.infer.TraceEnum_ELBO` and `config_enumerate(vma.guide, "parallel", expand=True)` it costs k decodes a
-    target instead of one a slot, and its gradient is exact: the bound is that of the truncated posterior. Under a
-    uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`. Where templates are encoded as they are read, as :func:`fit`
-    does when slots are more than reads, those of a :class:`KeyedGuide` are chosen without gradient, and only these are
-    encoded with it.
+    With `pyro.infer.TraceEnum_ELBO` and `config_enumerate(vma.guide, "parallel", expand=True)` it costs k decoder
+    passes per target instead of one per slot, and its gradient is exact: the bound is that of the truncated posterior.
+    Under a uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`. Where templates are encoded as they are read,
+    as :func:`fit` does when slots are more than reads, those of a :class:`KeyedGuide` are chosen without gradient, and
+    only these are encoded with it.
 
     Arguments:
         inner: The guide whose addresses are truncated.

@@ -11,6 +11,7 @@ from pyro_vmem.plots._style import ON_ANY_PAGE
 from pyro_vmem.plots.addresses import address_heat_map, lookup, lookups
 from pyro_vmem.plots.calibration import khat_scatter, reliability_diagram, sbc_histograms
 from pyro_vmem.plots.curves import learning_curves
+from pyro_vmem.plots.graphical_model import graphical_model
 from pyro_vmem.plots.information import evidence_by_memory, information_gain_against_slots, information_gain_histogram
 from pyro_vmem.plots.pictures import completions, images, one_shot_generations
 
@@ -19,6 +20,7 @@ __all__ = [
     "address_heat_map",
     "completions",
     "evidence_by_memory",
+    "graphical_model",
     "images",
     "information_gain_against_slots",
     "information_gain_histogram",

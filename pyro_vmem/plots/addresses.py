@@ -78,8 +78,8 @@ def lookups(
     targets: Array,
     templates: Array,
     probabilities: Array,
-    labels: Array,
-    target_labels: Array,
+    labels: Array | None = None,
+    target_labels: Array | None = None,
     max_slots: int = 8,
     exact: Array | None = None,
 ) -> AnyFigure:
@@ -90,7 +90,7 @@ def lookups(
         targets: `(T, C, H, W)`.
         templates: `(S, C, H, W)`.
         probabilities: `(T, S)`.
-        labels: The class of each template, `(S,)`.
+        labels: The class of each template, `(S,)`. Without classes, no template is marked as right.
         target_labels: The class of each target, `(T,)`.
         max_slots: How many templates to show.
         exact: The exact posterior, `(T, S)`, drawn as a second bar.
@@ -111,17 +111,19 @@ def lookups(
     if max_slots < 1:
         raise ValueError(f"max_slots: expected at least 1, got {max_slots}.")
     x, m, q = as_colours("targets", targets), as_colours("templates", templates), as_numpy(probabilities)
-    if q.shape != (len(x), len(m)) or len(labels) != len(m) or len(target_labels) != len(x):
+    right: NDArray[np.bool_] = np.zeros((len(x), len(m)), dtype=bool)
+    if labels is not None and target_labels is not None:
+        right = as_numpy(target_labels)[:, None] == as_numpy(labels)
+    if q.shape != (len(x), len(m)) or right.shape != q.shape:
         raise ValueError(
             f"probabilities: expected shape {(len(x), len(m))} with a label for each target and template, got "
-            f"{q.shape} with {len(target_labels)} and {len(labels)} labels."
+            f"{q.shape} with {right.shape[0]} and {right.shape[1]} labels."
         )
     second = None if exact is None else as_numpy(exact)
     if second is not None and second.shape != q.shape:
         raise ValueError(
             f"exact: expected shape {q.shape} as probabilities, got {second.shape}. Give one row per target."
         )
-    correct = as_numpy(target_labels)[:, None] == as_numpy(labels)
     slots, height = min(max_slots, len(m)), x.shape[1] / x.shape[2]
     below = height + 0.1 + (0.0 if second is None else _BAR)  # where text begins under the bars
     row_height = below + 0.62
@@ -129,8 +131,9 @@ def lookups(
     ax, font = image_canvas(figure, SPLIT + max(slots * STEP, 5.0), bottom + 0.4)
     ax.text(0.5, 0.3, "target", ha="center", fontsize=font)
     ax.text(SPLIT, 0.3, "looked up, most probable first", fontsize=font)
-    draw_tick(ax, SPLIT + 0.15, bottom + 0.13, font)
-    ax.text(SPLIT + 0.4, bottom + 0.22, "right class", fontsize=font)
+    if labels is not None:
+        draw_tick(ax, SPLIT + 0.15, bottom + 0.13, font)
+        ax.text(SPLIT + 0.4, bottom + 0.22, "right class", fontsize=font)
     bars: dict[str, Any] = {"height": _BAR - 0.02, "align": "edge"}
     if second is not None:
         for start, name, colour in ((2.1, "guide", BLUE), (3.7, "exact", ORANGE)):
@@ -139,21 +142,21 @@ def lookups(
     for row in range(len(x)):
         top = 0.5 + row * row_height
         draw_image(ax, 0, top, x[row])
-        shown, skipped = _most_probable(q[row], correct[row], slots)
+        shown, skipped = _most_probable(q[row], right[row], slots)
         if skipped:
             dots = SPLIT + (slots - 1) * STEP - (STEP - 1) / 2
             places = top + height * np.array([0.35, 0.5, 0.65])
             ax.plot([dots] * 3, places, ".", color=text_colour(), markersize=font / 4)
         left = SPLIT + STEP * np.arange(len(shown))
-        colours = [GREEN if right else BLUE for right in correct[row, shown]]
+        colours = [GREEN if is_right else BLUE for is_right in right[row, shown]]
         levels = [(q[row, shown], colours)] + ([] if second is None else [(second[row, shown], [ORANGE] * len(shown))])
         for level, (values, fills) in enumerate(levels):
             places = [top + height + 0.1 + level * _BAR] * len(shown)
             ax.barh(places, 1, color=empty_bar_colour(), left=left, **bars)
             ax.barh(places, values, color=fills, left=left, **bars)
         for slot, start in zip(shown, left, strict=True):
-            draw_image(ax, start, top, m[slot], frame=GREEN if correct[row, slot] else None, line=font / 4)
-            if correct[row, slot]:
+            draw_image(ax, start, top, m[slot], frame=GREEN if right[row, slot] else None, line=font / 4)
+            if right[row, slot]:
                 draw_tick(ax, start + 0.9, top + 0.1, font)
             text = _percent(q[row, slot])
             ax.text(start + 0.5, top + below + 0.17, text, ha="center", va="top", fontsize=font)

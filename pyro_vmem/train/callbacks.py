@@ -64,6 +64,9 @@ class Validation(Callback):
         episodes: Where they come from: classes that are not trained on.
         select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
             last validation. The bound hardly tells them apart where only a guide is trained.
+
+    Raises:
+        ValueError: If `select` is neither.
     """
 
     everywhere = True
@@ -171,20 +174,46 @@ class Checkpoints(Callback):
 
 
 class ProgressBar(Callback):
-    """Shows the steps and the averages of the terms on the terminal."""
+    """Shows the steps, the time left and the averages of the terms: a bar on a terminal, elsewhere a line now and then.
+
+    Arguments:
+        seconds: How often a line is written where stderr is no terminal, which would get every frame of a bar.
+    """
+
+    def __init__(self, seconds: float = 30.0) -> None:
+        self.seconds = seconds
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
         """Shows the bar, and what `"auto"` has chosen."""
-        total = None if trainer.config.minutes else trainer.config.steps
-        self.bar = tqdm(total=total, initial=trainer.result.steps, desc="training", unit="step")
+        total, steps = None if trainer.config.minutes else trainer.config.steps, trainer.result.steps
+        self.bar = tqdm(total=total, initial=steps, desc="training", unit="step", disable=not sys.stderr.isatty())
+        self._begun, self._first = time.perf_counter(), steps
+        self._next = self._begun + self.seconds
         if trainer.result.chosen:
             self.bar.write(trainer.result.chosen, file=sys.stderr)
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Moves the bar."""
+        """Moves the bar, or writes a line."""
         self.bar.update()
-        if trainer.result.steps % 10 == 0:
-            self.bar.set_postfix_str(trainer.meter.text(), refresh=False)
+        if self.bar.disable and time.perf_counter() >= self._next:
+            self._next = time.perf_counter() + self.seconds
+            steps, of = trainer.result.steps, "" if trainer.config.minutes else f" of {trainer.config.steps:,}"
+            line = f"step {steps:,}{of}, {self._left(trainer)} left: {trainer.meter.text()}"
+            self.bar.write(line, file=sys.stderr)
+        elif trainer.result.steps % 10 == 0:
+            # Of a number of steps the bar itself tells the time left.
+            left = f"{self._left(trainer)} left  " if trainer.config.minutes else ""
+            self.bar.set_postfix_str(left + trainer.meter.text(), refresh=False)
+
+    def _left(self, trainer: Trainer) -> str:
+        """The time that the run still takes: of its minutes, or by the pace of the steps so far."""
+        config, result = trainer.config, trainer.result
+        if config.minutes is not None:
+            seconds = 60 * config.minutes - result.seconds
+        else:
+            per_step = (time.perf_counter() - self._begun) / max(1, result.steps - self._first)
+            seconds = per_step * (config.steps - result.steps)
+        return str(tqdm.format_interval(max(0.0, seconds)))
 
     def end(self, trainer: Trainer) -> None:
         """Closes the bar."""

@@ -66,7 +66,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         The tensors by name, of the shapes that they had, on the CPU; and the plain data.
 
     Raises:
-        OSError: If there is no such file, or it cannot be read; that says nothing of what is in it.
+        FileNotFoundError: If there is no such file.
+        OSError: If it cannot be read; this says nothing about its contents.
         ValueError: If it is truncated, corrupted, not one of ours, or of a later version of this library.
     """
     path = Path(path)

@@ -126,6 +126,11 @@ def fit(
     if checkpoints is not None:
         check_spec(vma)
     with contextlib.ExitStack() as stack:
+        # Whatever the caller is in: in either of these nothing would be trained.
+        for mode in (torch.inference_mode(False), torch.enable_grad()):
+            stack.enter_context(mode)
+        if torch.get_default_device().type != "cpu":  # where the library makes what it then moves
+            stack.enter_context(torch.device("cpu"))
         stack.enter_context(set_aside(trainer.device))  # which a source of episodes may draw from
         trainer.seed()  # so that the first episode is the same one when the run is resumed
         episode = first_episode(episodes, "episodes", 1 if config.minutes is not None else config.steps)

@@ -422,7 +422,8 @@ class Trainer:
 
     def _warn_of_changes(self, before: dict[str, Any]) -> None:
         now = _plain(self.settings)
-        changed = [f"{n}={now.get(n)!r} (was {was!r})" for n, was in before.items() if now.get(n) != was]
+        names = [*before, *(name for name in now if name not in before)]  # a validation may be new, or gone
+        changed = [f"{n}={now.get(n)!r} (was {before.get(n)!r})" for n in names if now.get(n) != before.get(n)]
         if changed and self.processes.index == 0:
             warnings.warn(
                 f"resume: the run had other settings before; it goes on with {', '.join(changed)}.",

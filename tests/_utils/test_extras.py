@@ -61,7 +61,7 @@ def write(path: Path, text: str) -> Path:
 def test_a_missing_extra_is_named(what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     package, extra, call = NEEDS[what]
     block(monkeypatch, package)
-    with pytest.raises(ImportError, match=rf"this feature needs {package}: pip install 'pyro_vmem\[{extra}\]'"):
+    with pytest.raises(ImportError, match=rf"this feature needs {package}: pip install '.\[{extra}\]' in the clone"):
         call(tmp_path)
 
 

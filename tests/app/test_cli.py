@@ -10,6 +10,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,11 +75,14 @@ def strictly(text):
     return json.loads(text, parse_constant=refuse)
 
 
+@pytest.mark.long
 def test_demo_then_evaluate_then_sample(toy, capsys):
     assert cli.main(["demo", "--steps", "3", "--json", *SMALL]) == 0
     said = capsys.readouterr()
     metrics = strictly(said.out)  # nothing else is on stdout
     assert metrics.keys() >= KEYS
+    for published in (Path(__file__).parents[2] / "docs" / "demo").glob("*.json"):
+        assert strictly(published.read_text()).keys() == metrics.keys(), published
     assert metrics["chance"] == 0.25
     assert metrics["steps"] == 3
     assert "Worth of the memory" in said.err
@@ -123,6 +128,7 @@ def test_one_episode_has_null_for_its_error(toy, undrawn, capsys):
     assert metrics["nll"] > 0
 
 
+@pytest.mark.long
 def test_report_of_a_run_that_was_trained(toy, capsys):
     words = ["train", "--out", "run", "--steps", "2", "--n-way", "4", "--width", "4", "--seed", "3"]
     assert cli.main(words) == 0
@@ -162,6 +168,7 @@ def test_history_is_what_training_wrote(tmp_path):
     assert result.history == rows
 
 
+@pytest.mark.long
 def test_the_reports_command_gives_the_same_numbers_again(toy, capsys):
     words = ["demo", "--steps", "2", "--seed", "4", "--eval-seed", "6", *SMALL]
     assert cli.main([*words, "--json"]) == 0
@@ -196,6 +203,7 @@ def test_a_second_demo_takes_another_folder(toy, undrawn, capsys):
     assert {path.name for path in (toy / "runs").iterdir()} == {"demo", "demo-2"}
 
 
+@pytest.mark.long
 def test_same_seed_same_numbers_another_seed_others(toy, undrawn, capsys):
     results = []
     for seed in ("0", "0", "5"):
@@ -213,7 +221,7 @@ def test_train_and_resume(toy, capsys):
     assert "already holds a run" in capsys.readouterr().err
     with pytest.warns(RuntimeWarning, match="resume: the run is over, after 2 steps"):
         assert cli.main(["train", "--out", "run", "--resume", "--steps", "9"]) == 0
-    assert "the run goes on with its own settings; steps as given here have no effect" in capsys.readouterr().err
+    assert "The run goes on with its own settings; steps as given here have no effect" in capsys.readouterr().err
     assert experiment.Experiment.read("run").width == 4
     assert pv.load("run").likelihood.network.arguments()["width"] == 4
 
@@ -247,7 +255,7 @@ def test_interrupt_elsewhere_exits_130(toy, capsys, monkeypatch):
         (["evaluate", "no/such/run"], 2, "no run in 'no/such/run'"),
         (["report", "no/such/run"], 2, "no run in 'no/such/run'"),
         (["sample", "no/such/run"], 2, "no checkpoint"),
-        (["train", "--out", "r", "--data", "folder"], 2, "data_root: data='folder' needs the place"),
+        (["train", "--out", "r", "--data", "folder"], 2, "--data_root: --data 'folder' needs the place"),
         (["train", "--out", "r", "--data", "npz", "--data-root", "no.npz"], 2, "no.npz"),
         (["train", "--out", "r", "--steps", "0"], 2, "steps: expected a whole number in [1,"),
         (["train", "--out", "r", "--n-way", "500"], 2, "n_way"),
@@ -264,7 +272,7 @@ def test_errors_of_use_say_what_and_leave_nothing(toy, capsys, words, code, mess
 def test_a_missing_extra_is_named_before_anything_is_done(toy, capsys, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     assert cli.main(["demo", "--steps", "1"]) == 2
-    assert f"this feature needs {module}: pip install 'pyro_vmem[" in capsys.readouterr().err
+    assert f"this feature needs {module}: pip install '.[" in capsys.readouterr().err
     assert list(toy.iterdir()) == []
 
 
@@ -276,14 +284,44 @@ def test_version(capsys):
 
 
 @pytest.mark.parametrize("words", [[], ["fly"], ["demo", "--minute"], ["demo", "--steps", "many"], ["evaluate"]])
-def test_unknown_words_exit_2_with_usage(words, capsys):
+def test_unknown_words_exit_2_with_one_line(words, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main(words)
     assert stop.value.code == 2
-    assert "usage: pyro-vmem" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("pyro-vmem")
+    assert said.endswith("--help.\n")
+    assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("command", [fn.__name__ for fn in cli.COMMANDS])
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["train", "--stepz", "3"], "unrecognized arguments: --stepz 3. Did you mean '--steps'?"),
+        (["trian"], "Did you mean 'train'?"),
+        (["train", "--steps", "many"], "--steps: expected int, got 'many'."),
+        (["train", "--data", "glyhs"], "got 'glyhs'. Did you mean 'glyphs'?"),
+        (["evaluate"], "run: expected the folder of a run, got none."),
+    ],
+)
+def test_errors_of_use_say_what_was_meant(words, message, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(words)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["--version"], ["demo", "--help"], ["train", "--stepz", "3"], ["trian"]])
+def test_help_and_errors_of_use_wait_for_no_torch(words):
+    code = (
+        "import sys\nfrom pyro_vmem.app.cli import main\n"
+        f"try: main({words!r})\nexcept SystemExit: pass\n"
+        "found = {'torch', 'pyro', 'numpy', 'matplotlib'} & sys.modules.keys()\nassert not found, found"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
 def test_help_has_examples_and_json(command, capsys):
     with pytest.raises(SystemExit) as stop:
         cli.main([command, "--help"])
@@ -293,7 +331,7 @@ def test_help_has_examples_and_json(command, capsys):
     assert "--json" in said
 
 
-@pytest.mark.parametrize("command", [fn.__name__ for fn in cli.COMMANDS])
+@pytest.mark.parametrize("command", [*cli.COMMANDS])
 @pytest.mark.parametrize("as_json", [True, False])
 def test_ctrl_c_in_any_command_exits_130_without_a_traceback(command, as_json, capsys, monkeypatch):
     def interrupting(fn):
@@ -303,8 +341,8 @@ def test_ctrl_c_in_any_command_exits_130_without_a_traceback(command, as_json, c
 
         return interrupted
 
-    monkeypatch.setattr(cli, "COMMANDS", tuple(map(interrupting, cli.COMMANDS)))
-    words = ["run"] if "run" in inspect.signature(getattr(cli, command)).parameters else []
+    monkeypatch.setattr(cli, "COMMANDS", {name: interrupting(fn) for name, fn in cli.COMMANDS.items()})
+    words = ["run"] if "run" in inspect.signature(cli.COMMANDS[command]).parameters else []
     assert cli.main([command, *words, *["--json"] * as_json]) == 130
     said = capsys.readouterr()
     assert said.out == ""
@@ -337,3 +375,60 @@ def test_the_module_is_the_command():
     )
     assert done.returncode == 2
     assert "Traceback" not in done.stderr
+
+
+def test_two_commands_that_start_together_get_a_folder_each(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    processes = types.SimpleNamespace(first=lambda decide: decide())
+    with cli._new_folder(None, "runs/train", processes) as one, cli._new_folder(None, "runs/train", processes) as two:
+        assert (one.as_posix(), two.as_posix()) == ("runs/train", "runs/train-2")
+    with pytest.raises(ValueError, match="cannot begin"), cli._new_folder(None, "runs/train", processes):
+        raise ValueError("cannot begin")
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["train", "train-2"]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("Pass resume=True to go on.", "Pass --resume to go on."),
+        ("go on with resume=True (--resume), with fewer workers", "go on with --resume, with fewer workers"),
+        ("out: 'a' holds a run.", "--out: 'a' holds a run."),
+        ("workers=0 loads here", "--workers 0 loads here"),
+        ("import it first, or pass trusted_modules=['mine']", "pass --import mine"),
+        ("name: expected one of 'a=1'", "name: expected one of 'a=1'"),
+    ],
+)
+def test_errors_are_in_the_words_of_the_command_line(message, said):
+    assert cli._in_words(message, {"resume", "out", "workers"}) == said
+
+
+def test_quiet_prints_the_result_alone_and_the_plan_comes_first(toy, capsys):
+    words = ["train", "--steps", "1", "--n-way", "4", "--width", "4"]
+    assert cli.main([*words, "--out", "a", "--quiet"]) == 0
+    assert capsys.readouterr() == ("", "")
+    assert cli.main([*words, "--out", "b"]) == 0
+    said = capsys.readouterr().err
+    assert re.match(r"Training [\d,]+ parameters for 1 steps on cpu: glyphs, 16 targets and 16 slots per step.", said)
+    assert "\r" not in said
+
+
+def test_help_is_for_readers_of_a_terminal(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    said = capsys.readouterr().out
+    assert "`" not in said
+    assert ":class:" not in said
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full")
+def test_a_result_that_cannot_be_printed_is_an_error(toy):
+    code = (
+        "import sys\nfrom pyro_vmem.app import cli\n"
+        'def nothing(run: str, quiet: bool = False) -> dict:\n    """Does nothing."""\n    return {\'a\': 1}\n'
+        "cli.COMMANDS['sample'] = nothing\nsys.exit(cli.main(['sample', 'run', '--json']))"
+    )
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", code], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "the result could not be printed" in done.stderr
+    assert "Exception ignored" not in done.stderr

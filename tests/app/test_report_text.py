@@ -33,6 +33,15 @@ def test_good() -> None:
     )
 
 
+def test_evidence_that_cannot_be_relied_on_is_said() -> None:
+    assert verdict(METRICS | {"error_unknown": 0.05}) == verdict(METRICS)
+    assert verdict(METRICS | {"error_unknown": 0.96}) == (
+        "With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup "
+        "gains 2.4 of 3.0 nats. What the memory is worth is not stated: for 96 % of the pictures the error of the "
+        "evidence is unknown."
+    )
+
+
 def test_guide_ignores_the_target() -> None:
     text = verdict(METRICS | {"information_gain": 0.14, "hit_rate": 0.06})
     assert text == (
@@ -139,7 +148,7 @@ class TestDiagnosticRows:
         assert rows["KL(z)"][0] == "0.1 ± 0.5 nats"
         assert rows["Top-5 hit rate"][0] == "12.3 ± 5.0 %"
         assert rows["Calibration error"][0] == "0.123"
-        assert rows["Effective samples"][1].endswith("of 400 decodes at 40 slots.")
+        assert rows["Effective samples"][1].endswith("of 400 decoder passes at 40 slots.")
 
     def test_what_was_not_measured_has_no_row(self) -> None:
         metrics = COUNTS | {"kl_z": 1.0, "top5_rate": math.nan}
@@ -148,4 +157,4 @@ class TestDiagnosticRows:
 
 def test_speed_in_a_sentence() -> None:
     metrics = {"evaluation_seconds": 25.4, "decodes": 160_000, "decodes_per_second": 6400.0}
-    assert speed_sentence(metrics) == "The evaluation took 25 s for 160,000 decodes, 6,400 per second."
+    assert speed_sentence(metrics) == "The evaluation took 25 s for 160,000 decoder passes, 6,400 per second."

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 import re
+import resource
 import sys
 import time
 import types
@@ -301,6 +302,40 @@ def test_a_checkpoint_whose_spec_is_no_mapping_is_refused(spec: Any, tmp_path: P
         pv.load(tmp_path / "a")
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_model_is_built_without_memory_for_its_weights(name: str, tmp_path: Path) -> None:
+    vma = MODELS[name]()
+    save_checkpoint(tmp_path / "a", vma.state_dict(), {"spec": vma.spec()})
+    with torch.device("meta"):
+        weights = pv.build(vma.spec()).state_dict()
+    assert {tensor.device.type for tensor in weights.values()} == {"meta"}
+    for key, tensor in pv.load(tmp_path / "a").state_dict().items():
+        assert torch.equal(tensor, vma.state_dict()[key])
+
+
+def test_a_small_file_that_names_a_huge_model_takes_no_memory(tmp_path: Path) -> None:
+    vma, spec = vectors(), vectors().spec()
+    spec["init_args"]["latent_guide"]["init_args"]["hidden"] = [100_000, 10_000]  # 4 GB
+    save_checkpoint(tmp_path / "a", vma.state_dict(), {"spec": spec})
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=r"tensors differ, the first is latent_guide\..*: expected \(.*\), found \("):
+        pv.load(tmp_path / "a")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # kB
+
+
+class Reads(FirstSlots):
+    """A part that looks at a value while it is built."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.ones(2).sum().item())
+
+
+def test_a_part_that_reads_values_while_it_is_built_is_loaded_too(tmp_path: Path) -> None:
+    vma = vectors(address_prior=Reads())
+    save_checkpoint(tmp_path / "a", vma.state_dict(), {"spec": vma.spec()})
+    assert pv.load(tmp_path / "a").address_prior.rate == 2.0
+
+
 def test_weights_are_fresh_and_no_seed_is_set() -> None:
     vma = vectors()
     one, two = pv.build(vma.spec()), pv.build(vma.spec())
@@ -527,6 +562,27 @@ def test_aliases_that_multiply_are_refused_at_once(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="address_prior: expected the name of"):
         pv.build(spec_with("address_prior", yaml.safe_load(path.read_text())["a29"]))
     assert len(str(caught.value)) < 500
+    assert time.perf_counter() - begin < 10
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["name: a", "name: b"], "it has the key 'name' twice"),
+        (["a: " + "[" * 3000], "it is nested too deeply"),
+        (
+            ["a0: &a0 {x: 1}", *(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 9))],
+            "it has more than 100,000 values, its aliases followed",
+        ),
+        (["? [a]", ": b"], "unhashable"),
+    ],
+)
+def test_a_yaml_file_that_costs_more_than_it_holds(lines: list[str], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.yaml"
+    path.write_text("\n".join(lines))
+    begin = time.perf_counter()
+    with pytest.raises(ValueError, match=re.escape(message)):
+        pv.build(path)
     assert time.perf_counter() - begin < 10
 
 

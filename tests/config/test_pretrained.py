@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,9 @@ def test_what_comes_with_the_package(name: str) -> None:
     assert not vma.training
     assert {tensor.dtype for tensor in vma.state_dict().values()} == {torch.float32}
     card = pv.config.model_card(name)
-    for section in ("## Data", "## Figures", "## Limits"):
+    for section in ("## Data", "## Figures", "## Limits", "## File", "Apache License 2.0"):
         assert section in card
+    assert hashlib.sha256((pretrained._WEIGHTS / f"{name}.safetensors").read_bytes()).hexdigest() in card
     assert f"{sum(p.numel() for p in vma.parameters()):,} parameters" in card  # that of this model
     assert (pretrained._WEIGHTS / f"{name}.safetensors").stat().st_size < 5e6
 
@@ -55,7 +57,7 @@ def test_weights_are_those_of_the_file_in_full_precision(small: pv.VMA) -> None:
 
 
 @pytest.mark.parametrize(
-    "ask", [pv.config.from_pretrained, pv.config.model_card, lambda name: pretrained.unpack(name, "run")]
+    "ask", [pv.config.from_pretrained, pv.config.model_card, lambda name: pretrained.unpack(name, Path("run"))]
 )
 def test_a_wrong_name_is_answered_with_the_right_ones(ask, small: pv.VMA) -> None:
     with pytest.raises(ValueError, match="name: expected one of 'small', got 'smal'"):

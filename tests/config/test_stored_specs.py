@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -51,3 +53,16 @@ def test_a_new_spec_has_public_names_only(model: pv.VMA) -> None:
             module, _, cls = name.rpartition(".")
             assert public_path(getattr(importlib.import_module(module), cls)) == name
             assert not any(word.startswith("_") for word in name.split("."))
+
+
+def test_the_public_path_is_known_before_the_package_has_imported_the_name() -> None:
+    code = "from pyro_vmem.parts import StandardPrior; print(StandardPrior(3).spec()['class_path'])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "pyro_vmem.StandardPrior\n"
+
+
+def test_a_spec_is_built_before_the_package_has_imported_the_name() -> None:
+    code = "from pyro_vmem.config.spec import from_spec; from pyro_vmem.parts import LatentPrior as P; "
+    code += "print(from_spec({'class_path': 'pyro_vmem.StandardPrior', 'init_args': {'latent_dim': 3}}, P))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "StandardPrior(latent_dim=3)\n"

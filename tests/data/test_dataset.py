@@ -40,13 +40,6 @@ def test_sizes_and_repr() -> None:
     )
 
 
-def test_images_of_returns_exactly_the_class() -> None:
-    dataset = numbered([3, 5, 4])
-    assert {int(v) for v in dataset.images_of(1).flatten(1)[:, 0]} == {3, 4, 5, 6, 7}
-    with pytest.raises(ValueError, match=r"class_index: got 3, expected 0 to 2"):
-        dataset.images_of(3)
-
-
 def test_to_float_scales_bytes_only() -> None:
     assert FewShotDataset.to_float(torch.tensor([0, 51, 255], dtype=torch.uint8)).tolist() == [
         0.0,
@@ -63,7 +56,7 @@ def test_subset_renumbers_in_the_order_given() -> None:
     assert dataset.class_names == ["class3", "class0"]
     assert dataset.alphabet_names == ["alphabet0", "alphabet1"]
     assert dataset.alphabets.tolist() == [1, 0]
-    assert {int(v) for v in dataset.images_of(0).flatten(1)[:, 0]} == {12, 13}
+    assert {int(v) for v in dataset.images[dataset.classes == 0].flatten(1)[:, 0]} == {12, 13}
     assert values(dataset) == {0, 1, 2, 12, 13}
 
 

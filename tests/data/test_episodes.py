@@ -160,7 +160,7 @@ def test_variants_are_exact_turns_and_classes_of_their_own(rotate: bool, flip: b
         for image, label in zip(episode.x, episode.labels.tolist(), strict=True):
             c, t = label % 3, label // 3
             mirrored, turn = (t >= 4, t % 4) if rotate else (t == 1, 0)
-            source = dataset.to_float(dataset.images_of(c))
+            source = dataset.to_float(dataset.images[dataset.classes == c])
             turned = torch.rot90(source.flip(-1) if mirrored else source, turn, (-2, -1))
             assert (turned == image).flatten(1).all(1).sum() == 1
             seen.add(label)
@@ -193,11 +193,11 @@ def test_distractors_need_enough_other_classes() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"n_way": 0}, "n_way: got 0, expected at least 1"),
-        ({"k_shot": -1}, "k_shot: got -1"),
-        ({"n_query": 0}, "n_query: got 0"),
-        ({"num_episodes": 0}, "num_episodes: got 0"),
-        ({"seed": -1}, "seed: got -1"),
+        ({"n_way": 0}, "n_way: expected at least 1, got 0"),
+        ({"k_shot": -1}, "k_shot: expected at least 1, got -1"),
+        ({"n_query": 0}, "n_query: expected at least 1, got 0"),
+        ({"num_episodes": 0}, "num_episodes: expected at least 1, got 0"),
+        ({"seed": -1}, "seed: expected at least 0, got -1"),
         ({"n_way": 4}, "n_way: got 4, expected at most 3"),
         ({"n_way": 13, "rotate": True}, "n_way: got 13, expected at most 12"),
         (
@@ -285,7 +285,7 @@ def test_absent_classes_have_targets_and_no_slots() -> None:
 
 @pytest.mark.parametrize(
     ("n_absent", "message"),
-    [(-1, r"n_absent: got -1, expected 0 or more"), (11, r"n_way \+ n_absent: got 2 \+ 11, expected at most 12")],
+    [(-1, r"n_absent: expected at least 0, got -1"), (11, r"n_way \+ n_absent: got 2 \+ 11, expected at most 12")],
 )
 def test_absent_classes_there_are_not(n_absent: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):

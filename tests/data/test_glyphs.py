@@ -156,12 +156,12 @@ def test_without_jitter_drawings_are_the_styles_in_turn() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 11}, "size: got 11, expected at least 12"),
-        ({"drawings": 0}, "drawings: got 0, expected at least 1"),
-        ({"min_styles": 0}, "min_styles: got 0, expected at least 1"),
+        ({"size": 11}, "size: expected at least 12, got 11"),
+        ({"drawings": 0}, "drawings: expected at least 1, got 0"),
+        ({"min_styles": 0}, "min_styles: expected at least 1, got 0"),
         ({"min_styles": 40}, "min_styles: got 40, but no script"),
-        ({"jitter": -0.1}, "jitter: got -0.1"),
-        ({"jitter": 2.5}, "jitter: got 2.5"),
+        ({"jitter": -0.1}, "jitter: expected a number in \\[0, 2\\], got -0.1"),
+        ({"jitter": 2.5}, "jitter: expected a number in \\[0, 2\\], got 2.5"),
     ],
 )
 def test_refuses(arguments: dict[str, float], message: str) -> None:
@@ -172,5 +172,5 @@ def test_refuses(arguments: dict[str, float], message: str) -> None:
 def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     sys.modules["pyro_vmem.data.glyphs"]._letters.cache_clear()
-    with pytest.raises(ImportError, match=r"needs matplotlib: pip install 'pyro_vmem\[plots\]'"):
+    with pytest.raises(ImportError, match=r"needs matplotlib: pip install '.\[plots\]'"):
         glyphs()

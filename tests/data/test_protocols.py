@@ -202,8 +202,8 @@ def test_only_single_targets_with_equally_many_slots_can_be_merged() -> None:
 @pytest.mark.parametrize(
     ("name", "n_classes", "shots", "message"),
     [
-        ("gmn", 0, 1, r"n_classes: got 0, expected 1 or more"),
-        ("gmn", 1, -1, r"shots: got -1, expected 0 or more"),
+        ("gmn", 0, 1, r"n_classes: expected at least 1, got 0"),
+        ("gmn", 1, -1, r"shots: expected at least 0, got -1"),
         ("gmn-distinct", 2, 20, r"shots: 20 shots and a target.* need 21 drawings of a class, .* has 20"),
         ("zholus", 3, 5, r"n_classes, shots: got 3, 5; 'zholus' has 1 or 2 classes"),
         ("zholus", 1, 0, r"n_classes, shots: got 1, 0; 'zholus' .* at least 1 shot"),
@@ -221,7 +221,7 @@ def test_cells_that_a_protocol_does_not_have(name: str, n_classes: int, shots: i
 def test_unknown_names_and_numbers() -> None:
     with pytest.raises(ValueError, match=r"name: got 'vma', expected one of 'gmn', 'gmn-distinct'"):
         protocol("vma")
-    with pytest.raises(ValueError, match=r"num_episodes: got 0, expected 1 or more"):
+    with pytest.raises(ValueError, match=r"num_episodes: expected at least 1, got 0"):
         protocol("gmn").episodes(numbered(), num_episodes=0)
     with pytest.raises(ValueError, match=r"n_classes: got 2, but there are 1 classes"):
         protocol("zholus").episodes(numbered(1), 2, 3)
@@ -250,7 +250,7 @@ def test_recall_targets_are_copies_of_distinct_slots() -> None:
     [
         ({"memory_size": 601}, r"memory_size: got 601, expected 1 to 600"),
         ({"memory_size": 5, "n_query": 6}, r"n_query: got 6, expected 1 to 5"),
-        ({"seed": -1}, r"seed: got -1, expected 0 or more"),
+        ({"seed": -1}, r"seed: expected at least 0, got -1"),
     ],
 )
 def test_recall_arguments(arguments: dict[str, int], message: str) -> None:
@@ -275,6 +275,7 @@ needs_omniglot = pytest.mark.skipif(DATA is None, reason="PYRO_VMEM_DATA names n
         ("vma-45-5", 144, 5, 26, 1623 - 144),
     ],
 )
+@pytest.mark.long
 def test_classes_and_images_of_a_protocol(name: str, classes: int, alphabets: int, side: int, in_all: int) -> None:
     train, validation, test = protocol(name).datasets()
     assert test.num_classes == classes

@@ -258,7 +258,7 @@ def test_bad_arguments(monkeypatch):
     with pytest.raises(TypeError, match="unexpected keyword argument 'per_slots'"):
         diagnose(vma, memory, x, per_slots=3)
     monkeypatch.setitem(sys.modules, "xarray", None)
-    with pytest.raises(ImportError, match=r"pip install 'pyro_vmem\[arviz\]'"):
+    with pytest.raises(ImportError, match=r"pip install '.\[arviz\]'"):
         diagnose(vma, memory, x)
 
 

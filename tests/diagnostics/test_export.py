@@ -209,7 +209,7 @@ def test_bad_arguments(monkeypatch):
         to_datatree(vma, memory, x, labels=torch.zeros(4).long())
     for module, call in (("arviz", to_arviz), ("xarray", to_datatree)):
         monkeypatch.setitem(sys.modules, module, None)
-        with pytest.raises(ImportError, match=rf"needs {module}: pip install 'pyro_vmem\[arviz\]'"):
+        with pytest.raises(ImportError, match=rf"needs {module}: pip install '.\[arviz\]'"):
             call(vma, memory, x)
 
 

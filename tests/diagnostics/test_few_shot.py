@@ -283,3 +283,25 @@ def test_a_learned_slot_is_a_class_of_its_own():
     assert int(result.target_class.min()) == 1  # the first is that of the learned slot
     assert torch.equal(result.hit, result.class_probs.argmax(-1) == result.target_class)
     assert result.summary()["hit_rate"] > 0.4  # similar templates are found without training
+
+
+def test_without_a_wrong_memory_the_rest_is_the_same():
+    """All of the classes may then be in memory."""
+    sampler = EpisodeSampler(blobs(), n_way=12, k_shot=1, n_query=1, seed=0)
+    with pytest.raises(ValueError, match="classes"):
+        evaluate(small_vma(), sampler, 2, 2, progress=False)
+    alone = evaluate(small_vma(), sampler, 2, 2, wrong=False, progress=False)
+    assert alone.log_evidence.isfinite().all()
+    assert math.isnan(alone.summary()["memory_worth_nats"])
+    assert alone.decodes == 2 * 12 * (12 * 2 + 8)
+
+
+def test_episodes_without_labels_are_refused_with_a_remedy():
+    class Bare:
+        n_way, k_shot = 3, 1
+
+        def __getitem__(self, index):
+            return pv.data.Episode(pv.Memory(torch.rand(3, 1, 8, 8)), torch.rand(2, 1, 8, 8))
+
+    with pytest.raises(ValueError, match=r"episodes: expected labels of targets and memory.*"):
+        evaluate(small_vma(), Bare(), 1, 1, progress=False)

@@ -90,7 +90,7 @@ def refused(
 
 # Models, memories and data to pass bad input to
 
-with torch.random.fork_rng():
+with torch.random.fork_rng(devices=[]):
     VECTORS = pv.VMA.for_vectors(3, latent_dim=2, num_features=4, hidden=(4,))
     PICTURES = small_vma()
     T, X = torch.rand(4, 3), torch.rand(2, 3)
@@ -132,10 +132,10 @@ def fit(**changes: Any) -> Callable[[Path], Any]:
 
 NUMBERS: dict[str, tuple[list[Any], str]] = {
     "steps": ([0, -1, 2.5, NAN, "ten", None], r"expected a whole number"),
-    "minutes": ([-1.0, NAN, "x"], r"expected a number .*, got"),
+    "minutes": ([-1.0, NAN, "x"], r"expected a number.*, got"),
     "lr": ([0.0, -1.0, NAN, INF, "fast"], r"expected a number.*, got"),
     "clip_norm": ([0.0], r"expected a number in"),
-    "validate_every": ([0, 1.5], r"expected a whole number.*, got"),
+    "validate_every": ([0, 1.5], r"expected a whole number"),
     "seed": (["a", 1.5, -1], r"expected a whole number.*, got"),
     "precision": (["half"], r"expected 'auto', 'bfloat16' or 'float32', got 'half'"),
     "objective": (["elbo", 3, None], r"expected 'auto', .* or a pyro.infer.ELBO, got"),
@@ -462,7 +462,7 @@ refused(
         "no samples": (lambda _: log_evidence(VECTORS, MEMORY, X, 0), r"num_samples: expected .*, got 0"),
         "no such method": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, "x"),
-            r"method: expected 'exact-address', .* got 'x'",
+            r"method: expected 'exact-address', .* 'x'",
         ),  # type: ignore[arg-type]
         "top none": (lambda _: log_evidence(VECTORS, MEMORY, X, 9, "top-k", k=0), r"k: expected .*, got 0"),
         "no decodes": (
@@ -545,7 +545,6 @@ refused(
             split(test=DATA.class_names),
             r"test: got 16 of 16 names, expected at least one on each",
         ),
-        "images of class -1": (lambda _: DATA.images_of(-1), r"class_index: got -1, expected 0 to 15"),
     },
     "^",
 )
@@ -559,12 +558,15 @@ refused(
         "no shots": (lambda _: EpisodeSampler(DATA, 2, 0), r"k_shot: expected .*, got 0"),
         "no queries": (lambda _: EpisodeSampler(DATA, 2, 1, 0), r"n_query: expected .*, got 0"),
         "too many drawings": (lambda _: EpisodeSampler(DATA, 2, 4, 3), r"k_shot \+ n_query: got 4 \+ 3, .* Lower them"),
-        "seed -1": (lambda _: EpisodeSampler(DATA, 2, 1, 1, -1), r"seed: expected .*, got -1"),
+        "seed -1": (lambda _: EpisodeSampler(DATA, 2, 1, 1, -1), r"seed: expected at least 0, got -1"),
         "pictures that are not square": (
             lambda _: EpisodeSampler(WIDE, 2, 1, 1, rotate=True),
             r"rotate, flip: got images of shape \(1, 4, 6\), .* Pass rotate=False",
         ),
-        "no episodes": (lambda _: EpisodeSampler(DATA, 2, 1, 1, num_episodes=0), r"num_episodes: got 0, expected at"),
+        "no episodes": (
+            lambda _: EpisodeSampler(DATA, 2, 1, 1, num_episodes=0),
+            r"num_episodes: expected .*, got 0",
+        ),
         "too few other classes": (
             lambda _: EpisodeSampler(DATA, 9, 1, 1).distractors(0),
             r"n_way: got 9, .* Lower n_way",
@@ -572,7 +574,7 @@ refused(
         "merge nothing": (lambda _: merge_episodes([]), r"episodes: expected one target each .* got .*\[\]"),
         "merge many targets": (lambda _: merge_episodes([EPISODES[0]]), r"episodes: expected one target each"),
         "no such protocol": (lambda _: pv.data.protocol("gnm"), r"name: got 'gnm', expected one of 'gmn'"),
-        "no such cell": (lambda _: pv.data.protocol("gmn").episodes(DATA, 0), r"n_classes: got 0, expected 1 or more"),
+        "no such cell": (lambda _: pv.data.protocol("gmn").episodes(DATA, 0), r"n_classes: expected .*, got 0"),
         "no memory": (lambda _: RecallSampler(DATA, 0), r"memory_size: got 0, expected 1 to 96"),
     },
     "^",
@@ -686,10 +688,7 @@ refused(
             r"path: cannot read .*a/2\.tif \(pixels of 32 bits, mode 'I', .* Replace or remove it",
         ),
         "size 0": (folder_with(nothing, size=(0, 4)), r"size: got \(0, 4\), expected a height and a width"),
-        "one size": (
-            folder_with(nothing, size=(4,)),
-            r"size: expected \(a whole number, a .*, got the tuple \(4,\)",
-        ),
+        "one size": (folder_with(nothing, size=(4,)), r"size: expected \(a whole number, a .*, got the tuple \(4,\)"),
         "red ink": (folder_with(nothing, ink="red"), r"ink: expected 'dark' or 'light', got 'red'"),
         "threshold 1": (
             folder_with(nothing, threshold=1.0),
@@ -909,7 +908,7 @@ refused(
     ValueError,
     {
         "nothing": (lambda _: pv.build(None), r"spec: expected a mapping, a text or a path, got None"),  # type: ignore[arg-type]
-        "a list": (lambda _: pv.build([1]), r"spec: expected a mapping, a text or a path, got the list \[1\]"),  # type: ignore[arg-type]
+        "a list": (lambda _: pv.build([1]), r"spec: expected a mapping, a text or a path, got the list"),  # type: ignore[arg-type]
         "no file": (lambda d: pv.build(d / "x.yaml"), r"spec: there is no file '.*x\.yaml'\. Give a dict"),
         "a folder": (lambda d: pv.build(d), r"spec: there is no file"),
         "broken YAML": (spec_file("x.yaml", b"a: [1"), r"spec: '.*x\.yaml' is not valid .yaml .* Correct it"),
@@ -1151,17 +1150,17 @@ refused(
         "none": (command(), r"expected \"command\" to be one of|required|is required"),
         "no such command": (command("trian"), r"trian"),
         "no such option": (train("--stesp", "3"), r"stesp"),
-        "no steps": (train("--steps", "0"), r"pyro-vmem train: steps: expected a whole number in .*, got 0"),
+        "no steps": (train("--steps", "0"), r"pyro-vmem train: --steps: expected a whole number in .*, got 0"),
         "a word for steps": (train("--steps", "many"), r"steps.*many"),
         "half a step": (train("--steps", "1.5"), r"steps.*1\.5"),
-        "a negative lr": (train("--lr", "-1"), r"pyro-vmem train: lr: expected a number in .*, got -1"),
-        "no time": (train("--minutes", "-1"), r"pyro-vmem train: minutes: expected a number in .*, got -1"),
+        "a negative lr": (train("--lr", "-1"), r"pyro-vmem train: --lr: expected a number in .*, got -1"),
+        "no time": (train("--minutes", "-1"), r"pyro-vmem train: --minutes: expected a number in .*, got -1"),
         "no latent": (train("--latent-dim", "0"), r"latent_dim: expected a positive number.*, got 0"),
         "a negative width": (train("--width", "-4"), r"width: expected a positive number, got -4"),
         "no such decoder": (train("--decoder", "x"), r"decoder.*'?x'?"),
         "no such objective": (train("--objective", "elbo"), r"objective.*elbo"),
         "no such data": (train("--data", "cifar"), r"data.*cifar"),
-        "a folder that is not named": (train("--data", "folder"), r"data_root: data='folder' needs the place"),
+        "a folder that is not named": (train("--data", "folder"), r"--data_root: --data 'folder' needs the place"),
         "a folder that is missing": (
             train("--data", "folder", "--data-root", "@/none"),
             r"path: got .*none, expected a",
@@ -1178,7 +1177,7 @@ refused(
         "no run to report": (command("report", "@/none"), r"run: there is no run in '.*none' .* Train one first"),
         "a demo of no time": (
             command("demo", "--out", "@/out", "--minutes", "-1"),
-            r"pyro-vmem demo: minutes: expected",
+            r"pyro-vmem demo: --minutes: expected",
         ),
         "a demo of no data": (command("demo", "--out", "@/out", "--data", "x"), r"data.*x"),
         "a word for a seed": (command("demo", "--out", "@/out", "--seed", "x"), r"seed.*x"),

@@ -20,15 +20,25 @@ import torch
 from hypothesis import strategies as st
 from pyro import poutine
 from pyro.distributions.testing.fakes import NonreparameterizedNormal
+from pyro.infer import TraceEnum_ELBO, config_enumerate
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
 from pyro_vmem.infer.annealing import scale_sites
 
 ROWS = 2  # the datapoints of one copy of the data; copies are independent of one another
-MOST_TUPLES = 100_000
-SIZES = {"categorical": 3, "bernoulli": 2, "one-hot": 3, "pair": 4, "normal": 0, "scored": 0, "lognormal": 0}
-CONTINUOUS = ("normal", "scored", "lognormal")
+MOST_TUPLES = 20_000
+SIZES = {
+    "categorical": 3,
+    "bernoulli": 2,
+    "one-hot": 3,
+    "pair": 4,
+    "normal": 0,
+    "vector": 0,
+    "scored": 0,
+    "lognormal": 0,
+}
+CONTINUOUS = ("normal", "vector", "scored", "lognormal")
 
 
 @dataclass(frozen=True)
@@ -36,7 +46,8 @@ class Site:
     """A latent of a program.
 
     Attributes:
-        kind: Its distribution; `"pair"` is two Bernoulli that are one site, `"scored"` a Normal without `rsample`.
+        kind: Its distribution; `"pair"` is two Bernoulli that are one site, `"scored"` a Normal without `rsample`,
+            `"vector"` one with an event dim.
         parents: The sites that its prior depends on, by number.
         guided_by: The sites that its guide depends on.
         inner: Whether it is in the inner plate.
@@ -59,8 +70,10 @@ class Program:
         reverse: Whether the guide draws them in the reverse order.
         plates: The vectorized plates, from the right; the data plate is `"data"`.
         observed_inner: Whether there is an observation for each element of the inner plate, or one of all.
-        mask: What a mask leaves a datapoint out of: `""`, `"all"`, `"observation"`, `"site"` or `"guide site"`.
-        scale: What is scaled: `""`, `"all"` or `"site"`.
+        mask: What a mask leaves a datapoint out of: `""`, `"all"`, `"observation"`, `"site"`, `"guide site"`,
+            `"distribution"` (by its method, not by the handler), or `"value"`: the last site, by the first one's value.
+        scale: What is scaled: `""`, `"all"`, `"site"`, `"nothing left"` (a site by zero), or each datapoint by its own
+            (`"rows"`).
         subsample: Whether the data plate takes a random half of its datapoints.
         guide: `"written"`, `"AutoNormal"` or `"AutoDelta"`; the last two draw the continuous latents.
         loop: What the sites lie in: `""`, `"plate"` (a sequential one) or `"markov"`.
@@ -105,7 +118,7 @@ def programs(draw: Any, kinds: tuple[str, ...] = tuple(SIZES)) -> Program:
     sites: list[Site] = []
     for i in range(count):
         kind = draw(st.sampled_from(kinds))
-        if guide != "written" and kind == "scored":
+        if guide != "written" and kind in ("scored", "vector"):
             kind = "normal"
         before = [j for j in range(i) if draw(st.booleans())]
         sites.append(Site(kind, tuple(before), (), "inner" in plates and draw(st.booleans())))
@@ -118,14 +131,17 @@ def programs(draw: Any, kinds: tuple[str, ...] = tuple(SIZES)) -> Program:
     if all(s.kind not in CONTINUOUS for s in sites):
         guide = "written"
     subsample = draw(st.integers(0, 3)) == 0
+    masks = ["", "", "", "all", "observation", "site", "guide site", "distribution"]
+    if count > 1 and not reverse and sites[0].kind not in CONTINUOUS:
+        masks += ["value", "value"]  # of a continuous one it would be a jump, which no path follows
     return Program(
         tuple(sites),
         reverse,
         plates,
         # If all lay in the inner plate, it would be one of the data.
         "inner" in plates and draw(st.booleans()) and not all(s.inner for s in sites),
-        draw(st.sampled_from(["", "", "", "all", "observation", "site", "guide site"])),
-        draw(st.sampled_from(["", "", "", "all", "site"])),
+        draw(st.sampled_from(masks)),
+        draw(st.sampled_from(["", "", "", "all", "site", "nothing left", "rows"])),
         subsample,
         guide,
         draw(st.sampled_from(["", "", "", "plate", "markov"])) if guide == "written" else "",
@@ -164,7 +180,9 @@ class Runnable:
         at = len(shape) + self.dims["data"]
         x = torch.randn(shape, generator=self.generator)
         self.x = torch.cat([x] * self.copies, at)
-        self.keep = (torch.arange(self.sizes["data"]) % ROWS == 0).reshape(-1, *[1] * (-self.dims["data"] - 1))
+        even = torch.arange(self.sizes["data"]) % ROWS == 0
+        self.keep = even.reshape(-1, *[1] * (-self.dims["data"] - 1))
+        self.weight = torch.where(self.keep, 0.7, 1.2)
 
     def _leaf(self, name: str, size: int) -> None:
         value = 0.6 * torch.randn(size, generator=self.generator)
@@ -197,6 +215,8 @@ class Runnable:
             value = (value * torch.tensor([-1.0, 0.2, 1.3])).sum(-1)
         elif site.kind == "pair":
             value = (value * torch.tensor([-1.0, 0.8])).sum(-1)
+        elif site.kind == "vector":
+            value = value[..., 0]
         elif site.kind == "lognormal":
             value = value.log()
         return value.mean(self.dims["inner"], keepdim=True) if site.inner and not inner else value
@@ -214,6 +234,9 @@ class Runnable:
         weights = self.at_rows(leaf)
         if site.kind in CONTINUOUS:
             loc, scale = weights[..., 0] + weights[..., 1] * given, (0.5 * weights[..., 2] - 0.4).exp()
+            if site.kind == "vector":
+                loc, scale = torch.broadcast_tensors(loc, scale)
+                return dist.Normal(loc.unsqueeze(-1), scale.unsqueeze(-1)).to_event(1)
             made = {"normal": dist.Normal, "scored": NonreparameterizedNormal, "lognormal": dist.LogNormal}[site.kind]
             return made(*torch.broadcast_tensors(loc, scale))
         bias, slope = weights.chunk(2, -1)
@@ -256,8 +279,8 @@ class Runnable:
             self.rows = stack.enter_context(self.plates["data"])
             if p.mask == "all":
                 stack.enter_context(poutine.mask(mask=self.keep[self.rows]))
-            if p.scale == "all":
-                stack.enter_context(poutine.scale(scale=0.6))
+            if p.scale in ("all", "rows"):
+                stack.enter_context(poutine.scale(scale=0.6 if p.scale == "all" else self.weight[self.rows]))
             yield
 
     def steps(self, order: list[int]) -> Any:
@@ -271,22 +294,27 @@ class Runnable:
             else order
         )
 
-    def place(self, number: int, in_guide: bool) -> Any:
+    def place(self, number: int, in_guide: bool, values: dict[int, Tensor]) -> Any:
         """The inner plate and the mask of one site."""
         stack, site = contextlib.ExitStack(), self.program.sites[number]
         if site.inner:
             stack.enter_context(self.plates["inner"])
         if number == 0 and (self.program.mask == "site" or (self.program.mask == "guide site" and in_guide)):
             stack.enter_context(poutine.mask(mask=self.keep[self.rows]))
+        if self.program.mask == "value" and number == len(self.program.sites) - 1:
+            stack.enter_context(poutine.mask(mask=self.number(0, values, site.inner) > 0))
         return stack
+
+    def masked(self, number: int, fn: Any) -> Any:
+        return fn.mask(self.keep[self.rows]) if self.program.mask == "distribution" and number == 0 else fn
 
     def _model(self) -> None:
         values: dict[int, Tensor] = {}
         self.make_plates()
         with self.in_plates():
             for number in self.steps(list(range(len(self.program.sites)))):
-                with self.place(number, False):
-                    values[number] = pyro.sample(f"h{number}", self.prior(number, values))
+                with self.place(number, False, values):
+                    values[number] = pyro.sample(f"h{number}", self.masked(number, self.prior(number, values)))
                     self._note(number, values)
             with contextlib.ExitStack() as stack:
                 if self.program.observed_inner:
@@ -300,20 +328,19 @@ class Runnable:
         values: dict[int, Tensor] = {}
         with self.in_plates():
             for number in self.steps([i for i in self.program.order if not self.program.is_auto(i)]):
-                with self.place(number, True):
+                with self.place(number, True, values):
                     values[number] = self._draw(number, self.approximation(number, values))
                     self._note(number, values)
 
     def _draw(self, number: int, fn: Any) -> Tensor:
         site = self.program.sites[number]
         if not site.auxiliary:
-            return pyro.sample(f"h{number}", fn)
-        drawn = pyro.sample(
-            f"h{number}_aux", fn.base_dist if site.kind == "lognormal" else fn, infer={"is_auxiliary": True}
-        )
-        if site.kind == "lognormal":
-            return pyro.sample(f"h{number}", dist.Delta(drawn.exp(), log_density=-drawn))
-        return pyro.sample(f"h{number}", dist.Delta(drawn, event_dim=fn.event_dim))
+            return pyro.sample(f"h{number}", self.masked(number, fn))
+        log = site.kind == "lognormal"
+        base = self.masked(number, fn.base_dist if log else fn)
+        drawn = pyro.sample(f"h{number}_aux", base, infer={"is_auxiliary": True})
+        point = dist.Delta(drawn.exp(), log_density=-drawn) if log else dist.Delta(drawn, event_dim=fn.event_dim)
+        return pyro.sample(f"h{number}", self.masked(number, point))
 
     def _note(self, number: int, values: dict[int, Tensor]) -> None:
         if self.program.deterministic:
@@ -339,9 +366,8 @@ class Runnable:
             guide()
             found = {name.removesuffix("_unconstrained").replace("1.", ""): v for name, v in auto.named_parameters()}
             self.leaves |= {f"auto {name}": value for name, value in found.items()}
-        if p.scale == "site":
-            scales = {"h0": 0.4} | ({"h0_unconstrained": 0.4} if p.guide == "AutoNormal" and p.is_auto(0) else {})
-            scales |= {"h0_aux": 0.4}
+        if p.scale in ("site", "nothing left"):
+            scales = dict.fromkeys(("h0", "h0_unconstrained", "h0_aux"), 0.4 if p.scale == "site" else 0.0)
             model, guide = scale_sites(scales)(model), scale_sites(scales)(guide)
         return model, guide
 
@@ -429,8 +455,7 @@ class Sum:
             log_prob = log_prob.expand(
                 count, *self._batch(p.observed_inner if number is None else p.sites[number].inner)
             )
-            if self._masked(number, in_guide):
-                log_prob = torch.where(run.keep, log_prob, torch.zeros(()))
+            log_prob = torch.where(self._mask(number, in_guide, values), log_prob, torch.zeros(()))
             log_prob = log_prob * (self._scale(number, in_guide) if scaled else 1.0)
             return self._summed(log_prob, number).reshape(count, -1)
 
@@ -460,20 +485,24 @@ class Sum:
         inner = self.program.observed_inner if number is None else self.program.sites[number].inner
         return log_prob.sum(self.run.dims["inner"], keepdim=True) if inner else log_prob
 
-    def _masked(self, number: int | None, in_guide: bool) -> bool:
-        mask = self.program.mask
-        if mask == "all":
-            return not (in_guide and number is not None and self.program.is_auto(number))
-        if mask == "observation":
-            return number is None
+    def _mask(self, number: int | None, in_guide: bool, values: dict[int, Tensor]) -> Tensor:
+        """Where a site counts; `number` is `None` for the observation."""
+        kind, everywhere = self.program.mask, torch.tensor(True)
         if in_guide and number is not None and self.program.is_auto(number):
-            return False
-        return number == 0 and (mask == "site" or (mask == "guide site" and in_guide))
+            return everywhere  # the masks are in the model and in the guide that is written
+        if kind == "value" and number == len(self.program.sites) - 1:
+            return self.run.number(0, values, self.program.sites[number].inner) > 0
+        first = kind in ("site", "distribution") or (kind == "guide site" and in_guide)
+        here = kind == "all" or (kind == "observation" and number is None) or (first and number == 0)
+        return self.run.keep if here else everywhere
 
-    def _scale(self, number: int | None, in_guide: bool) -> float:
-        if self.program.scale == "all":
-            return 1.0 if in_guide and number is not None and self.program.is_auto(number) else 0.6
-        return 0.4 if self.program.scale == "site" and number == 0 else 1.0
+    def _scale(self, number: int | None, in_guide: bool) -> Tensor | float:
+        kind = self.program.scale
+        if kind in ("all", "rows"):
+            if in_guide and number is not None and self.program.is_auto(number):
+                return 1.0
+            return 0.6 if kind == "all" else self.run.weight
+        return {"site": 0.4, "nothing left": 0.0}.get(kind, 1.0) if number == 0 else 1.0
 
     def _auto(self, number: int) -> Any:
         """The distribution that Pyro's autoguide has for a continuous latent, or its value if that is a point."""
@@ -498,7 +527,8 @@ class Sum:
             if isinstance(fn, Tensor):
                 return fn.expand(1, *batch), torch.zeros(1)
             places, weights = np.polynomial.hermite_e.hermegauss(self.nodes)
-            base = fn.base_dist if site.kind == "lognormal" else fn
+            base = fn.base_dist if site.kind in ("lognormal", "vector") else fn
+            batch += (1,) * fn.event_dim
             shaped = torch.tensor(places).reshape(-1, *[1] * len(batch))
             value = (base.loc + base.scale * shaped).expand(-1, *batch)
             return value.exp() if site.kind == "lognormal" else value, torch.tensor(weights / weights.sum()).log()
@@ -526,7 +556,9 @@ class Sum:
 
     def wake(self, num_particles: int, pathwise: bool = False, defensive: float = 0.0) -> tuple[Tensor, Tensor]:
         """The bound, and what has the gradient of wake-sleep: values are held fixed, but for those of paths."""
-        of_path = [i for i, s in enumerate(self.program.sites) if pathwise and s.kind in ("normal", "lognormal")]
+        of_path = [
+            i for i, s in enumerate(self.program.sites) if pathwise and s.kind in ("normal", "vector", "lognormal")
+        ]
         states = self.states(lambda i: i not in of_path, defensive)
         log_w = states.log_joint - sum(
             (v if i in of_path else v.detach() for i, v in states.log_drawn.items()), torch.zeros(())
@@ -572,27 +604,32 @@ def by_copy(run: Runnable, name: str, gradient: Tensor) -> Tensor:
     return gradient.movedim(run.dims["data"], 0).reshape(run.copies, -1)
 
 
-def estimated(elbo: Any, program: Program, seed: int, copies: int) -> tuple[Tensor, dict[str, Tensor]]:
-    """Independent estimates of the value and of each parameter's gradient, one for each copy of the data."""
+def estimated(elbo: Any, program: Program, seed: int, copies: int) -> tuple[Tensor | None, dict[str, Tensor]]:
+    """Independent estimates of the value and of each parameter's gradient, one for each copy of the data.
+
+    Pyro's enumeration does not tell the value of each datapoint.
+    """
     run = Runnable(program, copies, seed)
     model, guide = run.model_and_guide()
+    if isinstance(elbo, TraceEnum_ELBO):
+        loss = elbo.differentiable_loss(model, config_enumerate(guide, "parallel", expand=True))
+        return None, _gradients(run, loss)
     terms = elbo.terms(model, guide)
     torch.testing.assert_close(terms.loss, -terms.particles.scale * terms.bound.sum())
     bound = terms.particles.scale * terms.bound.reshape(-1, len(run.rows)).sum(0)
     value = torch.zeros(copies).index_add(0, run.rows // ROWS, bound)
-    found = torch.autograd.grad(terms.loss, list(run.leaves.values()), allow_unused=True)
-    gradients = {
+    return value, _gradients(run, terms.loss)
+
+
+def _gradients(run: Runnable, loss: Tensor) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, list(run.leaves.values()), allow_unused=True)
+    return {
         name: by_copy(run, name, torch.zeros_like(leaf) if g is None else g)
         for (name, leaf), g in zip(run.leaves.items(), found, strict=True)
     }
-    return value, gradients
 
 
 def exact(total: Sum, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """The exact value and gradient of an objective, a pair of a value and of what has the gradient."""
-    run = total.run
-    found = torch.autograd.grad(-pair[1], list(run.leaves.values()), allow_unused=True)
-    return pair[0].detach(), {
-        name: by_copy(run, name, torch.zeros_like(leaf) if g is None else g)[0]
-        for (name, leaf), g in zip(run.leaves.items(), found, strict=True)
-    }
+    gradients = _gradients(total.run, -pair[1])
+    return pair[0].detach(), {name: rows[0] for name, rows in gradients.items()}

@@ -330,19 +330,6 @@ def test_bad_arguments(kwargs, match):
         VIMCO_ELBO(**kwargs)
 
 
-def test_a_global_latent_is_refused():
-    def model(x):
-        theta = pyro.sample("theta", dist.Normal(0.0, 1.0))
-        with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(theta, 1.0), obs=x)
-
-    def guide(x):
-        pyro.sample("theta", dist.Normal(0.0, 1.0))
-
-    with pytest.raises(ValueError, match=r"outside of any plate: \['theta'\].*pyro.plate"):
-        VIMCO_ELBO(2).loss(model, guide, torch.zeros(3))
-
-
 def test_an_enumerated_site_is_refused():
     toy, x, _ = discrete_case()
     with pytest.raises(ValueError, match=r"site 'k' is marked for enumeration.*TraceEnum_ELBO"):

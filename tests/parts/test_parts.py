@@ -859,7 +859,7 @@ def test_full_covariance_contains_the_posterior_of_the_linear_model(float64: Non
 @pytest.mark.parametrize("validate", [True, False])
 def test_flows_leave_the_validation_of_arguments_as_it_was(validate: bool) -> None:
     code = f"""
-import sys, torch, pyro_vmem
+import sys, torch, pyro, pyro_vmem
 torch.distributions.Distribution.set_default_validate_args({validate})
 assert "zuko" not in sys.modules
 p = pyro_vmem.FlowPrior(4, 6)(pyro_vmem.Template(torch.rand(3, 5), torch.rand(3, 6)))

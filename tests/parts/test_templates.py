@@ -123,3 +123,10 @@ def test_the_shape_is_checked() -> None:
 def test_repr_shows_them_if_there_are_any() -> None:
     assert "slots of M    ExtraTemplates(num_slots=2, event_shape=(4,))" in repr(vma_with(ExtraTemplates(K, (X,))))
     assert "slots of M" not in repr(vma_with(None))
+
+
+def test_a_class_with_the_label_of_learned_slots_is_refused() -> None:
+    memory = Memory(torch.rand(3, X), labels=torch.tensor([-1, 0, 1]))
+    with pytest.raises(ValueError, match=r"^memory: a slot has the label -1, .* Number its classes from 0 on\."):
+        vma_with(ExtraTemplates(K, (X,))).classify(memory, torch.rand(2, X))
+    assert vma_with(None).classify(memory, torch.rand(2, X)).shape == (2, 3)

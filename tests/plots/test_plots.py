@@ -42,10 +42,17 @@ Q = torch.tensor([[0.1, 0.5, 0.2, 0.15, 0.05], [0.6, 0.1, 0.1, 0.1, 0.1]])
 TWO, SAMPLES = torch.tensor([1, 4]), M[:4].reshape(2, 2, 1, 6, 6)
 GAINS = torch.rand(30, generator=torch.Generator().manual_seed(0))
 
+RELATIONS = {
+    "sample_sample": {"a": [], "z": ["a"], "x": ["a", "z"]},
+    "plate_sample": {"data": ["a", "z", "x"]},
+    "observed": ["x"],
+}
+
 # One of each; a function draws it.
 DRAW: dict[str, Callable[[], Any]] = {
     "learning_curves": lambda: plots.learning_curves(axes(), HISTORY, ["bound", "val_bound", "kl_a"]),
     "images": lambda: plots.images(axes(), M),
+    "graphical_model": lambda: plots.graphical_model(axes(), RELATIONS, ["M"]),
     "information_gain_histogram": lambda: plots.information_gain_histogram(axes(), GAINS, 5, 5, GAINS),
     "information_gain_against_slots": lambda: plots.information_gain_against_slots(
         axes(), [4, 16, 64], [1.0, 2.0, 3.0], [0.1] * 3, [1.2, 2.4, 3.5]
@@ -335,3 +342,16 @@ class TestOneShotGenerations:
     def test_refuses_rows_that_do_not_agree(self) -> None:
         with pytest.raises(ValueError, match="with R = 2, got"):
             plots.one_shot_generations(Figure(), pictures(2), pictures(3)[:, None])
+
+
+def test_a_graphical_model_has_an_arrow_for_each_dependence_and_argument() -> None:
+    ax = plots.graphical_model(axes(), RELATIONS, ["M"])
+    arrows = [text for text in ax.texts if getattr(text, "arrow_patch", None) is not None]
+    assert len(arrows) == 3 + 3
+    alphas = [patch.get_facecolor()[3] for patch in ax.patches if type(patch).__name__ == "Circle"]
+    assert sorted(alphas) == [0.0, 0.0, 0.25]  # what is observed is grey
+
+
+def test_a_program_without_sites_is_refused() -> None:
+    with pytest.raises(ValueError, match="relations: the program has no site"):
+        plots.graphical_model(axes(), RELATIONS | {"sample_sample": {}})

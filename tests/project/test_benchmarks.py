@@ -13,6 +13,8 @@ import pyro_vmem as pv
 from benchmarks.load import over_and_over
 from benchmarks.refined import ratio
 
+pytestmark = pytest.mark.long
+
 ROOT = Path(__file__).parent.parent.parent
 
 # A benchmark and the options that make it small; a new one is one line here.
@@ -23,7 +25,10 @@ SMALL = {
     ],
     "refined": ["--decodes", "64", "--targets", "2", "--repeats", "2", "--long", "1", "--cases", "1"],
     "estimators": ["--repeats", "3", "--slots", "[4, 8]", "--image_steps", "0", "--race_seconds", "0.01"],
-    "faults": ["--kills", "4", "--kills_of_two", "1", "--full_disks", "1", "--corruptions", "20", "--soak_steps", "20"],
+    "faults": [
+        *("--kills", "4", "--kills_of_two", "1", "--full_disks", "1", "--corruptions", "20", "--soak_steps", "20"),
+        *("--sequences_of_faults", "2", "--thread_runs", "1"),
+    ],
     "scaling": ["--slots", "[50, 1100]", "--width", "4", "--batch", "4", "--repeats", "1", "--hnsw_slots", "0"],
     "ranks": ["--steps", "2", "--repeats", "1", "--ways", "2", "--queries", "1", "--width", "2"],
     "load": ["--seconds", "0.01", "--repeats", "1", "--width", "2"],
@@ -37,6 +42,8 @@ SMALL = {
 }
 
 
+NO_COMMANDS = {"__init__", "timing", "killing", "sequences", "hostile"}
+
 # Those that read Omniglot.
 READS = {"refined"}
 
@@ -48,7 +55,7 @@ REPRODUCTION = {"reproduce", "tables", "figures", "recipes", "checkpoints", "pub
 
 
 def test_every_benchmark_is_listed():
-    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - {"__init__", "timing"}  # which are no commands
+    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - NO_COMMANDS
     assert names == set(SMALL) | REPRODUCTION
 
 

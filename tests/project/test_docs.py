@@ -105,6 +105,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.long
 @needs_sphinx
 def test_the_inventory_has_every_name(reference: Any, site: Path) -> None:
     from sphinx.util.inventory import InventoryFile
@@ -150,6 +151,7 @@ def broken(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
+@pytest.mark.long
 @needs_sphinx
 def test_every_link_between_pages_leads_somewhere(site: Path) -> None:
     assert broken(site) == []
@@ -162,6 +164,7 @@ def test_broken_links_are_seen(tmp_path: Path) -> None:
     assert sorted(broken(tmp_path)) == [("a.html", "#here"), ("b.html", "a.html#gone"), ("b.html", "c.png")]
 
 
+@pytest.mark.long
 @needs_sphinx
 def test_every_class_and_function_has_its_source_beside_it(reference: Any, site: Path) -> None:
     for page, names in reference.public_names().items():
@@ -179,3 +182,12 @@ def test_links_to_the_outside_are_whole() -> None:
     assert len(links) > 5
     for link in links:
         assert re.fullmatch(r"https://[\w.-]+\.[a-z]{2,}(/[^\s<>\"]*)?", link), link
+
+
+def test_the_findings_state_figures_that_stand_in_a_table_or_in_the_log() -> None:
+    findings, _, tables = (DOCS / "results.md").read_text().partition("## How to read the tables")
+    log = (ROOT / "results" / "LOG.md").read_text()
+    figures = re.findall(r"\d[\d,.]* ± [\d.]*\d", findings)
+    assert len(figures) > 10
+    for figure in figures:
+        assert figure in tables or figure in log, figure

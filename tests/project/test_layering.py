@@ -22,6 +22,7 @@ ROOT = Path(pyro_vmem.__file__).parent
 # A folder imports only from those before it, and from itself.
 ORDER = [
     "_utils",
+    "plots",
     "distributions",
     "infer",
     "testing",
@@ -31,7 +32,6 @@ ORDER = [
     "model",
     "diagnostics",
     "train",
-    "plots",
     "config",
     "app",
 ]

@@ -26,8 +26,6 @@ NOTEBOOKS = (
     "08_save_resume",
     "09_million_templates",
 )
-# They take minutes: `make test-notebooks` runs all, every other run of the tests the first two.
-RUN_HERE = NOTEBOOKS if os.environ.get("PYRO_VMEM_NOTEBOOKS") == "all" else NOTEBOOKS[:2]
 SECONDS = 300  # a cell's; a hang ends, a slow machine does not fail
 
 needs_kernel = pytest.mark.skipif(
@@ -81,8 +79,9 @@ def test_a_notebook_begins_with_a_title_and_its_code_is_python(name: str) -> Non
         ast.parse("".join(cell["source"]))
 
 
+@pytest.mark.long
 @needs_kernel
-@pytest.mark.parametrize("name", RUN_HERE)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs(name: str, tmp_path: Path) -> None:
     done = tmp_path / "done.ipynb"
     environment = {key: value for key, value in os.environ.items() if key != "PYRO_VMEM_DATA"}  # what every user has

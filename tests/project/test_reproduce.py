@@ -17,6 +17,8 @@ from pyro_vmem import data
 from pyro_vmem.app import Experiment, experiment
 from pyro_vmem.train import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.long
+
 
 def args(class_path, **init_args):
     return {"class_path": class_path, "init_args": init_args}
@@ -324,7 +326,7 @@ def test_the_line_that_a_memory_with_more_classes_is_held_against():
     (axes,) = figures.plot_scaling(rows, "baselines").axes
     solid, dotted = ([line for line in axes.lines if line.get_linestyle() == style] for style in ("-", ":"))
     names = ("VMA, this library", "soft-attention memory", "VAE without memory")
-    assert [line.get_label() for line in solid] == [f"{name}, 4 examples a class" for name in names]
+    assert [line.get_label() for line in solid] == [f"{name}, 4 examples per class" for name in names]
     assert len(dotted) == 2  # the autoencoder does not see how many there are
     for line in dotted:
         assert line.get_ydata().tolist() == pytest.approx([91, 91 + math.log(8)])
@@ -483,3 +485,15 @@ def test_pictures_and_package_are_of_a_tables_model(folders, tmp_path, capsys):
     assert halves.spec() == vma.spec()
     for name, tensor in vma.state_dict().items():
         assert torch.equal(halves.state_dict()[name], tensor.half().float())
+
+
+def test_the_readmes_picture_shows_probabilities_gains_and_new_drawings():
+    torch.manual_seed(0)
+    classes = torch.arange(44) % 22
+    dataset = pv.data.FewShotDataset((torch.rand(44, 1, 8, 8) < 0.3).float(), classes)
+    figure = pictures.readme(pv.VMA.for_images((1, 8, 8), latent_dim=2, num_features=8, width=4), dataset, seed=0)
+    texts = [text.get_text() for ax in figure.axes for text in ax.texts]
+    assert sum(text.endswith(" nats") for text in texts) == 6
+    assert sum(text.endswith("%") for text in texts) == 6 * 4
+    assert sum(len(ax.images) for ax in figure.axes) == 6 * (1 + 4 + 4)
+    assert [pictures.percent(p) for p in (0.001, 0.25, 0.999)] == ["<1 %", "25 %", ">99 %"]

@@ -152,6 +152,7 @@ def test_best_weights_are_found_in_the_last_checkpoint_too(tmp_path: Path, damag
         pv.load(tmp_path)
 
 
+@pytest.mark.long
 def test_a_run_that_cannot_begin_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def unfit(*_: Any) -> None:
         raise ValueError("objective: it does not fit")

@@ -202,6 +202,7 @@ def test_a_time_budget_is_the_first_process_s(tmp_path: Path) -> None:
     assert first == second != "0"
 
 
+@pytest.mark.long
 def test_torchrun_trains_from_the_command_line(tmp_path: Path) -> None:
     dataset = blobs(40)
     data = tmp_path / "data.npz"

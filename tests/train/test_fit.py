@@ -478,6 +478,17 @@ def test_changed_settings_are_told(tmp_path):
         pv.fit(small_vma(), sampler(seed=1), elbo, steps=2, **changed)
 
 
+@pytest.mark.parametrize("first", [True, False])
+def test_a_validation_that_is_new_or_gone_is_told(tmp_path, first):
+    """The best weights are then chosen in another way."""
+    stop, settings = [pv.train.StopAfter(1e-5)], {"steps": 2, "out": tmp_path, "progress": False}
+    with_one = {"validation": sampler(1)}
+    pv.fit(small_vma(), sampler(), callbacks=stop, **settings, **(with_one if first else {}))
+    match = "first validation episode=None" if first else r"first validation episode='\w+' \(was None\)"
+    with pytest.warns(RuntimeWarning, match=match):
+        pv.fit(small_vma(), sampler(), resume=True, **settings, **({} if first else with_one))
+
+
 def test_a_model_of_another_kind_with_the_same_weights_is_not_resumed(tmp_path):
     """Of the same shapes everywhere, so that only the specs tell them apart."""
     pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
@@ -637,3 +648,14 @@ def test_a_log_gets_each_row_and_one_that_fails_ends_nothing():
     assert rows == [(row["step"], row["bound"]) for row in history]
     with pytest.raises(ValueError, match=r"callbacks: expected callbacks, got .* goes into pyro_vmem.train.Log"):
         pv.fit(small_vma(), sampler(), steps=1, callbacks=[print], progress=False)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, lambda: torch.device("meta")])
+def test_the_mode_that_the_caller_is_in_changes_nothing(mode):
+    settings = {"steps": 2, "validate_every": 1, "progress": False}
+    alone, inside, held_out = small_vma(), small_vma(), sampler(1)
+    pv.fit(alone, sampler(), validation=held_out, **settings)
+    episodes = sampler()
+    with mode():
+        pv.fit(inside, episodes, validation=held_out, **settings)
+    assert equal(weights(alone), weights(inside))

@@ -1,0 +1,157 @@
+"""The options of experiments and evaluations, with their defaults.
+
+Nothing heavy is imported here, so that the command line can print its help and refuse a misspelt option at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Evaluation", "Settings"]
+
+PARTS = (
+    *("address_prior", "latent_prior", "likelihood", "address_guide", "latent_guide"),
+    *("template_encoder", "x_encoder", "templates"),
+)
+SPECS = (*PARTS, "objective", "optimizer", "schedule", "kl_schedule")
+
+DEMO_VALIDATES_EVERY = 50  # steps: some thirty points of a learning curve in three minutes
+
+# A spec as an option holds it. A bare `dict`: in one of `Any`, jsonargparse would import what a class path names.
+Spec = dict | str | None  # type: ignore[type-arg]
+Images = Literal[
+    "glyphs", "omniglot", "folder", "npz", "mnist", "gmn", "gmn-distinct", "whole-memory", "zholus", "vma-45-5"
+]
+ModelName = Literal["vma", "soft-attention", "set-statistics", "no-memory"]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """How a trained model is evaluated, on classes that it was not trained on.
+
+    Attributes:
+        ways: Classes in memory.
+        shots: Slots a class.
+        queries: Targets a class.
+        episodes: Episodes, each with a memory of its own.
+        samples: Samples of z per slot, from which the evidence is estimated; addresses are summed exactly.
+        eval_seed: Seeds the episodes and the samples.
+    """
+
+    ways: int = 20
+    shots: int = 1
+    queries: int = 2
+    episodes: int = 10
+    samples: int = 10
+    eval_seed: int = 1
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is trained, on what, and how: everything that a run can be repeated from.
+
+    A spec is the name of a class, or `{"class_path": ..., "init_args": {...}}`; arguments of a part that are not given
+    are such that it fits, see `like` of :func:`pyro_vmem.build`.
+
+    Attributes:
+        data: The images: `"glyphs"` (letters of the fonts that matplotlib ships, always at hand), `"omniglot"`,
+            `"folder"` (folders of images, one per class), `"npz"`, `"mnist"`, or Omniglot as a protocol for comparing
+            likelihoods has it: `"gmn"`, `"gmn-distinct"`, `"whole-memory"`, `"zholus"` or `"vma-45-5"`.
+        data_root: Where they are; see the functions of the same names in :mod:`pyro_vmem.data`.
+        n_way: Classes in memory while training.
+        k_shot: Slots per class.
+        n_query: Targets per class.
+        n_absent: Further classes that have targets and no slots.
+        rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
+        flip: Whether mirrored classes are further classes.
+        warp: Whether classes and images are under random affine maps; see :class:`pyro_vmem.data.WarpedEpisodes`.
+        more: Further kinds of episodes, taken in turn with these, such as `[{"n_way": 4, "n_query": 16}]`: each has its
+            own `n_way`, `k_shot`, `n_query`, `n_absent` and `warp`.
+        held_out: Ways, shots and queries of the validation episodes. By default 20 ways (or all that there are),
+            `k_shot` and 2; with `more`, they are of the kinds that are trained on.
+        library: Whether one memory of `k_shot` drawings of every class serves all of training, with as many targets per
+            step as otherwise; see :class:`pyro_vmem.data.LibraryEpisodes`. An `IndexedGuide` looks in its index.
+        recall: Whether targets are copies of what is in a memory of any `n_way * k_shot` images, `n_query` in all; see
+            :class:`pyro_vmem.data.RecallSampler`.
+        pretrained: A model of the package to start from, in place of a new one; see `VMA.from_pretrained`. Images are
+            then of its size.
+        seed: Seeds splits, episodes, weights and samples.
+        latent_dim: The length of z.
+        num_features: The length of the features of templates and targets.
+        width: The channels of the convolutions at half resolution.
+        decoder: `"warp"` or `"conv"`; see :class:`pyro_vmem.VMA`.
+        pixels: `"independent"` or `"causal"`; see :class:`pyro_vmem.VMA`.
+        address_prior: p(a | M), a spec. This and the next six replace the default part.
+        latent_prior: p(z | m_a), a spec.
+        likelihood: p(x | z, m_a), a spec.
+        address_guide: q(a | M, x), a spec.
+        latent_guide: q(z | x, m_a), a spec.
+        template_encoder: The encoder of templates, a spec.
+        x_encoder: The encoder of targets, a spec. By default that of templates.
+        templates: Learned slots, a spec. By default none. They start as training images if they stand in
+            place of the given slots, and grey if they stand beside them.
+        model: The VMA, or what it is compared with, made of the same networks; see :mod:`pyro_vmem.baselines`.
+        start: The folder or checkpoint of a run whose weights are started from, as far as they fit.
+        only: The part that is trained, all others frozen; by default, all are trained.
+        objective: The name of an objective, see :func:`pyro_vmem.fit`, or the spec of one.
+        steps: Training steps.
+        minutes: A time budget for training, in place of `steps`.
+        lr: The learning rate, which `schedule` scales.
+        optimizer: The spec of an optimizer of torch; its learning rate is `lr`.
+        schedule: The factor of the learning rate: the spec of a schedule, or of a scheduler of torch.
+        kl_schedule: The weight of KL(z): the spec of a schedule.
+        clip_norm: The largest norm of the gradient of the loss per datapoint.
+        precision: The precision of the networks; see :class:`pyro_vmem.TrainingConfig`.
+        validate_every: Steps between validations.
+        select: Which weights are kept, those of the best validation or the last.
+        refresh_slots: How many keys of a memory's index are computed anew after each step; see
+            :class:`pyro_vmem.train.RefreshKeys`.
+        notes: Anything else to keep with the run, such as what a benchmark evaluates; it changes nothing.
+    """
+
+    data: Images = "glyphs"
+    data_root: str | None = None
+    n_way: int = 16
+    k_shot: int = 4
+    n_query: int = 4
+    n_absent: int = 0
+    rotate: bool = True
+    flip: bool = False
+    warp: bool = False
+    more: list[dict] = dataclasses.field(default_factory=list)  # type: ignore[type-arg]
+    held_out: tuple[int, int, int] | None = None
+    library: bool = False
+    recall: bool = False
+    pretrained: str | None = None
+    seed: int = 0
+    latent_dim: int = 32
+    num_features: int = 128
+    width: int = 32
+    decoder: Literal["warp", "conv"] = "warp"
+    pixels: Literal["independent", "causal"] = "independent"
+    address_prior: Spec = None
+    latent_prior: Spec = None
+    likelihood: Spec = None
+    address_guide: Spec = None
+    latent_guide: Spec = None
+    template_encoder: Spec = None
+    x_encoder: Spec = None
+    templates: Spec = None
+    model: ModelName = "vma"
+    start: str | None = None
+    only: str | None = None
+    objective: Spec = "vimco"
+    steps: int = 20_000
+    minutes: float | None = None
+    lr: float = 3e-3
+    optimizer: Spec = "Adam"
+    schedule: Spec = "WarmupCosine"
+    kl_schedule: Spec = "LinearRise"
+    clip_norm: float = 10.0
+    precision: Literal["auto", "bfloat16", "float32"] = "auto"
+    validate_every: int = 500
+    select: Literal["best", "last"] = "best"
+    refresh_slots: int = 256
+    notes: dict = dataclasses.field(default_factory=dict)  # type: ignore[type-arg]

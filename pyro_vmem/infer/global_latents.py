@@ -1,0 +1,141 @@
+"""Latents outside of the data plate: one draw for all particles, whose density stays outside of the logarithms."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine import Trace
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import prune_subsample_sites, site_is_factor
+from torch import Tensor
+
+from pyro_vmem.infer.doubly_reparameterised import is_delta
+from pyro_vmem.infer.particles import PARTICLE_PLATE, Globals, Particles, draw_particles, particles_of, samples, stacked
+
+__all__ = ["draw_with_globals"]
+
+
+def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
+    """Draws particles of programs that may have latents outside of the data plate.
+
+    The objective remembers their names in `global_names`. Most programs have none; whether one has is looked up only
+    if it cannot be done without.
+
+    Arguments:
+        elbo: The objective.
+        model: A Pyro model.
+        guide: Its guide.
+        args: Their arguments.
+        kwargs: Their keyword arguments.
+
+    Raises:
+        ValueError: As of :func:`draw_particles`; if the objective has no gradient for global latents; if a plate that
+            they are in is subsampled.
+    """
+    if not elbo.global_names:
+        try:
+            return draw_particles(elbo, model, guide, *args, **kwargs)
+        except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
+            elbo.global_names = _looked_up(model, guide, args, kwargs)
+            if not elbo.global_names:
+                raise
+    if not elbo.global_latents:
+        names, elbo.global_names = sorted(elbo.global_names), frozenset()
+        raise ValueError(
+            f"guide: {type(elbo).__name__} has no gradient for latents outside of the data plate: {names}. "
+            "Use VIMCO_ELBO, IWAE_ELBO, Reinforce_ELBO or RaoBlackwell_ELBO."
+        )
+    traces = list(elbo._get_traces(model, _DrawnOnce(elbo.global_names)(guide), args, kwargs))
+    found = global_names(*traces[0])
+    if found != elbo.global_names:  # the programs are others than before
+        elbo.global_names = found
+        return draw_with_globals(elbo, model, guide, *args, **kwargs)
+    rows = [particles_of(*(_only(trace, found, False) for trace in pair)) for pair in traces]
+    of_globals = _globals(*(samples(_only(trace, found, True)) for trace in traces[0]))
+    return replace(stacked(rows), arguments=(args, kwargs), of_globals=of_globals)
+
+
+def global_names(model_trace: Trace, guide_trace: Trace) -> frozenset[str]:
+    """The names of the sites that are in none of the plates that the observations share; none if they share no plate.
+
+    None also if all local latents are made of one draw, as in `AutoDiagonalNormal`: all particles would be the same.
+    """
+    sites = [*samples(guide_trace).values(), *samples(model_trace).values()]
+    plates = {site["name"]: _plates(site) for site in sites}
+    observed = [plates[site["name"]] for site in sites if site["is_observed"] and not site_is_factor(site)]
+    data = frozenset.intersection(*filter(None, observed)) if any(observed) else frozenset()
+    names = frozenset(name for name, own in plates.items() if data and not own & data)
+    local = [site for name, site in samples(guide_trace).items() if name not in names]
+    auxiliary = [name for name in names if name not in model_trace.nodes]
+    return frozenset() if auxiliary and local and all(map(is_delta, local)) else names
+
+
+class _DrawnOnce(Messenger):
+    """Draws the named sites before a plate of particles makes K of them, and once for all runs."""
+
+    def __init__(self, names: Iterable[str]) -> None:
+        super().__init__()
+        self.names = names
+        self._drawn: dict[str, Any] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.names and msg["value"] is None:
+            if msg["name"] not in self._drawn:
+                self._drawn[msg["name"]] = msg["fn"](*msg["args"], **msg["kwargs"])
+            msg["value"] = self._drawn[msg["name"]]
+
+
+def _plates(site: Any) -> frozenset[str]:
+    return frozenset(f.name for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE)
+
+
+def _looked_up(model: Any, guide: Any, args: Any, kwargs: Any) -> frozenset[str]:
+    """The names of the global sites, by running the programs once; parameters and random state stay as they are."""
+    if isinstance(poutine.unwrap(guide), Messenger):
+        return frozenset()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]), pyro.get_param_store().scope(), poutine.block():
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+    return global_names(prune_subsample_sites(run), prune_subsample_sites(drawn))
+
+
+def _only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
+    """A trace with only the named sites, or without them."""
+    kept = trace.copy()
+    for name in [name for name in trace.nodes if (name in names) != inside]:
+        kept.remove_node(name)
+    return kept
+
+
+def _globals(of_model: dict[str, Any], of_guide: dict[str, Any]) -> Globals:
+    for site in [*of_model.values(), *of_guide.values()]:
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.full_size != frame.size:
+                raise ValueError(
+                    f"model and guide: plate {frame.name!r} outside of the data plate is subsampled. Subsample "
+                    "the data plate only."
+                )
+    missing = [n for n, site in of_model.items() if n not in of_guide and not site["is_observed"]]
+    if missing:
+        raise ValueError(f"guide: it has no sample site {missing[0]!r}, which the model leaves unobserved. Add one.")
+    log_q = [_total(site, site["log_prob"]) for site in of_guide.values()]
+    scores = [_total(site, site["score_parts"].score_function) for site in of_guide.values()]
+    log_p = [_total(site, site["log_prob"]) for site in of_model.values()]
+    zero = torch.zeros_like((log_p + log_q)[0])
+    return Globals(log_ratio=sum(log_p, zero) - sum(log_q, zero), score=sum(scores, zero))
+
+
+def _total(site: Any, values: Any) -> Any:
+    """The sum over a site, which all particles have the same of."""
+    if not isinstance(values, Tensor):
+        return values  # the score of what is reparameterised: the number zero
+    copies = 1
+    for frame in site["cond_indep_stack"]:
+        if frame.name == PARTICLE_PLATE and values.dim() >= -frame.dim:
+            copies = values.shape[frame.dim]
+    return values.sum() / copies

@@ -1,0 +1,101 @@
+"""Recommends an objective for a program, and says why and what a step of it costs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer import ELBO
+from pyro.poutine.util import prune_subsample_sites
+
+from pyro_vmem.infer.by_name import NUM_PARTICLES, choose_objective
+from pyro_vmem.infer.elbo import ParticleELBO
+from pyro_vmem.infer.enumeration import saved_bytes
+from pyro_vmem.infer.global_draws import GlobalDraws_ELBO
+from pyro_vmem.infer.global_latents import global_names
+from pyro_vmem.infer.iwae import IWAE_ELBO
+from pyro_vmem.infer.particles import samples
+from pyro_vmem.infer.rao_blackwell import RaoBlackwell_ELBO
+from pyro_vmem.infer.unordered_set import UnorderedSet_ELBO
+from pyro_vmem.infer.vimco import VIMCO_ELBO
+
+__all__ = ["Choice", "choose"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An objective for a program.
+
+    Attributes:
+        objective: The objective.
+        why: Why it, in a sentence.
+        decodes: How often a step of it evaluates the model for each datapoint.
+        gigabytes: What a step keeps for the backward pass, as measured.
+    """
+
+    objective: ELBO
+    why: str
+    decodes: int
+    gigabytes: float
+
+    def __str__(self) -> str:
+        cost = f"{self.decodes} decoder passes per datapoint, {self.gigabytes:.2g} GB a step"
+        return f"{self.objective!r}: {self.why}; {cost}"
+
+
+def choose(model: Any, guide: Any, *args: Any, num_particles: int = NUM_PARTICLES, **kwargs: Any) -> Choice:
+    """Recommends an objective, from what latents the program has.
+
+    The program is run a few times; parameters and random state stay as they are.
+
+    Arguments:
+        model: A Pyro model.
+        guide: Its guide.
+        args: Their arguments.
+        num_particles: The decoder passes per datapoint that a step may take, at least 2.
+        kwargs: Their keyword arguments.
+
+    Raises:
+        ValueError: If `num_particles` is less than 2, or the program is refused by the objective that would fit.
+
+    Example:
+        >>> import pyro_vmem as pv
+        >>> vma, memory, x = pv.VMA.for_vectors(5), pv.Memory(torch.randn(60, 5)), torch.randn(3, 5)
+        >>> print(pv.infer.choose(vma.model, vma.guide, memory, x))
+        VIMCO_ELBO(num_particles=4): 60 values of 'a' are too many ...; 4 decoder passes per datapoint, ... GB a step
+    """
+    if num_particles < 2:
+        raise ValueError(f"num_particles: expected at least 2, got {num_particles}.")
+    with torch.random.fork_rng(), pyro.get_param_store().scope(), torch.enable_grad():
+        drawn = poutine.trace(guide).get_trace(*args, **kwargs)
+        run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
+        drawn, run = prune_subsample_sites(drawn), prune_subsample_sites(run)
+        outside = global_names(run, drawn)
+        discrete = {name: s["fn"] for name, s in samples(drawn).items() if not s["fn"].has_rsample}
+        local, why = _local({name: fn for name, fn in discrete.items() if name not in outside}, num_particles)
+        objective: Any = local
+        if shared := sorted(set(discrete) & outside):
+            objective = GlobalDraws_ELBO(local, 2)
+            why += f"; two draws of {shared}, which are outside of the data plate, with each other as a baseline"
+        kept = saved_bytes(lambda: objective.differentiable_loss(model, guide, *args, **kwargs))
+    return Choice(objective, why, local.decodes * (2 if shared else 1), kept / 1e9)
+
+
+def _local(discrete: dict[str, Any], num_particles: int) -> tuple[ParticleELBO, str]:
+    """The objective for the discrete latents of a datapoint, and why."""
+    if not discrete:
+        return IWAE_ELBO(num_particles), "all latents of a datapoint are reparameterised"
+    name, fn = next(iter(discrete.items()))
+    if len(discrete) > 1 or not isinstance(fn, torch.distributions.Categorical):
+        return VIMCO_ELBO(num_particles), f"it samples any discrete latents: {sorted(discrete)}"
+    values = len(fn.enumerate_support())
+    chosen, why = choose_objective(values, num_particles)
+    why = why.replace(" values ", f" values of {name!r} ", 1)
+    if chosen == "enumerate" and 1 < values <= num_particles:
+        return UnorderedSet_ELBO(values, name), why
+    if chosen == "rao-blackwell":
+        return RaoBlackwell_ELBO(num_particles - 1, name), why
+    return VIMCO_ELBO(num_particles), why
