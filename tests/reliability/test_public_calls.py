@@ -26,7 +26,13 @@ from torch import Tensor, nn
 # A training step makes these in numbers, so their arguments are not looked at.
 UNCHECKED = {"pyro_vmem.Template", "pyro_vmem.EncodedMemory", "pyro_vmem.over_slots", "pyro_vmem.memory.Hits"}
 # Their examples take too long to begin with.
-LONG = {"pyro_vmem.data.glyphs", "pyro_vmem.build", "pyro_vmem.load", "pyro_vmem.diagnostics.to_arviz"}
+LONG = {
+    "pyro_vmem.data.glyphs",
+    "pyro_vmem.build",
+    "pyro_vmem.load",
+    "pyro_vmem.diagnostics.to_arviz",
+    "pyro_vmem.Trainer",
+}
 
 
 class Late(BaseException):

@@ -1,0 +1,99 @@
+"""Arguments are checked by their annotations, and what can be converted is."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Literal
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+import pyro_vmem as pv
+from pyro_vmem._utils.checks import Count, NonNegativeInt, PositiveFloat, Probability, checked
+
+
+@checked
+def entry(
+    x: Float[Tensor, "B F"],
+    labels: Int[Tensor, " B"] | None = None,
+    mask: Bool[Tensor, "..."] | None = None,
+    k: Count = 1,
+    seed: NonNegativeInt = 0,
+    scale: PositiveFloat = 1.0,
+    share: Probability = 0.5,
+    sizes: tuple[int, ...] = (1,),
+    kind: Literal["a", "b"] = "a",
+    memory: pv.Memory | None = None,
+) -> tuple[Tensor, int]:
+    return x, k
+
+
+X = torch.ones(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"x": X.long()}, r"^x: expected a tensor of floating-point .* \(B F\), got .*int64.* x\.float\(\) does"),
+        ({"x": X[0]}, r"^x: expected .* of shape \(B F\), got a tensor of torch.float32 with shape \(3,\)"),
+        ({"labels": torch.arange(3)}, r"^labels: .* or None, where x is \(B F\) = \(2, 3\), got .* shape \(3,\)"),
+        ({"labels": torch.ones(2)}, r"^labels: expected a tensor of integers .* labels\.long\(\) does"),
+        ({"x": X.to("meta")}, r"^x: .* got a meta tensor"),
+        ({"x": X.to_sparse()}, r"^x: .* got a sparse tensor"),
+        ({"x": None}, r"^x: expected a tensor .*, got None"),
+        ({"k": 2.5}, r"^k: expected a whole number in \[1, 10,000,000\], got 2\.5"),
+        ({"k": True}, r"^k: .* got True"),
+        ({"k": 10**12}, r"^k: .* got 1000000000000"),
+        ({"seed": -1}, r"^seed: expected a whole number of at least 0, got -1"),
+        ({"scale": float("inf")}, r"^scale: expected a positive number, got inf"),
+        ({"scale": float("nan")}, r"^scale: expected a positive number, got nan"),
+        ({"share": 1.5}, r"^share: expected a number in \[0, 1\], got 1\.5"),
+        ({"sizes": (1, 2, 3, "a")}, r"^sizes: expected a list or tuple, each item a whole number, got the tuple"),
+        ({"kind": "c"}, r"^kind: expected 'a' or 'b', got 'c'"),
+        (
+            {"memory": pv.Memory},
+            r"^memory: expected a pyro_vmem.Memory .*, got the class Memory\. Write Memory\(\)",
+        ),
+        ({"memory": X}, r"^memory: .* got a tensor .* Make one, as pyro_vmem\.Memory\(\.\.\.\) does"),
+    ],
+)
+def test_what_does_not_fit_is_refused(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        entry(**({"x": X} | arguments))
+
+
+def test_arrays_lists_and_numbers_of_numpy_are_taken() -> None:
+    for x in (X.numpy(), X.double().numpy(), X.tolist()):
+        taken, k = entry(x, labels=[0, 1], mask=np.array([True]), k=np.int64(3))
+        assert torch.equal(taken, X)
+        assert type(k) is int
+        assert k == 3
+
+
+def test_python_says_what_is_missing_or_too_much() -> None:
+    with pytest.raises(TypeError, match=r"entry\(\) missing 1 required positional argument: 'x'"):
+        entry()  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match=r"unexpected keyword argument 'xs'"):
+        entry(X, xs=1)  # type: ignore[call-arg]
+
+
+def test_nothing_is_checked_without_validation() -> None:
+    with pyro.validation_enabled(False):
+        assert entry("anything", k=-1) == ("anything", -1)  # type: ignore[arg-type]
+
+
+def test_checked_functions_can_be_pickled() -> None:
+    assert pickle.loads(pickle.dumps(pv.diagnostics.hit_rate)) is pv.diagnostics.hit_rate
+
+
+def test_a_part_of_ones_own_is_checked() -> None:
+    class Own(pv.UniformPrior):
+        def __init__(self, sharpness: PositiveFloat = 1.0) -> None:
+            super().__init__()
+
+    with pytest.raises(ValueError, match="^sharpness: expected a positive number, got 0"):
+        Own(0.0)
