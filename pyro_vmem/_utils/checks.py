@@ -274,6 +274,7 @@ def _converted(value: Any, tensors: list[Any]) -> Any:
     return tensor.to(torch.get_default_dtype()) if default else tensor
 
 
+@functools.cache  # asked at every call
 def _parts(hint: Any) -> tuple[Any, ...]:
     """The members of a union, or the hint itself."""
     return get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
@@ -283,6 +284,7 @@ def _bare(hint: Any) -> Any:
     return get_args(hint)[0] if get_origin(hint) is Annotated and hint not in _WORDS else hint
 
 
+@functools.cache  # asked at every call
 def _tensors(hint: Any) -> list[Any]:
     """The members of a hint that are tensors."""
     members = [_bare(part) for part in _parts(hint)]

@@ -95,5 +95,5 @@ def test_a_part_of_ones_own_is_checked() -> None:
         def __init__(self, sharpness: PositiveFloat = 1.0) -> None:
             super().__init__()
 
-    with pytest.raises(ValueError, match="^sharpness: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match=r"^sharpness: expected a positive number, got 0"):
         Own(0.0)
