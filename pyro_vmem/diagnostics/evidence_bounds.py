@@ -74,7 +74,7 @@ def evidence_bounds(
         max_decodes: How many decodes to hold in memory at once.
 
     Returns:
-        Both bounds, and the targets.
+        Both bounds, in nats `(B,)`, and the targets.
 
     Raises:
         ValueError: If a number is less than 1, the memory does not fit the model, or each datapoint has its own.

@@ -158,7 +158,7 @@ def refined_weights(
     log_p = vma.address_prior(memory).logits.expand_as(log_others).gather(-1, a.mT).mT
     log_chosen = (log_others - log_others.logsumexp(-1, keepdim=True)).gather(-1, a.mT).mT
     log_chosen = log_chosen.nan_to_num(math.inf, neginf=-math.inf)
-    log_shares = torch.tensor(config.mixture, dtype=log_p.dtype, device=x.device).log()
+    log_shares = log_p.new_tensor(config.mixture).log()
     component = stratum % components
     log_ratio = log_p + torch.where(elsewhere, -log_chosen, log_shares[component])
     parts = []

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributions import Categorical, Distribution
 
+from pyro_vmem._utils.precision import no_autocast
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.memory import Memory, Template
 from pyro_vmem.parts import Part
@@ -28,7 +29,8 @@ def check_parts(vma: Any) -> None:
         return
     modes = [(module, module.training) for module in vma.modules()]
     try:
-        with forked(weight.device):
+        # Autocast would keep the rounded weights of now, and use them in place of those that are loaded afterwards.
+        with forked(weight.device), no_autocast(weight):
             _pass_on_zeros(vma.eval(), weight)
     finally:
         for module, mode in modes:

@@ -131,6 +131,10 @@ def programs(draw: Any, kinds: tuple[str, ...] = tuple(SIZES)) -> Program:
     if all(s.kind not in CONTINUOUS for s in sites):
         guide = "written"
     subsample = draw(st.integers(0, 3)) == 0
+    # If all lay in the inner plate, it would be one of the data; without a site in it, Pyro would not know of its dim.
+    observed_inner = "inner" in plates and draw(st.booleans()) and not all(s.inner for s in sites)
+    if not observed_inner and not any(s.inner for s in sites):
+        plates = tuple(name for name in plates if name != "inner")
     masks = ["", "", "", "all", "observation", "site", "guide site", "distribution"]
     if count > 1 and not reverse and sites[0].kind not in CONTINUOUS:
         masks += ["value", "value"]  # of a continuous one it would be a jump, which no path follows
@@ -138,8 +142,7 @@ def programs(draw: Any, kinds: tuple[str, ...] = tuple(SIZES)) -> Program:
         tuple(sites),
         reverse,
         plates,
-        # If all lay in the inner plate, it would be one of the data.
-        "inner" in plates and draw(st.booleans()) and not all(s.inner for s in sites),
+        observed_inner,
         draw(st.sampled_from(masks)),
         draw(st.sampled_from(["", "", "", "all", "site", "nothing left", "rows"])),
         subsample,

@@ -165,3 +165,14 @@ def test_a_memory_that_is_not_encoded_says_so() -> None:
 def test_what_is_no_memory_is_refused(memory: Any) -> None:
     with pytest.raises(ValueError, match=r"^memory: expected a pyro_vmem\.Memory, got .* Use Memory\(templates\)\."):
         model_of().model(memory, torch.zeros(2, X))
+
+
+def test_a_model_that_is_built_under_autocast_uses_the_weights_that_are_loaded_into_it() -> None:
+    trained = pv.VMA.for_vectors(5)
+    memory, x = Memory(torch.randn(4, 5)), torch.randn(3, 5)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        expected = trained.lookup(memory, x).q.logits
+        with torch.enable_grad():  # weights are kept where they have a gradient
+            built = pv.VMA.for_vectors(5)
+        built.load_state_dict(trained.state_dict())
+        torch.testing.assert_close(built.lookup(memory, x).q.logits, expected)

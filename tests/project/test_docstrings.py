@@ -27,7 +27,6 @@ KINDS = (AddressGuide, AddressPrior, LatentGuide, LatentPrior, Likelihood, Templ
 NO_SOURCE = {
     *("UniformPrior", "StandardPrior", "GaussianGuide", "BernoulliDecoder", "GaussianDecoder", "UniformGuide"),
     *("FlatEncoder", "MLPEncoder", "MLPDecoder", "ConvEncoder", "ConvDecoder", "TruncatedGuide", "EnumGuard"),
-    "GlobalDraws_ELBO",  # a mean of others
     *("SoftAttentionDecoder", "SoftAttentionGuide"),  # the source stands at SoftAttentionVAE
 }
 

@@ -25,7 +25,7 @@ MEASURED: dict[str, Callable[[], Any]] = {
     "evaluate": lambda: pv.diagnostics.evaluate(VMA, sampler(), 1, 2, progress=False).summary()["nll"],
     "validate": lambda: pv.validate(VMA, sampler(), num_episodes=1)["bound"],
     "diagnose": lambda: pv.diagnostics.diagnose(VMA, MEMORY, X, seed=0).log_evidence.values.tolist(),
-    "estimate_evidence": lambda: pv.diagnostics.estimate_evidence(VMA, MEMORY, X, 20, seed=0).log_evidence,
+    "estimate_evidence": lambda: pv.diagnostics.estimate_evidence(VMA, MEMORY, X, 20, seed=0, warn=False).log_evidence,
 }
 
 
