@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 # A training step makes these in numbers, so their arguments are not looked at.
 UNCHECKED = {"pyro_vmem.Template", "pyro_vmem.EncodedMemory", "pyro_vmem.over_slots", "pyro_vmem.memory.Hits"}
-# A valid call, or the example that leads to it, takes seconds; `tests/helpers/bad_input.py` has cases of the first three.
+# A valid call, or the example that leads to it, takes seconds; bad_input.py has cases of most of these.
 LONG = {
     "pyro_vmem.fit",
     "pyro_vmem.build",
