@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all and survive a crash; JSON files; names of new folders."""
+"""Files that appear whole or not at all and survive a crash; JSON files."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ except ImportError:  # Windows
 
 __all__ = [
     "as_plain",
-    "free_name",
     "numbered",
     "versions_of",
     "write_atomically",
@@ -136,20 +135,6 @@ def _shift(target: Path, keep: int) -> None:
             os.replace(aside, older)
         finally:
             aside.unlink(missing_ok=True)
-
-
-def free_name(folder: Path) -> Path:
-    """The folder, or with the first number behind it that is not taken.
-
-    Example:
-        >>> free_name(Path("no/such/run")).as_posix()
-        'no/such/run'
-    """
-    number, candidate = 1, folder
-    while candidate.exists():
-        number += 1
-        candidate = folder.with_name(f"{folder.name}-{number}")
-    return candidate
 
 
 def as_plain(values: Any) -> Any:

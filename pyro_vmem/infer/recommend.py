@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_vmem._utils.random_state import forked
 from pyro_vmem.infer.by_name import NUM_PARTICLES, choose_objective
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.enumeration import saved_bytes
@@ -69,7 +70,7 @@ def choose(model: Any, guide: Any, *args: Any, num_particles: int = NUM_PARTICLE
     """
     if num_particles < 2:
         raise ValueError(f"num_particles: expected at least 2, got {num_particles}.")
-    with torch.random.fork_rng(), pyro.get_param_store().scope(), torch.enable_grad():
+    with forked(*args, *kwargs.values()), pyro.get_param_store().scope(), torch.enable_grad():
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
         drawn, run = prune_subsample_sites(drawn), prune_subsample_sites(run)

@@ -143,6 +143,14 @@ def test_only_the_command_line_prints() -> None:
             assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls), path
 
 
+def test_random_states_are_put_back_of_named_devices() -> None:
+    """`fork_rng()` alone wakes up every GPU of the machine."""
+    for path in [*FILES, *(ROOT.parent / "benchmarks").glob("*.py"), *(ROOT.parent / "docs").glob("*.py")]:
+        calls = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        forks = [call for call in calls if isinstance(call.func, ast.Attribute) and call.func.attr == "fork_rng"]
+        assert all(any(keyword.arg == "devices" for keyword in call.keywords) for call in forks), path
+
+
 def test_every_public_name_exists_and_has_a_docstring() -> None:
     checked = 0
     for module in modules():
