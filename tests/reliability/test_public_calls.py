@@ -37,7 +37,7 @@ LONG = {
     "pyro_vmem.diagnostics.to_arviz",
 }
 
-# Not yet mended: what they are given is of classes that only type checkers import, or of none. A plot fails in matplotlib.
+# Not yet mended: their arguments are of classes that only type checkers import, or of none.
 OPEN = {name for name in entries() if name.startswith("pyro_vmem.plots.")} | {
     "pyro_vmem.infer.check_objective",
     "pyro_vmem.infer.choose",
@@ -131,7 +131,7 @@ def test_a_wrong_argument_is_named(name: str) -> None:
 
 
 def test_an_error_that_names_nothing_is_noticed() -> None:
-    def root(number: Any) -> float:
-        return math.sqrt(number)
+    def root(area: Any) -> float:
+        return math.sqrt(area)
 
-    assert problem(Call(root, {"number": 4.0}), "number", "none").startswith("TypeError: must be real")
+    assert problem(Call(root, {"area": 4.0}), "area", "none").startswith("TypeError: must be real")
