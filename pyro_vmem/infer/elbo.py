@@ -149,7 +149,6 @@ class ParticleELBO(ELBO, abc.ABC):
 
     def proposal(self, guide: Any) -> Any:
         """What the particles are drawn from, made of the guide in its plates; the guide itself unless overridden."""
-        guide = MasksByHandler()(guide)
         return doubly_reparameterised()(guide) if self.dreg else guide
 
     def check_drawn(self, guide_trace: Trace) -> None:
@@ -174,15 +173,16 @@ class ParticleELBO(ELBO, abc.ABC):
             )
 
     def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
+        unmasked = MasksByHandler()(guide)  # innermost, so that all that is done with a site finds its distribution
         if self.backward is None or not torch.is_grad_enabled():
-            return draw_with_globals(self, model, guide, *args, **kwargs)
+            return draw_with_globals(self, model, unmasked, *args, **kwargs)
         check_guide(guide)
         if self.global_names:
             raise ValueError("backward: not for programs with latents outside of the data plate. Use backward=None.")
         if self.max_plate_nesting == math.inf:
-            self._guess_max_plate_nesting(model, guide, args, kwargs)
+            self._guess_max_plate_nesting(model, unmasked, args, kwargs)
         same = SameSubsample()
-        drawn = poutine.trace(same(self.proposal(self._vectorized_num_particles(guide)))).get_trace(*args, **kwargs)
+        drawn = poutine.trace(same(self.proposal(self._vectorized_num_particles(unmasked)))).get_trace(*args, **kwargs)
         sizes = int(self.num_particles), self.backward
         particles = resampled_particles(
             drawn, same(model), *sizes, int(self.max_plate_nesting), self.check_drawn, args, kwargs

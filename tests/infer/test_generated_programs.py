@@ -106,8 +106,11 @@ POINT = (lambda p: p.guide == "AutoDelta", "is a point that is learned.* Use pat
 NO_UNIFORM = (lambda p: any(s.kind == "scored" for s in p.sites), "defensive: .* Use defensive=0")
 SUMMED = (cannot_be_summed, "(?s)site: .*(Name|VIMCO_ELBO|it has)")
 
-UNPAIRED = (lambda p: True, "DisARM_ELBO pairs Bernoulli sites.*Use VIMCO_ELBO")
-UNRELAXED = (lambda p: any(s.kind == "scored" for s in p.sites) or p.mask == "distribution", "RELAX_ELBO relaxes")
+UNPAIRED = (
+    lambda p: not any(s.kind in ("bernoulli", "pair") and not s.guided_by for s in p.sites),
+    "DisARM_ELBO pairs Bernoulli sites.*Use VIMCO_ELBO",
+)
+UNRELAXED = (lambda p: any(s.kind == "scored" for s in p.sites), "RELAX_ELBO relaxes")
 
 
 def learned() -> Surrogate:
