@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator
 
 import pyro
@@ -44,12 +43,6 @@ def _param_store() -> Iterator[None]:
     with store.scope():
         assert not list(store.keys())
         yield
-
-
-@pytest.fixture(autouse=True)
-def _seed(request: pytest.FixtureRequest) -> None:
-    """Each test has its own seed, so that none depends on the others that run."""
-    pyro.set_rng_seed(zlib.crc32(request.node.nodeid.encode()))
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ def evidence_bounds(
         ValueError: If a number is less than 1, the memory does not fit the model, or each datapoint has its own.
 
     Example:
-        >>> found = evidence_bounds(VMA.for_vectors(5), Memory(torch.randn(10, 5)), num_targets=100, seed=0)
+        >>> found = evidence_bounds(VMA.for_vectors(5), Memory(torch.randn(10, 5)), num_samples=5, seed=0)
         >>> bool(found.lower.mean() <= found.upper.mean())
         True
     """

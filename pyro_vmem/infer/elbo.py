@@ -27,10 +27,30 @@ from pyro_vmem.infer.particles import Particles
 from pyro_vmem.infer.resampled_backward import check_guide, resampled_particles
 from pyro_vmem.infer.subsampling import MasksByHandler, SameSubsample
 
-__all__ = ["ParticleELBO", "Terms", "log_mean_exp"]
+__all__ = ["DifferentiableELBO", "ParticleELBO", "Terms", "log_mean_exp"]
 
 
-class ParticleELBO(ELBO, abc.ABC):
+class DifferentiableELBO(ELBO):
+    """An objective whose loss and gradients are those of its `differentiable_loss`."""
+
+    @abc.abstractmethod
+    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss in nats, as a scalar tensor to call `backward` on."""
+
+    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """Adds the gradient of the loss to every parameter's `.grad`, and returns the loss in nats."""
+        loss = self.differentiable_loss(model, guide, *args, **kwargs)
+        if loss.requires_grad:
+            loss.backward(retain_graph=self.retain_graph)
+        return loss.item()
+
+    @torch.no_grad()
+    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+        """The loss, in nats, without gradients."""
+        return self.differentiable_loss(model, guide, *args, **kwargs).item()
+
+
+class ParticleELBO(DifferentiableELBO, abc.ABC):
     r"""An objective that is computed from particles, weighted per datapoint.
 
     A subclass gives :meth:`estimate`; all else is the same for all: `SVI`, `differentiable_loss`, terms, plates, scales
@@ -134,18 +154,6 @@ class ParticleELBO(ELBO, abc.ABC):
         loss = self.terms(model, guide, *args, **kwargs).loss
         warn_if_nan(loss, "loss")
         return loss
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Adds the gradient of the loss to every parameter's `.grad`, and returns the loss in nats."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return loss.item()
-
-    @torch.no_grad()
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss, minus the sum of the bounds in nats, without gradients."""
-        return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def proposal(self, guide: Any) -> Any:
         """What the particles are drawn from, made of the guide in its plates; the guide itself unless overridden."""

@@ -6,16 +6,15 @@ import math
 from typing import Any
 
 import torch
-from pyro.infer import ELBO
 from torch import Tensor
 
 from pyro_vmem._utils.checks import check_count
-from pyro_vmem.infer.elbo import ParticleELBO
+from pyro_vmem.infer.elbo import DifferentiableELBO, ParticleELBO
 
 __all__ = ["GlobalDraws_ELBO"]
 
 
-class GlobalDraws_ELBO(ELBO):
+class GlobalDraws_ELBO(DifferentiableELBO):
     r"""The mean of an objective over several draws :math:`g_i` of the latents outside of the data plate.
 
     .. math:: L = \frac{1}{G} \sum_i \left( \sum_b L_b(g_i) + \log p(g_i) - \log q(g_i) \right)
@@ -60,18 +59,6 @@ class GlobalDraws_ELBO(ELBO):
             others = (of_all - float(one.loss.detach())) / (self.draws - 1)
             loss = loss + (one.loss - others * (own.score - own.score.detach())) / self.draws
         return loss
-
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """Adds the gradient of the loss to every parameter's `.grad`, and returns the loss in nats."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        if loss.requires_grad:
-            loss.backward(retain_graph=self.retain_graph)
-        return loss.item()
-
-    @torch.no_grad()
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss, minus the mean of the bounds in nats, without gradients."""
-        return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
     def _get_trace(self, *args: Any) -> Any:
         raise NotImplementedError  # pyro.infer.ELBO wants one; the local objective has it
