@@ -2,95 +2,105 @@
 
 from __future__ import annotations
 
-import collections.abc
 import functools
 import inspect
 import math
-import operator
-import os
+import re
 import reprlib
 import sys
 import types
 import typing
-from collections.abc import Callable, Collection
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Annotated, Any, SupportsIndex, TypeAlias, TypeVar, get_args, get_origin
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
 
 import numpy as np
 import torch
 from beartype import BeartypeConf
 from beartype.door import is_bearable
-from beartype.roar import BeartypeException
 from beartype.vale import Is
-from jaxtyping import AbstractArray, jaxtyped
+from jaxtyping import jaxtyped
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.public_path import public_path
-
 __all__ = [
     "Count",
     "Few",
+    "Fraction",
+    "Limit",
+    "NonNegative",
     "NonNegativeInt",
-    "PositiveFloat",
+    "Positive",
     "PositiveInt",
     "Probability",
+    "Program",
+    "Several",
+    "Share",
     "Size",
-    "check_count",
     "check_entries",
-    "check_range",
     "checked",
+    "in_words",
 ]
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-# Where a float is meant, a whole number will do.
-_CONF = BeartypeConf(is_pep484_tower=True)
-_WORDS: dict[Any, str] = {
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    bool: "True or False",
-    type(None): "None",
-    Tensor: "a tensor",
-    os.PathLike[str]: "a path",
-    Path: "a path",
+
+def _within(low: float, high: float) -> Any:
+    return Is[lambda value: not isinstance(value, bool) and low <= value <= high]
+
+
+_TINY = 1e-30  # what is smaller is zero in single precision, or its inverse is infinite
+_LARGE = sys.float_info.max
+
+PositiveInt: TypeAlias = Annotated[int, _within(1, 10**12)]
+NonNegativeInt: TypeAlias = Annotated[int, _within(0, 2**63)]
+Size: TypeAlias = Annotated[int, _within(1, 2**20)]  # of a layer or an image: memory depends on it
+Count: TypeAlias = Annotated[int, _within(1, 10**7)]  # of draws, particles, episodes: time or memory depends on it
+Few: TypeAlias = Annotated[int, _within(1, 1000)]  # of layers, or of pixels to each side: each has its own weights
+Several: TypeAlias = Annotated[int, _within(2, 2**20)]
+Positive: TypeAlias = Annotated[float, _within(_TINY, _LARGE)]
+Limit: TypeAlias = Annotated[float, _within(_TINY, math.inf)]
+NonNegative: TypeAlias = Annotated[float, _within(0, _LARGE)]
+Probability: TypeAlias = Annotated[float, _within(0, 1)]
+Fraction: TypeAlias = Annotated[float, _within(0, math.nextafter(1, 0))]
+Share: TypeAlias = Annotated[float, _within(_TINY, 1 - 1e-7)]
+
+Program: TypeAlias = Callable[..., Any]  # a model or a guide
+
+_WORDS = {
+    "Program": "a model or guide that can be called",
+    "PositiveInt": "a whole number of at least 1",
+    "NonNegativeInt": "a whole number of at least 0",
+    "Size": "a whole number in [1, 1,048,576]",
+    "Count": "a whole number in [1, 10,000,000]",
+    "Few": "a whole number in [1, 1000]",
+    "Several": "a whole number in [2, 1,048,576]",
+    "Positive": "a positive number",
+    "Limit": "a number above 0",
+    "NonNegative": "a number of at least 0",
+    "Probability": "a number in [0, 1]",
+    "Fraction": "a number in [0, 1)",
+    "Share": "a number in (0, 1)",
+    "int": "a whole number",
+    "float": "a number",
 }
-# What jaxtyping calls a dtype, as people do, and the method that converts to it.
-_DTYPES = {"Float": ("floating-point numbers", "float"), "Int": ("integers", "long"), "Integer": ("integers", "long"),
-           "Bool": ("True and False", "bool"), "Num": ("numbers", "float"), "Real": ("numbers", "float")}  # fmt: skip
+_CONF = BeartypeConf(is_pep484_tower=True)  # where a float is meant, a whole number will do
 
 
-def _whole(low: int, high: float) -> Any:
-    hint = Annotated[int, Is[lambda value: not isinstance(value, bool) and low <= value <= high]]
-    _WORDS[hint] = f"a whole number of at least {low}" if high == math.inf else f"a whole number in [{low}, {high:,}]"
-    return hint
+def in_words(annotation: Any, names: Mapping[str, Any] = {}) -> str:
+    """An annotation as a message gives it; `names` has those of literals.
 
-
-def _real(words: str, accepts: Callable[[float], bool]) -> Any:
-    hint = Annotated[float, Is[lambda value: not isinstance(value, bool) and accepts(value)]]
-    _WORDS[hint] = words
-    return hint
-
-
-if typing.TYPE_CHECKING:  # to type checkers they are plain numbers
-    PositiveInt: TypeAlias = int
-    NonNegativeInt: TypeAlias = int
-    Size: TypeAlias = int
-    Count: TypeAlias = int
-    Few: TypeAlias = int
-    PositiveFloat: TypeAlias = float
-    Probability: TypeAlias = float
-else:
-    PositiveInt = _whole(1, math.inf)
-    NonNegativeInt = _whole(0, math.inf)
-    Size = _whole(1, 2**20)  # of a layer or an image: memory depends on it
-    Count = _whole(1, 10**7)  # of draws, particles, episodes: time or memory depends on it
-    Few = _whole(1, 1000)  # of layers, or of pixels to each side: each has its own weights
-    PositiveFloat = _real("a positive number", lambda value: 1e-30 < value < math.inf)
-    Probability = _real("a number in [0, 1]", lambda value: 0 <= value <= 1)
+    Example:
+        >>> in_words('Float[Tensor, "B F"] | Count | Literal["sum", "mean"] | None')
+        "a tensor of dtype Float and shape (B F) or a whole number in [1, 10,000,000] or 'sum' or 'mean' or None"
+    """
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+    for name, value in names.items():
+        if get_origin(value) is Literal:
+            text = re.sub(rf"\b{name}\b", f"Literal{list(get_args(value))}", text)
+    text = re.sub(r"(\w+)\[Tensor, '\s*(.*?)'\]", r"a tensor of dtype \1 and shape (\2)", text.replace('"', "'"))
+    text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace(", ", " | "), text)
+    return re.sub(r"\w+", lambda word: _WORDS.get(word[0], word[0]), text).replace(" | ", " or ")
 
 
 def checked(function: _F) -> _F:
@@ -112,7 +122,7 @@ def checked(function: _F) -> _F:
         tensor([2., 2., 2.])
         >>> mean(torch.ones(2, 3), torch.ones(3))
         Traceback (most recent call last):
-        ValueError: weights: expected a tensor of floating-point numbers of shape (B), where x is (B F) = (2, 3), got...
+        ValueError: weights: expected a tensor of dtype Float and shape (B), got a tensor of torch.float32 ...
         >>> mean(torch.ones(2, 3), torch.ones(2), 2.5)
         Traceback (most recent call last):
         ValueError: k: expected a whole number of at least 1, got 2.5.
@@ -126,52 +136,22 @@ def checked(function: _F) -> _F:
         if not is_validation_enabled():
             return function(*args, **kwargs)
         if not hints:  # at the first call, when all names in the annotations are there
-            hints.update(_hints(function) or {"return": Any})
+            hints.update({name: _hint(function, name) for name in signature.parameters})
         try:
             bound = signature.bind(*args, **kwargs)
         except TypeError:
             return function(*args, **kwargs)  # Python says it better
         given = bound.arguments
         with jaxtyped("context"):  # in which a dim of one name has one length
-            for name, value in given.items():
-                hint = hints.get(name, Any)
-                if name in variadic:
-                    for item in value.values() if isinstance(value, dict) else value:
-                        _taken(name, item, hint, {}, {})
-                else:
-                    given[name] = _taken(name, value, hint, given, hints)
+            for name in [name for name in given if name not in variadic]:
+                if not _fits(given[name], hints[name]):
+                    converted = _converted(given[name])
+                    if converted is given[name] or not _fits(converted, hints[name]):
+                        raise ValueError(_message(function, name, given, hints[name]))
+                    given[name] = converted
         return function(*bound.args, **bound.kwargs)
 
     return typing.cast(_F, entry)
-
-
-def check_count(name: str, value: SupportsIndex, least: int = 1) -> int:
-    """A count as an `int`, NumPy's integers included; raises a `ValueError` if it is not whole or is too small.
-
-    Example:
-        >>> check_count("num_particles", 2.5)
-        Traceback (most recent call last):
-        ValueError: num_particles: expected a whole number, got 2.5.
-    """
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"{name}: expected a whole number, got {value!r}.")
-    if value < least:  # type: ignore[operator]
-        raise ValueError(f"{name}: expected at least {least}, got {value}.")
-    return operator.index(value)
-
-
-def check_range(name: str, value: float, low: float, high: float, kind: type = float) -> None:
-    """Raises a `ValueError` if an argument is not a number in a range; with `kind=int`, not a whole one.
-
-    Example:
-        >>> check_range("steps", 0, 1, 100, int)
-        Traceback (most recent call last):
-        ValueError: steps: expected a whole number in [1, 100], got 0.
-    """
-    # NumPy's integers and floats are registered as these, so they are taken as Python's own.
-    is_number = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
-    if not is_number or not low <= value <= high:
-        raise ValueError(f"{name}: expected a {'whole ' * (kind is int)}number in [{low:g}, {high:g}], got {value!r}.")
 
 
 def check_entries(package: dict[str, Any], but: Collection[str] = ()) -> None:
@@ -195,76 +175,50 @@ def check_entries(package: dict[str, Any], but: Collection[str] = ()) -> None:
             type.__setattr__(entry, "__init__", checked(entry.__init__))
 
 
-def _hints(function: Callable[..., Any]) -> dict[str, Any]:
-    """The annotations of a function, without those whose names cannot be resolved."""
+def _hint(function: Callable[..., Any], name: str) -> Any:
+    """The annotation of an argument; as a text if its names are imported for type checkers alone."""
+    annotation = function.__annotations__.get(name, Any)
+    one = types.SimpleNamespace(__annotations__={name: annotation})
     try:
-        return typing.get_type_hints(function, include_extras=True)
-    except NameError:  # some are for type checkers alone
-        hints: dict[str, Any] = {}
-        for name, text in function.__annotations__.items():
-            part = types.SimpleNamespace(__annotations__={name: text}, __globals__=function.__globals__)
-            try:
-                hints |= typing.get_type_hints(part, part.__globals__, include_extras=True)
-            except NameError:
-                continue
-        return hints
-
-
-def _taken(name: str, value: Any, hint: Any, given: dict[str, Any], hints: dict[str, Any]) -> Any:
-    """The value, as it is or converted; raises if it is neither."""
-    tensors = _tensors(hint)
-    try:
-        if _fits(value, hint):
-            if tensors and isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
-                kind = "a meta tensor, which has no values" if value.is_meta else "a sparse tensor. Use its to_dense()"
-                raise ValueError(f"{name}: expected {_words(hint)}, got {kind}.")
-            return value
-        converted = _converted(value, tensors)
-        if converted is not value and _fits(converted, hint):
-            return converted
-    except BeartypeException:  # an annotation that it cannot check
-        return value
-    except RuntimeError as error:
-        raise ValueError(f"{name}: expected {_words(hint)}, got {_shown(value)} ({error}).") from error
-    known = ""
-    if tensors and isinstance(converted, Tensor):
-        dims = {dim for tensor in tensors for dim in _dims(tensor)}
-        for other, other_hint in hints.items():
-            for tensor in _tensors(other_hint):
-                if other == name:
-                    break  # only arguments before it have set lengths
-                if dims & _dims(tensor) and isinstance(given.get(other), Tensor):
-                    known += f", where {other} is ({tensor.dim_str.strip()}) = {tuple(given[other].shape)}"
-            if other == name:
-                break
-    raise ValueError(f"{name}: expected {_words(hint)}{known}, got {_shown(value)}.{_remedy(name, converted, hint)}")
+        return typing.get_type_hints(one, inspect.unwrap(function).__globals__, include_extras=True)[name]
+    except NameError:
+        return annotation
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    if get_origin(hint) is Dataset:  # a list of the same will do, and what is in it is seen as it is read
+    if hint is Any:
         return True
-    if len(parts := _parts(hint)) > 1:
+    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+        return False
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
-    if getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False):
-        return True
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin in (list, tuple, collections.abc.Sequence) and arguments:  # of which beartype tries one item only
-        if not isinstance(value, collections.abc.Sequence) or isinstance(value, str):
+    if origin in (list, tuple, Sequence) and parts:  # of which beartype tries one item only
+        if not isinstance(value, Sequence) or isinstance(value, str):
             return False
-        if origin is tuple and Ellipsis not in arguments:
-            return len(value) == len(arguments) and all(map(_fits, value, arguments))
-        return all(_fits(item, arguments[0]) for item in value)
-    # Beartype would look into what a class is derived from, and warn of what it finds in those of Pyro.
-    if inspect.isclass(hint) and hint not in (float, Any) and origin is None:
+        if origin is tuple and parts[-1] is not Ellipsis:
+            return len(value) == len(parts) and all(map(_fits, value, parts))
+        return all(_fits(item, parts[0]) for item in value)
+    if origin is Dataset:  # a list of the same will do
+        return hasattr(value, "__getitem__")
+    if isinstance(hint, str):  # a class that is not imported here is known by its name
+        names = {"None" if value is None else cls.__name__ for cls in type(value).__mro__}
+        return bool(names & set(re.findall(r"\w+", hint)))
+    if getattr(hint, "_is_protocol", False):  # isinstance would look at the values of properties
+        members = {name for name in (*dir(hint), *hint.__annotations__) if not name.startswith("_")}
+        return all(hasattr(type(value), name) or hasattr(value, name) for name in members)
+    if hint in (int, float):  # where a float is meant, a whole number will do
+        return isinstance(value, int | hint) and not isinstance(value, bool) and value == value
+    if isinstance(hint, type):  # beartype would warn of what those of Pyro are derived from
         return isinstance(value, hint)
     return is_bearable(value, hint, conf=_CONF)
 
 
-def _converted(value: Any, tensors: list[Any]) -> Any:
-    """NumPy's numbers as Python's own, and arrays and lists as tensors where these are meant."""
+def _converted(value: Any) -> Any:
+    """NumPy's numbers as Python's own, and arrays and lists as tensors."""
     if isinstance(value, np.generic):
         return value.item()
-    if not tensors or not isinstance(value, np.ndarray | list | tuple):
+    if not isinstance(value, np.ndarray | list | tuple):
         return value
     try:
         tensor = torch.as_tensor(value)
@@ -274,90 +228,28 @@ def _converted(value: Any, tensors: list[Any]) -> Any:
     return tensor.to(torch.get_default_dtype()) if default else tensor
 
 
-@functools.cache  # asked at every call
-def _parts(hint: Any) -> tuple[Any, ...]:
-    """The members of a union, or the hint itself."""
-    return get_args(hint) if get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
-
-
-def _bare(hint: Any) -> Any:
-    return get_args(hint)[0] if get_origin(hint) is Annotated and hint not in _WORDS else hint
-
-
-@functools.cache  # asked at every call
-def _tensors(hint: Any) -> list[Any]:
-    """The members of a hint that are tensors."""
-    members = [_bare(part) for part in _parts(hint)]
-    return [member for member in members if inspect.isclass(member) and issubclass(member, AbstractArray | Tensor)]
-
-
-def _dims(tensor: Any) -> set[str]:
-    return set(tensor.dim_str.replace("*", "").split()) - {"..."} if hasattr(tensor, "dim_str") else set()
-
-
-def _words(hint: Any) -> str:
-    """A hint in words."""
-    *others, last = dict.fromkeys(words for part in _parts(hint) for words in _alternatives(part))
-    return f"{', '.join(others)} or {last}" if others else last
-
-
-def _alternatives(hint: Any) -> list[str]:
-    """What a hint that is no union stands for, each in words."""
-    if hint in _WORDS:
-        return [_WORDS[hint]]
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Annotated:
-        return _alternatives(arguments[0])
-    if origin is typing.Literal:
-        return [repr(argument) for argument in arguments]
-    if inspect.isclass(hint) and issubclass(hint, AbstractArray):
-        kind = _DTYPES.get(hint.__name__.partition("[")[0], ("numbers", ""))[0]
-        shape = "" if hint.dim_str.strip() == "..." else f" of shape ({hint.dim_str.strip()})"
-        return [f"a tensor of {kind}{shape}"]
-    if origin in (collections.abc.Sequence, list, tuple):
-        items = [_words(argument) for argument in arguments if argument is not Ellipsis]
-        fixed = origin is tuple and Ellipsis not in arguments
-        return [f"({', '.join(items)})" if fixed else f"a list or tuple, each item {items[0]}"]
-    if origin is collections.abc.Callable:
-        return ["a function"]
-    cls = origin or hint
-    if not inspect.isclass(cls):
-        return [str(hint)]
-    path = cls.__name__.lower() if cls.__module__ == "collections.abc" else public_path(cls)
-    path = path.removeprefix("builtins.").removeprefix("pathlib.")
-    return [f"{'an' if path[0] in 'aeiou' else 'a'} {path}"]
+def _message(function: Callable[..., Any], name: str, given: dict[str, Any], hint: Any) -> str:
+    value, function = given[name], inspect.unwrap(function)
+    said = f"{name}: expected {in_words(function.__annotations__[name], function.__globals__)}, got {_shown(value)}"
+    if inspect.isclass(value):
+        return f"{said}. Write {value.__name__}(...), with its arguments."
+    if not isinstance(value, Tensor) or value.is_complex():
+        plain = isinstance(value, int | float)  # of which what was expected says all
+        return f"{said}." if plain else f"{said}. See help({function.__qualname__.removesuffix('.__init__')})."
+    if value.dtype == torch.uint8 and _fits(value / 255, hint):
+        return f"{said}. Use {name} / 255."
+    for method in ("float", "long", "bool", "to_dense"):
+        if _fits(getattr(value, method)(), hint):
+            return f"{said}. Use {name}.{method}()."
+    others = [(other, x) for other, x in given.items() if isinstance(x, Tensor) and other != name]
+    return said + "".join(f", where {other} has shape {tuple(x.shape)}" for other, x in others) + "."
 
 
 def _shown(value: Any) -> str:
-    """A value in a few words."""
     if isinstance(value, Tensor):
-        return f"a tensor of {value.dtype} with shape {tuple(value.shape)}"
-    if isinstance(value, np.ndarray):
-        return f"an array of {value.dtype} with shape {value.shape}"
+        kind = "meta " if value.is_meta else "" if value.layout == torch.strided else "sparse "
+        return f"a {kind}tensor of {value.dtype} with shape {tuple(value.shape)}"
     if inspect.isclass(value):
         return f"the class {value.__name__}"
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or isinstance(value, bool | int | float | str):
-        return reprlib.repr(value)
-    plain = isinstance(value, list | tuple) and all(isinstance(item, int | float | str | None) for item in value)
-    return f"the {type(value).__name__} {reprlib.repr(value)}" if plain else type(value).__name__
-
-
-def _remedy(name: str, value: Any, hint: Any) -> str:
-    """What to do, where that is plain, or what an annotation says of it: `Annotated[VMA, "Do this."]`."""
-    for tensor in _tensors(hint) if isinstance(value, Tensor) else ():
-        kind = tensor.__name__.partition("[")[0]
-        if kind in _DTYPES and str(value.dtype).removeprefix("torch.") not in tensor.dtypes:
-            return f" Convert it, as {name}.{_DTYPES[kind][1]}() does."
-    for part in _parts(hint):
-        for note in get_args(part)[1:] if get_origin(part) is Annotated else ():
-            if isinstance(note, str):
-                return f" {note}"
-    for cls in map(_bare, _parts(hint)):
-        if inspect.isclass(cls) and cls.__module__.startswith("pyro_vmem") and not getattr(cls, "_is_protocol", False):
-            if inspect.isclass(value) and issubclass(value, cls):
-                return f" Write {value.__name__}(), with its arguments."
-            concrete = [c for c in (cls, *cls.__subclasses__()) if not inspect.isabstract(c)]
-            return f" Make one, as {public_path(concrete[0])}(...) does." if concrete else ""
-    return ""
+    plain = value is None or isinstance(value, bool | int | float | str | list | tuple)
+    return reprlib.repr(value) if plain else type(value).__name__

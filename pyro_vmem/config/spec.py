@@ -19,9 +19,10 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vmem._utils.checks import in_words
 from pyro_vmem._utils.guess import guess
-from pyro_vmem._utils.public_path import public_path
 from pyro_vmem.parts import Part
+from pyro_vmem.parts.part import public_path
 
 __all__ = ["checked", "choices", "from_spec", "spec_of"]
 
@@ -317,9 +318,7 @@ def _a(bases: tuple[type, ...]) -> str:
 def _wrong_type(value: Any, annotation: str, where: str) -> ValueError:
     literals = re.findall(r"'([^']*)'|\"([^\"]*)\"", annotation) if "Literal" in annotation else []
     hint = guess(value, ["".join(pair) for pair in literals])
-    annotation = re.sub(r"\b(Size|Count|Few|NonNegativeInt|PositiveInt)\b", "int", annotation)
-    annotation = re.sub(r"\b(PositiveFloat|Probability)\b", "float", annotation)
-    return ValueError(f"{where}: expected {annotation or 'something else'}, got {_shown(value)}.{hint}")
+    return ValueError(f"{where}: expected {in_words(annotation) or 'something else'}, got {_shown(value)}.{hint}")
 
 
 def _shown(value: Any) -> str:

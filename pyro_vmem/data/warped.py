@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import NonNegative, NonNegativeInt
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import LATTICES
 from pyro_vmem.memory import Memory
@@ -39,15 +38,10 @@ class Affine:
         (3, 3, 3)
     """
 
-    rotation: float = 0.0
-    scale: float = 0.0
-    shear: float = 0.0
-    shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value < 0:
-                raise ValueError(f"{name}: got {value}, expected 0 or more.")
+    rotation: NonNegative = 0.0
+    scale: NonNegative = 0.0
+    shear: NonNegative = 0.0
+    shift: NonNegative = 0.0
 
     def maps(self, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
         """Draw maps as matrices on (x, y, 1), with the centre as origin and the side as unit: `(count, 3, 3)`."""
@@ -95,11 +89,8 @@ class WarpedEpisodes(Dataset[Episode]):
         of_class: Affine = Affine(rotation=20.0, scale=0.2, shear=0.3),
         of_image: Affine = Affine(rotation=10.0, scale=0.1, shear=0.15, shift=0.07),
         resize: Literal["index28", "nearest26"] | None = None,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
-        check_count("seed", seed, least=0)
-        if resize is not None and resize not in LATTICES:
-            raise ValueError(f"resize: got {resize!r}, expected {', '.join(map(repr, LATTICES))} or None.")
         self.episodes, self.of_class, self.of_image = episodes, of_class, of_image
         self.resize, self.seed = resize, seed
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count
@@ -19,7 +19,7 @@ from pyro_vmem.distributions import UNUSED_LOGIT
 __all__ = ["Agreement", "ReliabilityCurve", "agreement", "calibration_error", "hit_rate", "top_k_hit_rate"]
 
 
-def hit_rate(probabilities: Float[Tensor, "..."], labels: Int[Tensor, "..."]) -> Tensor:
+def hit_rate(probabilities: Float[Tensor, "*batch C"], labels: Integer[Tensor, "*batch"]) -> Tensor:
     """The share of targets whose most probable class, or slot, is the right one.
 
     It is :func:`top_k_hit_rate` of k = 1; shapes as of that.
@@ -31,7 +31,7 @@ def hit_rate(probabilities: Float[Tensor, "..."], labels: Int[Tensor, "..."]) ->
     return top_k_hit_rate(probabilities, labels, 1)
 
 
-def top_k_hit_rate(probabilities: Float[Tensor, "..."], labels: Int[Tensor, "..."], k: Count) -> Tensor:
+def top_k_hit_rate(probabilities: Float[Tensor, "*batch C"], labels: Integer[Tensor, "*batch"], k: Count) -> Tensor:
     r"""The share of targets whose right class, or slot, is among the :math:`k` most probable.
 
     Ties count as if broken at random, so that equal probabilities hit as often as chance does, whatever their order.
@@ -74,8 +74,8 @@ class ReliabilityCurve:
 
 
 def calibration_error(
-    probabilities: Float[Tensor, "..."],
-    labels: Int[Tensor, "..."],
+    probabilities: Float[Tensor, "N C"],
+    labels: Integer[Tensor, " N"],
     bins: Count = 15,
     binning: Literal["width", "mass"] = "width",
 ) -> ReliabilityCurve:
@@ -107,11 +107,8 @@ def calibration_error(
         >>> round(found.error, 3), found.accuracy, found.count
         (0.3, tensor([   nan, 0.6000]), tensor([ 0, 10]))
     """
-    if probabilities.dim() != 2 or not bool(((probabilities.sum(-1) - 1).abs() < 1e-2).all()):
-        raise ValueError(
-            f"probabilities: expected shape (N, C) with rows that add up to 1, got {tuple(probabilities.shape)}. "
-            "Take logits.softmax(-1)."
-        )
+    if not bool(((probabilities.sum(-1) - 1).abs() < 1e-2).all()):
+        raise ValueError("probabilities: expected rows that add up to 1, got others. Take logits.softmax(-1).")
     hits, confidence = _hits(probabilities, labels, 1), probabilities.amax(-1)
     if binning == "width":
         index = (confidence * bins).long().clamp(max=bins - 1)
@@ -148,7 +145,7 @@ class Agreement:
         return {name: float(values.nanmean() if "rank" in name else values.mean()) for name, values in columns.items()}
 
 
-def agreement(q_logits: Float[Tensor, "..."], exact_logits: Float[Tensor, "..."]) -> Agreement:
+def agreement(q_logits: Float[Tensor, "*batch S"], exact_logits: Float[Tensor, "*batch S"]) -> Agreement:
     r"""Compares the addresses of a guide with the exact posterior's.
 
     Arguments:
@@ -168,11 +165,6 @@ def agreement(q_logits: Float[Tensor, "..."], exact_logits: Float[Tensor, "..."]
         >>> found.same_first, found.rank_correlation
         (tensor(True), tensor(0.5000))
     """
-    if q_logits.shape != exact_logits.shape or q_logits.dim() == 0:
-        raise ValueError(
-            f"exact_logits: expected the shape (*, S) of q_logits, {tuple(q_logits.shape)}, "
-            f"got {tuple(exact_logits.shape)}."
-        )
     q, p = q_logits.softmax(-1), exact_logits.softmax(-1)
     possible = _possible(q_logits) | _possible(exact_logits)
     return Agreement(
@@ -184,15 +176,12 @@ def agreement(q_logits: Float[Tensor, "..."], exact_logits: Float[Tensor, "..."]
     )
 
 
-def _hits(probabilities: Float[Tensor, "..."], labels: Tensor, k: int) -> Tensor:
+def _hits(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
     """The probability that the right column is among the first k, ties broken at random, with shape `(*)`."""
-    columns = probabilities.shape[-1] if probabilities.dim() else 0
-    if labels.shape != probabilities.shape[:-1] or labels.numel() == 0 or columns == 0:
-        raise ValueError(
-            f"labels: expected one for each row of probabilities {tuple(probabilities.shape)}, "
-            f"got {tuple(labels.shape)}."
-        )
-    if labels.is_floating_point() or bool(((labels < 0) | (labels >= columns)).any()):
+    columns = probabilities.shape[-1]
+    if probabilities.numel() == 0:
+        raise ValueError(f"probabilities: expected at least one row, got none, {tuple(probabilities.shape)}.")
+    if bool(((labels < 0) | (labels >= columns)).any()):
         raise ValueError(
             f"labels: expected integers in 0..{columns - 1}, the right columns, got {labels.min()}..{labels.max()}. "
             "Columns of classes are those of memory.labels.unique(): use torch.searchsorted."
@@ -208,7 +197,7 @@ def _hits(probabilities: Float[Tensor, "..."], labels: Tensor, k: int) -> Tensor
     return ((k - before) / tied.clamp(min=1)).clamp(0, 1).to(probabilities.dtype)
 
 
-def _possible(logits: Float[Tensor, "..."]) -> Tensor:
+def _possible(logits: Tensor) -> Tensor:
     """Whether a slot has any probability; one that is not in use has a logit that is as good as minus infinity."""
     return logits - logits.amax(-1, keepdim=True) > UNUSED_LOGIT / 2
 

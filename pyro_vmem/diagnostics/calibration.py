@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 from tqdm.auto import tqdm
 
-from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.checks import Count, NonNegativeInt, Share, checked
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.program_diagnosis import as_rows, data_dims, sample_sites
 from pyro_vmem.memory import Memory
@@ -96,7 +96,8 @@ class Calibration:
             )
         return scores
 
-    def verdicts(self, level: float = 0.01) -> dict[str, Verdict]:
+    @checked
+    def verdicts(self, level: Share = 0.01) -> dict[str, Verdict]:
         """What is wrong with each site: by its worst coordinate, of those whose ranks are not uniform.
 
         Arguments:
@@ -105,8 +106,6 @@ class Calibration:
         Raises:
             ValueError: If `level` is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level: expected a probability between 0 and 1, got {level}. 0.01 is usual.")
         bias, spread, adjusted = self.bias, self.spread, self.adjusted_p_values
         return {
             name: _verdict(adjusted[name] < level, bias.get(name, torch.zeros_like(spread[name])), spread[name])
@@ -192,9 +191,8 @@ def sbc(
         >>> sbc(reference.vma(exact=True), memory, num_simulations=500).verdicts()
         {'a': 'calibrated', 'z': 'calibrated'}
     """
-    for name, number, least in (("num_simulations", num_simulations, 20), ("num_draws", num_draws, 1)):
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, got {number}.")
+    if num_simulations < 20:
+        raise ValueError(f"num_simulations: expected at least 20, got {num_simulations}. 1000 are usual.")
     ranks: dict[str, list[Tensor]] = {}
     probabilities: dict[str, list[tuple[Tensor, Tensor]]] = {}
     done = 0

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
-from pyro_vmem.diagnostics.slot_weights import SlotWeights, check_numbers, slot_weights
+from pyro_vmem.diagnostics.slot_weights import SlotWeights, slot_weights
 from pyro_vmem.infer import IWAE_ELBO
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
@@ -126,7 +126,6 @@ def contribution(
         >>> sorted(found.worth), found.slot.shape
         (['blank', 'shuffled', 'wrong'], torch.Size([3, 10]))
     """
-    check_numbers(num_samples=num_samples, num_particles=num_particles, max_decodes=max_decodes)
     check_weights(vma)
     vma.check(memory, x)
     if wrong is not None:

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
@@ -21,7 +22,6 @@ from pyro_vmem.diagnostics.information import information_gain
 from pyro_vmem.diagnostics.program_diagnosis import diagnose_program
 from pyro_vmem.diagnostics.slot_weights import (
     GuideDraws,
-    check_numbers,
     chunks,
     draw_from_guide,
     slot_weights,
@@ -82,8 +82,8 @@ def diagnose(
     program: VMA | tuple[Any, Any],
     *args: Any,
     num_samples: Count = 200,
-    per_slot: Count | Literal[0] = 25,
-    labels: Tensor | None = None,
+    per_slot: NonNegativeInt = 25,
+    labels: Integer[Tensor, " B"] | None = None,
     site: str | None = "a",
     seed: NonNegativeInt = 0,
     max_decodes: Count = 1024,
@@ -150,7 +150,6 @@ def diagnose(
     if not isinstance(program, VMA):
         if labels is not None:
             raise ValueError("labels: they are compared with those of a VMA's memory; a pair has none. Leave them out.")
-        check_numbers(num_samples=num_samples, max_decodes=max_decodes)
         values, facts = diagnose_program(*program, args, kwargs, num_samples, site, seed, max_decodes, progress)
         return as_dataset(values, facts | {"num_samples": num_samples, "seed": seed})
     return _diagnose_vma(
@@ -178,7 +177,6 @@ def _diagnose_vma(
     max_decodes: int,
     progress: bool,
 ) -> xarray.Dataset:
-    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     check_weights(vma)
     vma.check(memory, x)
     with torch.no_grad(), seeded(seed):
@@ -326,8 +324,6 @@ def as_dataset(values: dict[str, Tensor], facts: dict[str, Any]) -> xarray.Datas
 
 
 def _check(per_slot: int, labels: Tensor | None, memory: Memory, x: Tensor) -> None:
-    if per_slot < 0:
-        raise ValueError(f"per_slot: expected at least 0, got {per_slot}. 0 leaves out what needs every slot.")
     if labels is None:
         return
     if memory.labels is None:

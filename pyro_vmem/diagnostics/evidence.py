@@ -10,20 +10,19 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_vmem._utils.checks import Count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.evidence_indexed import check_method, draw_others
 from pyro_vmem.diagnostics.evidence_refined import RefineConfig, refined_weights
 from pyro_vmem.diagnostics.slot_weights import (
     address_distributions,
-    check_numbers,
     chunks,
     found_slots,
     log_address_prior,
@@ -134,10 +133,10 @@ def estimate_evidence(
     num_samples: Count = 1000,
     method: Method = "exact-address",
     *,
-    k: int = 8,
+    k: Count = 8,
     refine: RefineConfig | None = None,
-    budget: int | None = None,
-    seed: int | None = None,
+    budget: Count | None = None,
+    seed: NonNegativeInt | None = None,
     precision: Literal["auto", "bfloat16", "float32"] | None = None,
     max_decodes: Count = 1024,
     progress: bool = False,
@@ -236,7 +235,7 @@ def log_evidence(
     num_samples: Count = 1000,
     method: Method = "exact-address",
     *,
-    k: int = 8,
+    k: Count = 8,
     max_decodes: Count = 1024,
     progress: bool = False,
 ) -> Tensor:
@@ -293,9 +292,6 @@ def _plan(
     refine: RefineConfig,
     max_decodes: int,
 ) -> _Plan:
-    if method not in get_args(Method):
-        raise ValueError(f"method: expected one of {', '.join(map(repr, get_args(Method)))}, got {method!r}.")
-    check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
     vma.check(memory, x)
     encoded = vma.encode(memory)
     check_method(encoded, method)

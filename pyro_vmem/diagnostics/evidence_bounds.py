@@ -11,10 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.slot_weights import (
-    check_numbers,
     chunks,
     log_address_prior,
     log_weights_at_slots,
@@ -47,7 +46,7 @@ def evidence_bounds(
     num_targets: Count = 100,
     num_samples: Count = 50,
     *,
-    seed: int | None = None,
+    seed: NonNegativeInt | None = None,
     max_decodes: Count = 1024,
 ) -> EvidenceBounds:
     r"""Bounds :math:`\log p(x | M)`, in nats, from both sides, for targets that the model draws.
@@ -84,7 +83,6 @@ def evidence_bounds(
         >>> bool(found.lower.mean() <= found.upper.mean())
         True
     """
-    check_numbers(num_targets=num_targets, num_samples=num_samples, max_decodes=max_decodes)
     if memory.per_datapoint:
         raise ValueError("memory: expected one that all targets share, got one for each. Give that of one target.")
     encoded = vma.encode(memory)

@@ -18,7 +18,7 @@ from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.diagnostics.diagnose import describe
-from pyro_vmem.diagnostics.slot_weights import GuideDraws, check_numbers, draw_from_guide
+from pyro_vmem.diagnostics.slot_weights import GuideDraws, draw_from_guide
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
 
@@ -93,7 +93,6 @@ def to_datatree(
         ('datapoint',)
     """
     xr = require("xarray", "arviz")
-    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     vma.check(memory, x)
     with torch.no_grad(), seeded(seed):
         start = time.perf_counter()

@@ -18,7 +18,7 @@ from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, agreement, calibration_error, top_k_hit_rate
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
-from pyro_vmem.diagnostics.slot_weights import check_numbers, draw_from_guide, slot_weights, warn_if_not_finite
+from pyro_vmem.diagnostics.slot_weights import draw_from_guide, slot_weights, warn_if_not_finite
 from pyro_vmem.diagnostics.weights import trust_figures
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
@@ -235,7 +235,6 @@ def evaluate(
         >>> result.log_evidence.shape, result.summary()["chance"]
         (torch.Size([2, 5]), 0.2)
     """
-    check_numbers(num_episodes=num_episodes, num_samples=num_samples, max_decodes=max_decodes)
     check_weights(vma)
     start, rows, information, decodes = time.perf_counter(), [], [], 0
     bar = tqdm(range(num_episodes), desc="evaluating", unit="episode", disable=not progress)

@@ -124,7 +124,6 @@ def slot_log_evidence(
         >>> slot_log_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5)).shape
         torch.Size([3, 10])
     """
-    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     vma.check(memory, x)
     encoded = vma.encode(memory)
     slots = torch.arange(encoded.num_slots, device=x.device)
@@ -380,13 +379,6 @@ def chunks(
     for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not progress):
         rows = slice(start, start + size)
         yield memory.of_datapoints(rows), x[rows]
-
-
-def check_numbers(**numbers: int) -> None:
-    """Raises a `ValueError` for a number below 1."""
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}.")
 
 
 def warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:

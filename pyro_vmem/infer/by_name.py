@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, TraceEnum_ELBO
 
+from pyro_vmem._utils.checks import Count, PositiveInt, Program
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.infer.enumeration import EnumGuard
 from pyro_vmem.infer.iwae import IWAE_ELBO
@@ -57,7 +58,7 @@ def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO
     raise ValueError(f"objective: expected one of {get_args(Objective)} or a pyro.infer.ELBO, got {name!r}.")
 
 
-def choose_objective(num_values: int, num_particles: int = NUM_PARTICLES) -> tuple[Objective, str]:
+def choose_objective(num_values: PositiveInt, num_particles: Count = NUM_PARTICLES) -> tuple[Objective, str]:
     """The objective for a discrete site with so many values, and why.
 
     Arguments:
@@ -71,9 +72,6 @@ def choose_objective(num_values: int, num_particles: int = NUM_PARTICLES) -> tup
         >>> choose_objective(64, 4)
         ('vimco', '64 values are too many to sum at 4 decodes, few enough for the tighter bound of 4 samples')
     """
-    for name, number in (("num_values", num_values), ("num_particles", num_particles)):
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}.")
     if num_values <= max(num_particles, 2):
         return "enumerate", f"{num_values} values can be summed at no more than {num_particles} decodes"
     if num_particles < 2:
@@ -84,7 +82,7 @@ def choose_objective(num_values: int, num_particles: int = NUM_PARTICLES) -> tup
     return "rao-blackwell", f"{many} or to sample all: the {num_particles - 1} most probable are summed"
 
 
-def check_objective(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> None:
+def check_objective(elbo: ELBO, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
     """Refuses an objective that would silently not train this guide.
 
     Runs the guide once, without gradients; parameters and random state stay as they are.

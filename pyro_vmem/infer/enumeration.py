@@ -16,6 +16,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, Positive
 from pyro_vmem._utils.random_state import forked
 
 __all__ = ["EnumGuard", "EnumerationCost", "saved_bytes"]
@@ -68,14 +69,12 @@ class EnumGuard(TraceEnum_ELBO):
 
     def __init__(
         self,
-        max_gigabytes: float | None = None,
-        num_particles: int = 1,
+        max_gigabytes: Positive | None = None,
+        num_particles: Count = 1,
         max_plate_nesting: float = math.inf,
         vectorize_particles: bool = False,
         strict_enumeration_warning: bool = True,
     ) -> None:
-        if max_gigabytes is not None and not max_gigabytes > 0:
-            raise ValueError(f"max_gigabytes: expected a positive number, got {max_gigabytes}.")
         super().__init__(
             num_particles=num_particles,
             max_plate_nesting=max_plate_nesting,

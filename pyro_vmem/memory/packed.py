@@ -13,8 +13,10 @@ from typing import Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Integer, UInt8
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Size
 from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex
 from pyro_vmem.memory.memory import Memory
@@ -45,8 +47,6 @@ class PackedStore:
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        if bits not in (1, 8):
-            raise ValueError(f"bits: expected 1 or 8, got {bits!r}.")
         self.packed, self.event_shape, self.bits, self.dtype = packed, torch.Size(event_shape), bits, dtype
         self.device = torch.device(device) if device is not None else packed.device
         self.added = Growing(packed[:0])  # beside what may be a file
@@ -146,11 +146,11 @@ class PackedMemory(Memory):
 
     def __init__(
         self,
-        packed: Tensor,
-        event_shape: Sequence[int],
+        packed: UInt8[Tensor, "..."],
+        event_shape: Sequence[Size],
         bits: Literal[1, 8] = 1,
-        labels: Tensor | None = None,
-        mask: Tensor | None = None,
+        labels: Integer[Tensor, " S"] | None = None,
+        mask: Bool[Tensor, " S"] | None = None,
         index: AddressIndex | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -31,7 +32,12 @@ def keyed(guide: AddressGuide) -> KeyedGuide:
 
 @torch.no_grad()
 def slot_keys(
-    vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: Count = 1024, progress: bool = False
+    vma: VMA,
+    memory: Memory,
+    slots: Integer[Tensor, " n"] | None = None,
+    *,
+    batch_size: Count = 1024,
+    progress: bool = False,
 ) -> Tensor:
     """The keys `(n, E)` of slots, `(n,)` or all, as the model has them now: read and encoded some at a time."""
     vma.check(memory, None)
@@ -46,7 +52,7 @@ def index_memory(
     memory: Memory,
     kind: Literal["exact", "ivf", "hnsw"] = "exact",
     *,
-    effort: int | None = None,
+    effort: Count | None = None,
     batch_size: Count = 1024,
     progress: bool = False,
 ) -> AddressIndex:
@@ -134,7 +140,7 @@ class Staleness:
 
 @torch.no_grad()
 def staleness(
-    vma: VMA, memory: Memory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: NonNegativeInt = 0
+    vma: VMA, memory: Memory, x: Tensor, k: Count = 8, *, sample: Count | None = 4096, seed: NonNegativeInt = 0
 ) -> Staleness:
     """Measures how much the cached keys of a memory's index would have fresh ones find other slots.
 

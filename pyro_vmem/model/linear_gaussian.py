@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vmem._utils.checks import PositiveFloat, Size
+from pyro_vmem._utils.checks import Positive, Size
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.vma import VMA
 from pyro_vmem.parts import (
@@ -62,7 +62,7 @@ class LinearGaussianMemory(nn.Module):
         self,
         dim: Size = 3,
         latent_dim: Size = 2,
-        noise: PositiveFloat = 0.5,
+        noise: Positive = 0.5,
         address_prior: AddressPrior | None = None,
         generator: torch.Generator | None = None,
     ) -> None:

@@ -10,10 +10,11 @@ from typing import Any, Literal, Self
 
 import pyro
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.profiler import record_function
 
-from pyro_vmem._utils.checks import Count, Size, checked
+from pyro_vmem._utils.checks import Count, NonNegativeInt, Share, Size, checked
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
@@ -151,7 +152,7 @@ class VMA(Part):
         width: Size = 32,
         decoder: Literal["warp", "conv"] = "warp",
         pixels: Literal["independent", "causal"] = "independent",
-        ink: float = 0.1,
+        ink: Share = 0.1,
         **parts: Any,
     ) -> VMA:
         """A convolutional VMA for binary images, of parts that work together; raises a `ValueError` if they do not.
@@ -172,9 +173,6 @@ class VMA(Part):
         """
         decoders = {"warp": WarpDecoder, "conv": ConvDecoder}
         likelihoods = {"independent": (BernoulliDecoder, 0), "causal": (CausalBernoulliDecoder, 8)}
-        for name, value, choices in (("decoder", decoder, decoders), ("pixels", pixels, likelihoods)):
-            if value not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
         likelihood, more = likelihoods[pixels]
         sizes = (latent_dim, num_features, (width, 2 * width), width, image_shape[0] + more)
         defaults: dict[str, Any] = {
@@ -316,7 +314,8 @@ class VMA(Part):
         importlib.import_module("pyro_vmem.config").save(self, path)
 
     @torch.no_grad()
-    def lookup(self, memory: Memory, x: Tensor, k: int = 3) -> Lookup:
+    @checked
+    def lookup(self, memory: Memory, x: Float[Tensor, "B ..."], k: Count = 3) -> Lookup:
         r"""Where the guide looks: :math:`q(a | M, x)`, the prior, the information gain and the best slots.
 
         Arguments:
@@ -335,14 +334,15 @@ class VMA(Part):
             >>> found.slots.shape, found.gain.shape
             (torch.Size([3, 3]), torch.Size([3]))
         """
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, got {k}.")
         self.check(memory, x)
         encoded = self.encode(memory)
         return lookup(self.address_guide(encoded, self.encode_x(x)), self.address_prior(encoded), encoded, x, k)
 
     @torch.no_grad()
-    def posterior_predictive(self, memory: Memory, x: Tensor, n: int = 1, mean: bool = False) -> Tensor:
+    @checked
+    def posterior_predictive(
+        self, memory: Memory, x: Float[Tensor, "B ..."], n: Count = 1, mean: bool = False
+    ) -> Tensor:
         r"""Draws new observations :math:`x' \sim p(x' | z, m_a)` with :math:`a, z \sim q(a, z | x, M)`.
 
         Arguments:
@@ -361,8 +361,6 @@ class VMA(Part):
             >>> VMA.for_vectors(5).posterior_predictive(Memory(torch.randn(10, 5)), torch.randn(3, 5), n=4).shape
             torch.Size([4, 3, 5])
         """
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, got {n}.")
         self.check(memory, x)
         encoded, target = self.encode(memory), self.encode_x(x)
         template = encoded.read(self.address_guide(encoded, target).sample(torch.Size([n])))
@@ -378,7 +376,9 @@ class VMA(Part):
 
     @torch.no_grad()
     @checked
-    def generate(self, memory: Memory, n: Count = 1, address: int | None = None, mean: bool = False) -> Tensor:
+    def generate(
+        self, memory: Memory, n: Count = 1, address: NonNegativeInt | None = None, mean: bool = False
+    ) -> Tensor:
         r"""Draws :math:`x \sim p(x | M)`, or :math:`x \sim p(x | m_a)` at a given address.
 
         Arguments:
@@ -399,7 +399,7 @@ class VMA(Part):
         if address is None:
             a = self.address_prior(encoded).sample(torch.Size([n]))
         else:
-            in_range = 0 <= address < encoded.num_slots
+            in_range = address < encoded.num_slots
             if not in_range or (encoded.mask is not None and not bool(encoded.mask[..., address].all())):
                 raise ValueError(f"address: expected a slot in use out of 0..{encoded.num_slots - 1}, got {address}.")
             a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
@@ -410,7 +410,13 @@ class VMA(Part):
     @torch.no_grad()
     @checked
     def complete(
-        self, memory: Memory, x: Tensor, mask: Tensor, num_particles: Count = 64, rounds: Count = 4, mean: bool = False
+        self,
+        memory: Memory,
+        x: Float[Tensor, "B ..."],
+        mask: Bool[Tensor, "..."],
+        num_particles: Count = 64,
+        rounds: Count = 4,
+        mean: bool = False,
     ) -> Tensor:
         r"""Fills in the part of each target that was not observed, by a draw of :math:`p(a, z, x_{mis} | x_{obs}, M)`.
 
@@ -434,8 +440,6 @@ class VMA(Part):
         Raises:
             ValueError: If `mask` is not boolean or does not broadcast, a number is below 1, or memory or x do not fit.
         """
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask: expected dtype torch.bool, True where observed, got {mask.dtype}.")
         try:
             mask = mask.expand_as(x)
         except RuntimeError as error:
@@ -446,7 +450,7 @@ class VMA(Part):
 
     @torch.no_grad()
     @checked
-    def classify(self, memory: Memory, x: Tensor) -> Tensor:
+    def classify(self, memory: Memory, x: Float[Tensor, "B ..."]) -> Tensor:
         r"""The probability of each class in memory: :math:`\sum_{a: c_a = c} q(a | M, x)`.
 
         Arguments:

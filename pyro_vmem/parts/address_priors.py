@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vmem._utils.checks import PositiveFloat, Size
+from pyro_vmem._utils.checks import Positive, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.distributions import excluding
 from pyro_vmem.memory import EncodedMemory, Memory
@@ -202,7 +202,7 @@ class TemperedPrior(AddressPrior):
         tensor([0.0833, 0.0833, 0.0833, 0.7500])
     """
 
-    def __init__(self, inner: AddressPrior, temperature: PositiveFloat = 1.0) -> None:
+    def __init__(self, inner: AddressPrior, temperature: Positive = 1.0) -> None:
         super().__init__()
         self.inner = inner
         self.temperature = temperature

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyro_vmem._utils.checks import Size
+from pyro_vmem._utils.checks import Share, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import (
@@ -52,7 +52,7 @@ class Decoder(Part):
         """
 
 
-def log_odds(mean: float) -> float:
+def log_odds(mean: Share) -> float:
     r""":math:`\log \frac{p}{1 - p}`, the level at which binary pixels have the mean `p`.
 
     Raises:
@@ -62,8 +62,6 @@ def log_odds(mean: float) -> float:
         >>> log_odds(0.5)
         0.0
     """
-    if not 0 < mean < 1:
-        raise ValueError(f"mean: expected a number between 0 and 1, got {mean}.")
     return math.log(mean / (1 - mean))
 
 
@@ -142,9 +140,9 @@ class ConvDecoder(Decoder):
         image_shape: Sequence[Size],
         latent_dim: Size = 32,
         num_features: Size = 128,
-        map_channels: tuple[int, int] | None = (32, 64),
+        map_channels: tuple[Size, Size] | None = (32, 64),
         width: Size = 32,
-        out_channels: int | None = None,
+        out_channels: Size | None = None,
         level: float | None = None,
     ) -> None:
         super().__init__()
@@ -194,9 +192,9 @@ class WarpDecoder(Decoder):
         image_shape: Sequence[Size],
         latent_dim: Size = 32,
         num_features: Size = 128,
-        map_channels: tuple[int, int] | None = (32, 64),
+        map_channels: tuple[Size, Size] | None = (32, 64),
         width: Size = 32,
-        out_channels: int | None = None,
+        out_channels: Size | None = None,
         level: float | None = None,
     ) -> None:
         super().__init__()
@@ -286,7 +284,7 @@ class _Coarse(nn.Module):
     """From latent and template to feature maps at quarter resolution."""
 
     def __init__(
-        self, size: Sequence[int], latent_dim: Size, num_features: Size, maps: tuple[int, int] | None, width: Size
+        self, size: Sequence[int], latent_dim: int, num_features: int, maps: tuple[int, int] | None, width: int
     ) -> None:
         super().__init__()
         self.size = (2 * width, *half_size(half_size(size)))
@@ -312,11 +310,11 @@ class _Fine(nn.Module):
     def __init__(
         self,
         image_size: Sequence[int],
-        channels: Size,
+        channels: int,
         out_channels: int,
         patches: int,
         map_channels: tuple[int, int] | None,
-        width: Size,
+        width: int,
         level: float | None,
     ) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
-from pyro_vmem._utils.checks import Few, PositiveFloat, Size
+from pyro_vmem._utils.checks import Few, Positive, Several, Size
 from pyro_vmem._utils.precision import full_precision
 from pyro_vmem.distributions import CategoricalLevels, CausalBernoulli, CausalNetwork, DiscretisedLogistic
 from pyro_vmem.memory import Template
@@ -182,7 +182,7 @@ class GaussianDecoder(Likelihood):
         torch.Size([7, 3])
     """
 
-    def __init__(self, network: Decoder, scale: PositiveFloat = 1.0, learn_scale: bool = True) -> None:
+    def __init__(self, network: Decoder, scale: Positive = 1.0, learn_scale: bool = True) -> None:
         super().__init__(network)
         log_scale = torch.tensor(scale).log()
         if learn_scale:
@@ -231,9 +231,8 @@ class DiscretisedLogisticDecoder(Likelihood):
         ValueError: x: DiscretisedLogisticDecoder expects 16 levels, 0, 1/15, ..., 1, got others in [0, ...]...
     """
 
-    def __init__(self, network: Decoder, num_levels: Size = 256, scale: PositiveFloat = 0.1) -> None:
+    def __init__(self, network: Decoder, num_levels: Several = 256, scale: Positive = 0.1) -> None:
         super().__init__(network)
-        _check_levels(num_levels)
         self.num_levels = num_levels
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
 
@@ -277,9 +276,8 @@ class CategoricalDecoder(Likelihood):
         torch.Size([3, 5])
     """
 
-    def __init__(self, network: Decoder, num_levels: Size = 256) -> None:
+    def __init__(self, network: Decoder, num_levels: Several = 256) -> None:
         super().__init__(network)
-        _check_levels(num_levels)
         if network.event_shape[0] % num_levels:
             raise ValueError(
                 f"network: expected {num_levels} outputs for each value, got outputs of shape {network.event_shape}. "
@@ -309,11 +307,6 @@ def _check_binary(part: Likelihood, x: Tensor) -> None:
             f"x: {type(part).__name__} expects binary values, 0 or 1, got values in [{x.min():.3g}, {x.max():.3g}]. "
             "Binarise them, `(x > 0.5).float()`, or use a GaussianDecoder."
         )
-
-
-def _check_levels(num_levels: int) -> None:
-    if num_levels < 2:
-        raise ValueError(f"num_levels: expected at least 2, got {num_levels}.")
 
 
 def _check_on_levels(part: Likelihood, x: Tensor, n: int) -> None:

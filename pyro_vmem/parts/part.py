@@ -5,14 +5,14 @@ from __future__ import annotations
 import abc
 import difflib
 import inspect
+import sys
 from typing import Any, Self
 
 from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import checked
-from pyro_vmem._utils.public_path import public_path
 
-__all__ = ["Part"]
+__all__ = ["Part", "public_path"]
 
 
 class Part(nn.Module, abc.ABC):
@@ -111,6 +111,24 @@ class Part(nn.Module, abc.ABC):
 def _short(value: Any) -> str:
     """Its repr, of a float with four digits."""
     return repr(float(f"{value:.4g}") if isinstance(value, float) else value)
+
+
+def public_path(cls: type) -> str:
+    """The shortest import path of a class: that of the outermost package that has it under its name.
+
+    A spec names classes by this path, so a file can be moved without making stored models unreadable.
+
+    Example:
+        >>> from pyro_vmem import StandardPrior
+        >>> public_path(StandardPrior), StandardPrior.__module__
+        ('pyro_vmem.StandardPrior', 'pyro_vmem.parts.latents')
+    """
+    packages = cls.__module__.split(".")
+    for depth in range(1, len(packages)):
+        # By getattr: the outermost package imports its names when the first of them is asked for.
+        if getattr(sys.modules.get(".".join(packages[:depth])), cls.__qualname__, None) is cls:
+            return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _shapes(held: nn.Module | Tensor | None) -> Any:

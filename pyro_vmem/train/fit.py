@@ -14,7 +14,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_range
+from pyro_vmem._utils.checks import NonNegativeInt, PositiveInt
 from pyro_vmem._utils.lock import alone_in
 from pyro_vmem._utils.random_state import set_aside
 from pyro_vmem._utils.signals import on_interrupt
@@ -43,13 +43,13 @@ def fit(
     config: TrainingConfig | None = None,
     *,
     validation: Dataset[Episode] | None = None,
-    validate_every: int = 500,
+    validate_every: PositiveInt = 500,
     select: Literal["best", "last"] = "best",
     out: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     device: str | torch.device | None = None,
-    workers: int = 0,
+    workers: NonNegativeInt = 0,
     progress: bool = True,
     **settings: Any,
 ) -> FitResult:
@@ -114,9 +114,9 @@ def fit(
         2
     """
     config = _config(config, settings)
-    check_range("validate_every", validate_every, 1, 10**12, int)
-    check_range("workers", workers, 0, MOST_WORKERS, int)
-    if device is not None and isinstance(vma, VMA):
+    if workers > MOST_WORKERS:
+        raise ValueError(f"workers: expected at most {MOST_WORKERS}, got {workers}. Two or four are usual.")
+    if device is not None:
         vma.to(own_device(device))
     processes = Processes.join(next((p.device for p in vma.parameters()), torch.device("cpu")))
     trainer = Trainer(vma, objective, config, processes)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import pyro_vmem as pv
-from pyro_vmem._utils.public_path import public_path
+from pyro_vmem.parts.part import public_path
 
 PACKAGE = Path(pv.__file__).parent
 STORED = sorted([*PACKAGE.glob("weights/*.safetensors"), *PACKAGE.parent.glob("results/checkpoints/*.safetensors")])
