@@ -21,6 +21,7 @@ from beartype.vale import Is
 from jaxtyping import jaxtyped
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
+from torch.masked import is_masked_tensor
 from torch.utils.data import Dataset
 
 __all__ = [
@@ -180,15 +181,17 @@ def _hint(function: Callable[..., Any], name: str) -> Any:
     annotation = function.__annotations__.get(name, Any)
     one = types.SimpleNamespace(__annotations__={name: annotation})
     try:
-        return typing.get_type_hints(one, inspect.unwrap(function).__globals__, include_extras=True)[name]
+        hint = typing.get_type_hints(one, inspect.unwrap(function).__globals__, include_extras=True)[name]
     except NameError:
         return annotation
+    bound = getattr(hint, "__bound__", None)  # of a type variable, which may be a text too
+    return getattr(bound, "__forward_arg__", bound or hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
-    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided):
+    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided or is_masked_tensor(value)):
         return False
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (typing.Union, types.UnionType):

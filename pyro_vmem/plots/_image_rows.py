@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,10 +11,6 @@ from pyro_vmem.plots._style import GREEN, LINE, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
-
 __all__ = ["SPLIT", "STEP", "as_colours", "draw_image", "draw_tick", "image_canvas"]
 
 # In units of an image's width.

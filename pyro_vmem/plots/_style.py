@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +13,7 @@ from pyro_vmem._utils.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
 __all__ = [
     "BLUE",
@@ -32,6 +33,7 @@ __all__ = [
 ]
 
 Array = Tensor | NDArray[Any]
+AnyFigure = TypeVar("AnyFigure", bound="FigureBase")
 
 # Mid-tones of Okabe and Ito: told apart by colour-blind readers, and at least 3:1 against white and near-black alike.
 BLUE, GREEN, ORANGE, PURPLE = "#1f7fc0", "#009e73", "#d55e00", "#b8529f"

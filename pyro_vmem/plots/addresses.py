@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.plots._image_rows import SPLIT, STEP, as_colours, draw_image, draw_tick, image_canvas
 from pyro_vmem.plots._style import (
     BLUE,
     GREEN,
     LINE,
     ORANGE,
+    AnyFigure,
     Array,
     as_numpy,
     empty_bar_colour,
@@ -23,10 +25,6 @@ from pyro_vmem.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
-
 __all__ = ["address_heat_map", "lookup", "lookups"]
 
 _BAR = 0.14  # in units of an image's width, with the gap below it
@@ -38,7 +36,7 @@ def lookup(
     templates: Array,
     probabilities: Array,
     correct: Array,
-    max_slots: int = 8,
+    max_slots: Count = 8,
     exact: Array | None = None,
 ) -> AnyFigure:
     r"""Draws a target beside the templates that :math:`q(a | M, x)` looks up, the most probable first.
@@ -80,7 +78,7 @@ def lookups(
     probabilities: Array,
     labels: Array | None = None,
     target_labels: Array | None = None,
-    max_slots: int = 8,
+    max_slots: Count = 8,
     exact: Array | None = None,
 ) -> AnyFigure:
     """Draws several lookups in one memory, one per row; see :func:`lookup`.
@@ -108,8 +106,6 @@ def lookups(
         >>> len(figure.axes[0].images)
         10
     """
-    if max_slots < 1:
-        raise ValueError(f"max_slots: expected at least 1, got {max_slots}.")
     x, m, q = as_colours("targets", targets), as_colours("templates", templates), as_numpy(probabilities)
     right: NDArray[np.bool_] = np.zeros((len(x), len(m)), dtype=bool)
     if labels is not None and target_labels is not None:

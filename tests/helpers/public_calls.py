@@ -1,4 +1,4 @@
-"""A valid call of each public function and constructor, recorded from the example in its docstring."""
+"""A call of each public function and constructor: that of the example in its docstring, or one by its signature."""
 
 import contextlib
 import doctest
@@ -7,14 +7,20 @@ import inspect
 import io
 import sys
 import tempfile
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pyro
+import torch
+from jaxtyping import AbstractArray
+from torch import Tensor
+from torch.utils.data import Dataset
 
 import pyro_vmem as pv
+from pyro_vmem._utils.checks import _hint
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,45 @@ def entries() -> dict[str, Callable[..., Any]]:
             if callable(value) and value not in found.values():
                 found[f"{package.__name__}.{name}"] = value
     return found
+
+
+def call_of(name: str) -> Call:
+    """The call to change: as in the example, or with arguments made by their annotations."""
+    found = recorded(name)
+    if found is None:
+        entry: Any = entries()[name]
+        function = inspect.unwrap(entry.__init__ if inspect.isclass(entry) else entry)
+        kinds = inspect.signature(entry).parameters
+        found = Call(entry, {key: _default(function, key, kind) for key, kind in kinds.items()})
+    return found
+
+
+def _default(function: Any, name: str, parameter: inspect.Parameter) -> Any:
+    if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
+        return () if parameter.kind is parameter.VAR_POSITIONAL else {}
+    return _made(_hint(function, name)) if parameter.default is parameter.empty else parameter.default
+
+
+def _made(hint: Any) -> Any:
+    """A value that an annotation allows."""
+    origin, parts = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return _made(parts[0])
+    if origin is Annotated:
+        return 0.5 if parts[0] is float else 3
+    if origin is Literal:
+        return parts[0]
+    if origin in (Sequence, tuple, list):
+        return [_made(part) for part in parts if part is not Ellipsis]
+    if origin is Dataset:
+        return [pv.data.Episode(pv.Memory(torch.rand(3, 4)), torch.rand(2, 4))]
+    if isinstance(hint, type) and issubclass(hint, Tensor | AbstractArray):
+        return torch.rand(2, 4)
+    if isinstance(hint, type):
+        for name, entry in entries().items():
+            if inspect.isclass(entry) and issubclass(entry, hint) and (found := recorded(name)) is not None:
+                return found()
+    return {int: 3, float: 0.5, str: "none", bool: True}.get(hint, ".")
 
 
 @functools.cache
