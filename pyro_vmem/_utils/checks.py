@@ -104,12 +104,13 @@ def in_words(annotation: Any, names: Mapping[str, Any] = {}) -> str:
     return re.sub(r"\w+", lambda word: _WORDS.get(word[0], word[0]), text).replace(" | ", " or ")
 
 
-def checked(function: _F) -> _F:
+def checked(function: _F, inside: bool = True) -> _F:
     """A function that checks its arguments by their annotations: types, ranges, dtypes and shapes.
 
     Dims of the same name have to agree between arguments. NumPy's numbers are taken as Python's own, and an array or a
     list where a tensor is meant; an array of float64, which is what NumPy makes of any numbers, in torch's default
-    dtype. All this ends with `pyro.enable_validation(False)`: arguments then have to be as annotated.
+    dtype. All this ends with `pyro.enable_validation(False)`: arguments then have to be as annotated. With
+    `inside=False`, what this library itself calls is not checked.
 
     Raises:
         ValueError: If an argument is not as annotated; it says which, what was given and what was expected.
@@ -134,7 +135,7 @@ def checked(function: _F) -> _F:
 
     @functools.wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
-        if not is_validation_enabled():
+        if not is_validation_enabled() or (not inside and _is_ours(sys._getframe(1))):
             return function(*args, **kwargs)
         if not hints:  # at the first call, when all names in the annotations are there
             hints.update({name: _hint(function, name) for name in signature.parameters})
@@ -155,30 +156,35 @@ def checked(function: _F) -> _F:
     return typing.cast(_F, entry)
 
 
-def check_entries(package: dict[str, Any], but: Collection[str] = ()) -> None:
+def check_entries(package: dict[str, Any], in_steps: Collection[str] = ()) -> None:
     """Has the public functions of a package, and the constructors of its public classes, check their arguments.
-
-    Its own modules import from each other's files, whose functions they so call unchecked: only who comes from outside
-    is checked.
 
     Arguments:
         package: Its `globals()`, with `__all__`.
-        but: The names of what stays as it is: what a training step makes in numbers.
+        in_steps: The names of what a training step calls. They check only who calls from outside of the library.
     """
     for name in package["__all__"]:
         entry = package[name]
-        if name in but or not getattr(entry, "__module__", "").startswith(package["__name__"]):
+        inside = name not in in_steps
+        if not getattr(entry, "__module__", "").startswith(package["__name__"]):
             continue
         if inspect.isfunction(entry):
-            package[name] = checked(entry)
+            package[name] = checked(entry, inside)
             setattr(sys.modules[entry.__module__], name, package[name])  # where pickle looks for it
         elif inspect.isfunction(vars(entry).get("__init__")) and not hasattr(entry.__init__, "__wrapped__"):
-            type.__setattr__(entry, "__init__", checked(entry.__init__))
+            type.__setattr__(entry, "__init__", checked(entry.__init__, inside))
+
+
+def _is_ours(frame: types.FrameType | None) -> bool:
+    """Whether the library calls, perhaps by `dataclasses.replace`, or by Pyro, in whose hands distributions are made."""
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(("pyro.", "dataclasses")):
+        frame = frame.f_back
+    return frame is not None and frame.f_globals.get("__name__", "").startswith("pyro_vmem.")
 
 
 def _hint(function: Callable[..., Any], name: str) -> Any:
     """The annotation of an argument; as a text if its names are imported for type checkers alone."""
-    annotation = function.__annotations__.get(name, Any)
+    annotation = getattr(function, "__annotations__", {}).get(name, Any)
     one = types.SimpleNamespace(__annotations__={name: annotation})
     try:
         hint = typing.get_type_hints(one, inspect.unwrap(function).__globals__, include_extras=True)[name]
@@ -211,7 +217,7 @@ def _fits(value: Any, hint: Any) -> bool:
         members = {name for name in (*dir(hint), *hint.__annotations__) if not name.startswith("_")}
         return all(hasattr(type(value), name) or hasattr(value, name) for name in members)
     if hint in (int, float):  # where a float is meant, a whole number will do
-        return isinstance(value, int | hint) and not isinstance(value, bool) and value == value
+        return isinstance(value, int | hint) and not isinstance(value, bool)
     if isinstance(hint, type):  # beartype would warn of what those of Pyro are derived from
         return isinstance(value, hint)
     return is_bearable(value, hint, conf=_CONF)

@@ -150,7 +150,7 @@ def contribution(
         )
 
 
-def slot_contribution(p_logits: Float[Tensor, "..."], slot_log_evidence: Float[Tensor, "..."]) -> Tensor:
+def slot_contribution(p_logits: Float[Tensor, "*#batch S"], slot_log_evidence: Float[Tensor, "*#batch S"]) -> Tensor:
     r"""What each slot contributes to the evidence: :math:`\log p(x | M) - \log p(x | M \setminus a)`, in nats.
 
     Without slot :math:`a` the prior of the others is renormalised, so that no decode is needed beyond those of the
@@ -175,11 +175,6 @@ def slot_contribution(p_logits: Float[Tensor, "..."], slot_log_evidence: Float[T
         >>> slot_contribution(torch.zeros(2), torch.tensor([[-10.0, -12.0]])).round(decimals=2)
         tensor([[ 1.4300, -0.5700]])
     """
-    if p_logits.shape[-1] != slot_log_evidence.shape[-1]:
-        raise ValueError(
-            f"p_logits: expected {slot_log_evidence.shape[-1]} slots in the last dim as slot_log_evidence "
-            f"{tuple(slot_log_evidence.shape)} has, got {tuple(p_logits.shape)}. Give the prior of the same memory."
-        )
     log_p = p_logits.log_softmax(-1).expand_as(slot_log_evidence)
     joint = log_p + slot_log_evidence
     rest = _without_each(joint) - _without_each(log_p)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from pyro_vmem.diagnostics.slot_weights import weights_in_strata
@@ -123,7 +124,10 @@ class TopKBounds:
 
 
 def top_k_bounds(
-    log_likelihood: Tensor, log_prior: Tensor, log_likelihood_most: Tensor, log_prior_least: Tensor
+    log_likelihood: Float[Tensor, "*#batch k"],
+    log_prior: Float[Tensor, "*#batch k"],
+    log_likelihood_most: Float[Tensor, "*#batch"],
+    log_prior_least: Float[Tensor, "*#batch"],
 ) -> TopKBounds:
     r"""Bounds on the evidence and on the exact information gain from some slots :math:`T` of many.
 

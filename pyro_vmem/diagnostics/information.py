@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Positive
+
 __all__ = ["InformationSummary", "address_entropy", "information_gain", "information_summary"]
 
 
@@ -38,18 +40,13 @@ def information_gain(q_logits: Float[Tensor, "..."], p_logits: Float[Tensor, "..
         >>> information_gain(torch.tensor([0.0, -torch.inf]), torch.zeros(2))  # one slot of two, for certain: log 2
         tensor(0.6931)
     """
-    if q_logits.shape[-1] != p_logits.shape[-1]:
-        raise ValueError(
-            f"p_logits: expected {q_logits.shape[-1]} slots in the last dim as q_logits {tuple(q_logits.shape)} has, "
-            f"got {tuple(p_logits.shape)}."
-        )
     log_q, log_p = q_logits.log_softmax(-1), p_logits.log_softmax(-1)
     # 0 log 0 = 0: a slot that the guide excludes adds nothing, whatever the prior says of it.
     terms = (log_q.exp() * (log_q - log_p)).masked_fill(log_q.exp() == 0, 0.0)
     return terms.sum(-1)
 
 
-def address_entropy(logits: Float[Tensor, "..."]) -> Tensor:
+def address_entropy(logits: Float[Tensor, "... S"]) -> Tensor:
     r"""The entropy :math:`-\sum_a q_a \log q_a` of addresses, in nats; its exponential is the number of slots in play.
 
     Arguments:
@@ -129,7 +126,7 @@ class InformationSummary:
 
 
 def information_summary(
-    q_logits: Float[Tensor, "..."], p_logits: Float[Tensor, "..."], *, threshold: float = 0.1
+    q_logits: Float[Tensor, "N S"], p_logits: Float[Tensor, " S"], *, threshold: Positive = 0.1
 ) -> InformationSummary:
     r"""What the lookups of a set of targets in one memory say about them.
 
@@ -151,11 +148,8 @@ def information_summary(
         >>> found.slots_never_first, round(found.marginal_perplexity, 1)
         (2, 1.9)
     """
-    if q_logits.dim() != 2 or len(q_logits) == 0 or p_logits.shape != q_logits.shape[1:]:
-        raise ValueError(
-            f"q_logits, p_logits: expected shapes (N, S) and (S,), got {tuple(q_logits.shape)} and "
-            f"{tuple(p_logits.shape)}. All targets have to share one memory; for others average information_gain."
-        )
+    if len(q_logits) == 0:
+        raise ValueError("q_logits: expected at least one target, got none.")
     q_logits, p_logits = q_logits.detach().cpu().double(), p_logits.detach().cpu().double()
     log_q = q_logits.log_softmax(-1)
     marginal = log_q.logsumexp(0) - math.log(len(log_q))

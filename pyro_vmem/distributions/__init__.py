@@ -29,4 +29,4 @@ __all__ = [
     "top_and_rest",
 ]
 
-check_entries(globals())
+check_entries(globals(), in_steps=__all__)

@@ -37,4 +37,4 @@ __all__ = [
     "choose_objective",
 ]
 
-check_entries(globals(), but=("Particles",))
+check_entries(globals(), in_steps=("Particles",))

@@ -20,4 +20,4 @@ __all__ = [
     "recall",
 ]
 
-check_entries(globals(), but=("Template", "EncodedMemory", "Hits"))
+check_entries(globals(), in_steps=("EncodedMemory", "Hits", "Memory", "Template"))

@@ -107,7 +107,7 @@ class AddressIndex(abc.ABC):
 
     def _checked(self, keys: Tensor, dim: int | None) -> Tensor:
         expected = f"(n, {'E' if dim is None else dim})"
-        if keys.dim() != 2 or not keys.is_floating_point() or (dim is not None and keys.shape[1] != dim):
+        if keys.dim() != 2 or not keys.is_floating_point() or (len(keys) == 0 if dim is None else keys.shape[1] != dim):
             raise ValueError(f"keys: expected floating-point numbers {expected}, got {keys.dtype} {tuple(keys.shape)}.")
         if not bool(torch.isfinite(keys).all()):
             raise ValueError("keys: found NaN or infinite values. Check the weights of the encoder and of the guide.")

@@ -41,8 +41,8 @@ class PackedStore:
 
     def __init__(
         self,
-        packed: Tensor,
-        event_shape: Sequence[int],
+        packed: UInt8[Tensor, "S ..."],
+        event_shape: Sequence[Size],
         bits: Literal[1, 8] = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
@@ -51,7 +51,7 @@ class PackedStore:
         self.device = torch.device(device) if device is not None else packed.device
         self.added = Growing(packed[:0])  # beside what may be a file
         row = self.row_shape
-        if packed.dtype != torch.uint8 or tuple(packed.shape[1:]) != row or len(packed) == 0:
+        if tuple(packed.shape[1:]) != row or len(packed) == 0:
             raise ValueError(
                 f"packed: expected uint8 values (S, {', '.join(map(str, row))}) for {bits}-bit templates of shape "
                 f"{tuple(self.event_shape)}, got {packed.dtype} {tuple(packed.shape)}. "
@@ -146,7 +146,7 @@ class PackedMemory(Memory):
 
     def __init__(
         self,
-        packed: UInt8[Tensor, "..."],
+        packed: UInt8[Tensor, "S ..."],
         event_shape: Sequence[Size],
         bits: Literal[1, 8] = 1,
         labels: Integer[Tensor, " S"] | None = None,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -92,7 +92,12 @@ def index_memory(
     return index
 
 
-def add_templates(vma: VMA, memory: PackedMemory, templates: Tensor, labels: Tensor | None = None) -> Tensor:
+def add_templates(
+    vma: VMA,
+    memory: PackedMemory,
+    templates: Float[Tensor, "n ..."],
+    labels: Integer[Tensor, " n"] | None = None,
+) -> Tensor:
     """Adds templates to a memory and their keys to its index, without retraining: the next lookup finds them.
 
     Arguments:

@@ -90,4 +90,4 @@ __all__ = [
     "over_slots",
 ]
 
-check_entries(globals(), but=("over_slots",))
+check_entries(globals(), in_steps=("over_slots",))

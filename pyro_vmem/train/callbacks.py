@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from pyro_vmem._utils.checks import Limit, NonNegativeInt, PositiveInt
+from pyro_vmem._utils.checks import Few, Limit, NonNegativeInt
 from pyro_vmem.data import Episode
 from pyro_vmem.memory import AddressIndex, Memory
 from pyro_vmem.model.indexing import KeyRefresher, staleness
@@ -101,7 +101,7 @@ class Checkpoints(Callback):
         unwritten: Why the newest state is not in the folder, if it should be; `None` if it is.
     """
 
-    def __init__(self, folder: str | Path, keep: PositiveInt = 2) -> None:
+    def __init__(self, folder: str | Path, keep: Few = 2) -> None:
         self.folder, self.keep = Path(folder).absolute(), keep  # wherever the process goes to meanwhile
         self.unwritten: OSError | None = None
         self._written: tuple[Any, int] = (None, 0)  # the best weights and the step that are in the folder

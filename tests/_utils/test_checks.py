@@ -10,9 +10,11 @@ import pyro
 import pytest
 import torch
 from jaxtyping import Bool, Float, Int
+from pyro.infer import SVI
 from torch import Tensor
 
 import pyro_vmem as pv
+from pyro_vmem._utils import checks
 from pyro_vmem._utils.checks import Count, NonNegativeInt, Positive, Probability, checked
 
 
@@ -94,3 +96,46 @@ def test_a_part_of_ones_own_is_checked() -> None:
 
     with pytest.raises(ValueError, match=r"^sharpness: expected a positive number, got 0"):
         Own(0.0)
+
+
+def models() -> dict[str, pv.VMA]:
+    def learned(share: float = 0.1) -> dict[str, pv.Part]:
+        guide = pv.DefensiveGuide(pv.TruncatedGuide(pv.SimilarityGuide(), k=2), share)
+        return {
+            "address_guide": guide,
+            "templates": pv.ExtraTemplates(2, (1, 8, 8)),
+            "address_prior": pv.ContentPrior(),
+        }
+
+    indexed = pv.IndexedGuide(pv.SimilarityGuide(), k=2)
+    return {
+        "plain": pv.VMA.for_images((1, 8, 8), width=4),
+        "causal pixels, learned slots": pv.VMA.for_images((1, 8, 8), width=4, pixels="causal", **learned()),
+        "an index": pv.VMA.for_images((1, 8, 8), width=4, decoder="conv", address_guide=indexed),
+        "soft attention": pv.model.SoftAttentionVAE.like(pv.VMA.for_images((1, 8, 8), width=4)),
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "causal pixels, learned slots", "an index", "soft attention"])
+def test_nothing_is_checked_within_a_training_step(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked_at: list[object] = []
+    fits = checks._fits
+    vma = models()[name]
+    memory = pv.Memory((torch.rand(5, 1, 8, 8) > 0.5).float(), labels=[0, 1, 2, 3, 4])
+    if name == "an index":
+        pv.model.index_memory(vma, memory)
+    steps = [
+        pv.Trainer(vma, objective, pv.TrainingConfig(steps=9)).step
+        for objective in ("rws", pv.infer.RaoBlackwell_ELBO(1))
+    ]
+    svi = SVI(vma.model, vma.guide, pyro.optim.Adam({}), pv.infer.VIMCO_ELBO(4, backward=1))
+    episode = pv.data.Episode(memory, memory.templates[:2])
+    for step in steps:
+        step(episode)  # the first of a run checks the program
+    monkeypatch.setattr(checks, "_fits", lambda value, hint: looked_at.append(value) or fits(value, hint))
+    for step in steps:
+        step(episode)
+    svi.step(memory, episode.x)
+    assert looked_at == []
+    pv.Memory(memory.templates)
+    assert looked_at

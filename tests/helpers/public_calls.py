@@ -52,7 +52,8 @@ def entries() -> dict[str, Callable[..., Any]]:
     for package in packages:
         for name in package.__all__:
             value = getattr(package, name)
-            if callable(value) and value not in found.values():
+            is_new = callable(value) and value not in found.values()
+            if is_new and not inspect.isabstract(value) and not getattr(value, "_is_protocol", False):
                 found[f"{package.__name__}.{name}"] = value
     return found
 
