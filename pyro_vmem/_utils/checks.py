@@ -176,7 +176,7 @@ def check_entries(package: dict[str, Any], in_steps: Collection[str] = ()) -> No
 
 
 def _is_ours(frame: types.FrameType | None) -> bool:
-    """Whether the library calls, perhaps by `dataclasses.replace`, or by Pyro, in whose hands distributions are made."""
+    """Whether the library calls, if need be by `dataclasses.replace`, or by Pyro's metaclass of distributions."""
     while frame is not None and frame.f_globals.get("__name__", "").startswith(("pyro.", "dataclasses")):
         frame = frame.f_back
     return frame is not None and frame.f_globals.get("__name__", "").startswith("pyro_vmem.")

@@ -1,4 +1,4 @@
-"""Specs, YAML files and names of trained models to objects."""
+"""Builds models from specs, YAML files, checkpoints and names of trained models."""
 
 from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.config.build import build, load, save

@@ -1,4 +1,4 @@
-"""Distributions that Pyro does not have."""
+"""Distributions that Pyro lacks."""
 
 from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.distributions.autoregressive import CausalBernoulli

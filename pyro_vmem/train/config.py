@@ -36,6 +36,8 @@ class TrainingConfig:
         precision: The precision of the networks: `"auto"` takes bfloat16 where the processor has it. Densities are
             always computed in full.
         seed: Seeds the samples of latents.
+        patience: Early stopping: the run ends after this many validations in a row without a better bound. Default:
+            never. The schedules are not shortened, so the learning rate may still be high at that point.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -54,6 +56,7 @@ class TrainingConfig:
     clip_norm: Limit = 10.0
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     seed: NonNegativeInt = 0
+    patience: PositiveInt | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.schedule, type) and issubclass(self.schedule, Schedule):  # which can be called too

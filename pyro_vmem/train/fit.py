@@ -80,7 +80,7 @@ def fit(
             :class:`TruncatedGuide` keeps); `"auto"`, which chooses by the number of slots and says what and why; or any
             `pyro.infer.ELBO`, such as `pyro_vmem.infer.VIMCO_ELBO(8, backward=1)`.
         config: The settings; or give its fields as further arguments, such as `steps=5000, lr=1e-3`.
-        validation: Where validation episodes come from: classes that are not trained on.
+        validation: The source of validation episodes, of held-out classes.
         validate_every: Steps between validations and checkpoints.
         select: Which weights are kept: `"best"`, those of the best bound in a validation, if there is any, or
             `"last"`, those of the last.
@@ -116,6 +116,8 @@ def fit(
     config = _config(config, settings)
     if workers > MOST_WORKERS:
         raise ValueError(f"workers: expected at most {MOST_WORKERS}, got {workers}. Two or four are usual.")
+    if config.patience is not None and validation is None:
+        raise ValueError(f"patience: got {config.patience}, but there is no validation. Pass validation= as well.")
     if device is not None:
         vma.to(own_device(device))
     processes = Processes.join(next((p.device for p in vma.parameters()), torch.device("cpu")))
