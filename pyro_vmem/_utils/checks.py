@@ -11,97 +11,69 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeAlias, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, get_args, get_origin
 
 import numpy as np
 import torch
-from beartype import BeartypeConf
 from beartype.door import is_bearable
-from beartype.vale import Is
 from jaxtyping import jaxtyped
 from pyro.infer.util import is_validation_enabled
 from torch import Tensor
 from torch.masked import is_masked_tensor
 from torch.utils.data import Dataset
 
-__all__ = [
-    "Count",
-    "Few",
-    "Fraction",
-    "Limit",
-    "NonNegative",
-    "NonNegativeInt",
-    "Positive",
-    "PositiveInt",
-    "Probability",
-    "Program",
-    "Several",
-    "Share",
-    "Size",
-    "check_entries",
-    "checked",
-    "in_words",
-]
+__all__ = ["check_entries", "checked", "in_words"]  # and the names of ranges
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
-def _within(low: float, high: float) -> Any:
-    return Is[lambda value: not isinstance(value, bool) and low <= value <= high]
+class _Within(NamedTuple):
+    """A range, both ends included, and how a message gives it."""
+
+    low: float
+    high: float
+    words: str
 
 
 _TINY = 1e-30  # what is smaller is zero in single precision, or its inverse is infinite
 _LARGE = sys.float_info.max
 
-PositiveInt: TypeAlias = Annotated[int, _within(1, 10**12)]
-NonNegativeInt: TypeAlias = Annotated[int, _within(0, 2**63)]
-Size: TypeAlias = Annotated[int, _within(1, 2**20)]  # of a layer or an image: memory depends on it
-Count: TypeAlias = Annotated[int, _within(1, 10**7)]  # of draws, particles, episodes: time or memory depends on it
-Few: TypeAlias = Annotated[int, _within(1, 1000)]  # of layers, or of pixels to each side: each has its own weights
-Several: TypeAlias = Annotated[int, _within(2, 2**20)]
-Positive: TypeAlias = Annotated[float, _within(_TINY, _LARGE)]
-Limit: TypeAlias = Annotated[float, _within(_TINY, math.inf)]
-NonNegative: TypeAlias = Annotated[float, _within(0, _LARGE)]
-Probability: TypeAlias = Annotated[float, _within(0, 1)]
-Fraction: TypeAlias = Annotated[float, _within(0, math.nextafter(1, 0))]
-Share: TypeAlias = Annotated[float, _within(_TINY, 1 - 1e-7)]
-
+PositiveInt: TypeAlias = Annotated[int, _Within(1, 10**12, "a whole number of at least 1")]
+NonNegativeInt: TypeAlias = Annotated[int, _Within(0, 2**63, "a whole number of at least 0")]
+# Time or memory depends on these: draws, particles, episodes; the size of a layer or an image; layers with own weights.
+Count: TypeAlias = Annotated[int, _Within(1, 10**7, "a whole number in [1, 10,000,000]")]
+Size: TypeAlias = Annotated[int, _Within(1, 2**20, "a whole number in [1, 1,048,576]")]
+Several: TypeAlias = Annotated[int, _Within(2, 2**20, "a whole number in [2, 1,048,576]")]
+Few: TypeAlias = Annotated[int, _Within(1, 1000, "a whole number in [1, 1000]")]
+Positive: TypeAlias = Annotated[float, _Within(_TINY, _LARGE, "a positive number")]
+Limit: TypeAlias = Annotated[float, _Within(_TINY, math.inf, "a number above 0")]
+NonNegative: TypeAlias = Annotated[float, _Within(0, _LARGE, "a number of at least 0")]
+Probability: TypeAlias = Annotated[float, _Within(0, 1, "a number in [0, 1]")]
+Fraction: TypeAlias = Annotated[float, _Within(0, math.nextafter(1, 0), "a number in [0, 1)")]
+Share: TypeAlias = Annotated[float, _Within(_TINY, 1 - 1e-7, "a number in (0, 1)")]
 Program: TypeAlias = Callable[..., Any]  # a model or a guide
-
-_WORDS = {
-    "Program": "a model or guide that can be called",
-    "PositiveInt": "a whole number of at least 1",
-    "NonNegativeInt": "a whole number of at least 0",
-    "Size": "a whole number in [1, 1,048,576]",
-    "Count": "a whole number in [1, 10,000,000]",
-    "Few": "a whole number in [1, 1000]",
-    "Several": "a whole number in [2, 1,048,576]",
-    "Positive": "a positive number",
-    "Limit": "a number above 0",
-    "NonNegative": "a number of at least 0",
-    "Probability": "a number in [0, 1]",
-    "Fraction": "a number in [0, 1)",
-    "Share": "a number in (0, 1)",
-    "int": "a whole number",
-    "float": "a number",
-}
-_CONF = BeartypeConf(is_pep484_tower=True)  # where a float is meant, a whole number will do
 
 
 def in_words(annotation: Any, names: Mapping[str, Any] = {}) -> str:
-    """An annotation as a message gives it; `names` has those of literals.
+    """An annotation as a message gives it, where `names` has what the names in it stand for.
 
     Example:
         >>> in_words('Float[Tensor, "B F"] | Count | Literal["sum", "mean"] | None')
         "a tensor of dtype Float and shape (B F) or a whole number in [1, 10,000,000] or 'sum' or 'mean' or None"
     """
-    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
-    for name, value in names.items():
+
+    def meaning(found: re.Match[str]) -> str:
+        value = names.get(found[0], globals().get(found[0]))
         if get_origin(value) is Literal:
-            text = re.sub(rf"\b{name}\b", f"Literal{list(get_args(value))}", text)
+            return " | ".join(map(repr, get_args(value)))
+        of_range = get_origin(value) is Annotated and isinstance(get_args(value)[1], _Within)
+        plain = {"int": "a whole number", "float": "a number"}.get(found[0], found[0])
+        return get_args(value)[1].words if of_range else plain
+
+    text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     text = re.sub(r"(\w+)\[Tensor, '\s*(.*?)'\]", r"a tensor of dtype \1 and shape (\2)", text.replace('"', "'"))
     text = re.sub(r"Literal\[(.*?)\]", lambda found: found[1].replace(", ", " | "), text)
-    return re.sub(r"\w+", lambda word: _WORDS.get(word[0], word[0]), text).replace(" | ", " or ")
+    return re.sub(r"\b[A-Za-z]+\b(?!')", meaning, text).replace(" | ", " or ")
 
 
 def checked(function: _F, inside: bool = True) -> _F:
@@ -202,6 +174,8 @@ def _fits(value: Any, hint: Any) -> bool:
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, part) for part in parts)
+    if origin is Annotated and isinstance(parts[1], _Within):
+        return _fits(value, parts[0]) and parts[1].low <= value <= parts[1].high
     if origin in (list, tuple, Sequence) and parts:  # of which beartype tries one item only
         if not isinstance(value, Sequence) or isinstance(value, str):
             return False
@@ -220,7 +194,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, int | hint) and not isinstance(value, bool)
     if isinstance(hint, type):  # beartype would warn of what those of Pyro are derived from
         return isinstance(value, hint)
-    return is_bearable(value, hint, conf=_CONF)
+    return is_bearable(value, hint)
 
 
 def _converted(value: Any) -> Any:

@@ -12,5 +12,4 @@ __all__ = [
     "pretrained_names",
     "save",
 ]
-
 check_entries(globals())

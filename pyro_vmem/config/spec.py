@@ -55,8 +55,6 @@ def from_spec(
         >>> from_spec({"class_path": "StandardPrior", "init_args": {"latent_dim": 8}}, LatentPrior)
         StandardPrior(latent_dim=8)
     """
-    if isinstance(trusted_modules, str):
-        raise ValueError(f"trusted_modules: expected a list of names, got {trusted_modules!r}. Put it in a list.")
     try:
         builder = _Builder(tuple(trusted_modules), like or {})
         return builder.make(spec, base if isinstance(base, tuple) else (base,), where)

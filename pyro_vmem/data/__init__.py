@@ -41,5 +41,4 @@ __all__ = [
     "protocol",
     "within_alphabet_trials",
 ]
-
 check_entries(globals())

@@ -47,5 +47,4 @@ __all__ = [
     "to_arviz",
     "to_datatree",
 ]
-
 check_entries(globals())

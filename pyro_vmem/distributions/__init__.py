@@ -28,5 +28,4 @@ __all__ = [
     "top",
     "top_and_rest",
 ]
-
 check_entries(globals(), in_steps=__all__)

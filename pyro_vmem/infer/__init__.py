@@ -36,5 +36,4 @@ __all__ = [
     "choose",
     "choose_objective",
 ]
-
 check_entries(globals(), in_steps=("Particles",))

@@ -19,5 +19,4 @@ __all__ = [
     "Template",
     "recall",
 ]
-
 check_entries(globals(), in_steps=("EncodedMemory", "Hits", "Memory", "Template"))

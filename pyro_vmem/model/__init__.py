@@ -30,5 +30,4 @@ __all__ = [
     "index_memory",
     "staleness",
 ]
-
 check_entries(globals())

@@ -32,12 +32,7 @@ def keyed(guide: AddressGuide) -> KeyedGuide:
 
 @torch.no_grad()
 def slot_keys(
-    vma: VMA,
-    memory: Memory,
-    slots: Integer[Tensor, " n"] | None = None,
-    *,
-    batch_size: Count = 1024,
-    progress: bool = False,
+    vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: Count = 1024, progress: bool = False
 ) -> Tensor:
     """The present keys `(n, E)` of slots `(n,)` or of all, computed in batches."""
     vma.check(memory, None)

@@ -89,5 +89,4 @@ __all__ = [
     "mlp",
     "over_slots",
 ]
-
 check_entries(globals(), in_steps=("over_slots",))

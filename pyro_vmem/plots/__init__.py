@@ -31,5 +31,4 @@ __all__ = [
     "reliability_diagram",
     "sbc_histograms",
 ]
-
 check_entries(globals())

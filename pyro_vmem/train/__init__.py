@@ -31,5 +31,4 @@ __all__ = [
     "save_checkpoint",
     "validate",
 ]
-
 check_entries(globals())

@@ -71,8 +71,6 @@ class Validation(Callback):
     everywhere = True
 
     def __init__(self, episodes: Dataset[Episode], select: Literal["best", "last"] = "best") -> None:
-        if select not in ("best", "last"):
-            raise ValueError(f"select: expected 'best' or 'last', got {select!r}.")
         self.episodes, self.select = episodes, select
 
     def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:

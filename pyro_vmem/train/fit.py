@@ -216,8 +216,6 @@ def _enter(stack: contextlib.ExitStack, checkpoints: Checkpoints, resume: bool) 
 
 
 def _config(config: TrainingConfig | None, settings: dict[str, Any]) -> TrainingConfig:
-    if config is not None and not isinstance(config, TrainingConfig):
-        raise ValueError(f"config: expected a TrainingConfig, got {config!r}. Give a number of steps as steps=.")
     if config is not None and settings:
         raise ValueError(f"{min(settings)}: give it in the config, or all settings as arguments; got both.")
     known = TrainingConfig.__dataclass_fields__
@@ -236,14 +234,6 @@ def _with_defaults(
     progress: bool,
 ) -> list[Callback]:
     """The callbacks of a run, in their order: what is measured, then what writes it, then the caller's own."""
-    for callback in given:
-        if not isinstance(callback, Callback):
-            raise ValueError(
-                f"callbacks: expected callbacks, got {callback!r}. A function of a step and a row goes into "
-                "pyro_vmem.train.Log."
-            )
-    if select not in ("best", "last"):
-        raise ValueError(f"select: expected 'best' or 'last', got {select!r}.")
     usual: list[Callback] = [RefreshKeys()] if looked_up(vma.address_guide) else []
     usual += [] if validation is None else [Validation(validation, select)]
     usual += [] if out is None else [Checkpoints(out)]

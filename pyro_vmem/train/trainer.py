@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from dataclasses import asdict, fields, replace
-from typing import Any, get_args
+from typing import Any
 
 import pyro
 import torch
@@ -85,16 +85,6 @@ class Trainer:
         config: TrainingConfig | None = None,
         processes: Processes | None = None,
     ) -> None:
-        if not isinstance(vma, VMA):
-            raise ValueError(
-                f"vma: expected a pyro_vmem.VMA, got {type(vma).__name__}. Train other models with pyro.infer.SVI and "
-                "an objective of pyro_vmem.infer."
-            )
-        if not isinstance(objective, str | ELBO):
-            names = get_args(Objective)
-            raise ValueError(
-                f"objective: expected one of {names} or a pyro.infer.ELBO, got {type(objective).__name__}."
-            )
         for name, parameter in vma.named_parameters():
             if not bool(torch.isfinite(parameter).all()):
                 raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
