@@ -43,7 +43,7 @@ def information_gain(q_logits: Float[Tensor, "*#batch S"], p_logits: Float[Tenso
     return terms.sum(-1)
 
 
-def address_entropy(logits: Tensor) -> Tensor:
+def address_entropy(logits: Float[Tensor, "... S"]) -> Tensor:
     r"""Computes the entropy :math:`-\sum_a q_a \log q_a` of addresses, in nats: `(*, S)` to `(*)`.
 
     Its exponential, the perplexity, is the effective number of slots per lookup.

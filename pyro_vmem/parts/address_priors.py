@@ -6,6 +6,7 @@ import abc
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import Positive, Size
@@ -26,7 +27,7 @@ __all__ = [
 ]
 
 
-def over_slots(logits: Tensor, memory: Memory) -> dist.Categorical:
+def over_slots(logits: Float[Tensor, "... S"], memory: Memory) -> dist.Categorical:
     r"""A categorical distribution over the slots of a memory; slots that are not in use have probability zero.
 
     Arguments:

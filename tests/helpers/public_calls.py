@@ -52,8 +52,10 @@ def entries() -> dict[str, Callable[..., Any]]:
     for package in packages:
         for name in package.__all__:
             value = getattr(package, name)
-            is_new = callable(value) and value not in found.values()
-            if is_new and not inspect.isabstract(value) and not getattr(value, "_is_protocol", False):
+            known = not callable(value) or value in found.values()
+            # These cannot be made, or are tuples that the library makes.
+            other = inspect.isabstract(value) or getattr(value, "_is_protocol", False) or hasattr(value, "_fields")
+            if not known and not other:
                 found[f"{package.__name__}.{name}"] = value
     return found
 
