@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, TypeVar, get_
 
 import numpy as np
 import torch
+from beartype import BeartypeConf
 from beartype.door import is_bearable
 from jaxtyping import jaxtyped
 from pyro.infer.util import is_validation_enabled
@@ -25,6 +26,7 @@ from torch.utils.data import Dataset
 __all__ = ["check_entries", "checked", "in_words"]  # and the names of ranges
 
 _F = TypeVar("_F", bound=Callable[..., Any])
+_CONF = BeartypeConf(is_pep484_tower=True)  # where a float is meant, a whole number will do
 
 
 class _Within(NamedTuple):
@@ -190,11 +192,11 @@ def _fits(value: Any, hint: Any) -> bool:
     if getattr(hint, "_is_protocol", False):  # isinstance would look at the values of properties
         members = {name for name in (*dir(hint), *hint.__annotations__) if not name.startswith("_")}
         return all(hasattr(type(value), name) or hasattr(value, name) for name in members)
-    if hint in (int, float):  # where a float is meant, a whole number will do
+    if hint in (int, float):
         return isinstance(value, int | hint) and not isinstance(value, bool)
     if isinstance(hint, type):  # beartype would warn of what those of Pyro are derived from
         return isinstance(value, hint)
-    return is_bearable(value, hint)
+    return is_bearable(value, hint, conf=_CONF)
 
 
 def _converted(value: Any) -> Any:

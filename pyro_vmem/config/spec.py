@@ -69,7 +69,7 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         >>> from pyro_vmem import StandardPrior
         >>> checked(StandardPrior, {"latent_dim": "many"}, "prior")
         Traceback (most recent call last):
-        ValueError: prior.latent_dim: expected int, got 'many' (str).
+        ValueError: prior.latent_dim: expected a whole number in [1, 1,048,576], got 'many' (str).
     """
     return _Builder((), {}).arguments(cls, values, where)
 

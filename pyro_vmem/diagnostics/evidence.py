@@ -134,7 +134,7 @@ def estimate_evidence(
     *,
     k: Count = 8,
     refine: RefineConfig | None = None,
-    budget: Count | None = None,
+    budget: NonNegativeInt | None = None,
     seed: NonNegativeInt | None = None,
     precision: Literal["auto", "bfloat16", "float32"] | None = None,
     max_decodes: Count = 1024,

@@ -376,6 +376,7 @@ class VMA(Part):
         return self.posterior_predictive(memory, x, mean=True)[0]
 
     @torch.no_grad()
+    @checked
     def generate(
         self,
         memory: Memory,

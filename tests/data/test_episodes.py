@@ -196,7 +196,7 @@ def test_distractors_need_enough_other_classes() -> None:
         ({"n_way": 0}, r"n_way: expected a whole number in \[1, 10,000,000\], got 0"),
         ({"k_shot": -1}, r"k_shot: expected a whole number in \[1, 10,000,000\], got \-1"),
         ({"n_query": 0}, r"n_query: expected a whole number in \[1, 10,000,000\], got 0"),
-        ({"num_episodes": 0}, r"num_episodes: expected a whole number in \[1, 10,000,000\] or None, got 0"),
+        ({"num_episodes": 0}, r"num_episodes: expected a whole number in \[1, 10,000,000\], got 0"),
         ({"seed": -1}, r"seed: expected a whole number of at least 0, got \-1"),
         ({"n_way": 4}, "n_way: got 4, expected at most 3"),
         ({"n_way": 13, "rotate": True}, "n_way: got 13, expected at most 12"),

@@ -477,7 +477,10 @@ refused(
             r"p_logits: expected 3 slots .* \(2, 5\)",
         ),
         "no weights": (lambda _: pareto_k(torch.zeros(0, 3)), r"log_weights: expected .* K >= 1 samples"),
-        "no samples": (lambda _: log_evidence(VECTORS, MEMORY, X, 0), r"num_samples: expected at least 1, got 0"),
+        "no samples": (
+            lambda _: log_evidence(VECTORS, MEMORY, X, 0),
+            r"num_samples: expected a whole number in \[1, 10,000,000\], got 0",
+        ),
         "no such method": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, "x"),
             r"method: expected 'exact-address' or .* 'x'",

@@ -130,7 +130,11 @@ def test_the_choice_goes_by_the_number_of_values(values, particles, name):
 
 @pytest.mark.parametrize(
     ("arguments", "match"),
-    [((0, 4), "num_values: expected at least 1"), ((4, 0), "num_particles: expected"), ((9, 1), "needs at least 2")],
+    [
+        ((0, 4), r"num_values: expected a whole number of at least 1, got 0"),
+        ((4, 0), "num_particles: expected"),
+        ((9, 1), "needs at least 2"),
+    ],
 )
 def test_bad_numbers(arguments, match):
     with pytest.raises(ValueError, match=match):

@@ -65,15 +65,15 @@ MISFITS: dict[str, tuple[Callable[[], dict[str, Any]], str]] = {
     ),
     "a number for a guide": (
         lambda: {"address_guide": pv.TruncatedGuide(16)},
-        r"^inner: expected a pyro_vmem\.AddressGuide, got 16\. Make one, as",
+        r"^inner: expected AddressGuide, got 16\.",
     ),
     "a class for an object": (
         lambda: {"address_prior": pv.UniformPrior},
-        r"^address_prior: expected a pyro_vmem.AddressPrior, got the class UniformPrior\. Write UniformPrior\(\)",
+        r"address_prior: expected AddressPrior, got the class UniformPrior",
     ),
     "nothing for a part": (
         lambda: {"latent_prior": None},
-        r"^latent_prior: expected a .*LatentPrior, got None\.",
+        r"^latent_prior: expected LatentPrior, got None\.",
     ),
     "logits": (
         lambda: {"address_guide": Logits()},
