@@ -22,26 +22,12 @@ __all__ = ["Affine", "WarpedEpisodes"]
 
 @dataclass(frozen=True)
 class Affine:
-    """The range of random affine maps of the plane; each number is uniform between minus and plus its bound.
+    """The range of random affine maps of the plane; each number is uniform between minus and plus its bound."""
 
-    Attributes:
-        rotation: The angle, in degrees.
-        scale: The logarithm of the factors of width and height, drawn independently.
-        shear: The sideways shift of a point, as a share of its height.
-        shift: The shift in each direction, as a share of the side of the image.
-
-    Raises:
-        ValueError: If one is negative.
-
-    Example:
-        >>> Affine(rotation=10).maps(3, np.random.default_rng(0)).shape
-        (3, 3, 3)
-    """
-
-    rotation: NonNegative = 0.0
-    scale: NonNegative = 0.0
-    shear: NonNegative = 0.0
-    shift: NonNegative = 0.0
+    rotation: NonNegative = 0.0  # the angle, in degrees
+    scale: NonNegative = 0.0  # the logarithm of the factors of width and height, drawn independently
+    shear: NonNegative = 0.0  # the sideways shift of a point, as a share of its height
+    shift: NonNegative = 0.0  # the shift in each direction, as a share of the side of the image
 
     def maps(self, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
         """Draws maps as matrices on (x, y, 1), with the centre as origin and the side as unit: `(count, 3, 3)`."""

@@ -42,7 +42,6 @@ class Reinforce_ELBO(ParticleELBO):
         decay: How much of the running average a step keeps, in [0, 1).
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `baseline` is none of these, `decay` is out of range, or there are too few particles.
@@ -62,14 +61,13 @@ class Reinforce_ELBO(ParticleELBO):
         decay: Fraction = 0.9,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
         if baseline == "leave-one-out" and num_particles < 2:
             raise ValueError(
                 f"num_particles: the leave-one-out baseline needs at least 2, got {num_particles}. "
                 "For one particle use baseline='average'."
             )
-        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
         self.baseline = baseline
         self.decay = decay
         if isinstance(baseline, nn.Module):

@@ -58,7 +58,6 @@ class RWS_ELBO(ParticleELBO):
         backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `num_particles` is less than 2 (a single particle has weight one, whatever it is), `defensive` or
@@ -90,13 +89,12 @@ class RWS_ELBO(ParticleELBO):
         backward: Count | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
         if top is not None and not defensive:
             raise ValueError(f"top: it has no effect without a share; got {top}. Pass defensive=0.1, or no top.")
         if dreg and not pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
         self.pathwise = pathwise
         self.dreg = dreg
         self.defensive = defensive

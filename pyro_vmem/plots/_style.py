@@ -15,22 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "LINE",
-    "MID_TONE",
-    "ON_ANY_PAGE",
-    "ORANGE",
-    "PURPLE",
-    "Array",
-    "as_numpy",
-    "empty_bar_colour",
-    "label_axes",
-    "legend_below",
-    "small_font",
-    "text_colour",
-]
+__all__: list[str] = []
 
 Array = Tensor | NDArray[Any]
 AnyFigure = TypeVar("AnyFigure", bound="FigureBase")

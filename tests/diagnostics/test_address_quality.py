@@ -117,12 +117,12 @@ def test_the_guide_s_divergence_is_what_the_bound_loses():
     [
         (
             lambda: hit_rate(torch.rand(3, 2), torch.tensor([0, 1])),
-            r"labels: expected a tensor of dtype Integer and shape \(\*batch\), got .*\(2,\).*where probabilities has shape \(3, 2\)",
+            r"labels: expected a tensor of dtype Integer .*\(2,\), where probabilities has shape \(3, 2\)",
         ),
         (lambda: hit_rate(torch.rand(2, 2), torch.tensor([0, 2])), r"labels: expected integers in 0..1, .* got 0..2"),
         (
             lambda: hit_rate(torch.rand(2, 2), torch.tensor([0.0, 1.0])),
-            r"labels: expected a tensor of dtype Integer and shape \(\*batch\), got .*torch\.float64.*Use labels\.long\(\)",
+            r"labels: expected a tensor of dtype Integer .*torch\.float64.*Use labels\.long\(\)",
         ),
         (
             lambda: hit_rate(torch.rand(2, 2), torch.tensor([0, 1]), 0),

@@ -389,7 +389,7 @@ def test_truncated_categorical():
         ),
         (lambda: Reinforce_ELBO(2, decay=1.0), r"decay: expected a number in \[0, 1\), got 1.0"),
         (lambda: RWS_ELBO(4, defensive=1.0), r"defensive: expected a number in \[0, 1\), got 1.0"),
-        (lambda: RWS_ELBO(4, top=2), "top: expected at least 1, with a share of at least something; got 2"),
+        (lambda: RWS_ELBO(4, top=2), "top: it has no effect without a share; got 2"),
         (
             lambda: RWS_ELBO(4, defensive=0.1, top=0),
             r"top: expected a whole number in \[1, 10,000,000\] or None, got 0",

@@ -54,7 +54,7 @@ def test_numbers_of_numpy_are_taken_as_plain_ones():
         ({"schedule": 0.1}, r"schedule: expected Schedule or Callable\[\[Optimizer\], .*, got 0\.1"),
         (
             {"schedule": WarmupCosine},
-            r"schedule: expected a schedule, such as WarmupCosine\(\), got <class 'pyro_vmem\.train\.schedules\.WarmupCosine'>",
+            r"schedule: expected a schedule, such as WarmupCosine\(\), got <class",
         ),
         (
             {"kl_schedule": torch.optim.lr_scheduler.ConstantLR},
