@@ -11,6 +11,7 @@ from pyro_vmem.plots._style import BLUE, GREEN, LINE, AnyFigure, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 __all__: list[str] = []
 
 # In units of an image's width.

@@ -25,6 +25,7 @@ from pyro_vmem.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 __all__ = ["address_heat_map", "lookups"]
 
 _BAR = 0.14  # in image widths, with the gap below it

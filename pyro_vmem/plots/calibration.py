@@ -25,6 +25,7 @@ from pyro_vmem.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 __all__ = ["khat_scatter", "reliability_diagram", "sbc_histograms"]
 
 _LEAST, _MOST = -0.5, 4.0  # the range of k-hat; values outside are drawn on its edge

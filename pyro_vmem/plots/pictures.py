@@ -13,6 +13,7 @@ from pyro_vmem.plots._style import AnyFigure, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
 __all__ = ["completions", "images", "one_shot_generations"]
 
 _GAP = (0.7, 0.7, 0.7)  # a thin line between images, also on a dark page
