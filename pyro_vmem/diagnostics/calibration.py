@@ -96,9 +96,6 @@ class Calibration:
 
         Arguments:
             level: The probability, per site, that an exact guide is called wrong, or a bound on it.
-
-        Raises:
-            ValueError: If `level` is not between 0 and 1.
         """
         bias, spread, adjusted = self.bias, self.spread, self.adjusted_p_values
         return {

@@ -87,10 +87,7 @@ def index_memory(
 
 
 def add_templates(
-    vma: VMA,
-    memory: PackedMemory,
-    templates: Float[Tensor, "n ..."],
-    labels: Integer[Tensor, " n"] | None = None,
+    vma: VMA, memory: PackedMemory, templates: Float[Tensor, "n ..."], labels: Integer[Tensor, " n"] | None = None
 ) -> Tensor:
     """Adds templates to a memory and their keys to its index. The next lookup finds them, without retraining.
 

@@ -192,9 +192,6 @@ class TemperedPrior(AddressPrior):
         inner: The prior :math:`p(a | M)`.
         temperature: The temperature :math:`\tau > 0`; below 1 sharpens.
 
-    Raises:
-        ValueError: If `temperature` is not positive.
-
     Example:
         >>> memory = Memory(torch.rand(4, 8), labels=torch.tensor([0, 0, 0, 7]))
         >>> TemperedPrior(ClassBalancedPrior(), 0.5)(memory).probs

@@ -63,9 +63,6 @@ class Validation(Callback):
         episodes: The source of episodes, of held-out classes.
         select: The weights that the model gets at the end: `"best"`, those with the best bound, or `"last"`, those of
             the last validation. If only a guide is trained, the bound hardly differs; use `"last"`.
-
-    Raises:
-        ValueError: If `select` is neither.
     """
 
     everywhere = True
