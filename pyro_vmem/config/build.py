@@ -175,7 +175,7 @@ def _of_run(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except ValueError as error:
             if not earlier:
                 raise
-            warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=4)
     tensors, data = load_newest(last)
     return _under("best.", tensors) or tensors, data
 

@@ -235,7 +235,7 @@ def evaluate(
             slots = episode.memory.num_slots + (0 if other is None else other.num_slots)
             decodes += len(episode.x) * (slots * num_samples + _DRAWS)
     columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
-    warn_if_not_finite(columns["log_evidence"].flatten(), stacklevel=4)
+    warn_if_not_finite(columns["log_evidence"].flatten(), stacklevel=5)
     return FewShotEvaluation(
         **columns,
         information=tuple(information),

@@ -292,7 +292,7 @@ def chunks(
         yield memory.of_datapoints(rows), x[rows]
 
 
-def warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:
+def warn_if_not_finite(values: Tensor, stacklevel: int = 5) -> None:
     """Warns of evidence that is NaN or infinite."""
     wrong = ~values.isfinite()
     if bool(wrong.any()):

@@ -144,7 +144,7 @@ class Checkpoints(Callback):
                 f"out: step {step} could not be written to {str(self.folder)!r} ({error}). What was there before is "
                 "kept, and training goes on; free some space before the next checkpoint.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def write_rest(self, trainer: Trainer) -> None:

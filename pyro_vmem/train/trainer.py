@@ -361,7 +361,7 @@ class Trainer:
         self.skipped_in_a_row += 1
         if result.skipped == 1:
             result.first_skipped = f"step {result.steps}, {error}"
-            warnings.warn(f"not finite: {result.first_skipped}. The step is skipped.", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"not finite: {result.first_skipped}. The step is skipped.", RuntimeWarning, stacklevel=5)
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW or result.skipped > max(
             MOST_SKIPPED_IN_A_ROW, MOST_SKIPPED_SHARE * result.steps
         ):
@@ -421,7 +421,7 @@ class Trainer:
             warnings.warn(
                 f"resume: the run had other settings before; it goes on with {', '.join(changed)}.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
