@@ -23,17 +23,12 @@ from pyro_vmem.data import (
 )
 from pyro_vmem.data.protocols import PROTOCOLS
 
-__all__ = ["Kind", "Sources"]
+__all__ = ["Sources"]
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of training episodes, as :class:`pyro_vmem.data.EpisodeSampler` has them; `warp` as of `Sources`.
-
-    Example:
-        >>> Kind(n_absent=2).n_absent
-        2
-    """
+    """A kind of training episodes; see `Settings`."""
 
     n_way: int = 16
     k_shot: int = 4

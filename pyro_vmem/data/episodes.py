@@ -14,7 +14,7 @@ from pyro_vmem._utils.checks import check_count
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
-__all__ = ["Episode", "EpisodeSampler", "batches", "merge_episodes"]
+__all__ = ["Episode", "EpisodeSampler", "merge_episodes"]
 
 # The length of an endless sampler, for a DataLoader: more episodes than a training run draws.
 _ENDLESS = 10**9
@@ -74,17 +74,7 @@ class Episode:
         return f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape {shape}, {classes})"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
-        """Returns the episode on a device.
-
-        Arguments:
-            device: The device.
-            non_blocking: Whether a copy from pinned memory may overlap with computation.
-
-        Example:
-            >>> episode = Episode(Memory(torch.rand(3, 2)), torch.rand(1, 2), torch.tensor([0]))
-            >>> episode.to("cpu").x.device
-            device(type='cpu')
-        """
+        """Returns the episode on a device; with `non_blocking`, a copy from pinned memory may overlap computation."""
         return Episode(
             self.memory.to(device, non_blocking=non_blocking),
             self.x.to(device, non_blocking=non_blocking),
@@ -119,7 +109,6 @@ class EpisodeSampler(Dataset[Episode]):
         n_way: The number of classes in an episode.
         k_shot: The number of memory slots of each class; :math:`S` = `n_way * k_shot`.
         n_query: The number of targets of each class; :math:`B` = `n_way * n_query`.
-        seed: The seed of the episodes.
         rotate: Whether to add the classes rotated by 90, 180 and 270 degrees.
         flip: Whether to add the mirrored classes.
         n_absent: The number of further classes with targets and without slots; :math:`B` = ``(n_way + n_absent) *
@@ -188,8 +177,6 @@ class EpisodeSampler(Dataset[Episode]):
         self.dataset, self.seed, self.num_episodes = dataset, seed, num_episodes
         self.n_way, self.k_shot, self.n_query, self.n_absent = n_way, k_shot, n_query, n_absent
         self.rotate, self.flip = rotate, flip
-        self.position = 0
-        """The index of the episode that :meth:`sample` returns next; setting it resumes an earlier run."""
         self._images = dataset.images if device is None else dataset.images.to(device)
         self._sizes = sizes
         self._starts = sizes.cumsum(0) - sizes
@@ -230,25 +217,9 @@ class EpisodeSampler(Dataset[Episode]):
         return Episode(Memory(events[:size], labels=labels[:size]), events[size:], labels[size:])
 
     def __iter__(self) -> Iterator[Episode]:
-        """Iterates over the episodes from the first, independently of :meth:`sample`."""
+        """Iterates over the episodes."""
         for index in range(len(self)):
             yield self[index]
-
-    def sample(self) -> Episode:
-        """Returns the next episode: `sampler[0]`, then `sampler[1]` and so on.
-
-        Raises:
-            IndexError: If all `num_episodes` episodes were returned.
-
-        Example:
-            >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
-            >>> sampler = EpisodeSampler(dataset, n_way=3)
-            >>> torch.equal(sampler.sample().x, sampler[0].x), torch.equal(sampler.sample().x, sampler[1].x)
-            (True, True)
-        """
-        episode = self[self.position]
-        self.position += 1
-        return episode
 
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
@@ -319,35 +290,6 @@ class EpisodeSampler(Dataset[Episode]):
             chosen = events[rows]
             events[rows] = torch.rot90(chosen.flip(-1) if mirror else chosen, turn, (-2, -1))
         return events, there
-
-
-def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:
-    """Iterates over batches for evaluation: merges up to `size` episodes of one target, and yields others singly.
-
-    Arguments:
-        episodes: The source of episodes.
-        size: How many episodes of one target to merge.
-        start: The first episode.
-        stop: The end, exclusive. Default: all episodes.
-
-    Example:
-        >>> from pyro_vmem.data import protocol
-        >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 3)
-        >>> [len(e.x) for e in batches(protocol("gmn").episodes(dataset, shots=2), 4, stop=10)]
-        [4, 4, 2]
-    """
-    rows: list[Episode] = []
-    for index in range(start, len(episodes) if stop is None else stop):  # type: ignore[arg-type]
-        episode = episodes[index]
-        if len(episode.x) > 1:
-            yield episode
-            continue
-        rows.append(episode)
-        if len(rows) == size:
-            yield merge_episodes(rows)
-            rows = []
-    if rows:
-        yield merge_episodes(rows)
 
 
 def merge_episodes(episodes: Sequence[Episode]) -> Episode:

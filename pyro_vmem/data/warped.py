@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -23,31 +22,12 @@ __all__ = ["Affine", "WarpedEpisodes"]
 
 @dataclass(frozen=True)
 class Affine:
-    """The range of random affine maps of the plane; each number is uniform between minus and plus its bound.
+    """The range of random affine maps of the plane; each number is uniform between minus and plus its bound."""
 
-    Attributes:
-        rotation: The angle, in degrees.
-        scale: The logarithm of the factors of width and height, drawn independently.
-        shear: The sideways shift of a point, as a share of its height.
-        shift: The shift in each direction, as a share of the side of the image.
-
-    Raises:
-        ValueError: If one is negative.
-
-    Example:
-        >>> Affine(rotation=10).maps(3, np.random.default_rng(0)).shape
-        (3, 3, 3)
-    """
-
-    rotation: float = 0.0
-    scale: float = 0.0
-    shear: float = 0.0
-    shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value < 0:
-                raise ValueError(f"{name}: got {value}, expected 0 or more.")
+    rotation: float = 0.0  # the angle, in degrees
+    scale: float = 0.0  # the logarithm of the factors of width and height, drawn independently
+    shear: float = 0.0  # the sideways shift of a point, as a share of its height
+    shift: float = 0.0  # the shift in each direction, as a share of the side of the image
 
     def maps(self, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
         """Draws maps as matrices on (x, y, 1), with the centre as origin and the side as unit: `(count, 3, 3)`."""

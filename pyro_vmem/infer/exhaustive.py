@@ -20,7 +20,7 @@ from pyro_vmem._utils.random_state import forked
 from pyro_vmem.infer.elbo import log_mean_exp
 from pyro_vmem.infer.global_latents import global_names, globals_of, only
 from pyro_vmem.infer.particles import PARTICLE_PLATE, Layout, particles_of, samples
-from pyro_vmem.infer.subsampling import MasksByHandler
+from pyro_vmem.infer.subsampling import SameData
 
 __all__ = ["exhaustive_bound"]
 
@@ -64,11 +64,12 @@ def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int =
     """
     own = getattr(elbo, "local", elbo)  # several draws of what is outside of the data plate have the same mean
     count = int(own.num_particles) if getattr(own, "weighted", False) else 1
-    guide = MasksByHandler()(guide)
+    guide = SameData()(guide)  # a mask of a distribution becomes one of its site
     with torch.no_grad(), forked(*args, *kwargs.values()), pyro.get_param_store().scope():
         run, drawn = _traces(model, guide, args, kwargs)
     outside = global_names(run, drawn)
-    data, latents = Layout(only(run, outside, False), only(drawn, outside, False)).dims, samples(drawn)
+    data = Layout(*(samples(only(trace, outside, False)) for trace in (run, drawn))).dims
+    latents = samples(drawn)
     of_data, of_globals = (
         _states(
             {n: site["fn"] for n, site in latents.items() if (n in outside) is shared}, [] if shared else data, nodes
@@ -92,7 +93,7 @@ def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int =
         given = _Given(of_data, {name: rows[i] for name, rows in of_globals.items()}, nesting, nodes)
         run, drawn = _traces(plate(model), plate(given(guide)), args, kwargs)
         pair = only(run, outside, False), only(drawn, outside, False)
-        particles, layout = particles_of(*pair), Layout(*pair)
+        particles, layout = particles_of(*pair), Layout(*map(samples, pair))
         zero = torch.zeros_like(particles.log_likelihood)
         log_q = sum((layout.per_datapoint(given.log_probability[n], scaled=False) for n in of_data), zero)
         bound = (log_q[tuples].sum(1).exp() * log_mean_exp(particles.log_weights[tuples], 1)).sum() * particles.scale

@@ -79,8 +79,8 @@ class PackedStore:
         if self.num_slots * self.event_shape.numel() > MOST_AT_ONCE:
             gigabytes = 4e-9 * self.num_slots * self.event_shape.numel()
             raise ValueError(
-                f"memory: what was asked for looks at all of its {self.num_slots:,} templates, {gigabytes:.1f} GB when "
-                "decoded. Use parts that do not, IndexedGuide and UniformPrior, and memory.read(a) for some."
+                f"memory: this would decode all {self.num_slots:,} templates, {gigabytes:.1f} GB. Use parts that read "
+                "few slots, IndexedGuide and UniformPrior, or read some templates by memory.read(a)."
             )
 
     def read(self, a: Tensor) -> Tensor:

@@ -14,22 +14,7 @@ from pyro_vmem._utils.extras import require
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "LINE",
-    "MID_TONE",
-    "ON_ANY_PAGE",
-    "ORANGE",
-    "PURPLE",
-    "Array",
-    "as_numpy",
-    "empty_bar_colour",
-    "label_axes",
-    "legend_below",
-    "small_font",
-    "text_colour",
-]
+__all__: list[str] = []
 
 Array = Tensor | NDArray[Any]
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
 from pyro_vmem.plots._style import (
     BLUE,
@@ -40,12 +40,8 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
     counts those that could not be estimated (NaN).
 
     Arguments:
-        ax: Where to draw.
         khat: :math:`\hat k` of each datapoint, any shape; see `pyro_vmem.diagnostics.pareto_k`.
         threshold: The position of the line.
-
-    Returns:
-        The Axes.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -79,14 +75,10 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
     Each point is a bin, with an area proportional to its number of datapoints and a line to the diagonal.
 
     Arguments:
-        ax: Where to draw.
         confidence: The mean probability of the most probable class in each bin, `(N,)`; empty bins are ignored.
         accuracy: The share of right classes in each bin, `(N,)`.
         count: The number of datapoints in each bin, `(N,)`.
         name: The label of the axis of probabilities.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If the lengths differ, or all bins are empty.
@@ -128,13 +120,9 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
         | https://arxiv.org/abs/1804.06788
 
     Arguments:
-        figure: An empty figure or subfigure.
         ranks: The rank of the true value among `num_draws` posterior draws, 0 to `num_draws`, any shape, by quantity.
         num_draws: The number of draws of each rank.
         bins: The largest number of bars per panel.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there is no quantity, a rank is out of range, or `bins` is less than 2.
@@ -177,14 +165,10 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
 
 
 def _binomial_band(total: int, probability: float) -> tuple[float, float]:
-    """The central 99 % of a binomial count, without SciPy, which the extra for plots does not install."""
-    k = np.arange(total + 1)
-    log_choose = math.lgamma(total + 1) - _log_factorial(k) - _log_factorial(total - k)
-    cumulative = np.exp(log_choose + k * math.log(probability) + (total - k) * math.log1p(-probability)).cumsum()
-    low = np.searchsorted(cumulative, (1 - _BAND) / 2)
-    high = np.searchsorted(cumulative, 1 - (1 - _BAND) / 2)
-    return float(low) - 0.5, float(high) + 0.5
-
-
-def _log_factorial(k: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.concatenate([[0.0], np.log(np.arange(1, k.max() + 1)).cumsum()])[k]
+    """The central 99 % of a binomial count."""
+    log_probs = torch.distributions.Binomial(total, torch.tensor(probability).double()).log_prob(
+        torch.arange(total + 1.0).double()
+    )
+    cumulative = log_probs.exp().cumsum(0)
+    low, high = torch.searchsorted(cumulative, torch.tensor([(1 - _BAND) / 2, (1 + _BAND) / 2]).double()).tolist()
+    return low - 0.5, high + 0.5

@@ -62,8 +62,8 @@ class Validation(Callback):
 
     Arguments:
         episodes: The source of episodes, of held-out classes.
-        select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
-            last validation. The bound hardly tells them apart where only a guide is trained.
+        select: The weights that the model gets at the end: `"best"`, those with the best bound, or `"last"`, those of
+            the last validation. If only a guide is trained, the bound hardly differs; use `"last"`.
 
     Raises:
         ValueError: If `select` is neither.
@@ -77,7 +77,7 @@ class Validation(Callback):
         self.episodes, self.select = episodes, select
 
     def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
-        """The terms of the validation, their names beginning with `val_`."""
+        """The terms of the validation, with names that begin with `val_`."""
         trainer.vma.eval()
         with trainer.autocast:
             found = trainer.processes.first(lambda: validate(trainer.vma, self.episodes))

@@ -16,8 +16,9 @@ import torch
 from small_run import equal, rows, same_state, sampler, small_vma, weights
 
 import pyro_vmem as pv
-from pyro_vmem.data import Episode, MixedEpisodes, RecallSampler, load_ahead, protocol
+from pyro_vmem.data import Episode, MixedEpisodes, RecallSampler, protocol
 from pyro_vmem.data import loading as loading_module
+from pyro_vmem.data.loading import load_ahead
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # says torch where cores are few
 

@@ -38,6 +38,7 @@ SMALL = {
     "profile_step": ["--targets", "2", "--slots", "3", "--size", "9", "--width", "4", "--steps", "1"],
     "precision": ["--pairs", "2", "--steps", "1", "--width", "2", "--episodes", "1"],
     "calls": [],
+    "overhead": ["--repeats", "2"],
     "programs": ["--draws", "10", "--steps", "3", "--only", "['hidden Markov']", "--by", "['vimco', 'disarm']"],
     "air": ["--minutes", "0.02", "--test", "20", "--batch", "2"],
     "belief_network": ["--samples", "[2, 3]", "--steps", "2", "--test", "10", "--layer", "4"],
