@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["address_entropy", "information_gain"]
+__all__ = ["InformationSummary", "address_entropy", "information_gain"]
 
 
 def information_gain(q_logits: Tensor, p_logits: Tensor) -> Tensor:
