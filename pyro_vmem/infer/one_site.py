@@ -24,7 +24,6 @@ class OneSiteELBO(ParticleELBO):
         num_particles: The number of values that are chosen.
         site: The name of the categorical site.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: At the first loss, if there is no such site, it is not categorical, it depends on another latent,
@@ -36,9 +35,8 @@ class OneSiteELBO(ParticleELBO):
         num_particles: int,
         site: str = "a",
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
-        super().__init__(num_particles, max_plate_nesting=max_plate_nesting, retain_graph=retain_graph)
+        super().__init__(num_particles, max_plate_nesting=max_plate_nesting)
         self.site = site
 
     @abc.abstractmethod

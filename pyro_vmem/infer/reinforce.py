@@ -41,7 +41,6 @@ class Reinforce_ELBO(ParticleELBO):
         decay: How much of the running average a step keeps, in [0, 1).
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `baseline` is none of these, `decay` is out of range, or there are too few particles.
@@ -61,7 +60,6 @@ class Reinforce_ELBO(ParticleELBO):
         decay: float = 0.9,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
         if not isinstance(baseline, nn.Module) and baseline not in ("leave-one-out", "average", "none"):
             raise ValueError(
@@ -74,7 +72,7 @@ class Reinforce_ELBO(ParticleELBO):
             )
         if not 0 <= decay < 1:
             raise ValueError(f"decay: expected a number in [0, 1), got {decay}.")
-        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
         self.baseline = baseline
         self.decay = decay
         if isinstance(baseline, nn.Module):

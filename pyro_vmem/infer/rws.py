@@ -58,7 +58,6 @@ class RWS_ELBO(ParticleELBO):
         backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `num_particles` is less than 2 (a single particle has weight one, whatever it is), `defensive` or
@@ -90,7 +89,6 @@ class RWS_ELBO(ParticleELBO):
         backward: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
         if not 0 <= defensive < 1:
             raise ValueError(f"defensive: expected a number in [0, 1), got {defensive}.")
@@ -98,7 +96,7 @@ class RWS_ELBO(ParticleELBO):
             raise ValueError(f"top: expected at least 1, with a share of at least something; got {top}, {defensive=}.")
         if dreg and not pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
         self.pathwise = pathwise
         self.dreg = dreg
         self.defensive = defensive

@@ -52,7 +52,6 @@ class VIMCO_ELBO(ParticleELBO):
         backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `num_particles` is less than 2 or `baseline` is neither of the two; with `dreg`, at the first
@@ -85,11 +84,10 @@ class VIMCO_ELBO(ParticleELBO):
         backward: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
         if baseline not in ("arithmetic", "geometric"):
             raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {baseline!r}.")
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
         self.baseline = baseline
         self.dreg = dreg
 

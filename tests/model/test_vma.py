@@ -561,6 +561,29 @@ def test_what_is_registered_is_what_is_trained() -> None:
         assert store[f"vma$$${name}"] is parameter
 
 
+def test_parameters_that_the_guide_hides_are_trained_by_the_model() -> None:
+    vma, memory, x = model_of("vectors"), memory_of("vectors"), targets("vectors")
+    before = weights(vma)
+    hidden = poutine.block(vma.guide, hide_types=["param"])
+    SVI(vma.model, hidden, Adam({"lr": 1e-2}), loss=VIMCO_ELBO(2, max_plate_nesting=1)).step(memory, x)
+    assert not any(torch.equal(before[name], value) for name, value in vma.named_parameters())
+
+
+@pytest.mark.parametrize(
+    ("objective", "times"), [(VIMCO_ELBO(2, max_plate_nesting=1), 1), (Trace_ELBO(max_plate_nesting=1), 2)]
+)
+def test_a_loss_checks_its_input_once(objective: Any, times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    vma, memory, x = model_of("vectors"), memory_of("vectors"), targets("vectors")
+    checked: list[Tensor | None] = []
+    monkeypatch.setattr(vma, "check", lambda memory, x: checked.append(x))
+    for step in (1, 2):
+        objective.loss(vma.model, vma.guide, memory, x)
+        assert len(checked) == step * times  # Pyro's own objectives do not say where a loss begins
+    with pyro.validation_enabled(False):
+        objective.loss(vma.model, vma.guide, memory, x)
+    assert len(checked) == 2 * times
+
+
 def test_frozen_weights_stay_frozen() -> None:
     vma, memory, x = model_of("images"), memory_of("images"), targets("images")
     vma.template_encoder.requires_grad_(False)

@@ -38,6 +38,7 @@ SMALL = {
     "profile_step": ["--targets", "2", "--slots", "3", "--size", "9", "--width", "4", "--steps", "1"],
     "precision": ["--pairs", "2", "--steps", "1", "--width", "2", "--episodes", "1"],
     "calls": [],
+    "overhead": ["--repeats", "2"],
     "objectives": ["--seconds", "0.1", "--episodes", "1", "--timed_steps", "1"],
 }
 
