@@ -18,7 +18,7 @@ from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import omniglot
 from pyro_vmem.memory import Memory
 
-__all__ = ["PROTOCOLS", "Protocol", "protocol"]
+__all__ = ["PROTOCOLS", "Protocol", "ProtocolEpisodes", "protocol"]
 
 _BLANK = -1  # the label of the blank template of an empty memory
 

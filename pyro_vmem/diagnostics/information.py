@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["address_entropy", "information_gain"]
+__all__ = ["InformationSummary", "address_entropy", "information_gain"]
 
 
 def information_gain(q_logits: Float[Tensor, "*#batch S"], p_logits: Float[Tensor, "*#batch S"]) -> Tensor:
