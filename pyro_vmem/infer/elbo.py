@@ -178,12 +178,19 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
 
     def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
         if self.backward is not None and torch.is_grad_enabled():
-            return resampled_particles(self, model, guide, *args, **kwargs)
+            try:
+                return resampled_particles(self, model, guide, *args, **kwargs)
+            except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
+                if names := sorted(find_globals(model, guide, args, kwargs)):
+                    raise ValueError(
+                        f"backward: not with latents outside of the data plate, {names}. Use none."
+                    ) from None
+                raise
         if not self.global_names:
             # Most programs have no latents outside of the data plate, so they are looked for where it does not go well.
             try:
                 return draw_particles(self, model, guide, *args, **kwargs)
-            except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
+            except Exception:  # likewise
                 self.global_names = find_globals(model, guide, args, kwargs)
                 if not self.global_names:
                     raise

@@ -34,7 +34,11 @@ CASES = {
     "continuous": (program(lambda: dist.Normal(0.0, 1.0)), "IWAE_ELBO(num_particles=4)", 4, "reparameterised"),
     "few": (program(categorical(3)), "UnorderedSet_ELBO(num_particles=3, site='k')", 3, "3 values of 'k' can be"),
     "some": (program(categorical(60)), "VIMCO_ELBO(num_particles=4)", 4, "60 values of 'k' are too many"),
-    "many": (program(categorical(500)), "RaoBlackwell_ELBO(k=3, site='k')", 4, "3 most probable are summed"),
+    "four": (program(categorical(4)), "UnorderedSet_ELBO(num_particles=4, site='k')", 4, "4 values of 'k' can be"),
+    "five": (program(categorical(5)), "VIMCO_ELBO(num_particles=4)", 4, "5 values of 'k' are too many"),
+    "last of some": (program(categorical(128)), "VIMCO_ELBO(num_particles=4)", 4, "tighter bound of 4 samples"),
+    "first of many": (program(categorical(129)), "RaoBlackwell_ELBO(k=3, site='k')", 4, "3 likeliest are summed"),
+    "one": (program(categorical(1)), "VIMCO_ELBO(num_particles=4)", 4, "any will do"),
     "binary": (program(lambda: dist.Bernoulli(0.3)), "VIMCO_ELBO(num_particles=4)", 4, "['k']"),
     "global": (
         program(categorical(60), lambda: dist.Bernoulli(0.4)),

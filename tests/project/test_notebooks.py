@@ -25,6 +25,7 @@ NOTEBOOKS = (
     "07_own_data",
     "08_save_resume",
     "09_million_templates",
+    "10_any_pyro_model",
 )
 SECONDS = 300  # a cell's; a hang ends, a slow machine does not fail
 
