@@ -391,9 +391,7 @@ def _parser(with_choices: bool) -> Any:
         if "experiment" in annotations:
             text = "Read options from a YAML file; options given after it override the file."
             sub.add_argument("--config", action="config", help=text)
-            sub.add_argument(
-                "--print_config", action="store_true", help="Print all options as such a file and exit."
-            )
+            sub.add_argument("--print_config", action="store_true", help="Print all options as such a file and exit.")
         sub.add_argument("--quiet", action="store_true", help="Print results and errors only.")
         sub.add_argument(
             "--json", action="store_true", help="Print the result as one JSON object, and all else to stderr."
