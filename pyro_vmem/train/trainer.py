@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from dataclasses import asdict, fields, replace
-from typing import Any, get_args
+from typing import Any
 
 import pyro
 import torch
@@ -86,16 +86,6 @@ class Trainer:
         config: TrainingConfig | None = None,
         processes: Processes | None = None,
     ) -> None:
-        if not isinstance(vma, VMA):
-            raise ValueError(
-                f"vma: expected a pyro_vmem.VMA, got {type(vma).__name__}. Train other models with pyro.infer.SVI and "
-                "an objective of pyro_vmem.infer."
-            )
-        if not isinstance(objective, str | ELBO):
-            names = get_args(Objective)
-            raise ValueError(
-                f"objective: expected one of {names} or a pyro.infer.ELBO, got {type(objective).__name__}."
-            )
         check_weights(vma)
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
         # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
