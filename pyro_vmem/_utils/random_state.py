@@ -1,6 +1,7 @@
 """The global random generators: torch's, and Python's and NumPy's, which data and parts of one's own may draw from.
 
-A process has one of each. Whoever seeds them in a block keeps other threads out of it until they are put back.
+A process has one of each. Whoever seeds them in a block keeps other threads out of it until they are put back. What is
+measured there does not depend on the caller's default device.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.one_thread import one_thread
 
 __all__ = ["forked", "random_states", "seed_all", "seeded", "set_aside", "set_random_states"]
@@ -61,7 +63,8 @@ def forked(*places: Any) -> Iterator[None]:
     `torch.random.fork_rng()` alone would wake up, and copy the states of, all GPUs of the machine.
     """
     devices = {device for place in places if isinstance(device := getattr(place, "device", place), torch.device)}
-    with one_thread(), torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+    used = [device for device in devices if device.type == "cuda"]
+    with one_thread(), usual_defaults(), torch.random.fork_rng(devices=used):
         yield
 
 
@@ -79,7 +82,7 @@ def set_aside(device: torch.device) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Seeds torch's generators in the block, and leaves them as they were before; None draws from them as they are."""
-    with one_thread():
+    with one_thread(), usual_defaults():
         if seed is None:
             yield
             return

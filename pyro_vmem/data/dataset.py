@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.storage import save_npz
 
 __all__ = ["FewShotDataset"]
@@ -45,6 +46,7 @@ class FewShotDataset:
     alphabets: Tensor
     alphabet_names: list[str]
 
+    @usual_defaults()
     def __init__(
         self,
         images: Tensor,
@@ -107,7 +109,7 @@ class FewShotDataset:
 
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
-        """Returns observations as `float32`; `uint8` values 0..255 become 0..1.
+        """Returns observations in torch's default dtype; `uint8` values 0..255 become 0..1.
 
         Arguments:
             images: Any selection of a data set's images, with shape :math:`(*)`.
@@ -120,9 +122,10 @@ class FewShotDataset:
             tensor([0., 1.])
         """
         if images.dtype == torch.uint8:
-            return images.float().div_(255)
-        return images.float()
+            return images.to(torch.get_default_dtype()).div_(255)
+        return images.to(torch.get_default_dtype())
 
+    @usual_defaults()
     def subset(self, class_indices: Sequence[int] | Tensor) -> FewShotDataset:
         r"""Returns the data set of some classes, renumbered from 0 in the order given.
 
@@ -169,6 +172,7 @@ class FewShotDataset:
             alphabet_names=[self.alphabet_names[i] for i in alphabets_in_use.tolist()],
         )
 
+    @usual_defaults()
     def split(
         self,
         by: Literal["alphabet", "class"] = "alphabet",

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vmem._utils.checks import check_count, check_range
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 
@@ -71,6 +72,7 @@ class _Letter:
     fonts: tuple[str, ...]
 
 
+@usual_defaults(torch.float32)
 def glyphs(
     size: int = 28, drawings: int = 20, min_styles: int = 4, seed: int = 0, jitter: float = 1.0
 ) -> FewShotDataset:

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.memory import Memory
@@ -48,6 +49,7 @@ class RecallSampler(Dataset[Episode]):
         check_count("seed", seed, least=0)
         self.dataset, self.memory_size, self.n_query, self.seed = dataset, memory_size, n_query, seed
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Return the episode of an index, which depends on the arguments and the index only."""
         generator = np.random.default_rng(np.random.SeedSequence((self.seed, index)))

@@ -6,6 +6,7 @@ Data are drawn from the model itself, so that the latents that a guide should fi
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -197,7 +198,7 @@ def sbc(
     ranks: dict[str, list[Tensor]] = {}
     probabilities: dict[str, list[tuple[Tensor, Tensor]]] = {}
     done = 0
-    with seeded(seed), tqdm(total=num_simulations, desc="calibrating", disable=not progress) as bar:
+    with seeded(seed), tqdm(total=num_simulations, desc="calibrating", disable=not (progress and sys.stderr)) as bar:
         simulations = (
             _simulate_vma(program, *args, num_simulations=num_simulations, **kwargs)
             if isinstance(program, VMA)

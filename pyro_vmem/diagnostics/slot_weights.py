@@ -6,6 +6,7 @@ Every estimate of the evidence, and all that is said of single slots, is made of
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -375,7 +376,7 @@ def chunks(
 ) -> Iterator[tuple[EncodedMemory, Tensor]]:
     """Some targets at a time with their memory, such that `decodes_each` a target are at most `max_decodes`."""
     size = max(1, max_decodes // decodes_each)
-    for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not progress):
+    for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not (progress and sys.stderr)):
         rows = slice(start, start + size)
         yield memory.of_datapoints(rows), x[rows]
 

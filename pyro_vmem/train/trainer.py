@@ -6,6 +6,7 @@ It reads no clock but its own, and writes no file: what surrounds the steps is i
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import time
@@ -96,6 +97,8 @@ class Trainer:
                 f"objective: expected one of {names} or a pyro.infer.ELBO, got {type(objective).__name__}."
             )
         for name, parameter in vma.named_parameters():
+            if parameter.is_inference():
+                raise ValueError(f"vma: {name!r} was made in torch.inference_mode(). Build it outside to train it.")
             if not bool(torch.isfinite(parameter).all()):
                 raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
@@ -440,7 +443,17 @@ def _named(value: Any) -> Any:
         given = ", ".join([*map(repr, value.args), *(f"{n}={v!r}" for n, v in value.keywords.items())])
         return f"{_named(value.func)}({given})"
     text = getattr(value, "__qualname__", None) or repr(value)
-    return type(value).__qualname__ if text.startswith("<") and " object at " in text else text
+    if (code := getattr(value, "__code__", None)) is not None and "<lambda>" in text:
+        # No name tells it from another one: what it does is what it runs, looks up and holds.
+        plain = [constant for constant in code.co_consts if not hasattr(constant, "co_code")]
+        return f"{text} {hashlib.sha256(repr((code.co_code, code.co_names, plain)).encode()).hexdigest()[:12]}"
+    if text.startswith("<") and " object at " in text:  # as an objective of Pyro's
+        # Pyro sets `max_plate_nesting` itself, in the first step.
+        held = [
+            name for name in sorted(getattr(value, "__dict__", {})) if name[0] != "_" and name != "max_plate_nesting"
+        ]
+        return f"{type(value).__qualname__}({', '.join(f'{name}={_named(getattr(value, name))}' for name in held)})"
+    return text
 
 
 def _kind(tensor: Tensor) -> str:
