@@ -130,10 +130,6 @@ def fit(
         # Whatever the caller is in: in either of these nothing would be trained.
         for mode in (torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(mode)
-        # `precision` alone decides; what an autocast of the caller's has rounded is not taken for what this one would.
-        stack.enter_context(torch.autocast(trainer.device.type, enabled=False))
-        torch.clear_autocast_cache()
-        stack.callback(torch.clear_autocast_cache)
         stack.enter_context(set_aside(trainer.device))  # which a source of episodes may draw from
         trainer.seed()  # so that the first episode is the same one when the run is resumed
         episode = first_episode(episodes, "episodes", 1 if config.minutes is not None else config.steps)

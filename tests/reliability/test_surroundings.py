@@ -92,12 +92,18 @@ def test_what_is_measured_does_not_depend_on_the_default_device(name: str, monke
     assert torch.equal(torch.as_tensor(found, device="cpu"), alone)
 
 
-def test_an_autocast_around_a_run_changes_nothing() -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_an_autocast_around_a_run_changes_nothing(dtype: torch.dtype) -> None:
+    """Its rounded weights torch would keep for the run, and those of a step for the next."""
     alone, inside = small_vma(), small_vma()
-    pv.fit(alone, sampler(), steps=2, validation=sampler(1), progress=False)
-    with torch.autocast("cpu", torch.float16), torch.no_grad():
-        inside.encode(EPISODE.memory)  # whose rounded weights torch keeps for what follows
-        pv.fit(inside, sampler(), steps=2, validation=sampler(1), progress=False)
+    settings: dict[str, Any] = {"steps": 3, "lr": 0.1, "precision": "bfloat16", "progress": False}
+    trainer = pv.Trainer(alone, "vimco", pv.TrainingConfig(**{n: v for n, v in settings.items() if n != "progress"}))
+    trainer.seed()
+    while not trainer.finished():
+        trainer.step(sampler()[trainer.result.steps])
+    with torch.autocast("cpu", dtype):
+        inside.encode(EPISODE.memory)
+        pv.fit(inside, sampler(), validation=sampler(1), select="last", **settings)
         inside.encode(EPISODE.memory)
     assert equal(weights(alone), weights(inside))
 
