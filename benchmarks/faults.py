@@ -459,7 +459,7 @@ def wrong_in_threads(times: int, threads: int = 4) -> dict[str, Any]:
     return {"thread_runs": (threads + 2) * times, "thread_runs_wrong": wrong}
 
 
-SLICE = 20  # sequences that are kept together
+SLICE = 10  # sequences that are kept together
 
 
 class Parts:
