@@ -250,7 +250,7 @@ def scaling(name: str, rows: list[Row], path: Path) -> str:
 
 def classification(rows: list[Row]) -> str:
     """How often the most probable class is the target's, by guide and by posterior, beside the paper's figures."""
-    lines = _head(["", *(f"{ways}-way {shots}-shot" for ways, shots in ACCURACY)])
+    lines = _head(["classes drawn across alphabets", *(f"{ways}-way {shots}-shot" for ways, shots in ACCURACY)])
     by = {"sampled": "q(a \\| x, M), the guide alone", "exact-address": "p(a \\| x, M), z sampled at every slot"}
     for model, method in dict.fromkeys((row["model"], row["method"]) for row in rows):
         some = [r for r in rows if (r["model"], r["method"]) == (model, method)]

@@ -191,7 +191,7 @@ def contents() -> dict[str, Any]:
     names["curve"] = evaluation.reliability
 
     found = pv.diagnostics.contribution(vma, memory, x, wrong=held_out.distractors(0), num_samples=3)
-    names |= {"right": found.log_evidence, "wrong": found.log_evidence_wrong, "shuffled": found.log_evidence_shuffled}
+    names |= {name: found.evidence[name] for name in ("right", "wrong", "shuffled")}
 
     rows = []
     for ways in (2, 4, 8, 16, 32, 64):

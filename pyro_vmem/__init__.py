@@ -113,7 +113,7 @@ _FOLDERS = ("config", "data", "diagnostics", "distributions", "infer", "memory",
 
 
 def __getattr__(name: str) -> Any:
-    """Imports a public name when it is first asked for, so that `pyro-vmem --help` waits for no torch."""
+    """Imports public names lazily, so that `pyro-vmem --help` does not import torch."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _FOLDERS:

@@ -17,8 +17,8 @@ __all__ = ["assert_objective_unbiased", "assert_same_bound", "assert_unbiased"]
 def assert_unbiased(samples: Tensor, exact: Tensor, *, z: float = 5.0, resolution: float | None = None) -> None:
     r"""Asserts that the mean of independent estimates is the exact value, within its standard error.
 
-    Every element must be within `z` standard errors of its exact value: with z = 5 one correct element in 1.7 million
-    fails. A test that passes because its samples are noisy shows nothing; `resolution` bounds that noise.
+    Every element must be within `z` standard errors of its exact value. With z = 5, one correct element in 1.7 million
+    fails. `resolution` bounds the noise, because a test with noisy samples shows nothing.
 
     Arguments:
         samples: Independent estimates, with shape `(R, *)`.
@@ -44,10 +44,10 @@ def assert_unbiased(samples: Tensor, exact: Tensor, *, z: float = 5.0, resolutio
         )
     mean = samples.mean(0)
     error = samples.std(0) / samples.shape[0] ** 0.5
-    # Rounding bounds the error from below: an element without noise is compared as numbers of this size are.
+    # Rounding bounds the error from below, also for an element without noise.
     rounding = 1e2 * torch.finfo(samples.dtype).eps * (exact.abs().max() + samples.abs().max())
     score = (mean - exact).abs() / (error + rounding).clamp(min=torch.finfo(samples.dtype).tiny)
-    if score.numel() and not float(score.max()) <= z:  # so that NaN fails too
+    if score.numel() and not float(score.max()) <= z:  # NaN fails too
         worst = torch.unravel_index(score.argmax(), score.shape)
         at = tuple(int(i) for i in worst)
         raise AssertionError(
@@ -71,20 +71,20 @@ def assert_objective_unbiased(
     z: float = 5.0,
     **kwargs: Any,
 ) -> None:
-    """Asserts that loss and gradients of an objective are in expectation what the sum over all latents' values is.
+    """Asserts that loss and gradients of an objective equal, in expectation, the sum over all values of the latents.
 
     Arguments:
         elbo: The objective.
         model: A Pyro model with few discrete latents; see :func:`pyro_vmem.infer.exhaustive.exhaustive_bound`.
         guide: Its guide.
         args: Their arguments.
-        parameters: Those of model and guide whose gradients are compared, in any shape.
-        draws: How many losses are drawn.
+        parameters: The parameters of model and guide whose gradients are compared.
+        draws: The number of losses to draw.
         z: The tolerance in standard errors of the mean.
         kwargs: Their keyword arguments.
 
     Raises:
-        ValueError: As of `exhaustive_bound`, if the values cannot be summed.
+        ValueError: If the values cannot be summed; see `exhaustive_bound`.
         AssertionError: If the loss or an element of the gradient is further off.
 
     Example:
@@ -114,15 +114,15 @@ def assert_objective_unbiased(
 def assert_same_bound(
     one: Any, other: Any, model: Any, guide: Any, *args: Any, draws: int = 200, z: float = 5.0, **kwargs: Any
 ) -> None:
-    """Asserts that two objectives have the same loss in expectation, whatever sites the programs have.
+    """Asserts that two objectives have the same loss in expectation, for any programs.
 
     Arguments:
         one: An objective, a `pyro.infer.ELBO`.
-        other: Another, ours or Pyro's own.
+        other: Another objective.
         model: A Pyro model.
         guide: Its guide.
         args: Their arguments.
-        draws: How many losses of each are drawn.
+        draws: The number of losses to draw from each.
         z: The tolerance in standard errors of the difference.
         kwargs: Their keyword arguments.
 

@@ -144,7 +144,7 @@ ASKED: dict[str, Callable[[pv.VMA, pv.data.Episode], Any]] = {
     "sampled": lambda vma, e: evidence(vma, e, "sampled"),
     "exact": lambda vma, e: evidence(vma, e, "exact-address"),
     "top-k": lambda vma, e: evidence(vma, e, "top-k"),
-    "contribution": lambda vma, e: pv.diagnostics.contribution(vma, e.memory, e.x).log_evidence,
+    "contribution": lambda vma, e: pv.diagnostics.contribution(vma, e.memory, e.x).evidence["right"],
     "sbc": lambda vma, e: pv.diagnostics.sbc(vma, e.memory, num_simulations=20, progress=False).ranks["a"],
     "datatree": lambda vma, e: pv.diagnostics.to_datatree(vma, e.memory, e.x)["posterior"]["z"].values,
 }

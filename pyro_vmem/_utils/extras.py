@@ -9,7 +9,7 @@ __all__ = ["require"]
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports an optional dependency, or say how to install it.
+    """Imports an optional dependency, or says how to install it.
 
     Arguments:
         module: The module's full name, for example `"matplotlib.pyplot"`.
@@ -19,7 +19,7 @@ def require(module: str, extra: str) -> ModuleType:
         The imported module.
 
     Raises:
-        ImportError: The module is not installed. The message names the `pip` command that adds it.
+        ImportError: If the module is not installed. The message has the `pip` command.
 
     Example:
         >>> require("math", "plots").sqrt(9.0)
@@ -32,7 +32,7 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        # A module that is installed but fails inside on another name is not ours to explain.
+        # An error inside an installed module is not explained here.
         if error.name is None or not (module == error.name or module.startswith(f"{error.name}.")):
             raise
         package = module.partition(".")[0]

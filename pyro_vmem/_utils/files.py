@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all and survive a crash; JSON files."""
+"""Atomic writes that survive a crash, and JSON files."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ __all__ = [
 
 @contextmanager
 def write_atomically(path: str | os.PathLike[str], keep: int = 1) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and moves it there when the block ends without an error.
+    """Yields a path beside `path` to write to, and moves it to `path` if the block ends without an error.
 
-    Neither an interrupted run nor a second process can leave or see half of a file. File and folder are flushed to the
-    disk, so that after a crash of the machine there is the old file or the new one.
+    No process sees or leaves half of a file. File and folder are flushed, so a crash of the machine leaves the old
+    or the new file.
 
     Arguments:
-        path: The file to write or replace; its folder is made where it is missing.
-        keep: How many versions of the file to keep: with 3, what `path` held before is in `a-1.txt` afterwards, and
-            what that held in `a-2.txt`. At every moment `path` is there, if it was.
+        path: The file to write or replace. A missing folder is made.
+        keep: How many versions of the file to keep. With 3, the old content of `a.txt` moves to `a-1.txt`, and that of
+            `a-1.txt` to `a-2.txt`. An existing `path` exists at every moment.
 
     Example:
         >>> with tempfile.TemporaryDirectory() as folder:
@@ -54,7 +54,7 @@ def write_atomically(path: str | os.PathLike[str], keep: int = 1) -> Iterator[Pa
     aside, lock = _made_aside(target)
     try:
         yield aside
-        # mkstemp makes files that only their owner can read; give this one the usual permissions.
+        # mkstemp makes files that only their owner can read; this gives the usual permissions.
         umask = os.umask(0)
         os.umask(umask)
         aside.chmod(0o666 & ~umask)
@@ -68,7 +68,7 @@ def write_atomically(path: str | os.PathLike[str], keep: int = 1) -> Iterator[Pa
 
 
 def numbered(path: Path, number: int) -> Path:
-    """The place of an earlier version of a file, 0 for the file itself.
+    """The path of an earlier version of a file, 0 for the file itself.
 
     Example:
         >>> numbered(Path("run/last.safetensors"), 1).name
@@ -78,7 +78,7 @@ def numbered(path: Path, number: int) -> Path:
 
 
 def versions_of(path: Path) -> list[Path]:
-    """The versions of a file that are there, the newest first."""
+    """The existing versions of a file, newest first."""
     found = {}
     for candidate in path.parent.glob(f"{glob.escape(path.stem)}*{path.suffix}") if path.parent.is_dir() else ():
         number = candidate.stem.removeprefix(path.stem).removeprefix("-") or "0"
@@ -88,20 +88,20 @@ def versions_of(path: Path) -> list[Path]:
 
 
 def _made_aside(target: Path) -> tuple[Path, IO[bytes]]:
-    """A new file beside another, and its lock: what is not locked was left by a process that died."""
+    """A new file beside another, and its lock. A file without a lock was left by a dead process."""
     while True:
         handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp")
         file = os.fdopen(handle, "rb")
         if not _locked(file):
-            file.close()  # nothing is gained by it, and Windows moves no open file
+            file.close()  # Windows does not move open files
         elif not os.fstat(file.fileno()).st_nlink:
-            file.close()  # another process took it for left in the moment before it was locked
+            file.close()  # another process removed it just before it was locked
             continue
         return Path(name), file
 
 
 def _remove_leftovers(target: Path) -> None:
-    """Removes what killed processes left of a file that they were writing."""
+    """Removes unfinished files of killed processes."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         with contextlib.suppress(OSError), leftover.open("rb") as file:  # somebody else's, or gone by now
             if _locked(file):
@@ -109,7 +109,7 @@ def _remove_leftovers(target: Path) -> None:
 
 
 def _locked(file: IO[bytes]) -> bool:
-    """Locks a file until it is closed, however the process ends; false if another has locked it, or it cannot be."""
+    """Locks a file until it is closed, also by the death of the process; returns false if that fails."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (OSError, AttributeError):  # the latter without fcntl
@@ -118,7 +118,7 @@ def _locked(file: IO[bytes]) -> bool:
 
 
 def _shift(target: Path, keep: int) -> None:
-    """Makes each version the next older one; `target` itself stays, under two names, until it is replaced."""
+    """Renames each version to the next older one; `target` itself stays, under two names, until it is replaced."""
     for number in range(keep - 1, 0, -1):
         newer, older = numbered(target, number - 1), numbered(target, number)
         if not newer.is_file():
@@ -138,7 +138,7 @@ def _shift(target: Path, keep: int) -> None:
 
 
 def as_plain(values: Any) -> Any:
-    """Converts values to what JSON can hold: null for NaN and infinity, such as the standard error of one episode.
+    """Converts values to JSON types, NaN and infinity to null.
 
     Example:
         >>> as_plain({"nll_se": math.nan, "count": [1, math.inf]})
@@ -152,7 +152,7 @@ def as_plain(values: Any) -> Any:
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Writes a JSON file, whole or not at all."""
+    """Writes a JSON file atomically."""
     with write_atomically(path) as aside:
         aside.write_text(json.dumps(as_plain(values), indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
@@ -163,7 +163,7 @@ def _flush(path: Path) -> None:
 
 
 def _flush_folder(folder: Path) -> None:
-    # Not every system can flush a folder; the file is in its place all the same.
+    # Some systems cannot flush a folder; the file is in place all the same.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""One run at a time in a folder, by a lock file that the system opens however a process ends."""
+"""One run at a time per folder, by a lock file that the system releases however a process ends."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ __all__ = ["LOCK", "alone_in"]
 
 LOCK = ".lock"
 
-# Seconds to wait for a process that is about to end: one that loads episodes sees after five that its parent is gone.
+# Seconds to wait for a process that is ending: a worker notices within five that its parent is gone.
 PATIENCE = 15.0
 
 
 @contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keeps other processes and threads out of a folder until the block is over.
+    """Locks a folder against other processes and threads until the block ends.
 
-    An empty file `.lock` stays in the folder: to remove it could let in two who wait for it.
+    An empty file `.lock` stays in the folder. Removing it could let in two waiting processes.
 
     Arguments:
-        folder: A folder that is there. Who holds it already may take it again.
+        folder: An existing folder. The holder may lock it again.
 
     Raises:
-        ValueError: If another one holds it, and goes on holding it for fifteen seconds.
+        ValueError: If another holder keeps it for fifteen seconds.
 
     Example:
         >>> import os, tempfile
@@ -34,7 +34,7 @@ def alone_in(folder: Path) -> Iterator[None]:
         ...     os.listdir(folder)
         ['.lock']
     """
-    # One object for each path, so that the thread that has it can take it again.
+    # One object per path, so that its holder can lock it again.
     lock = FileLock(folder.resolve() / LOCK, is_singleton=True)
     try:
         lock.acquire(timeout=PATIENCE)

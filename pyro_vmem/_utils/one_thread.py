@@ -1,4 +1,4 @@
-"""One thread at a time: torch's generators, Pyro's handlers and its parameter store exist once in a process."""
+"""One thread at a time: the generators of torch and the handlers and parameter store of Pyro exist once per process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["one_thread"]
 
 
 class _Turn:
-    """Whose turn it is: a lock that its thread may take again, and whether what it does is a training run."""
+    """A lock that its thread may take again, and whether the holder trains."""
 
     def __init__(self) -> None:
         self.lock, self.trains = threading.RLock(), False
@@ -25,16 +25,16 @@ def _forget() -> None:
     _turn = _Turn()
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has only the thread that forked, and nobody to let go of the lock
+if hasattr(os, "register_at_fork"):  # A forked child has only one thread, and none that would release the lock.
     os.register_at_fork(after_in_child=_forget)
 
 
 @contextmanager
 def one_thread(trains: bool = False) -> Iterator[None]:
-    """Keeps the other threads of this process out of the library until the block is over.
+    """Keeps the other threads of this process out of the library until the block ends.
 
-    Two threads that draw from one generator, or push handlers on Pyro's one stack, get each other's numbers and sites.
-    What takes moments is waited for. A training run may take hours, so that what would wait for one is refused.
+    Two threads with one generator and one stack of handlers would get each other's numbers and sites. Short blocks are
+    waited for. A training run may take hours, so other threads are refused meanwhile.
 
     Arguments:
         trains: Whether the block is a training run.
@@ -47,7 +47,7 @@ def one_thread(trains: bool = False) -> Iterator[None]:
         ...     print("the same thread may enter again")
         the same thread may enter again
     """
-    turn = _turn  # what was entered is left, also in a forked child
+    turn = _turn  # Released also in a forked child.
     while not turn.lock.acquire(timeout=0.05):
         if turn.trains:
             raise RuntimeError(

@@ -17,16 +17,16 @@ from torch.utils.weak import WeakTensorKeyDictionary
 __all__ = ["no_store", "register"]
 
 _STORED: ContextVar[bool] = ContextVar("stored", default=True)
-# By identity: to compare two tensors is to compare their elements.
-_REGISTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # all tensors that were put into the store here
-_MODULES: WeakSet[nn.Module] = WeakSet()  # all modules that have put some there, as long as they exist
+# By identity, because `==` of tensors compares elements.
+_REGISTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # all tensors put into the store here
+_MODULES: WeakSet[nn.Module] = WeakSet()  # all existing modules that have put some there
 
 
 @contextmanager
 def no_store() -> Iterator[None]:
-    """Within it, :func:`register` does nothing: whoever runs the programs has their parameters from elsewhere.
+    """Turns :func:`register` off, for callers that have the parameters already.
 
-    To look each of them up in Pyro's store takes two milliseconds a step, whatever its size.
+    Looking up all parameters in the store takes two milliseconds per step.
     """
     token = _STORED.set(False)
     try:
@@ -36,10 +36,10 @@ def no_store() -> Iterator[None]:
 
 
 def register(name: str, module: nn.Module) -> None:
-    """`pyro.module(name, module)`, whose parameters are then this module's own, and are those that are trained.
+    """Calls `pyro.module(name, module)` and makes sure that the store holds the parameters of this module.
 
-    What a module left there that no longer exists gives way. What was read from a file, or put there by other means,
-    is copied into the module's parameters.
+    Entries of a module that no longer exists are replaced. Entries read from a file, or set by other means, are copied
+    into the parameters of the module.
 
     Raises:
         RuntimeError: If the store holds parameters of another module that exists, or values of other shapes, or would
@@ -49,7 +49,7 @@ def register(name: str, module: nn.Module) -> None:
         return
     store = pyro.get_param_store()
     parameters: dict[str, Tensor] = {}
-    others: dict[str, Tensor] = {}  # what the store has in their place
+    others: dict[str, Tensor] = {}  # the entries of the store under their names
     for short, value in module.named_parameters():
         if value.requires_grad:
             full_name = param_with_module_name(name, short)
@@ -71,8 +71,8 @@ def register(name: str, module: nn.Module) -> None:
 
 
 def _make_way(name: str, module: nn.Module, parameters: dict[str, Tensor], others: dict[str, Tensor]) -> None:
-    """Takes other values than a module's parameters out of the store, if no other module has them."""
-    gc.collect()  # a model in a circle of references, such as one that a traceback holds, exists no longer
+    """Removes foreign values from the store, unless another existing module owns them."""
+    gc.collect()  # A model held only by a reference cycle, such as a traceback, no longer counts as existing.
     living = {id(value) for other in _MODULES if other is not module for value in other.parameters()}
     clash = [n for n, value in others.items() if id(value) in living]
     loaded = {n: value for n, value in others.items() if value not in _REGISTERED}
@@ -87,7 +87,7 @@ def _make_way(name: str, module: nn.Module, parameters: dict[str, Tensor], other
     with torch.no_grad():
         for full_name, value in loaded.items():
             parameters[full_name].copy_(value)
-    for full_name in list(store.keys()):  # beside the others, what this module has no parameter for
+    for full_name in list(store.keys()):  # and the entries that this module has no parameter for
         left_over = full_name.startswith(f"{name}$$$") and store[full_name] in _REGISTERED
         if full_name in others or (left_over and full_name not in parameters and id(store[full_name]) not in living):
             del store[full_name]

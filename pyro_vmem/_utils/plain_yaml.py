@@ -1,4 +1,4 @@
-"""YAML as plain data: nothing is run, and a small file cannot grow large."""
+"""YAML as plain data: runs nothing, and limits the size after aliases are expanded."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from typing import Any
 
 __all__ = ["read_yaml", "write_yaml"]
 
-MOST_VALUES = 100_000  # of a file once its aliases are followed, which can multiply a few lines without end
+MOST_VALUES = 100_000  # after aliases are expanded, which can multiply a few lines without end
 
 
 def read_yaml(text: str) -> Any:
-    """What a text says; no tags, so nothing is run.
+    """Reads YAML without tags, so nothing is run.
 
     Raises:
-        ValueError: If it is not valid, has a key twice, is nested too deeply, or grows too large by its aliases.
+        ValueError: If it is not valid, has a key twice, is nested too deeply, or its aliases make it too large.
 
     Example:
         >>> read_yaml("[1, 1e-3, yes, a]")  # 1e-3 is a number, as in YAML 1.2 and JSON
         [1, 0.001, True, 'a']
     """
     import yaml
-    from jsonargparse import get_loader  # takes a tenth of a second, and most programs read no YAML
+    from jsonargparse import get_loader  # Imported late: it takes a tenth of a second, and most programs read no YAML.
 
     try:
-        # The nodes are counted before values are made of them: merge keys (<<) multiply while that is done.
+        # Nodes are counted before values are made, because merge keys (<<) multiply values.
         if (node := yaml.compose(text, Loader=yaml.SafeLoader)) is not None:
             _count(node, {})
         return get_loader("yaml")(text)
@@ -35,9 +35,9 @@ def read_yaml(text: str) -> Any:
 
 
 def _count(node: Any, known: dict[int, int]) -> int:
-    """The values that a node of YAML stands for, its aliases followed; `known` holds those of nodes counted before."""
+    """The number of values of a YAML node with aliases expanded; `known` holds earlier counts."""
     if id(node) not in known:
-        known[id(node)] = MOST_VALUES  # what a node counts while it is counted: one inside of itself is too large
+        known[id(node)] = MOST_VALUES  # the count of a node inside itself: too large
         pairs = node.value if node.id == "mapping" else ()
         names = [key.value for key, _ in pairs if key.id == "scalar" and key.value != "<<"]
         if twice := {name for name in names if names.count(name) > 1}:

@@ -1,4 +1,4 @@
-"""Which precision networks run in, and where it must not be halved."""
+"""The precision of networks, and full precision where it is needed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["autocast", "full_precision", "has_bfloat16", "no_autocast"]
 
 
 def full_precision(values: Tensor) -> Tensor:
-    """Half-precision network outputs as float32, in which densities are computed; anything else as it is.
+    """Converts half-precision outputs to float32, for densities; returns other tensors unchanged.
 
     Example:
         >>> full_precision(torch.zeros(1, dtype=torch.bfloat16)).dtype, full_precision(torch.zeros(1).double()).dtype
@@ -21,7 +21,7 @@ def full_precision(values: Tensor) -> Tensor:
 
 
 def no_autocast(values: Tensor) -> torch.autocast:
-    """A context in which matrix products on the device of `values`, of any shape, are not rounded to half precision."""
+    """A context without autocast on the device of `values`."""
     return torch.autocast(values.device.type, enabled=False)
 
 
@@ -42,11 +42,11 @@ class _Autocast(torch.autocast):
 
 
 def autocast(device: torch.device, precision: Literal["auto", "bfloat16", "float32"]) -> torch.autocast:
-    """A context in which networks run in the given precision; densities are computed in full all the same.
+    """A context in which networks run in the given precision. Densities are always computed in full.
 
     Arguments:
-        device: Where they run.
-        precision: `"auto"` takes bfloat16 where the processor multiplies it in hardware; elsewhere it is slower.
+        device: The device of the networks.
+        precision: `"auto"` is bfloat16 if the processor multiplies it in hardware, else float32.
 
     Raises:
         ValueError: If `precision` is none of the three.
@@ -66,6 +66,6 @@ def has_bfloat16(device: torch.device) -> bool:
     """Whether a device multiplies bfloat16 in hardware."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported()
-    # torch has no public question for it.
+    # torch has no public function for this.
     probes = [getattr(torch.cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported")]
     return any(probe() for probe in probes if probe is not None)

@@ -1,7 +1,6 @@
-"""The global random generators: torch's, and Python's and NumPy's, which data and parts of one's own may draw from.
+"""The global random generators of torch, Python and NumPy. A process has one of each.
 
-A process has one of each. Whoever seeds them in a block keeps other threads out of it until they are put back. What is
-measured there does not depend on the caller's default device.
+A block that seeds them keeps other threads out until they are restored, and has the CPU as default device.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ __all__ = ["forked", "random_states", "seed_all", "seeded", "set_aside", "set_ra
 
 
 def random_states() -> dict[str, Tensor]:
-    """The states of both, as tensors, which a checkpoint can hold: words of 32 bits are exact in float64.
+    """The states of Python and NumPy as tensors, for a checkpoint; 32-bit words are exact in float64.
 
     Example:
         >>> before = random_states()
@@ -40,7 +39,7 @@ def random_states() -> dict[str, Tensor]:
 
 
 def set_random_states(states: Mapping[str, Tensor]) -> None:
-    """Goes back to what :func:`random_states` gave; leaves alone what is missing."""
+    """Restores the states of :func:`random_states`; ignores missing ones."""
     if "python_random_state" in states:
         *words, has_spare, spare = states["python_random_state"].tolist()
         random.setstate((3, tuple(int(word) for word in words), spare if has_spare else None))
@@ -50,7 +49,7 @@ def set_random_states(states: Mapping[str, Tensor]) -> None:
 
 
 def seed_all(seed: int) -> None:
-    """Seeds torch's, Python's and NumPy's generators."""
+    """Seeds the generators of torch, Python and NumPy."""
     torch.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed % 2**32)
@@ -58,9 +57,9 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def forked(*places: Any) -> Iterator[None]:
-    """Leaves torch's generators as they were before the block: the CPU's, and those of devices or of what lies there.
+    """Restores the torch generators of the CPU and of given devices (or of the devices of tensors) after the block.
 
-    `torch.random.fork_rng()` alone would wake up, and copy the states of, all GPUs of the machine.
+    `torch.random.fork_rng()` alone would initialise all GPUs of the machine.
     """
     devices = {device for place in places if isinstance(device := getattr(place, "device", place), torch.device)}
     used = [device for device in devices if device.type == "cuda"]
@@ -70,7 +69,7 @@ def forked(*places: Any) -> Iterator[None]:
 
 @contextmanager
 def set_aside(device: torch.device) -> Iterator[None]:
-    """Leaves torch's, Python's and NumPy's generators as they were before the block, which is a training run."""
+    """Restores the generators of torch, Python and NumPy after the block, which is a training run."""
     with one_thread(trains=True), forked(device):
         states = random_states()
         try:
@@ -81,12 +80,12 @@ def set_aside(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Seeds torch's generators in the block, and leaves them as they were before; None draws from them as they are."""
+    """Seeds the torch generators in the block and restores them after it; None does nothing."""
     with one_thread(), usual_defaults():
         if seed is None:
             yield
             return
-        # `manual_seed` seeds those of all devices, so all are put back.
+        # `manual_seed` seeds all devices, so all are restored.
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             yield

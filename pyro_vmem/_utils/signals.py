@@ -1,4 +1,4 @@
-"""Ctrl-C as a wish to stop: it is noted at once and granted between two steps, when nothing is half done."""
+"""Ctrl-C as a request to stop, which is granted between two steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["on_interrupt"]
 
 @contextmanager
 def on_interrupt(stop: Callable[[], None]) -> Iterator[None]:
-    """Calls a function at a first Ctrl-C within the block; a second one is passed on to the handler from before.
+    """Calls a function at the first Ctrl-C in the block; the second goes to the previous handler.
 
-    In other threads than the main one nothing is done: Python delivers no Ctrl-C there.
+    It does nothing outside the main thread, where Python delivers no Ctrl-C.
 
     Example:
         >>> asked = []

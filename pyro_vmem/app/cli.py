@@ -1,4 +1,4 @@
-"""The command line: pyro-vmem demo | train | evaluate | report | sample.
+"""The command line: pyro-vmem demo | train | evaluate | report | sample | challenge.
 
 Each command imports what it needs, so that help and errors of use come at once, without torch.
 """
@@ -30,7 +30,7 @@ from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, SPECS, Evaluation, Settings
 from pyro_vmem.app.words import split_words, with_changes
 
-__all__ = ["demo", "evaluate", "main", "report", "sample", "train_model"]
+__all__ = ["challenge", "demo", "evaluate", "main", "report", "sample", "train_model"]
 
 EVALUATION = Evaluation()
 
@@ -191,6 +191,8 @@ def sample(
     columns: int = 8,
     seed: int = 0,
     mean: bool = True,
+    temperature: float = 1.0,
+    best_of: int = 1,
     device: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
@@ -206,6 +208,8 @@ def sample(
         columns: How many draws of each.
         seed: Seeds the templates and the draws.
         mean: Draw the mean picture of each latent; if false, binary pixels, each drawn by itself.
+        temperature: The factor of the distance of z from the mean of its prior; below 1, draws vary less.
+        best_of: The number of candidates per draw, of which the guide chooses the one that it recognises best.
         device: Where to draw, as of evaluate.
         quiet: Print results and errors only.
     """
@@ -221,7 +225,8 @@ def sample(
     vma = load(run).to(where := own_device(device))
     memory = Experiment.read(run).test_episodes(Evaluation(ways=rows, eval_seed=seed), where)[0].memory
     with seeded(seed):
-        samples = torch.stack([vma.generate(memory, columns, address=slot, mean=mean) for slot in range(rows)])
+        options: dict[str, Any] = {"mean": mean, "temperature": temperature, "best_of": best_of}
+        samples = torch.stack([vma.generate(memory, columns, address=slot, **options) for slot in range(rows)])
     path = Path(out) if out is not None else Path(run) / "samples.png"
     figure = figure_module.Figure(figsize=(0.7 * (columns + 1.5), 0.7 * rows))
     with write_atomically(path) as aside:
@@ -231,6 +236,62 @@ def sample(
     return {"out": str(path), "rows": rows, "columns": columns}
 
 
+def challenge(
+    run: str,
+    trials: str | None = None,
+    data_root: str | None = None,
+    ways: int = 20,
+    samples: int = 20,
+    seed: int = 0,
+    device: str = "auto",
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Classifies images in one-shot trials within an alphabet, given one image of each character.
+
+    Examples:
+        pyro-vmem challenge omniglot28 --trials all_runs
+        pyro-vmem challenge runs/train --json
+
+    Args:
+        run: The folder that train or demo wrote, or the name of a model of the package.
+        trials: The folder of the published trials, all_runs, with run01/class_labels.txt and so on. By default 20
+            trials are drawn from the validation alphabets of the run.
+        data_root: Where the images of the validation alphabets are, for a model of the package and no trials.
+        ways: Characters per trial, if no trials are given.
+        samples: Samples of z per pair of images, in each direction.
+        seed: Seeds the samples, and the trials if none are given.
+        device: Where to evaluate, as of evaluate.
+        quiet: Print results and errors only.
+    """
+    from pyro_vmem._utils.precision import autocast
+    from pyro_vmem.app.experiment import Experiment
+    from pyro_vmem.config import from_pretrained, load, pretrained_names
+    from pyro_vmem.config.pretrained import protocol_of
+    from pyro_vmem.data import one_shot_trials, within_alphabet_trials
+    from pyro_vmem.diagnostics import one_shot_errors
+    from pyro_vmem.train.distributed import own_device
+
+    if run in pretrained_names():
+        protocol: Any = protocol_of(run)
+        vma, experiment = from_pretrained(run), Experiment(data=protocol, data_root=data_root)
+    else:
+        vma, experiment = load(run), Experiment.read(run)
+    if trials is None:
+        chosen = within_alphabet_trials(experiment.datasets()[1], n_way=ways, seed=seed)
+    else:
+        chosen = one_shot_trials(trials, resize=experiment.resize)
+    where = own_device(device)
+    with autocast(where, "auto"):
+        found = one_shot_errors(vma.to(where), chosen, samples, seed=seed, progress=_bar(quiet)).summary()
+    ways, targets = len(chosen[0].training), sum(len(trial.test) for trial in chosen)
+    _say(
+        f"{targets} images of {len(chosen)} trials, {ways}-way within an alphabet; errors, with standard error:", quiet
+    )
+    for name, words in (("guide", "guide"), ("evidence", "evidence"), ("two_way", "evidence, both directions")):
+        _say(f"  {words:<26}{100 * found[name]:6.2f} % ± {100 * found[f'{name}_se']:.2f}", quiet)
+    return found | {"n_way": ways, "num_targets": targets, "num_samples": samples, "seed": seed}
+
+
 # `train` is also a folder of the package: a function of that name would make jsonargparse import it, and torch with it.
 COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "demo": demo,
@@ -238,6 +299,7 @@ COMMANDS: dict[str, Callable[..., dict[str, Any]]] = {
     "evaluate": evaluate,
     "report": report,
     "sample": sample,
+    "challenge": challenge,
 }
 GROUPS: dict[str, type[Settings | Evaluation]] = {"experiment": Settings, "how": Evaluation}
 

@@ -63,7 +63,6 @@ def gather(
     weights = estimate_evidence(vma, memory, x[measured], _DRAWS, "sampled", seed=seed, max_decodes=1024, warn=False)
     guide, exact = vma.address_guide(memory, vma.encode_x(x)).probs.cpu(), found.log_joint.softmax(-1).cpu()
     x, labels, templates, classes = x.cpu(), episode.labels.cpu(), memory.templates.cpu(), memory.labels.cpu()
-    evidence = {"right": found.log_evidence} | {name: found.log_evidence - gain for name, gain in found.worth.items()}
     addresses = {"probabilities": guide[measured], "exact": exact, "target_labels": labels[measured]}
     gain = {"gain": evaluation.information_gain.flatten(), "exact": evaluation.information_gain_exact.flatten()}
     lookup = {"targets": x[chosen], "templates": templates, "labels": classes}
@@ -73,7 +72,7 @@ def gather(
         "addresses": addresses | {"labels": classes},
         "generation": {"templates": templates[: len(slots)], "samples": samples.cpu()},
         "completion": completion,
-        "evidence": {name: values.cpu() for name, values in evidence.items()},
+        "evidence": {name: values.cpu() for name, values in found.evidence.items()},
         "reliability": {name: getattr(evaluation.reliability, name) for name in ("confidence", "accuracy", "count")},
         "khat": weights.khat.cpu(),
     }

@@ -29,14 +29,14 @@ ModelName = Literal["vma", "soft-attention", "set-statistics", "no-memory"]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a trained model is evaluated, on classes that it was not trained on.
+    """How a trained model is evaluated, on held-out classes.
 
     Attributes:
         ways: Classes in memory.
-        shots: Slots a class.
-        queries: Targets a class.
-        episodes: Episodes, each with a memory of its own.
-        samples: Samples of z per slot, from which the evidence is estimated; addresses are summed exactly.
+        shots: Slots per class.
+        queries: Targets per class.
+        episodes: The number of episodes, each with its own memory.
+        samples: Samples of z per slot for the evidence; addresses are summed exactly.
         eval_seed: Seeds the episodes and the samples.
     """
 
@@ -50,33 +50,32 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Settings:
-    """What is trained, on what, and how: everything that a run can be repeated from.
+    """All settings that repeat a run: data, model and training.
 
-    A spec is the name of a class, or `{"class_path": ..., "init_args": {...}}`; arguments of a part that are not given
-    are such that it fits, see `like` of :func:`pyro_vmem.build`.
+    A spec is the name of a class, or `{"class_path": ..., "init_args": {...}}`. Arguments of a part that you leave out
+    get compatible values; see `like` of :func:`pyro_vmem.build`.
 
     Attributes:
-        data: The images: `"glyphs"` (letters of the fonts that matplotlib ships, always at hand), `"omniglot"`,
-            `"folder"` (folders of images, one per class), `"npz"`, `"mnist"`, or Omniglot as a protocol for comparing
-            likelihoods has it: `"gmn"`, `"gmn-distinct"`, `"whole-memory"`, `"zholus"` or `"vma-45-5"`.
-        data_root: Where they are; see the functions of the same names in :mod:`pyro_vmem.data`.
-        n_way: Classes in memory while training.
+        data: The images: `"glyphs"` (letters of the fonts of matplotlib, without a download), `"omniglot"`, `"folder"`
+            (folders of images, one per class), `"npz"`, `"mnist"`, or a protocol on Omniglot: `"gmn"`,
+            `"gmn-distinct"`, `"whole-memory"`, `"zholus"` or `"vma-45-5"`.
+        data_root: The folder of the images; see the functions of the same names in :mod:`pyro_vmem.data`.
+        n_way: Classes in memory during training.
         k_shot: Slots per class.
         n_query: Targets per class.
-        n_absent: Further classes that have targets and no slots.
-        rotate: Whether whole classes turned by 90, 180 and 270 degrees are further classes.
-        flip: Whether mirrored classes are further classes.
-        warp: Whether classes and images are under random affine maps; see :class:`pyro_vmem.data.WarpedEpisodes`.
-        more: Further kinds of episodes, taken in turn with these, such as `[{"n_way": 4, "n_query": 16}]`: each has its
-            own `n_way`, `k_shot`, `n_query`, `n_absent` and `warp`.
-        held_out: Ways, shots and queries of the validation episodes. By default 20 ways (or all that there are),
-            `k_shot` and 2; with `more`, they are of the kinds that are trained on.
-        library: Whether one memory of `k_shot` drawings of every class serves all of training, with as many targets per
-            step as otherwise; see :class:`pyro_vmem.data.LibraryEpisodes`. An `IndexedGuide` looks in its index.
-        recall: Whether targets are copies of what is in a memory of any `n_way * k_shot` images, `n_query` in all; see
+        n_absent: Further classes with targets and without slots.
+        rotate: Whether to add whole classes rotated by 90, 180 and 270 degrees.
+        flip: Whether to add mirrored classes.
+        warp: Whether to apply random affine maps to classes and images; see :class:`pyro_vmem.data.WarpedEpisodes`.
+        more: Further kinds of episodes, in turn with these, such as `[{"n_way": 4, "n_query": 16}]`. Each has its own
+            `n_way`, `k_shot`, `n_query`, `n_absent` and `warp`.
+        held_out: Ways, shots and queries of the validation episodes. Default: 20 ways (or all classes), `k_shot` and 2;
+            with `more`, the kinds of the training episodes.
+        library: Whether all episodes share one memory with `k_shot` drawings of every class; see
+            :class:`pyro_vmem.data.LibraryEpisodes`. An `IndexedGuide` searches its index.
+        recall: Whether targets are copies of `n_query` of `n_way * k_shot` images in memory; see
             :class:`pyro_vmem.data.RecallSampler`.
-        pretrained: A model of the package to start from, in place of a new one; see `VMA.from_pretrained`. Images are
-            then of its size.
+        pretrained: A packaged model to start from; see `VMA.from_pretrained`. Images then have its size.
         seed: Seeds splits, episodes, weights and samples.
         latent_dim: The length of z.
         num_features: The length of the features of templates and targets.
@@ -89,15 +88,15 @@ class Settings:
         address_guide: q(a | M, x), a spec.
         latent_guide: q(z | x, m_a), a spec.
         template_encoder: The encoder of templates, a spec.
-        x_encoder: The encoder of targets, a spec. By default that of templates.
-        templates: Learned slots, a spec. By default none. They start as training images if they stand in
-            place of the given slots, and grey if they stand beside them.
-        model: The VMA, or what it is compared with, made of the same networks; see :mod:`pyro_vmem.baselines`.
-        start: The folder or checkpoint of a run whose weights are started from, as far as they fit.
-        only: The part that is trained, all others frozen; by default, all are trained.
+        x_encoder: The encoder of targets, a spec. Default: that of templates.
+        templates: Learned slots, a spec. Default: none. Learned slots that replace the given ones start as training
+            images; learned slots beside them start grey.
+        model: The VMA, or a baseline with the same networks; see :mod:`pyro_vmem.model`.
+        start: The folder or checkpoint of a run with initial weights, as far as they fit.
+        only: The only part to train, with all others frozen. Default: all are trained.
         objective: The name of an objective, see :func:`pyro_vmem.fit`, or the spec of one.
         steps: Training steps.
-        minutes: A time budget for training, in place of `steps`.
+        minutes: A time budget for training, instead of `steps`.
         lr: The learning rate, which `schedule` scales.
         optimizer: The spec of an optimizer of torch; its learning rate is `lr`.
         schedule: The factor of the learning rate: the spec of a schedule, or of a scheduler of torch.
@@ -105,10 +104,11 @@ class Settings:
         clip_norm: The largest norm of the gradient of the loss per datapoint.
         precision: The precision of the networks; see :class:`pyro_vmem.TrainingConfig`.
         validate_every: Steps between validations.
+        patience: Early stopping: end after this many validations in a row without a better bound. Default: never.
         select: Which weights are kept, those of the best validation or the last.
-        refresh_slots: How many keys of a memory's index are computed anew after each step; see
+        refresh_slots: How many keys of the index to recompute after each step; see
             :class:`pyro_vmem.train.RefreshKeys`.
-        notes: Anything else to keep with the run, such as what a benchmark evaluates; it changes nothing.
+        notes: Anything else to keep with the run. It has no effect.
     """
 
     data: Images = "glyphs"
@@ -152,6 +152,7 @@ class Settings:
     clip_norm: float = 10.0
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     validate_every: int = 500
+    patience: int | None = None
     select: Literal["best", "last"] = "best"
     refresh_slots: int = 256
     notes: dict = dataclasses.field(default_factory=dict)  # type: ignore[type-arg]

@@ -65,10 +65,10 @@ class Sources(Settings):
             held_out = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)) < 5000
             return _some(whole, ~held_out), _some(whole, held_out), data.mnist(self.data_root, train=False)
         if self.data == "omniglot":
-            train, validation = self._background(self._resize)
-            return train, validation, data.omniglot(self.data_root, subset="evaluation", resize=self._resize)
+            train, validation = self._background(self.resize)
+            return train, validation, data.omniglot(self.data_root, subset="evaluation", resize=self.resize)
         if self.data == "glyphs":
-            whole = data.glyphs(int(self._resize[-2:]), seed=self.seed)
+            whole = data.glyphs(int(self.resize[-2:]), seed=self.seed)
         elif self.data_root is None:
             raise ValueError(f"data_root: data={self.data!r} needs the place of the images, got None.")
         else:
@@ -107,16 +107,18 @@ class Sources(Settings):
     ) -> EpisodeSampler | WarpedEpisodes:
         resize: Any = None
         if kind.warp and self.data in PROTOCOLS:  # warped as drawn, made small then
-            train, resize = PROTOCOLS[self.data].datasets(self.data_root, full=True)[0], PROTOCOLS[self.data].resize
+            train, resize = PROTOCOLS[self.data].datasets(self.data_root, full=True)[0], self.resize
         elif kind.warp and self.data == "omniglot":
-            train, resize = self._background(None)[0], self._resize
+            train, resize = self._background(None)[0], self.resize
         sizes, turned = (kind.n_way, kind.k_shot, kind.n_query, seed), {"rotate": self.rotate, "flip": self.flip}
         plain = EpisodeSampler(train, *sizes, **turned, n_absent=kind.n_absent, device=device)
         return WarpedEpisodes(plain, resize=resize, seed=seed) if kind.warp else plain
 
     @property
-    def _resize(self) -> Any:
-        return "index28" if self.pretrained is None else PROTOCOLS[protocol_of(self.pretrained)].resize
+    def resize(self) -> Any:
+        """How Omniglot's drawings become small images; see :func:`pyro_vmem.data.omniglot`."""
+        name = protocol_of(self.pretrained) if self.pretrained is not None else self.data
+        return PROTOCOLS[name].resize if name in PROTOCOLS else "index28"
 
     def _background(self, resize: Any) -> tuple[FewShotDataset, FewShotDataset]:
         background = data.omniglot(self.data_root, subset="background", resize=resize)

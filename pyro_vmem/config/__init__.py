@@ -1,4 +1,4 @@
-"""Specs, YAML files and names of trained models to objects."""
+"""Builds models from specs, YAML files, checkpoints and names of trained models."""
 
 from pyro_vmem.config.build import build, load, save
 from pyro_vmem.config.pretrained import from_pretrained, model_card, pretrained_names

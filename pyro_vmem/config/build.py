@@ -1,4 +1,4 @@
-"""Specs to objects: the one place where the name of a class becomes the class."""
+"""Builds, loads and saves models: the only module that turns names of classes into classes."""
 
 from __future__ import annotations
 
@@ -37,23 +37,24 @@ __all__ = ["build", "load", "save"]
 def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] = (), *, like: VMA | None = None) -> VMA:
     """Builds a model from a spec: plain data that names the classes of its parts.
 
-    A class is named by itself (`"SimilarityGuide"`) or by its import path, and must be a subclass of what the argument
-    is annotated with. A subclass of your own is known by its name once it is defined. `VMA.spec` gives a model's spec.
+    Name a class by its bare name (`"SimilarityGuide"`) or by its import path. It must be a subclass of what the
+    argument is annotated with. Your own subclasses are known once they are defined. `VMA.spec` returns a spec.
 
-    A spec runs nothing but the constructors of parts: a name is looked up among the subclasses that exist already, and
-    no module is imported to find one, unless `trusted_modules` names it.
+    A spec runs nothing but the constructors of parts. Names are looked up among existing subclasses. No module is
+    imported for a name, unless `trusted_modules` lists it.
 
     Arguments:
         spec: The parts and their arguments, `{"address_guide": {"class_path": ..., "init_args": {...}}, ...}`; a whole
             `{"class_path": ..., "init_args": ...}`; or the path of a JSON or YAML file that holds either. A part
             without arguments is its name alone. In a dict, a part may also be the part itself.
         trusted_modules: Modules, or packages of modules, that may be imported if a class path names them.
-        like: A model that has the rest. A part that the spec leaves out is this model's, weights included. Arguments
-            that it leaves out fit the other parts: lengths, shapes, the part inside, and all arguments where the class
-            stays the same. The class may then be left out: `{"address_guide": {"init_args": {"temperature": 0.5}}}`.
+        like: A model that completes the spec. Parts that the spec leaves out are shared with it, weights included.
+            Arguments that the spec leaves out get compatible values: lengths, shapes, the inner part, and all arguments
+            if the class stays the same. The class may then be left out:
+            `{"address_guide": {"init_args": {"temperature": 0.5}}}`.
 
     Returns:
-        The model; the weights of parts that the spec names are fresh.
+        The model. Parts named in the spec have fresh weights.
 
     Raises:
         ValueError: If a name, type or value does not fit; the message says where, and lists the choices.
@@ -88,9 +89,9 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
     """The model of a run or of a checkpoint, with its weights, in the precision of the file and no less than float32.
 
     Arguments:
-        path: A `.safetensors` file that :func:`pyro_vmem.fit` wrote, or the folder of a run: then its best weights by
-            validation, or the last if there are none; where a file is damaged, those of another one, with a warning.
-        trusted_modules: As of :func:`build`: where parts of your own may be imported from.
+        path: A `.safetensors` file of :func:`pyro_vmem.fit` or :func:`save`, or the folder of a run. A folder gives the
+            best weights by validation, or else the last ones. If a file is damaged, another is read, with a warning.
+        trusted_modules: Modules that may be imported for your own parts; see :func:`build`.
 
     Raises:
         FileNotFoundError: If there is no checkpoint.
@@ -108,11 +109,11 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
     tensors, data = _of_run(path) if path.is_dir() else load_checkpoint(path)
     if "spec" not in data:
         raise ValueError(f"path: {str(path)!r} holds no model. Give a checkpoint that pyro_vmem.fit wrote.")
-    if not isinstance(data["spec"], dict):  # a text would be taken for the path of a file to read
+    if not isinstance(data["spec"], dict):  # A string would be read as the path of a file.
         raise ValueError(f"path: the spec in {str(path)!r} is {type(data['spec']).__name__}, expected a mapping.")
-    tensors = _under("model.", tensors) or tensors  # a checkpoint to resume from holds more than the model
+    tensors = _under("model.", tensors) or tensors  # A checkpoint of a run holds more than the model.
     try:
-        # A small file may name a model of any size: its shapes are compared before memory is taken for them.
+        # A small file may name a huge model, so shapes are compared before memory is allocated.
         _check_shapes(data["spec"], trusted_modules, tensors)
         vma = build(data["spec"], trusted_modules)
         kinds = [value.dtype for value in tensors.values() if value.is_floating_point()]
@@ -123,14 +124,14 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
 
 
 def save(vma: VMA, path: str | Path) -> None:
-    """Writes weights and spec of a model to one safetensors file, which :func:`load` reads; also `vma.save(path)`.
+    """Writes weights and spec of a model to one safetensors file for :func:`load`; also `vma.save(path)`.
 
     Arguments:
         vma: The model, trained by any loop.
-        path: The file, such as `"mine.safetensors"`. A file that is there is replaced.
+        path: The file, such as `"mine.safetensors"`. An existing file is replaced.
 
     Raises:
-        ValueError: If a part was built from an argument that is not plain data, so that a spec could not rebuild it.
+        ValueError: If an argument of a part is not plain data, so that no spec can rebuild it.
         OSError: If the file cannot be written.
 
     Example:
@@ -146,12 +147,12 @@ def save(vma: VMA, path: str | Path) -> None:
 
 
 def _check_shapes(spec: dict[str, Any], trusted_modules: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-    """Builds a model without memory for its weights; a `RuntimeError` names those that the tensors are not for."""
+    """Builds a model without memory for its weights; raises a `RuntimeError` if the tensors do not fit them."""
     try:
         with torch.device("meta"):
             shapes = {name: value.shape for name, value in build(spec, trusted_modules).state_dict().items()}
     except RuntimeError as error:
-        if "meta" in str(error):  # a part of somebody's own reads values while it is built, and here are none
+        if "meta" in str(error):  # A user's part may read values in its constructor; on the meta device there are none.
             return
         raise
     found = {name: value.shape for name, value in tensors.items()}
@@ -161,7 +162,7 @@ def _check_shapes(spec: dict[str, Any], trusted_modules: Sequence[str], tensors:
 
 
 def _by_kind(vma: VMA) -> dict[type[Part], Part]:
-    """The parts of a model, itself and what is in them, by the base class that arguments are annotated with."""
+    """The model, its parts and their inner parts, by the base class that annotates them."""
     parts: list[Part | None] = [vma.template_encoder, vma.templates, vma.address_prior, vma.latent_prior]
     parts += [vma.likelihood, getattr(vma.likelihood, "network", None), vma.address_guide, vma.latent_guide, vma]
     kinds = (AddressPrior, LatentPrior, Likelihood, AddressGuide, LatentGuide, Encoder, Decoder, Templates, VMA)
@@ -169,7 +170,7 @@ def _by_kind(vma: VMA) -> dict[type[Part], Part]:
 
 
 def _of_run(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The best weights of a run; they are in its last checkpoint too, should their own file be damaged."""
+    """The best weights of a run; if their file is damaged, those in its last checkpoint."""
     best, last = folder / "best.safetensors", folder / "last.safetensors"
     earlier = versions_of(last)
     if best.exists() or not earlier:

@@ -16,7 +16,7 @@ _WEIGHTS = Path(__file__).parent.parent / "weights"
 
 
 def pretrained_names() -> list[str]:
-    """The names of the models that there are.
+    """The names of the packaged models.
 
     Example:
         >>> pretrained_names()
@@ -28,8 +28,8 @@ def pretrained_names() -> list[str]:
 def from_pretrained(name: str) -> VMA:
     """A trained model in evaluation mode, also as `VMA.from_pretrained`; nothing is downloaded.
 
-    Weights are stored in half precision and are float32 once loaded. :func:`model_card` says what a model was trained
-    on, how well it does, and what it is not good for.
+    Weights are stored in half precision and loaded as float32. :func:`model_card` has the training data, figures and
+    limits of a model.
 
     Arguments:
         name: One of :func:`pretrained_names`.
@@ -47,7 +47,7 @@ def from_pretrained(name: str) -> VMA:
 
 
 def model_card(name: str) -> str:
-    """What a model was trained on, how well it does and what its limits are, in Markdown.
+    """The training data, figures and limits of a model, in Markdown.
 
     Arguments:
         name: One of :func:`pretrained_names`.
@@ -63,13 +63,13 @@ def model_card(name: str) -> str:
 
 
 def protocol_of(name: str) -> str:
-    """The protocol whose images a model was trained on; see :func:`pyro_vmem.data.protocol`."""
+    """The protocol of the training images of a model; see :func:`pyro_vmem.data.protocol`."""
     protocol: str = load_checkpoint(_path(name, ".safetensors"))[1]["protocol"]
     return protocol
 
 
 def unpack(name: str, folder: Path) -> None:
-    """Makes a folder like that of a run, with a model of the package as its best, and no history.
+    """Makes a folder of a run with a packaged model as its best weights and no history.
 
     Raises:
         ValueError: If there is no such model, or the folder holds a run.

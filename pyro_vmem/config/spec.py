@@ -1,6 +1,6 @@
-"""Specs to objects and back: plain data that names a class and its arguments.
+"""Specs to objects and back. A spec is plain data that names a class and its arguments.
 
-A spec is data from anywhere, so it may run nothing but the constructors of classes that exist already.
+A spec may come from anywhere, so it runs nothing but the constructors of existing classes.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ __all__ = ["checked", "choices", "from_spec", "spec_of"]
 
 KEYS = ("class_path", "init_args")
 
-# What is made with arguments that only the trainer has: a spec gives the others, and becomes a `functools.partial`.
+# Classes with arguments that only the trainer has. A spec gives the others and becomes a `functools.partial`.
 _LATER: dict[type, tuple[str, ...]] = {Optimizer: ("params", "lr"), LRScheduler: ("optimizer",)}
 
 _ONE = re.compile(r"[\w.]+( \| None)?")  # an annotation that is one class
 _PLAIN = re.compile(r"Spec|(list\[)?dict\b(?!\[).*")  # annotations of data that stays as it is
 
-_short = reprlib.Repr()  # a value that holds itself many times over would take for ever to print in full
+_short = reprlib.Repr()  # A value that contains itself many times would print without end.
 _short.maxstring = _short.maxother = 60
 
 
@@ -44,10 +44,10 @@ def from_spec(
     like: Mapping[type, Part] | None = None,
     where: str = "spec",
 ) -> Any:
-    """The object that a spec stands for, of a class below `base`; :func:`pyro_vmem.build` says what is refused.
+    """The object of a spec, of a subclass of `base`. :func:`pyro_vmem.build` lists what is refused.
 
-    What the spec does not give comes from `like`, a part for each base class; `where` names the spec in the messages of
-    a `ValueError`.
+    `like` has a part for each base class; it completes the spec. `where` names the spec in the message of a
+    `ValueError`.
 
     Example:
         >>> from pyro_vmem import LatentPrior
@@ -64,7 +64,7 @@ def from_spec(
 
 
 def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Arguments of a class, of the types that it is annotated with; a `ValueError` names what does not fit.
+    """Checks arguments of a class against their annotations; raises a `ValueError` that names the first misfit.
 
     Example:
         >>> from pyro_vmem import StandardPrior
@@ -76,7 +76,7 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def spec_of(value: Any) -> dict[str, Any]:
-    """The spec of a part, an objective, a schedule, or a class or `functools.partial` that is called later.
+    """The spec of a part, an objective, a schedule, a class or a `functools.partial`.
 
     Example:
         >>> from pyro_vmem.train.schedules import WarmupCosine
@@ -90,25 +90,25 @@ def spec_of(value: Any) -> dict[str, Any]:
     kept = {n: p.default for n, p in _parameters(cls).items() if n not in later and p.kind is not p.VAR_KEYWORD}
     if isinstance(value, functools.partial):
         kept |= value.keywords
-    elif value is not cls:  # an object holds its arguments as attributes of the same names
+    elif value is not cls:  # Objects keep their arguments as attributes of the same name.
         kept = {name: getattr(value, name) for name in kept if hasattr(value, name)}
     plain = {name: list(v) if isinstance(v, tuple) else v for name, v in kept.items()}
     return {"class_path": public_path(cls), "init_args": plain}
 
 
 def choices(cls: type, argument: str) -> list[str]:
-    """The names of the classes that an argument of a class can be."""
+    """The names of the classes that an argument accepts."""
     return _names(_kinds(_annotation(cls, argument)))
 
 
 class _Builder:
-    """Turns plain data into what annotations ask for; `where` is the place in the spec, for messages."""
+    """Turns plain data into annotated arguments; `where` is the place in the spec, for messages."""
 
     def __init__(self, trusted: tuple[str, ...], like: Mapping[type, Part]) -> None:
         self.trusted, self.like = trusted, like
 
     def make(self, spec: Any, bases: tuple[type, ...], where: str) -> Any:
-        """The object that a name, or a name with arguments, stands for."""
+        """The object of a name, or of a name with arguments."""
         if isinstance(spec, bases):
             return spec
         if isinstance(spec, str):
@@ -136,7 +136,7 @@ class _Builder:
             raise ValueError(f"{place}{message}") from error
 
     def named(self, name: str, bases: tuple[type, ...], where: str) -> type:
-        """The class of that name or import path below one of the bases."""
+        """The class with a name or import path that is a subclass of one of the bases."""
         module = name.rpartition(".")[0]
         found = _matches(name, bases)
         if not found and any(f"{module}.".startswith(f"{trusted}.") for trusted in self.trusted):
@@ -144,7 +144,7 @@ class _Builder:
                 importlib.import_module(module)
             except ModuleNotFoundError as error:
                 if error.name is None or not f"{module}.".startswith(f"{error.name}."):
-                    raise  # it exists, and fails inside on another module
+                    raise  # The module exists, but one that it imports does not.
                 raise ValueError(f"{where}: there is no module {module!r}, which {name!r} names.") from error
             found = _matches(name, bases)
         paths = sorted({f"{cls.__module__}.{cls.__qualname__}" for cls in found})
@@ -153,7 +153,7 @@ class _Builder:
                 f"{where}: {name!r} names more than one {bases[0].__name__}: {', '.join(paths)}. Write the whole path."
             )
         if found:
-            return found[-1]  # of a class that was defined again, as in a notebook's cell, the last
+            return found[-1]  # The last definition, if a notebook cell has defined the class again.
         if others := _matches(name, (Part,)):
             kind = next((c for c in others[0].__mro__[1:] if inspect.isabstract(c) and c is not Part), Part)
             why = f", which is {_a((kind,))}."
@@ -165,7 +165,7 @@ class _Builder:
         raise ValueError(f"{where}: expected the name of {_a(bases)}, got {name!r}{why}{_choices(bases)}")
 
     def arguments(self, cls: type, given: Mapping[str, Any], where: str) -> dict[str, Any]:
-        """Arguments of a class: parts among them are made here, the types of all are checked by jsonargparse."""
+        """The arguments of a class: makes the parts among them; jsonargparse checks the types of all."""
         parser, known = _parser(cls)
         own = _parameters(cls)
         loose = any(p.kind is p.VAR_KEYWORD for p in own.values())
@@ -181,17 +181,17 @@ class _Builder:
         made = {name: self.value(v, _annotation(cls, name), f"{where}.{name}") for name, v in given.items()}
         try:
             parsed = parser.instantiate(parser.parse_object({name: v for name, v in made.items() if name in known}))
-        except Exception as error:  # of several classes; what jsonargparse says is turned into one line
+        except Exception as error:  # One line of the message of jsonargparse.
             key = re.search(r'Parser key "(\w+)', str(error))
             if key is None or key[1] not in made:
                 raise ValueError(f"{where}: {error}") from error
             raise _wrong_type(given[key[1]], _annotation(cls, key[1]), f"{where}.{key[1]}") from error
-        # Pyro's count of plates is a float because it is infinite by default, and indexes with what it is given.
+        # Pyro annotates the number of plates as float, because its default is infinite, but uses it as an index.
         kept = {n for n, v in made.items() if n not in known or (type(v) is int and parser.get_default(n) == math.inf)}
         return {name: value if name in kept else parsed[name] for name, value in made.items()}
 
     def value(self, value: Any, annotation: str, where: str) -> Any:
-        """A value with the parts in it made; `annotation` tells what they may be."""
+        """A value with its inner parts made, of the classes that `annotation` allows."""
         if _PLAIN.fullmatch(annotation):
             return value
         kinds = _kinds(annotation)
@@ -205,7 +205,7 @@ class _Builder:
             return type(value)(self.value(v, annotation, f"{where}[{i}]") for i, v in enumerate(value))
         if isinstance(value, str) and kinds:
             return self.make(value, kinds, where)
-        # Where a function or a class may stand, jsonargparse would import what a text with a dot names.
+        # For an annotation of a function or class, jsonargparse would import any dotted name.
         if isinstance(value, str) and "." in value and not re.search(r"\b(str|Path|Any|Literal)\b|^$", annotation):
             raise _wrong_type(value, annotation, where)
         return value
@@ -213,8 +213,8 @@ class _Builder:
 
 @functools.cache
 def _parser(cls: type) -> tuple[Any, list[str]]:
-    """What checks the types of a class's arguments, and their names, those that `**kwargs` passes on included."""
-    import jsonargparse  # takes a tenth of a second, and most programs read no spec
+    """The parser that checks names and types of the arguments of a class, those passed on by `**kwargs` included."""
+    import jsonargparse  # Imported late: it takes a tenth of a second, and most programs read no spec.
 
     parser = jsonargparse.ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(cls, skip=_later(cls) & _parameters(cls).keys(), fail_untyped=False)
@@ -222,7 +222,7 @@ def _parser(cls: type) -> tuple[Any, list[str]]:
 
 
 def _later(cls: type) -> set[str]:
-    """The arguments of a class that only the trainer has."""
+    """The arguments of a class that only the trainer can give."""
     return {name for base, names in _LATER.items() if issubclass(cls, base) for name in names}
 
 
@@ -231,7 +231,7 @@ def _parameters(cls: type) -> dict[str, inspect.Parameter]:
 
 
 def _annotation(cls: type, name: str) -> str:
-    """The annotation of an argument as it is written, which tells more than a type whose names cannot be resolved."""
+    """The annotation of an argument as written in the source, for names that cannot be resolved."""
     found = next((p for c in cls.__mro__ if "__init__" in vars(c) and (p := _parameters(c).get(name))), None)
     if found is None or found.annotation is inspect.Parameter.empty:
         return ""
@@ -245,10 +245,10 @@ def _kinds(annotation: str) -> tuple[type, ...]:
 
 
 def _fitting(cls: type, like: Mapping[type, Part]) -> dict[str, Any]:
-    """Arguments of a class that make it fit in among other parts.
+    """Arguments that make an object of a class fit other parts.
 
-    If one of these is of the same class, its arguments. Then the lengths and shapes that go by one name in all parts;
-    and for a part that cannot be left out, the one of its kind.
+    A part of the same class gives all its arguments. Otherwise the other parts give the lengths and shapes of the same
+    name, and a required inner part is the one of its kind.
     """
     values: dict[str, Any] = {}
     shapes: dict[str, Any] = {}
@@ -270,7 +270,7 @@ def _fitting(cls: type, like: Mapping[type, Part]) -> dict[str, Any]:
 
 
 def _below(base: type) -> Iterator[type]:
-    """A class and all below it; of those defined again, the last is last."""
+    """A class and its subclasses, with later definitions last."""
     yield base
     subs: list[type] = base.__subclasses__()
     for sub in subs:
@@ -278,7 +278,7 @@ def _below(base: type) -> Iterator[type]:
 
 
 def _matches(name: str, bases: tuple[type, ...]) -> list[type]:
-    """The classes below the bases that a name or an import path stands for."""
+    """The subclasses of the bases that have a name or import path."""
     module, _, last = name.rpartition(".")
     found = [
         cls
@@ -289,13 +289,13 @@ def _matches(name: str, bases: tuple[type, ...]) -> list[type]:
             or (cls.__name__ == last and (not module or _holds(module, last, cls)))
         )
     ]
-    # A class that its module no longer means by its name was defined again since, as in a notebook's cell.
+    # If the module has another class under the name, a notebook cell has defined it again.
     return [cls for cls in found if _holds(cls.__module__, cls.__qualname__, cls)] or found
 
 
 def _holds(module: str, name: str, cls: type) -> bool:
-    """Whether a module that is imported has the class by that name; asked so that none of its code runs."""
-    if module == "pyro_vmem":  # imports its names when the first of them is asked for
+    """Whether an imported module has the class under that name, without running any code of it."""
+    if module == "pyro_vmem":  # It imports its names lazily.
         return getattr(sys.modules[module], name, None) is cls
     held = sys.modules.get(module)
     return type(held) is types.ModuleType and vars(held).get(name) is cls

@@ -1,4 +1,4 @@
-"""Weights of one model as the start of another that is not quite of the same shape."""
+"""Weights of one model as the initial weights of a similar one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["take_weights"]
 def take_weights(vma: VMA, begun: VMA) -> None:
     """Copies the weights of the model `begun` into `vma` as far as they fit.
 
-    Taken are all that have the same name and shape, and the first channels of a layer that has more of them now. An
-    address guide that has an encoder of its own now begins with the features that the other model's guide reads.
+    Weights of the same name and shape are copied. If a layer now has more channels, its first ones are copied. If the
+    address guide now has an encoder of its own, that encoder starts with the weights of the shared one.
 
     Example:
         >>> one, other = VMA.for_vectors(5), VMA.for_vectors(5)

@@ -1,4 +1,4 @@
-"""Images by class and alphabet, and the episodes drawn from them."""
+"""Data sets of images by class and alphabet, and episodes drawn from them."""
 
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode, EpisodeSampler, batches, merge_episodes
@@ -10,6 +10,7 @@ from pyro_vmem.data.mixed import MixedEpisodes
 from pyro_vmem.data.mnist import mnist
 from pyro_vmem.data.npz import from_npz
 from pyro_vmem.data.omniglot import omniglot
+from pyro_vmem.data.one_shot_trials import OneShotTrial, one_shot_trials, within_alphabet_trials
 from pyro_vmem.data.protocols import PROTOCOLS, Protocol, ProtocolEpisodes, protocol
 from pyro_vmem.data.recall import RecallSampler
 from pyro_vmem.data.warped import Affine, WarpedEpisodes
@@ -22,6 +23,7 @@ __all__ = [
     "FewShotDataset",
     "LibraryEpisodes",
     "MixedEpisodes",
+    "OneShotTrial",
     "Protocol",
     "ProtocolEpisodes",
     "RecallSampler",
@@ -34,5 +36,7 @@ __all__ = [
     "merge_episodes",
     "mnist",
     "omniglot",
+    "one_shot_trials",
     "protocol",
+    "within_alphabet_trials",
 ]

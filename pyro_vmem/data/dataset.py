@@ -1,4 +1,4 @@
-"""Images grouped by class and alphabet, and the disjoint splits that few-shot learning needs."""
+"""Data sets grouped by class and alphabet, and their splits into disjoint classes."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ __all__ = ["FewShotDataset"]
 class FewShotDataset:
     r"""Observations :math:`x`, the class of each, and the alphabet of each class.
 
-    Images are channel-first, `(C, H, W)`. `uint8` images hold 0 for paper and 255 for ink. Any other event shape, such
-    as `(D,)`, works with floating-point values.
+    Images are channel-first, `(C, H, W)`; in `uint8` images 0 is paper and 255 is ink. Floating-point observations may
+    have any event shape, such as `(D,)`.
 
     Arguments:
         images: The observations, with shape :math:`(N, *)`; `uint8` in 0..255, or floating point.
         classes: The class index of each observation, with shape :math:`(N)`; every class has at least one.
-        class_names: The :math:`n` class names, unique; by default `"0"`, `"1"`, ...
-        alphabets: The alphabet index of each class, with shape :math:`(n)`; by default one alphabet for all.
-        alphabet_names: The alphabet names, unique, each in use; by default `"0"`, `"1"`, ...
+        class_names: The :math:`n` class names, unique. Default: `"0"`, `"1"`, ...
+        alphabets: The alphabet index of each class, with shape :math:`(n)`. Default: one alphabet.
+        alphabet_names: The alphabet names, unique, each in use. Default: `"0"`, `"1"`, ...
 
     Raises:
-        ValueError: Lengths, types or indices do not agree, a class or an alphabet is empty, a name comes twice, or a
-            floating-point image holds NaN or infinity.
+        ValueError: If lengths, types or indices do not agree, a class or an alphabet is empty, a name is repeated, or a
+            value is NaN or infinite.
 
     Example:
         >>> images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
@@ -109,10 +109,10 @@ class FewShotDataset:
 
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
-        """Returns observations in torch's default dtype; `uint8` values 0..255 become 0..1.
+        """Converts observations to the default dtype of torch; `uint8` values 0..255 become 0..1.
 
         Arguments:
-            images: Any selection of a data set's images, with shape :math:`(*)`.
+            images: Observations, with shape :math:`(*)`.
 
         Returns:
             The values, with the same shape.
@@ -133,10 +133,10 @@ class FewShotDataset:
             class_indices: The classes to keep, each once, with shape :math:`(n')`.
 
         Returns:
-            A data set of :math:`n'` classes and the alphabets they belong to.
+            A data set of :math:`n'` classes and their alphabets.
 
         Raises:
-            ValueError: The selection is empty, repeats a class or names one that does not exist.
+            ValueError: If the selection is empty, repeats a class or has an unknown one.
 
         Example:
             >>> images = torch.zeros(4, 1, 4, 4, dtype=torch.uint8)
@@ -183,15 +183,15 @@ class FewShotDataset:
 
         Arguments:
             by: `"alphabet"` keeps whole alphabets together; `"class"` draws classes from all alphabets.
-            test: The share of the classes to hold out, in (0, 1), or the names of the alphabets (of the classes with
-                `by="class"`). A share is met as nearly as whole alphabets, drawn at random, allow.
-            seed: The seed of the draw; unused where names are given.
+            test: The share of the classes to hold out, in (0, 1), or the names of the alphabets (with `by="class"`, of
+                the classes) to hold out. Whole alphabets are drawn at random until they are closest to the share.
+            seed: The seed of the draw; unused with names.
 
         Returns:
-            The data sets to train and to test on. The order of the classes is kept.
+            The training set and the test set, with classes in the same order.
 
         Raises:
-            ValueError: A name is unknown or comes twice, the share is out of range, or one side would be empty.
+            ValueError: If a name is unknown or repeated, the share is out of range, or one side would be empty.
 
         Example:
             >>> images = torch.zeros(6, 1, 4, 4, dtype=torch.uint8)
@@ -225,10 +225,9 @@ class FewShotDataset:
         return self.subset(torch.nonzero(~is_test)[:, 0]), self.subset(torch.nonzero(is_test)[:, 0])
 
     def save_npz(self, path: str | os.PathLike[str]) -> None:
-        """Writes the data set to one `.npz` file that :func:`~pyro_vmem.data.from_npz` reads.
+        """Writes the data set to one `.npz` file for :func:`~pyro_vmem.data.from_npz`, atomically.
 
-        The file holds `images`, `classes`, `class_names`, `alphabets` and `alphabet_names`. It appears whole or not at
-        all, and replaces an older one.
+        The file holds `images`, `classes`, `class_names`, `alphabets` and `alphabet_names`. It replaces an old one.
 
         Arguments:
             path: The file to write.
@@ -243,7 +242,7 @@ class FewShotDataset:
             FewShotDataset(3 images of shape (2,), 2 classes, 1 alphabet, 1..2 drawings per class)
         """
         images = self.images.detach().cpu()
-        if images.dtype == torch.bfloat16:  # numpy has no such type; float32 holds every value of it
+        if images.dtype == torch.bfloat16:  # numpy lacks bfloat16; float32 holds every value of it
             images = images.float()
         save_npz(
             path,
@@ -299,7 +298,7 @@ def _check_groups(name: str, index: Tensor, names: list[str], group: str, member
 
 
 def _draw_groups(group: Tensor, num_groups: int, share: float, seed: int) -> Tensor:
-    """Draws whole groups until their classes come nearest to a share of all classes."""
+    """Draws whole groups until their number of classes is closest to a share of all classes."""
     if not 0 < share < 1:
         raise ValueError(f"test: got {share}, expected a share between 0 and 1, or a list of names.")
     sizes = torch.bincount(group, minlength=num_groups)
@@ -309,11 +308,11 @@ def _draw_groups(group: Tensor, num_groups: int, share: float, seed: int) -> Ten
     total = 0
     for i in order:
         new = total + int(sizes[i])
-        # Pass over a group that would leave the total further from the target, or far beyond it.
+        # Skip a group that would move the total away from the target.
         if abs(new - target) < abs(total - target) and new <= 1.25 * target and len(held_out) < num_groups - 1:
             held_out.append(i)
             total = new
-    if not held_out:  # every group is too large: the smallest comes nearest
+    if not held_out:  # every group is too large: the smallest is closest
         held_out = [int(sizes.argmin())]
     return torch.tensor(held_out)
 

@@ -1,4 +1,4 @@
-"""Episodes: a memory of a few classes, and targets of the same classes to explain with it."""
+"""Episodes: a memory of a few classes, and targets of the same classes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyro_vmem.memory import Memory
 
 __all__ = ["Episode", "EpisodeSampler", "batches", "merge_episodes"]
 
-# What a DataLoader sees as the length of an endless sampler: more episodes than a training run draws.
+# The length of an endless sampler, for a DataLoader: more episodes than a training run draws.
 _ENDLESS = 10**9
 
 _EPISODE, _DISTRACTORS = 0, 1
@@ -28,12 +28,12 @@ class Episode:
     r"""A memory :math:`M` and a minibatch of targets :math:`x` that share its classes.
 
     Attributes:
-        memory: The memory, with labels: shared by all targets, with templates of shape :math:`(S, *)`, or one for each.
-        x: The targets, with shape :math:`(B, *)` and values as in the memory.
-        labels: The class of each target, with shape :math:`(B)`, numbered as `memory.labels`; `None` if not known.
+        memory: The memory, shared by all targets or one per target.
+        x: The targets, with shape :math:`(B, *)`.
+        labels: The class of each target, with shape :math:`(B)`, numbered as in `memory.labels`; `None` if unknown.
 
     Raises:
-        ValueError: Memory, targets and labels do not fit one another.
+        ValueError: If memory, targets and labels do not fit together.
 
     Example:
         >>> memory = Memory(torch.rand(3, 1, 4, 4), labels=torch.tensor([7, 7, 9]))
@@ -46,8 +46,8 @@ class Episode:
     labels: Tensor | None = None
 
     def __post_init__(self) -> None:
-        # Shapes and types only: episodes are made within a training step, where a look at values would wait for a GPU.
-        if not hasattr(self.memory, "event_shape"):  # packed memories and those of a test have it too
+        # Shapes and types only: a check of values in a training step would wait for the GPU.
+        if not hasattr(self.memory, "event_shape"):  # packed memories and test doubles have it too
             raise ValueError(f"memory: expected a Memory, got {type(self.memory).__name__}.")
         for name, value in (("x", self.x), ("labels", self.labels)):
             if not isinstance(value, Tensor) and not (name == "labels" and value is None):
@@ -93,7 +93,7 @@ class Episode:
         )
 
     def pin_memory(self) -> Episode:
-        """Returns the episode in page-locked memory, as `DataLoader(pin_memory=True)` asks for."""
+        """Returns the episode in page-locked memory, for `DataLoader(pin_memory=True)`."""
         labels = None if self.labels is None else self.labels.pin_memory()
         return Episode(self.memory.pin_memory(), self.x.pin_memory(), labels)
 
@@ -101,19 +101,19 @@ class Episode:
 class EpisodeSampler(Dataset[Episode]):
     r"""Draws episodes: `n_way` classes, `k_shot` memory slots and `n_query` targets of each.
 
-    With `n_absent` there are targets of further classes, of which nothing is in memory. A model that never met such
-    targets in training has no better use for a memory that does not help than to be misled by it.
+    Classes, and the drawings of a class, are drawn without replacement, so a target is never in memory. The order of
+    slots and targets is random, so a position says nothing about a class.
 
-    Classes are drawn without replacement, and so are the drawings of a class: a target is never in the memory. The
-    order of the slots and of the targets is random, so that a position tells nothing about a class.
+    With `n_absent`, some targets are of classes missing from memory. Training on them teaches a model to ignore an
+    irrelevant memory.
 
-    `sampler[i]` depends on nothing but the arguments and `i`: it is the same in any process, in any order.
-    `DataLoader(sampler, batch_size=None, num_workers=2)` therefore gives the episodes that iterating gives.
+    `sampler[i]` depends only on the arguments and `i`. It is the same in any process and in any order, also under
+    `DataLoader(sampler, batch_size=None, num_workers=2)`.
 
-    With `rotate` or `flip` each class comes in variants that are classes of their own: class :math:`c` under the
-    :math:`t`-th transform has the label :math:`c + n t`, where :math:`n` is the number of classes of the data set. The
-    transforms are the identity, the rotations by 90, 180 and 270 degrees (counter-clockwise) if `rotate`, and then each
-    of these after a left-right mirroring if `flip`.
+    With `rotate` or `flip`, transformed classes are classes of their own. Class :math:`c` under the :math:`t`-th
+    transform has the label :math:`c + n t`, where :math:`n` is the number of classes of the data set. The transforms
+    are the identity, with `rotate` the rotations by 90, 180 and 270 degrees (counter-clockwise), and with `flip` all
+    of these after a left-right mirroring.
 
     Arguments:
         dataset: The classes to draw from.
@@ -121,17 +121,16 @@ class EpisodeSampler(Dataset[Episode]):
         k_shot: The number of memory slots of each class; :math:`S` = `n_way * k_shot`.
         n_query: The number of targets of each class; :math:`B` = `n_way * n_query`.
         seed: The seed of the episodes.
-        rotate: Whether to add the classes turned by 90, 180 and 270 degrees.
+        rotate: Whether to add the classes rotated by 90, 180 and 270 degrees.
         flip: Whether to add the mirrored classes.
-        n_absent: The number of further classes that have targets and no slots; :math:`B` = ``(n_way + n_absent) *
+        n_absent: The number of further classes with targets and without slots; :math:`B` = ``(n_way + n_absent) *
             n_query``.
-        num_episodes: The number of episodes. By default there is no end to them, and `len` is :math:`10^9`.
-        device: Where the images are held, and episodes are made of them: the same ones on any device. By default where
-            the data set has them.
+        num_episodes: The number of episodes. Default: endless, and `len` is :math:`10^9`.
+        device: The device of images and episodes. Episodes do not depend on it. Default: that of the data set.
 
     Raises:
-        ValueError: A number is not positive, or the data set has too few classes or too few drawings of a class, or
-            variants are asked for and the images are not square.
+        ValueError: If a number is not positive, the data set has too few classes or drawings of a class, or images are
+            not square with `rotate` or `flip`.
 
     Example:
         >>> images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8)
@@ -207,11 +206,11 @@ class EpisodeSampler(Dataset[Episode]):
 
     @property
     def device(self) -> torch.device:
-        """Where episodes are made."""
+        """The device of the episodes."""
         return self._images.device
 
     def __len__(self) -> int:
-        """The number of episodes; :math:`10^9` where none was given."""
+        """The number of episodes; :math:`10^9` if endless."""
         return _ENDLESS if self.num_episodes is None else self.num_episodes
 
     @usual_defaults()
@@ -233,7 +232,7 @@ class EpisodeSampler(Dataset[Episode]):
         return Episode(Memory(events[:size], labels=labels[:size]), events[size:], labels[size:])
 
     def __iter__(self) -> Iterator[Episode]:
-        """Iterates over the episodes from the first, whatever :meth:`sample` has returned."""
+        """Iterates over the episodes from the first, independently of :meth:`sample`."""
         for index in range(len(self)):
             yield self[index]
 
@@ -241,7 +240,7 @@ class EpisodeSampler(Dataset[Episode]):
         """Returns the next episode: `sampler[0]`, then `sampler[1]` and so on.
 
         Raises:
-            IndexError: All `num_episodes` episodes were returned.
+            IndexError: If all `num_episodes` episodes were returned.
 
         Example:
             >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
@@ -257,17 +256,17 @@ class EpisodeSampler(Dataset[Episode]):
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
 
-        The gap between the evidence of the targets under the right memory and under this one tells what the right
-        memory is worth. No variant of a class of the episode is in it.
+        The evidence of the targets under the right memory minus that under this one measures the contribution of the
+        memory. No transform of a class of the episode is in it.
 
         Arguments:
             index: The index of the episode.
 
         Returns:
-            A memory of `n_way` classes with `k_shot` slots each; it depends on the arguments and the index only.
+            A memory of `n_way` classes with `k_shot` slots each, which depends only on the arguments and the index.
 
         Raises:
-            ValueError: The data set has too few classes that are not in the episode.
+            ValueError: If the data set has too few other classes.
 
         Example:
             >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
@@ -308,9 +307,9 @@ class EpisodeSampler(Dataset[Episode]):
         return self._by_class[self._starts[classes][:, None] + keys.topk(count).indices]
 
     def _load(self, drawings: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Gathers images as floats, each under the transform of its label; returns them and labels on the device.
+        """Gathers images as floats, each under the transform of its label; returns images and labels on the device.
 
-        What is drawn are small numbers, on the CPU, so that they are the same everywhere.
+        The random numbers are drawn on the CPU, so they are the same on every device.
         """
         device = self.device
         events, there = FewShotDataset.to_float(self._images[drawings.to(device)]), labels.to(device)
@@ -326,13 +325,13 @@ class EpisodeSampler(Dataset[Episode]):
 
 
 def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:
-    """Iterates over what can be evaluated together: `size` episodes of one target merged, others one by one.
+    """Iterates over batches for evaluation: merges up to `size` episodes of one target, and yields others singly.
 
     Arguments:
-        episodes: Where the episodes come from.
+        episodes: The source of episodes.
         size: How many episodes of one target to merge.
         start: The first episode.
-        stop: The episode to stop before; by default all are visited.
+        stop: The end, exclusive. Default: all episodes.
 
     Example:
         >>> from pyro_vmem.data import protocol
@@ -361,7 +360,7 @@ def merge_episodes(episodes: Sequence[Episode]) -> Episode:
         episodes: Episodes with one target each and equally many slots.
 
     Raises:
-        ValueError: There is no episode, or one has several targets, or the numbers of slots differ.
+        ValueError: If there is no episode, one has several targets, or the numbers of slots differ.
 
     Example:
         >>> memory = Memory(torch.rand(5, 3), labels=torch.arange(5))

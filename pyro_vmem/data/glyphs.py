@@ -1,4 +1,4 @@
-"""The offline default: letters of many scripts, drawn from the fonts that matplotlib ships."""
+"""The default data set, without a download: letters of many scripts, rendered from the fonts of matplotlib."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ __all__ = ["glyphs"]
 
 Bitmap = NDArray[np.uint8]
 
-# Fonts whose character map can be trusted for every letter, and TeX fonts, whose map can be trusted for ASCII only:
-# they file a Psi under the feminine ordinal. The display, symbol and last-resort fonts hold no letters.
+# The character maps of the first fonts are right for every letter, those of the TeX fonts for ASCII only: they have a
+# Psi as the feminine ordinal. The display, symbol and last-resort fonts have no letters.
 _REGULAR_FONTS = ("DejaVuSans", "DejaVuSerif", "DejaVuSansMono", "STIXGeneral")
 _UNICODE_FONTS = (
     *_REGULAR_FONTS,
@@ -37,19 +37,17 @@ _UNICODE_FONTS = (
 )
 _ASCII_FONTS = ("cmr10", "cmss10", "cmtt10", "cmti10", "cmb10", "cmmi10")
 
-# Two letters look alike if, in some regular font and scaled to the same frame, no more than this share of the ink of
-# either is further than one pixel in 36 from the ink of the other. At 0.06 Latin A, Greek Alpha and Cyrillic A are one
-# class, and so are an E with a caron and an E with a tilde; the closest pairs that stay apart differ by an accent or a
-# small stroke, such as an s with a circumflex and an s with a caron.
+# Two letters look alike if, in some regular font and at the same size, at most this share of the ink of either is
+# further than one pixel in 36 from the ink of the other. At 0.06, Latin A, Greek Alpha and Cyrillic A are one class,
+# and so are an E with a caron and an E with a tilde. An s with a circumflex and one with a caron are two classes.
 _ALIKE = 0.06
 _ALIKE_INK = 36
 _ALIKE_RESOLUTION = 48
 
-# A letter shorter and narrower than this share of the font size is a mark, such as a dot, that would fill the frame as
-# a blot.
+# A letter smaller than this share of the font size in both directions is a mark, such as a dot. It would fill a frame.
 _MARK = 0.3
 
-# A script with fewer letters than this is left out: an alphabet to hold out needs some classes.
+# Scripts with fewer letters are left out, because a held-out alphabet needs some classes.
 _MIN_LETTERS = 15
 _SCRIPT_NAMES = {"CANADIAN": "Canadian Syllabics", "OLD": "Old Italic"}
 
@@ -65,7 +63,7 @@ _CHUNK = 2048
 
 @dataclass(frozen=True)
 class _Letter:
-    """A class: one letter and the fonts that draw it differently from each other."""
+    """A class: one letter and the fonts that draw it differently."""
 
     char: str
     script: str
@@ -98,8 +96,8 @@ def glyphs(
         A data set of `uint8` images with shape :math:`(N, 1, H, W)` and values 0 (paper) and 255 (ink).
 
     Raises:
-        ImportError: matplotlib is not installed.
-        ValueError: An argument is out of range, or no letter has that many styles.
+        ImportError: If matplotlib is not installed.
+        ValueError: If an argument is out of range, or no letter has that many styles.
 
     Example:
         >>> dataset = glyphs(drawings=4)
@@ -112,8 +110,7 @@ def glyphs(
         check_count(name, value, least)
     check_range("jitter", jitter, 0, 2)
     letters = _letters(min_styles)
-    # Bitmaps of about the size they are drawn at: FreeType has smoothed them, so that sampling them misses no stroke,
-    # as it would on a finer one.
+    # Bitmaps of about the final size, smoothed by FreeType: sampling a finer bitmap would miss thin strokes.
     sources = _render_styles(letters, drawings, resolution=math.ceil(1.5 * size))
     generator = torch.Generator().manual_seed(seed)
     images = torch.cat(
@@ -139,13 +136,13 @@ class _Font:
         self._sizes: dict[int, Any] = {}
 
     def letters(self) -> list[str]:
-        """The letters of the font whose shape is their own."""
+        """The letters that have a shape of their own in this font."""
         codes = require("matplotlib.ft2font", "plots").FT2Font(self._path).get_charmap()
         chars = [chr(code) for code in sorted(codes) if _is_letter(chr(code))]
         return [char for char in chars if char.isascii()] if self.name in _ASCII_FONTS else chars
 
     def extent(self, char: str) -> float:
-        """Returns the longer side of a letter's ink as a share of the font size; 0 if it is blank."""
+        """The longer side of the ink of a letter as a share of the font size; 0 if it is blank."""
         bitmap = self._bitmap(char, 48)
         return 0.0 if bitmap is None else max(bitmap.shape) / 48
 
@@ -165,7 +162,7 @@ class _Font:
         width, height = mask.size
         bitmap = np.frombuffer(bytes(mask), dtype=np.uint8).reshape(height, width)
         rows, columns = (np.flatnonzero(bitmap.any(axis=axis)) for axis in (1, 0))
-        if len(rows) == 0:  # a filler: mapped, and blank
+        if len(rows) == 0:  # a blank filler
             return None
         return bitmap[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -174,15 +171,15 @@ def _is_letter(char: str) -> bool:
     """Whether a character is a letter in its own right."""
     if unicodedata.category(char) not in ("Lu", "Ll", "Lt", "Lo"):  # modifier letters are marks
         return False
-    # Ligatures, superscripts and mathematical alphabets are other letters in disguise, and Unicode says so by a tagged
-    # decomposition; so are the positional forms of Arabic letters, but these have shapes of their own.
+    # Ligatures, superscripts and mathematical alphabets repeat other letters; Unicode gives them a tagged
+    # decomposition. Positional forms of Arabic letters have one too, but also shapes of their own.
     tag, *parts = unicodedata.decomposition(char).split() or [""]
     return not tag.startswith("<") or (tag in ("<initial>", "<medial>", "<final>") and len(parts) == 1)
 
 
 @functools.lru_cache(maxsize=4)
 def _letters(min_styles: int) -> tuple[_Letter, ...]:
-    """Chooses the classes; the result is small, and finding it takes a second or two."""
+    """Chooses the classes; cached, because it takes a second or two."""
     fonts = {name: _Font(name) for name in _UNICODE_FONTS + _ASCII_FONTS}
     fonts_of: dict[str, list[str]] = {}
     for name, font in fonts.items():
@@ -215,8 +212,8 @@ def _letters(min_styles: int) -> tuple[_Letter, ...]:
 def _distinct_letters(chars: Sequence[str], ranks: Sequence[int], fonts: dict[str, _Font]) -> list[str]:
     """Keeps letters no two of which look alike, those of more fonts first.
 
-    Every letter left out looks like one that is kept. Merging by chains of likeness instead would join letters that do
-    not look alike at all, by way of those between.
+    Every letter left out looks like a kept one. Merging along chains of similar letters would join letters that do not
+    look alike.
     """
     alike = torch.zeros(len(chars), len(chars), dtype=torch.bool)
     for name in _REGULAR_FONTS:
@@ -237,7 +234,7 @@ def _distinct_letters(chars: Sequence[str], ranks: Sequence[int], fonts: dict[st
 
 
 def _stray_ink(bitmaps: Sequence[Bitmap]) -> Tensor:
-    """Returns for each pair the larger share of ink of one that is far from the ink of the other, (n, n)."""
+    """For each pair, the larger share of the ink of one letter that is far from the ink of the other, (n, n)."""
     frame = _ALIKE_INK + 4  # the ink grows by one pixel on each side
     scale = torch.tensor([_ALIKE_INK / max(bitmap.shape) for bitmap in bitmaps])
     linear = torch.diag_embed(scale[:, None].expand(-1, 2))
@@ -249,7 +246,7 @@ def _stray_ink(bitmaps: Sequence[Bitmap]) -> Tensor:
 
 
 def _render_styles(letters: Iterable[_Letter], drawings: int, resolution: int) -> list[Bitmap]:
-    """Renders the source of each drawing of each letter: its styles in turn."""
+    """Renders the bitmap of each drawing of each letter, with its styles in turn."""
     fonts = {name: _Font(name) for name in _UNICODE_FONTS + _ASCII_FONTS}
     sources = []
     for letter in letters:
@@ -270,7 +267,7 @@ def _warp(bitmaps: Sequence[Bitmap], size: int, jitter: float, generator: torch.
     stretch = torch.stack([wide, high], -2)
     linear = rotation @ stretch
 
-    # The corners of the ink's box reach furthest; scale by them, so that nothing is cut off at the border.
+    # Scaled by the corners of the ink, which reach furthest, so that nothing is cut off.
     half_box = torch.tensor([[bitmap.shape[1] / 2, bitmap.shape[0] / 2] for bitmap in bitmaps])
     reach = (linear.abs() @ half_box[:, :, None])[:, :, 0]
     half_frame = size / 2 - 1.75 * max(1.0, size / 28)
@@ -291,8 +288,8 @@ def _resample(bitmaps: Sequence[Bitmap], linear: Tensor, shift: Tensor, size: in
         top, left = (side - height) // 2, (side - width) // 2
         page[top : top + height, left : left + width] = bitmap
     source = torch.from_numpy(canvas).float().div_(255)[:, None]
-    # What affine_grid computes, by broadcasting, which is several times faster: for each pixel of the frame its place
-    # in the source, both in coordinates from -1 to 1.
+    # The same as affine_grid, several times faster by broadcasting: the place of each pixel of the frame in the source,
+    # in coordinates from -1 to 1.
     inverse = torch.linalg.inv(linear)
     along_x, along_y = (inverse * (size / side)).unbind(-1)
     offset = -(inverse @ shift[:, :, None])[:, :, 0] * (2 / side)

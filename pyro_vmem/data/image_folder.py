@@ -1,4 +1,4 @@
-"""Image folders: a data set from `class/*.png` or `alphabet/class/*.png`, and how a picture is opened safely."""
+"""Data sets from image folders, `class/*.png` or `alphabet/class/*.png`, and the safe opening of images."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm"},
 )
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-_MAX_PIXELS = 1 << 26  # 8192 x 8192, more than a camera's picture; a small file may declare far more
+_MAX_PIXELS = 1 << 26  # 8192 x 8192, more than a camera has; a small file may declare far more
 
 
 @usual_defaults()
@@ -37,23 +37,23 @@ def from_folder(
 ) -> FewShotDataset:
     r"""Images from `path/<class>/*` or from `path/<alphabet>/<class>/*`.
 
-    PNG, JPEG, BMP, GIF, TIFF, WebP and PNM files are read as grey, turned upright as their EXIF data say; of several
-    frames the first is read; transparent parts are paper. Other files, and names that start with a dot, are passed
-    over. With alphabets, a class is named `"alphabet/class"`.
+    PNG, JPEG, BMP, GIF, TIFF, WebP and PNM files are read as grey images and rotated by their EXIF data. Only the first
+    frame is read. Transparent parts are paper. Other files, and names that start with a dot, are ignored. With
+    alphabets, a class is named `"alphabet/class"`.
 
     Arguments:
         path: The folder.
-        size: The height and width :math:`(H, W)` to bring every image to; by default they must agree.
-        ink: Whether the drawing is darker or lighter than its ground.
-        threshold: How much ink, in [0, 1), makes a pixel ink, which gives 0 and 255 only; None keeps grey values.
+        size: The height and width :math:`(H, W)` to resize every image to. Default: all images must have one size.
+        ink: Whether the drawing is darker or lighter than its background.
+        threshold: The level in [0, 1) above which a pixel becomes 255, and below which 0; None keeps grey values.
 
     Returns:
         The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
 
     Raises:
-        FileNotFoundError: There is no such folder.
-        ValueError: There is no image, a class is empty, a file is unreadable or a link out of the folder, or the sizes
-            differ.
+        FileNotFoundError: If the folder does not exist.
+        ValueError: If there is no image, a class is empty, a file is unreadable or a link out of the folder, or the
+            sizes differ.
 
     Example:
         >>> import tempfile
@@ -105,7 +105,7 @@ def from_folder(
 
 
 def _class_folders(root: Path) -> list[Path]:
-    """Lists the folders that are classes, and refuse a layout that mixes classes and alphabets."""
+    """Lists the class folders; raises a `ValueError` for a mixture of classes and alphabets."""
     if _image_files(root, root):
         raise ValueError(f"path: {printable(root)} holds images itself, expected class folders with images in them.")
     tops = _folders(root, root)
@@ -142,7 +142,7 @@ def _entries(root: Path, folder: Path) -> list[Path]:
             continue
         try:
             target = entry.resolve(strict=True)
-        except (OSError, RuntimeError) as error:  # it points to nothing, or in a circle
+        except (OSError, RuntimeError) as error:  # it points to nothing or to itself
             raise ValueError(f"path: {printable(entry)} is a link that leads nowhere. Remove it.") from error
         if not target.is_relative_to(root.resolve()):
             raise ValueError(
@@ -159,9 +159,9 @@ def _read_ink(file: Path, size: tuple[int, int] | None, ink: str) -> NDArray[np.
         with open_picture(file) as image:
             if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
                 raise ValueError(f"pixels of 32 bits, mode {image.mode!r}, whose white is not known")
-            # A camera held sideways stores the picture as it fell on the sensor, and the turn beside it.
+            # Cameras store the image as on the sensor, with its rotation in the EXIF data.
             image = operations.exif_transpose(image)
-            if image.mode.startswith("I"):  # 16 bits a pixel, which PIL's conversion to grey would clip
+            if image.mode.startswith("I"):  # 16 bits per pixel, which PIL would clip
                 image = pil.fromarray((np.asarray(image) // 257).clip(0, 255).astype(np.uint8))
             if image.has_transparency_data:
                 ground = pil.new("RGBA", image.size, "white" if ink == "dark" else "black")
@@ -178,16 +178,16 @@ def _read_ink(file: Path, size: tuple[int, int] | None, ink: str) -> NDArray[np.
 
 
 def open_picture(file: Path | BinaryIO, formats: tuple[str, ...] = _FORMATS, max_pixels: int = _MAX_PIXELS) -> Any:
-    """Opens a picture without decoding it, whatever its name says it is.
+    """Opens an image of given formats, whatever its file name, without decoding it.
 
     Arguments:
         file: The file.
-        formats: The formats to try, by Pillow's names. Without a list Pillow tries all it knows, and for EPS it starts
-            Ghostscript, which runs what the file says.
-        max_pixels: The most pixels to accept. The size is declared in the file, and checked before memory is taken.
+        formats: The formats to try, by their names in Pillow. Without a list, Pillow tries all formats, and starts
+            Ghostscript for EPS, which runs code from the file.
+        max_pixels: The most pixels to accept. The declared size is checked before memory is allocated.
 
     Returns:
-        The `PIL.Image.Image`, to be used in a `with` block.
+        The `PIL.Image.Image`, for a `with` block.
 
     Raises:
         ValueError: If it has too many pixels.

@@ -1,4 +1,4 @@
-"""Episodes that all look in one large memory."""
+"""Episodes that share one large memory."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["LibraryEpisodes"]
 
 
 class LibraryEpisodes(Dataset[Episode]):
-    r"""Episodes that share a memory of some drawings of every class; targets are the other drawings, of any class.
+    r"""Episodes that share a memory of some drawings of every class. Targets are the other drawings.
 
-    The memory is packed, and may be large: an :class:`~pyro_vmem.IndexedGuide` looks in the index that
-    :func:`~pyro_vmem.model.index_memory` makes of it, and :func:`~pyro_vmem.fit` keeps the keys fresh.
+    The memory is packed and may be large. An :class:`~pyro_vmem.IndexedGuide` searches its index, which
+    :func:`~pyro_vmem.model.index_memory` makes. :func:`~pyro_vmem.fit` keeps the keys fresh.
 
     Arguments:
         dataset: The classes; images in 0..255 or in [0, 1].
         k_shot: The number of slots of each class.
-        num_targets: The number :math:`B` of targets in an episode; where there are fewer drawings left, all of these.
-        seed: Seeds which drawings are in memory, and the episodes.
-        rotate: Whether to add the classes turned by 90, 180 and 270 degrees, as :class:`EpisodeSampler` does.
+        num_targets: The number :math:`B` of targets in an episode, or all remaining drawings if they are fewer.
+        seed: The seed of memory and episodes.
+        rotate: Whether to add the classes rotated by 90, 180 and 270 degrees, as in :class:`EpisodeSampler`.
 
     Raises:
-        ValueError: If a number is out of range, a class has no drawing left for targets, or images are not square and
-            shall be turned.
+        ValueError: If a number is out of range, a class has no drawing left for targets, or images are not square with
+            `rotate`.
 
     Attributes:
         memory: The memory, with labels.
@@ -72,7 +72,7 @@ class LibraryEpisodes(Dataset[Episode]):
         self.memory = PackedMemory.pack(batches, 1 if binary else 8, self.classes[slots])
 
     def _chosen(self, k_shot: int) -> Tensor:
-        """Which drawings are in memory: of each class the first by random keys."""
+        """The drawings in memory: the first of each class by random keys."""
         keys = np.random.default_rng(np.random.SeedSequence(self.seed)).random(len(self.classes))
         order = torch.from_numpy(np.lexsort((keys, self.classes.numpy())))
         sizes = torch.bincount(self.classes)
@@ -85,7 +85,7 @@ class LibraryEpisodes(Dataset[Episode]):
 
     @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
-        """Return the episode of an index, which depends on the arguments and the index only."""
+        """Returns the episode of an index, which depends only on the arguments and the index."""
         if index < 0:
             raise IndexError(f"index: got {index}, expected at least 0.")
         generator = np.random.default_rng(np.random.SeedSequence((self.seed, index)))

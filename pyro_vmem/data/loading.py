@@ -1,4 +1,4 @@
-"""Episodes loaded ahead of the step that needs them: in a thread, or in worker processes."""
+"""Loads episodes ahead of their step, in a thread or in worker processes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyro_vmem.data.episodes import Episode
 
 __all__ = ["load_ahead", "lost_worker"]
 
-# How many episodes are ready or on their way, for each that loads them.
+# How many episodes each loader prepares ahead.
 AHEAD = 2
 
 
@@ -28,19 +28,19 @@ def load_ahead(
 ) -> Generator[Episode]:
     """Iterates over episodes `start` to `stop - 1`, in order, on a device.
 
-    Which episodes come, and the global random state, do not depend on how they are loaded. An error of an episode is
-    raised when its turn comes.
+    The episodes and the global random state do not depend on how they are loaded. An error in an episode is raised in
+    its turn.
 
     Arguments:
-        episodes: Where they come from.
-        start: The first.
-        stop: The one to stop before.
-        device: Where they go; to a GPU from page-locked memory, while it computes, unless they are made there.
-        workers: How many processes load them. With none, the CPU's are loaded when their turn comes, and a GPU's by a
-            thread, ahead of it.
+        episodes: The source of episodes.
+        start: The first episode.
+        stop: The end, exclusive.
+        device: The device of the episodes. Copies to a GPU come from page-locked memory and overlap with computation.
+        workers: The number of processes that load episodes. With 0, a thread loads ahead for a GPU, and for the CPU
+            episodes are loaded in their turn.
 
     Raises:
-        ValueError: If processes are not forked here, and the source cannot be pickled.
+        ValueError: If processes are not forked on this system, and the source cannot be pickled.
 
     Example:
         >>> from pyro_vmem.data import EpisodeSampler, FewShotDataset
@@ -58,13 +58,13 @@ def load_ahead(
             num_workers=workers,
             prefetch_factor=AHEAD,
             pin_memory=pin,
-            generator=torch.Generator(),  # or the workers' seeds would be drawn from the global one
+            generator=torch.Generator(),  # otherwise the seeds of workers would come from the global generator
         )
         try:
             loaded = iter(loader)
         except OSError:
             raise
-        except Exception as error:  # whatever pickling it raises, where processes are not forked
+        except Exception as error:  # any error of pickling, where processes are not forked
             raise ValueError(
                 f"workers: the source of episodes cannot be sent to another process ({error}). Define it at the top of "
                 "a module, without functions or open files in it, or load here: workers=0."
@@ -96,9 +96,9 @@ def _in_a_thread(episodes: Dataset[Episode], indices: range, pin: bool) -> Itera
 
 @contextmanager
 def lost_worker() -> Iterator[None]:
-    """Says in a `ChildProcessError` what to do when a process that loads episodes has died.
+    """Raises a `ChildProcessError` with advice when a worker has died.
 
-    torch notices it at once, in whatever line of the block.
+    torch notices the death at once, in any line of the block.
     """
     try:
         yield

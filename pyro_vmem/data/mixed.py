@@ -14,15 +14,13 @@ __all__ = ["MixedEpisodes"]
 class MixedEpisodes(Dataset[Episode]):
     """Episodes of several samplers in turn, such as large and small memories.
 
-    A model is good at the memories that it was trained on: one that always saw 64 slots, with the target's class among
-    them, has to be shown the others too.
+    A model works best with the kinds of memory that it was trained on, so train it on all kinds that it has to serve.
 
     Arguments:
-        samplers: Where the episodes come from; give each a seed of its own. One that is there twice comes up twice as
-            often.
+        samplers: The samplers, with different seeds. A repeated sampler gives more episodes.
 
     Raises:
-        ValueError: There is no sampler.
+        ValueError: If there is no sampler.
 
     Example:
         >>> import torch
@@ -39,5 +37,5 @@ class MixedEpisodes(Dataset[Episode]):
         self.samplers = list(samplers)
 
     def __getitem__(self, index: int) -> Episode:
-        """Return the episode of an index, which depends on the samplers and the index only."""
+        """Returns the episode of an index, which depends only on the samplers and the index."""
         return self.samplers[index % len(self.samplers)][index // len(self.samplers)]

@@ -1,4 +1,4 @@
-"""MNIST: handwritten digits, from `.npz` files or from what torchvision keeps."""
+"""MNIST: handwritten digits, from `.npz` files or from the files of torchvision."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ def mnist(root: str | os.PathLike[str] | None = None, *, train: bool = True, dow
     r"""MNIST: handwritten digits, binary, as ten classes of one alphabet.
 
     Reads `binmnist_train.npz` or `binmnist_test.npz` (for each digit an array of shape `(n, 28, 28)` with values 0 and
-    1) in `root` or `root/mnist`, else what torchvision keeps in `root/MNIST`, binarised at 0.5.
+    1) in `root` or `root/mnist`. Otherwise reads the files of torchvision in `root/MNIST`, binarised at 0.5.
 
     Arguments:
-        root: The folder to look in; by default the environment variable `PYRO_VMEM_DATA`.
+        root: The folder to search. Default: the environment variable `PYRO_VMEM_DATA`.
         train: Whether to read the 60,000 training images or the 10,000 test images.
-        download: Whether to fetch the images, by `torchvision.datasets.MNIST`, where `root` lacks them.
+        download: Whether `torchvision.datasets.MNIST` downloads missing images.
 
     Returns:
         The data set, with images of shape `(1, 28, 28)`; classes `"0"` to `"9"`, alphabet `"digits"`.
 
     Raises:
-        ValueError: No root is known, or a file does not hold binary digits.
-        FileNotFoundError: `root` does not hold the data.
+        ValueError: If no root is known, or a file does not hold binary digits.
+        FileNotFoundError: If `root` does not hold the data.
 
     Example:
         >>> import tempfile

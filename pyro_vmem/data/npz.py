@@ -22,13 +22,13 @@ Array = NDArray[Any]
 
 @usual_defaults()
 def from_npz(path: str | os.PathLike[str]) -> FewShotDataset:
-    r"""A data set from one `.npz` file, as `numpy.savez` or :meth:`FewShotDataset.save_npz` writes it.
+    r"""Reads a data set from one `.npz` file of `numpy.savez` or :meth:`FewShotDataset.save_npz`.
 
     The file holds two arrays, and up to three more:
 
     - `images`: :math:`(N, H, W)`, :math:`(N, C, H, W)` or vectors :math:`(N, D)`; `uint8` with 255 for ink, `bool` with
       True for ink, or floating point.
-    - `classes`: :math:`(N)`, indices from 0, or names as strings, which are numbered in sorted order.
+    - `classes`: :math:`(N)`, indices from 0, or names as strings, numbered in sorted order.
     - `class_names`: :math:`(n)`, strings; optional, and only with indices in `classes`.
     - `alphabets`: :math:`(n)`, an index from 0 or a name for each class; optional.
     - `alphabet_names`: strings; optional, and only with indices in `alphabets`.
@@ -37,11 +37,11 @@ def from_npz(path: str | os.PathLike[str]) -> FewShotDataset:
         path: The file.
 
     Returns:
-        The data set; images get the channel dimension that they lack.
+        The data set. Images without a channel dim get one.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is not such an archive, or its arrays do not agree.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not such an archive, or its arrays do not agree.
 
     Example:
         >>> import tempfile
@@ -77,7 +77,7 @@ def from_npz(path: str | os.PathLike[str]) -> FewShotDataset:
 
 
 def _indices(arrays: dict[str, Array], values: str, names: str) -> tuple[torch.Tensor, list[str] | None]:
-    """Returns indices and names, whichever of the two the file spells out."""
+    """Returns indices and names, given either of the two."""
     array = arrays[values]
     if array.ndim != 1:
         raise ValueError(f"{values}: got shape {array.shape}, expected one dimension.")
@@ -92,7 +92,7 @@ def _indices(arrays: dict[str, Array], values: str, names: str) -> tuple[torch.T
 
 
 def number_names(names: Sequence[str]) -> tuple[torch.Tensor, list[str]]:
-    """Numbers names in sorted order: the number of each, `(N,)`, and the names that are numbered."""
+    """Numbers names in sorted order: the number of each, `(N,)`, and the sorted names."""
     unique = sorted(set(names))
     number = {name: i for i, name in enumerate(unique)}
     return torch.tensor([number[name] for name in names]), unique

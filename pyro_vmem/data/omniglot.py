@@ -1,4 +1,4 @@
-"""Omniglot from its folders or archives, at the image sizes that the literature uses."""
+"""Omniglot from its folders or archives, at the image sizes of the literature."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import re
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,12 +25,12 @@ from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.image_folder import open_picture
 from pyro_vmem.data.storage import cache_folder, data_root, load_npz, printable, save_npz
 
-__all__ = ["omniglot"]
+__all__ = ["omniglot", "read_drawing"]
 
 Bits = NDArray[np.bool_]
 
 _SIDE = 105
-_MAX_FILE_BYTES = 1 << 20  # the drawings take a few hundred bytes each
+_MAX_FILE_BYTES = 1 << 20  # drawings take a few hundred bytes each
 _CACHE_VERSION = 1
 _PARTS = {
     "all": ("images_background", "images_evaluation"),
@@ -38,8 +39,8 @@ _PARTS = {
 }
 
 
-# Which rows and columns a small image takes: its size, and where in each step the one lies. PIL's NEAREST takes the
-# source pixel under the new one's centre.
+# The rows and columns that a small image takes: its size, and the offset within each step. PIL's NEAREST takes the
+# source pixel under the centre of the new one.
 LATTICES = {"index28": (28, 0.0), "nearest26": (26, 0.5)}
 
 
@@ -73,28 +74,28 @@ def omniglot(
 
     Reads the folders `images_background/<Alphabet>/characterNN/*.png` and `images_evaluation/...`, or zip archives of
     them, in `root`, `root/omniglot` or `root/omniglot-py`. Images are `(1, H, W)` with 255 for ink; classes are named
-    `"Alphabet/characterNN"`. What was read is kept in a small cache file, so that only the first call takes seconds.
+    `"Alphabet/characterNN"`. A small cache file makes later calls fast.
 
     References:
         | Human-level concept learning through probabilistic program induction (Lake et al., 2015)
         | https://github.com/brendenlake/omniglot
 
     Arguments:
-        root: The folder to look in; by default the environment variable `PYRO_VMEM_DATA`.
+        root: The folder to search. Default: the environment variable `PYRO_VMEM_DATA`.
         subset: `"background"` (964 characters of 30 alphabets), `"evaluation"` (659 of 20) or `"all"`.
-        resize: How 105x105 becomes smaller. `"index28"` takes rows and columns :math:`\lfloor 105 i / 28 \rfloor`;
+        resize: How 105x105 images are reduced. `"index28"` takes rows and columns :math:`\lfloor 105 i / 28 \rfloor`;
             `"nearest26"` is PIL's NEAREST at 26x26; `"maxpool26"` is 4x4 max-pooling of the ink in the 104x104 crop;
             None keeps 105x105.
-        cache_dir: The folder of the cache file; by default `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
+        cache_dir: The folder of the cache file. Default: `$PYRO_VMEM_CACHE`, else `$XDG_CACHE_HOME/pyro_vmem`, else
             `~/.cache/pyro_vmem`.
-        download: Whether to fetch what `root` lacks, by `torchvision.datasets.Omniglot`.
+        download: Whether `torchvision.datasets.Omniglot` downloads missing data.
 
     Returns:
         The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
 
     Raises:
-        ValueError: An argument is out of range, or a file is not a readable 105x105 drawing.
-        FileNotFoundError: `root` does not hold the data.
+        ValueError: If an argument is out of range, or a file is not a readable 105x105 drawing.
+        FileNotFoundError: If `root` does not hold the data.
 
     Example:
         >>> import tempfile
@@ -136,7 +137,7 @@ def omniglot(
 
 @dataclass(frozen=True)
 class _Drawing:
-    """One image file of a source: where it is, and what identifies its content for the cache."""
+    """One image file of a source: its place, and an identifier of its content for the cache."""
 
     member: str
     class_name: str
@@ -145,15 +146,15 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Source:
-    """A folder or a zip archive that holds one part of the data set."""
+    """A folder or a zip archive with one part of the data set."""
 
     path: Path
     part: str
 
     def drawings(self) -> list[_Drawing]:
         """Lists the drawings in the order of their names."""
-        # Nothing of an archive is ever unpacked: a member is read into memory only if its name has the layout of a
-        # drawing, so that a hostile name cannot reach the disk.
+        # Archives are never unpacked. A member is read into memory only if its name is that of a drawing, so a hostile
+        # name cannot reach the disk.
         layout = re.compile(rf"{self.part}/([^/\\]+)/(character\d+)/[^/\\]+\.png")
         found = []
         for member, stamp in self._files():
@@ -188,37 +189,42 @@ class _Source:
 
     def read(self, drawings: list[_Drawing]) -> Iterator[Bits]:
         """Reads drawings as ink, each with shape (105, 105), True for ink."""
-        with contextlib.ExitStack() as stack:
-            archive = None if self.path.is_dir() else stack.enter_context(self._archive())
+        if self.path.is_dir():
+            yield from (read_drawing(self.path.parent / drawing.member) for drawing in drawings)
+            return
+        with self._archive() as archive:
             for drawing in drawings:
-                inside = f"{self.path}: {drawing.member}" if archive else str(self.path.parent / drawing.member)
-                where = printable(Path(inside))
-                try:
-                    if archive is None:
-                        handle: Any = (self.path.parent / drawing.member).open("rb")
-                        size = drawing.stamp[0]
-                    else:
-                        handle = archive.open(drawing.member)
-                        size = archive.getinfo(drawing.member).file_size
-                    with handle as file:
-                        if size > _MAX_FILE_BYTES:
-                            raise ValueError(f"{size} bytes")
-                        ink = _decode(file)
-                except Exception as error:  # Pillow and zipfile raise many types on damaged files
-                    raise ValueError(
-                        f"root: cannot read {where} ({error}), expected a PNG of a drawing. Replace the file."
-                    ) from error
-                if ink.shape != (_SIDE, _SIDE):
-                    raise ValueError(
-                        f"root: {where} is {ink.shape[1]}x{ink.shape[0]}, expected {_SIDE}x{_SIDE}. For "
-                        "images of other sizes use from_folder."
-                    )
-                yield ink
+                size = archive.getinfo(drawing.member).file_size
+                yield _ink(partial(archive.open, drawing.member), size, f"{self.path}: {drawing.member}")
 
 
-def _decode(file: BinaryIO) -> Bits:
-    with open_picture(file, ("PNG",), max_pixels=(10 * _SIDE) ** 2) as image:
-        ink: Bits = np.asarray(image.convert("L")) < 128
+def read_drawing(path: Path, resize: str | None = None) -> Bits:
+    """Reads the file of one drawing as ink, True for ink, and makes it smaller as :func:`omniglot` does.
+
+    Raises:
+        ValueError: If it is not a readable 105x105 drawing.
+    """
+    ink = _ink(partial(path.open, "rb"), path.stat().st_size, str(path))
+    return _RESIZE[resize](ink[None])[0]
+
+
+def _ink(opened: Callable[[], Any], size: int, name: str) -> Bits:
+    """The ink of a file that has a size in bytes; `name` is what an error calls it."""
+    where = printable(Path(name))
+    try:
+        if size > _MAX_FILE_BYTES:
+            raise ValueError(f"{size} bytes")
+        with opened() as file, open_picture(file, ("PNG",), max_pixels=(10 * _SIDE) ** 2) as image:
+            ink: Bits = np.asarray(image.convert("L")) < 128
+    except Exception as error:  # Pillow and zipfile raise many types on damaged files
+        raise ValueError(
+            f"root: cannot read {where} ({error}), expected a PNG of a drawing. Replace the file."
+        ) from error
+    if ink.shape != (_SIDE, _SIDE):
+        raise ValueError(
+            f"root: {where} is {ink.shape[1]}x{ink.shape[0]}, expected {_SIDE}x{_SIDE}. For "
+            "images of other sizes use from_folder."
+        )
     return ink
 
 
@@ -254,7 +260,7 @@ def _parse(
 ) -> tuple[Bits, list[str]]:
     images: list[Bits] = []
     names: list[str] = []
-    with tqdm(total=sum(map(len, listings)), desc="Omniglot", unit=" drawings", leave=False) as progress:
+    with tqdm(total=sum(map(len, listings)), desc="Omniglot", unit=" drawings", leave=False, disable=None) as progress:
         for source, drawings in zip(sources, listings, strict=True):
             for drawing, ink in zip(drawings, source.read(drawings), strict=True):
                 images.append(resize(ink[None])[0])
@@ -264,7 +270,7 @@ def _parse(
 
 
 def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
-    # A folder that cannot be written costs the next call some seconds; it is no reason to fail this one.
+    # Without a cache the next call is slower, but this one need not fail.
     with contextlib.suppress(OSError):
         save_npz(
             file,
@@ -275,7 +281,7 @@ def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
 
 
 def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:
-    """Returns what a cache file holds, or None if it is absent or damaged."""
+    """Returns the content of a cache file, or None if it is absent or damaged."""
     try:
         arrays = load_npz(file, "cache_dir")
         shape = tuple(int(n) for n in arrays["shape"])

@@ -1,4 +1,4 @@
-"""The named protocols under which few-shot likelihoods are compared."""
+"""The named protocols for comparing few-shot likelihoods."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from pyro_vmem.memory import Memory
 
 __all__ = ["PROTOCOLS", "Protocol", "ProtocolEpisodes", "protocol"]
 
-_BLANK = -1  # the label of the blank template that stands for an empty memory
+_BLANK = -1  # the label of the blank template of an empty memory
 
 
 class Protocol(abc.ABC):
-    r"""A protocol: which images, which classes are tested on, and how a target and its memory are drawn.
+    r"""A protocol: images, test classes, and the draw of a target and its memory.
 
-    A figure without its protocol's name says little: whether a target may lie in its own memory, or how much ink an
-    image has, is worth more nats than one model over another.
+    Always report its name with a figure. Copies of the target in memory, or the ink of the images, change likelihoods
+    more than the choice of a model.
 
     Attributes:
-        name: The name that goes with every number.
-        resize: The images, as :func:`~pyro_vmem.data.omniglot` names them.
+        name: The name.
+        resize: The images; see `resize` of :func:`~pyro_vmem.data.omniglot`.
         copies: Whether an exact copy of a target may be in its memory.
 
     Example:
@@ -51,14 +51,14 @@ class Protocol(abc.ABC):
     def datasets(
         self, root: str | os.PathLike[str] | None = None, *, full: bool = False
     ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
-        """Returns the classes to train on, to validate on and to test on.
+        """Returns the classes for training, validation and test.
 
-        Validation classes are whole alphabets held out of those that may be trained on; every choice that is made while
-        developing is made on them.
+        Validation classes are whole alphabets, held out of the training classes. Make every choice of development on
+        them.
 
         Arguments:
-            root: The folder that holds Omniglot; by default the environment variable `PYRO_VMEM_DATA`.
-            full: Whether the images stay as large as they were drawn, for :class:`~pyro_vmem.data.WarpedEpisodes` say.
+            root: The folder with Omniglot. Default: the environment variable `PYRO_VMEM_DATA`.
+            full: Whether images keep their full size, for example for :class:`~pyro_vmem.data.WarpedEpisodes`.
         """
         resize = None if full else self.resize
         train, validation = omniglot(root, subset="background", resize=resize).split(test=0.15, seed=0)
@@ -75,14 +75,14 @@ class Protocol(abc.ABC):
         """Returns the evaluation episodes of one cell of a table.
 
         Arguments:
-            dataset: The classes to test on.
+            dataset: The test classes.
             n_classes: The number of classes :math:`C`.
             shots: The number of items :math:`T` in memory, of all classes together.
-            seed: The seed of the episodes: the same for every model, so that their figures are paired.
-            num_episodes: How many; by default as many as the protocol has.
+            seed: The seed of the episodes. Use the same for every model, so that figures are paired.
+            num_episodes: The number of episodes. Default: that of the protocol.
 
         Raises:
-            ValueError: The protocol does not have this cell, or the data set has too few drawings for it.
+            ValueError: If the protocol does not have this cell, or the data set has too few drawings for it.
         """
         return ProtocolEpisodes(self, dataset, n_classes, shots, seed, num_episodes)
 
@@ -98,17 +98,18 @@ class Protocol(abc.ABC):
     def draw(
         self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
     ) -> tuple[Sequence[int], Sequence[int]]:
-        """Draws episode `index`: where the images in memory are in the data set, and where the targets are.
+        """Draws episode `index`: the indices of the templates and of the targets in the data set.
 
-        `drawings` has the places of each class's images, one tensor `(n,)` a class; the others are as of `episodes`.
+        `drawings` has the indices of the images of each class, one tensor `(n,)` per class. The other arguments are
+        those of `episodes`.
         """
 
 
 class ProtocolEpisodes(Dataset[Episode]):
-    r"""The episodes that :meth:`Protocol.episodes` makes, with its arguments: one cell of a protocol's table.
+    r"""The episodes of one cell of the table of a protocol; :meth:`Protocol.episodes` makes them.
 
-    `episodes[i]` depends on nothing but the arguments and `i`. With no shots, one blank template stands for the empty
-    memory. A `ValueError` says if the protocol does not have the cell, or the data set has too few drawings for it.
+    `episodes[i]` depends only on the arguments and `i`. With no shots, memory holds one blank template. A `ValueError`
+    is raised if the protocol does not have the cell, or the data set has too few drawings for it.
 
     Example:
         >>> from pyro_vmem.data import batches
@@ -151,7 +152,7 @@ class ProtocolEpisodes(Dataset[Episode]):
 
     @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
-        """Returns the episode of an index: one target, or some that share their memory."""
+        """Returns the episode of an index: one target, or several that share a memory."""
         if not 0 <= index < len(self):
             raise IndexError(f"index: got {index}, expected 0 to {len(self) - 1}.")
         slots, targets = (
@@ -182,18 +183,18 @@ def _check_enough(dataset: FewShotDataset, needed: int, what: str) -> None:
 
 
 class _Gmn(Protocol):
-    """Of Generative Matching Networks (Bartunov, Vetrov, 2017): items one after the other, with replacement.
+    """The protocol of Generative Matching Networks (Bartunov, Vetrov, 2017): a sequence of items with replacement.
 
-    :math:`C` classes, which may be the same; each item a class among them, and a drawing of it. The target is the item
-    after the :math:`T` in memory, so that the cells of one :math:`C` walk along the same sequences. It is a copy of one
-    of them with probability :math:`1 - (1 - 1/(20 C))^T`.
+    :math:`C` classes are drawn, with possible repeats; each item is a drawing of one of them. The target is the item
+    after the :math:`T` items in memory, so cells with the same :math:`C` share their sequences. The target is a copy of
+    an item in memory with probability :math:`1 - (1 - 1/(20 C))^T`.
     """
 
     name = "gmn"
     copies = True
 
     def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
-        """Every number of classes and shots exists."""
+        """Accepts every number of classes and shots."""
 
     def draw(
         self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
@@ -210,7 +211,7 @@ class _Gmn(Protocol):
 
 
 class _GmnDistinct(_Gmn):
-    """As `gmn`, but no drawing comes twice: what is gained is not gained by copying."""
+    """The protocol `gmn` without repeated drawings, so that copying does not help."""
 
     name = "gmn-distinct"
     copies = False
@@ -224,10 +225,10 @@ class _GmnDistinct(_Gmn):
 
 
 class _Zholus(Protocol):
-    """Of the public PyTorch re-implementation: every image is a target once, its class always in memory.
+    """The protocol of the public PyTorch re-implementation: every image is a target once, with its class in memory.
 
-    The number of classes in memory is drawn anew for each target, uniform from 1 to :math:`min(C, T)`; if it is two,
-    the number of items of the target's class is uniform from 1 to :math:`T - 1`.
+    The number of classes in memory is uniform from 1 to :math:`min(C, T)`, per target. If it is two, the number of
+    items of the class of the target is uniform from 1 to :math:`T - 1`.
     """
 
     name = "zholus"
@@ -251,7 +252,7 @@ class _Zholus(Protocol):
     ) -> tuple[Sequence[int], Sequence[int]]:
         images = torch.cat(drawings)
         owner = np.repeat(np.arange(len(drawings)), [len(d) for d in drawings])
-        # The order of the targets is random, so that the first of them stand for all.
+        # The order of the targets is random, so the first ones represent all.
         place = int(np.random.default_rng(seed).permutation(len(images))[index % len(images)])
         target, own = int(images[place]), int(owner[place])
         generator = _generator(seed, index)
@@ -268,8 +269,8 @@ class _Zholus(Protocol):
 class _Shared(Protocol):
     """One memory of :math:`n = T / C` examples of each of :math:`C` classes, shared by targets of one of them.
 
-    Episodes of the same index have the same targets whatever :math:`C` and :math:`n` are (as far as drawings are left):
-    a larger memory is a smaller one with more in it, so that figures of all cells are paired.
+    Episodes of the same index have the same targets for all :math:`C` and :math:`n`, as far as drawings are left. A
+    larger memory contains the smaller ones, so figures of all cells are paired.
     """
 
     num_targets: ClassVar[int] = 4
@@ -298,7 +299,7 @@ class _Shared(Protocol):
 
 
 class _Vma(_Shared):
-    """Of the paper: 45 alphabets to train on, five to test on, 26x26 images, one memory shared by targets."""
+    """The protocol of the paper: 45 training alphabets, five test alphabets, 26x26 images, one memory."""
 
     name = "vma-45-5"
     resize = "maxpool26"
@@ -313,7 +314,7 @@ class _Vma(_Shared):
 
 
 class _WholeMemory(_Shared):
-    """As `vma-45-5`, on the images and classes of `gmn`: up to 659 classes in one memory."""
+    """The protocol `vma-45-5` on the images and classes of `gmn`, with up to 659 classes in one memory."""
 
     name = "whole-memory"
 
@@ -323,12 +324,12 @@ PROTOCOLS: dict[str, Protocol] = {p.name: p for p in (_Gmn(), _GmnDistinct(), _Z
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol of a name.
+    """Returns the protocol of a name.
 
-    - `gmn`: 28x28, positions of a sequence drawn with replacement; the target may be a copy.
-    - `gmn-distinct`: the same without copies; the headline protocol.
-    - `zholus`: 26x26 by nearest pixel; every evaluation image a target once, with its class in memory.
-    - `vma-45-5`: 26x26 by max-pooling, five test alphabets; a memory shared by targets.
+    - `gmn`: 28x28 images, a sequence of items drawn with replacement. The target may be a copy.
+    - `gmn-distinct`: the same without copies. The headline results use it.
+    - `zholus`: 26x26 images by nearest pixel. Every evaluation image is a target once, with its class in memory.
+    - `vma-45-5`: 26x26 images by max-pooling, five test alphabets, one memory for all targets.
     - `whole-memory`: the same on the images and classes of `gmn`.
 
     References:
@@ -341,7 +342,7 @@ def protocol(name: str) -> Protocol:
         name: One of the five.
 
     Raises:
-        ValueError: There is no such protocol.
+        ValueError: If the name is unknown.
 
     Example:
         >>> protocol("zholus").resize

@@ -1,4 +1,4 @@
-"""Episodes whose targets are copies of what is in memory."""
+"""Episodes with targets that are copies of templates."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ __all__ = ["RecallSampler"]
 
 
 class RecallSampler(Dataset[Episode]):
-    r"""Memories of any images, and targets that are copies of what is in memory: a model's recall of its memory.
+    r"""Memories of any images, with targets that are copies of templates: a test of recall.
 
-    Not a few-shot protocol: the best that a model can do is to find the slot, for :math:`\log |M|` nats. Labels are the
-    numbers of the slots, so that a hit is the right slot. Nothing depends on the images' classes.
+    This is no few-shot protocol. The best possible NLL is :math:`\log |M|` nats, the cost of the slot. Labels are the
+    numbers of the slots, so accuracy is that of the slot. Classes of the images play no role.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017)
@@ -32,7 +32,7 @@ class RecallSampler(Dataset[Episode]):
         seed: The seed of the episodes.
 
     Raises:
-        ValueError: A number is out of range.
+        ValueError: If a number is out of range.
 
     Example:
         >>> sampler = RecallSampler(FewShotDataset(torch.randn(60, 3), torch.arange(60) % 3), memory_size=8, n_query=2)
@@ -51,7 +51,7 @@ class RecallSampler(Dataset[Episode]):
 
     @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
-        """Return the episode of an index, which depends on the arguments and the index only."""
+        """Returns the episode of an index, which depends only on the arguments and the index."""
         generator = np.random.default_rng(np.random.SeedSequence((self.seed, index)))
         slots = torch.from_numpy(generator.choice(len(self.dataset), self.memory_size, replace=False))
         labels = torch.from_numpy(generator.choice(self.memory_size, self.n_query, replace=False))

@@ -1,4 +1,4 @@
-"""Where data sets are looked for, and how their files are read and written without surprises."""
+"""Folders of data sets, and safe reading and writing of their files."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from pyro_vmem._utils.files import write_atomically
 
 __all__ = ["cache_folder", "data_root", "load_npz", "printable", "save_npz"]
 
-# An archive may declare more than this only if it is not packed beyond what images of drawings are.
+# An archive may declare more than this only if its compression ratio is that of drawings.
 _LARGE = 1 << 30
 _MAX_RATIO = 100
 
 
 def save_npz(path: str | os.PathLike[str], **arrays: np.ndarray[Any, Any]) -> None:
-    """Writes arrays into a compressed `.npz` file, whole or not at all; its folder is made where it is missing."""
+    """Writes arrays into a compressed `.npz` file, atomically; makes a missing folder."""
     with write_atomically(path) as aside, aside.open("wb") as file:
         np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 def load_npz(path: Path, argument: str) -> dict[str, np.ndarray[Any, Any]]:
-    """Reads all arrays of an `.npz` file, which may come from anywhere: no pickles, no archive that explodes.
+    """Reads all arrays of an untrusted `.npz` file, without pickle and with a limit on its unpacked size.
 
     Raises:
-        ValueError: It is not such an archive, or it declares over a gigabyte and over a hundred times its own size. The
-            message names the argument that the file was given by.
+        ValueError: If it is not such an archive, or it declares over a gigabyte and over a hundred times its own size.
+            The message names the argument of the file.
     """
     try:
-        # Opened here: on a damaged archive np.load leaves what it opened itself to the garbage collector.
+        # Opened here, because np.load does not close a damaged archive that it opened.
         with path.open("rb") as handle:
             with zipfile.ZipFile(handle) as archive:
                 declared = sum(member.file_size for member in archive.infolist())
@@ -49,7 +49,7 @@ def load_npz(path: Path, argument: str) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def printable(path: Path) -> str:
-    r"""Returns a path for a message: what would move a terminal's cursor or colour it is escaped.
+    r"""Returns a path for a message, with control characters escaped.
 
     Example:
         >>> print(printable(Path("a/\x1b[2J.png")))
@@ -68,7 +68,7 @@ def cache_folder(cache_dir: str | os.PathLike[str] | None) -> Path:
 
 
 def data_root(root: str | os.PathLike[str] | None, what: str) -> Path:
-    """The folder to look for the data set `what` in: the argument, or `$PYRO_VMEM_DATA`; else a `ValueError`."""
+    """The folder of the data set `what`: the argument, or `$PYRO_VMEM_DATA`; else raises a `ValueError`."""
     if root is not None:
         return Path(root).expanduser()
     if named := os.environ.get("PYRO_VMEM_DATA"):

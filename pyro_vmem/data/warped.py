@@ -1,4 +1,4 @@
-"""Episodes whose images are turned, stretched, sheared and moved at random: characters that nobody drew."""
+"""Episodes with randomly rotated, stretched, sheared and shifted images."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ __all__ = ["Affine", "WarpedEpisodes"]
 
 @dataclass(frozen=True)
 class Affine:
-    """How far random affine maps of the plane go; each number is drawn evenly between minus and plus what is given.
+    """The range of random affine maps of the plane; each number is uniform between minus and plus its bound.
 
     Attributes:
         rotation: The angle, in degrees.
-        scale: The logarithm of the factor by which width and height are stretched, each by its own.
-        shear: By how much of its height a point is moved sideways.
-        shift: How far, in each direction, as a share of the image's side.
+        scale: The logarithm of the factors of width and height, drawn independently.
+        shear: The sideways shift of a point, as a share of its height.
+        shift: The shift in each direction, as a share of the side of the image.
 
     Raises:
         ValueError: If one is negative.
@@ -50,7 +50,7 @@ class Affine:
                 raise ValueError(f"{name}: got {value}, expected 0 or more.")
 
     def maps(self, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
-        """Draw maps as matrices on (x, y, 1), with the centre as origin and the side as unit: `(count, 3, 3)`."""
+        """Draws maps as matrices on (x, y, 1), with the centre as origin and the side as unit: `(count, 3, 3)`."""
         angle, width, height, shear, right, down = generator.uniform(-1, 1, (6, count))
         turn, maps = angle * math.radians(self.rotation), np.tile(np.eye(3), (count, 1, 1))
         wide, high = np.exp(width * self.scale), np.exp(height * self.scale)
@@ -62,20 +62,19 @@ class Affine:
 
 
 class WarpedEpisodes(Dataset[Episode]):
-    r"""Episodes of another sampler, each image under an affine map of its own after one of its class.
+    r"""Episodes of another sampler, with an affine map per class followed by one per image.
 
-    The map of the class makes further classes of those there are; that of the image makes further drawings, so that a
-    lookup which is trained on them cannot go by where a character lies. Both are drawn anew in every episode. A pixel
-    takes the value of the one that lies under it, so images without greys stay so; what comes from outside is blank.
-    With `resize`, images as large as they were drawn become small as :func:`~pyro_vmem.data.omniglot` makes them small,
-    after the maps: what is drawn then has the strokes that other small images have.
+    The maps of classes make new classes, and the maps of images make new drawings. A guide trained on them cannot use
+    the position of a character. All maps are drawn anew in every episode. Each pixel is the nearest source pixel, so
+    binary images stay binary; pixels from outside are blank. With `resize`, full-size images are reduced after the
+    maps, as in :func:`~pyro_vmem.data.omniglot`, so strokes look the same as in other small images.
 
     Arguments:
-        episodes: Where the episodes come from; square images with a blank margin, and labels.
-        of_class: How far the map of a class goes.
-        of_image: How far that of an image goes.
-        resize: "index28" or "nearest26", or `None` for images that stay as large as they are.
-        seed: Seeds the maps; use one of its own.
+        episodes: The source of episodes: square images with a blank margin, and labels.
+        of_class: The range of the maps of classes.
+        of_image: The range of the maps of images.
+        resize: "index28" or "nearest26"; `None` keeps the size.
+        seed: The seed of the maps, different from that of the source.
 
     Raises:
         ValueError: If `seed` is negative or `resize` is unknown; at the first episode, if images are not square or the
@@ -107,7 +106,7 @@ class WarpedEpisodes(Dataset[Episode]):
         return f"WarpedEpisodes({self.episodes!r}, {self.of_class}, {self.of_image}, resize={self.resize!r})"
 
     def __getitem__(self, index: int) -> Episode:
-        """Return the episode of an index, which depends on the arguments and the index only."""
+        """Returns the episode of an index, which depends only on the arguments and the index."""
         episode, generator = self.episodes[index], np.random.default_rng(np.random.SeedSequence((self.seed, index)))
         memory = episode.memory
         if memory.labels is None or episode.labels is None:
@@ -123,12 +122,12 @@ class WarpedEpisodes(Dataset[Episode]):
 
 
 def _warp(images: Tensor, maps: Tensor, resize: str | None) -> Tensor:
-    """Images `(N, C, H, H)` under maps of where each pixel looks."""
+    """Images `(N, C, H, H)` under maps from each pixel to its source."""
     _, channels, side, width = images.shape
     if side != width:
         raise ValueError(f"episodes: got images of {side}x{width}, expected square ones.")
     size, offset = LATTICES[resize] if resize else (side, 0.0)
-    # in float64, so that the map that moves nothing takes the very pixels that resizing takes
+    # in float64, so that the identity takes exactly the pixels that resizing takes
     places = (torch.arange(size, dtype=torch.float64, device=images.device) + offset) * side / size - side / 2
     y, x = torch.meshgrid(places, places, indexing="ij")
     looks = maps[:, :2, :2] @ torch.stack([x, y]).flatten(1) + maps[:, :2, 2:] * side + side / 2

@@ -1,6 +1,6 @@
-"""Simulation-based calibration: whether a guide is as sure as it should be.
+"""Simulation-based calibration: whether a guide is as confident as it should be.
 
-Data are drawn from the model itself, so that the latents that a guide should find are known.
+Data are drawn from the model itself, so that the true latents are known.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ _CHUNK = 256  # simulations at once
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    r"""Ranks of the true latents among draws from the guide, which :func:`sbc` makes: uniform if the guide is exact.
+    r"""Ranks of the true latents among draws from the guide, from :func:`sbc`: uniform if the guide is exact.
 
     Attributes:
-        ranks: Of each latent site, integers in 0..L, `(N, D)`: one row a simulation, one column a coordinate.
-        num_draws: The number :math:`L` of draws that a rank is among.
-        claimed_probability: Of each categorical site, :math:`\sum_a q(a)^2`, which is what the guide expects its
-            probability of the true value to be; `(N, D)`.
-        true_probability: The probability :math:`q(a^*)` that it gave to the true value; `(N, D)`. If the guide is
-            exact, both have the same mean.
+        ranks: Of each latent site, integers in 0..L, `(N, D)`: one row per simulation, one column per coordinate.
+        num_draws: The number :math:`L` of draws.
+        claimed_probability: Of each categorical site, :math:`\sum_a q(a)^2`, the probability of the true value that
+            the guide expects to give; `(N, D)`.
+        true_probability: The probability :math:`q(a^*)` of the true value; `(N, D)`. If the guide is exact, both have
+            the same mean.
     """
 
     ranks: dict[str, Tensor]
@@ -49,21 +49,21 @@ class Calibration:
 
     @property
     def uniformity(self) -> dict[str, Tensor]:
-        r"""P-values of the :math:`\chi^2` test that ranks are uniform, one a coordinate, `(D,)`, not corrected."""
+        r"""P-values of the :math:`\chi^2` test that ranks are uniform, by coordinate, `(D,)`, not corrected."""
         return {name: _uniformity(ranks, self.num_draws) for name, ranks in self.ranks.items()}
 
     @property
     def p_values(self) -> dict[str, Tensor]:
-        r"""Of each coordinate, `(D,)`, the smallest p-value of the tests of `uniformity`, `bias` and `spread`.
+        """The smallest p-value of `uniformity`, `bias` and `spread` by coordinate, `(D,)`, corrected by Bonferroni.
 
-        It is corrected for the number of tests (Bonferroni). The latter two see a guide that is off by a little long
-        before the bins of :math:`\chi^2` do.
+        The latter two see a small error of the guide long before the bins of the first do.
         """
-        bias, spread = self.bias, self.spread
-        return {
-            name: _smallest([uniformity, *(_two_sided(score[name]) for score in (bias, spread) if name in score)])
-            for name, uniformity in self.uniformity.items()
-        }
+        found, scores = {}, (self.bias, self.spread)
+        for name, uniformity in self.uniformity.items():
+            of_scores = [torch.special.erfc(score[name].abs() / math.sqrt(2)) for score in scores if name in score]
+            tests = torch.stack([uniformity, *of_scores])
+            found[name] = (len(tests) * tests.amin(0)).clamp(max=1.0)
+        return found
 
     @property
     def adjusted_p_values(self) -> dict[str, Tensor]:
@@ -72,32 +72,26 @@ class Calibration:
 
     @property
     def bias(self) -> dict[str, Tensor]:
-        """How far the mean rank is from the middle, in standard errors, `(D,)`; of sites that are not categorical.
+        """The distance of the mean rank from the middle, in standard errors, `(D,)`, of sites that are not categorical.
 
-        Positive where the truth is above the guide's draws.
+        It is positive where the truth is above the draws of the guide.
         """
-        return {
-            name: _score(self._uniforms(name) - 0.5, self._grid())
-            for name in self.ranks
-            if name not in self.true_probability
-        }
+        names = [name for name in self.ranks if name not in self.true_probability]
+        return {name: _score(self._uniforms(name) - 0.5, self._grid()) for name in names}
 
     @property
     def spread(self) -> dict[str, Tensor]:
-        """How far the ranks are towards the ends, in standard errors, `(D,)`: positive if the guide is too narrow.
-
-        The rank of a categorical counts how many more probable values were drawn, so there it is towards one end.
-        """
+        """How far the ranks are towards the ends, in standard errors, `(D,)`: positive if the guide is too narrow."""
         scores = {}
         for name in self.ranks:
             centred, grid = self._uniforms(name) - 0.5, self._grid()
-            scores[name] = (
-                _score(centred, grid) if name in self.true_probability else _score(centred.square(), grid.square())
-            )
+            # The rank of a categorical counts more probable values, so overconfidence shows at one end only.
+            ordered = name in self.true_probability
+            scores[name] = _score(centred, grid) if ordered else _score(centred.square(), grid.square())
         return scores
 
     def verdicts(self, level: float = 0.01) -> dict[str, Verdict]:
-        """What is wrong with each site: by its worst coordinate, of those whose ranks are not uniform.
+        """Names the fault of each site, by the worst coordinate whose ranks are not uniform.
 
         Arguments:
             level: The probability, per site, that an exact guide is called wrong, or a bound on it.
@@ -114,25 +108,23 @@ class Calibration:
         }
 
     def summary(self, level: float = 0.01) -> dict[str, dict[str, float | str]]:
-        """One row a site: its verdict, smallest adjusted p-value and largest scores, and mean probabilities."""
-        verdicts = self.verdicts(level)
+        """Returns a row per site: its verdict, smallest adjusted p-value, largest scores and mean probabilities."""
+        verdicts, spread, bias = self.verdicts(level), self.spread, self.bias
         rows: dict[str, dict[str, float | str]] = {}
         for name, p in self.adjusted_p_values.items():
-            row: dict[str, float | str] = {"verdict": verdicts[name], "p_value": float(p.min())}
-            row["spread"] = _largest(self.spread[name])
-            if name in self.true_probability:
-                row["claimed_probability"] = float(self.claimed_probability[name].mean())
-                row["true_probability"] = float(self.true_probability[name].mean())
+            rows[name] = {"verdict": verdicts[name], "p_value": float(p.min()), "spread": _largest(spread[name])}
+            if name in bias:
+                rows[name]["bias"] = _largest(bias[name])
             else:
-                row["bias"] = _largest(self.bias[name])
-            rows[name] = row
+                rows[name]["claimed_probability"] = float(self.claimed_probability[name].mean())
+                rows[name]["true_probability"] = float(self.true_probability[name].mean())
         return rows
 
     def _uniforms(self, name: str) -> Tensor:
         return (self.ranks[name].double() + 0.5) / (self.num_draws + 1)
 
     def _grid(self) -> Tensor:
-        """All values that a centred rank can have."""
+        """All values of a centred rank."""
         return (torch.arange(self.num_draws + 1, dtype=torch.float64) + 0.5) / (self.num_draws + 1) - 0.5
 
 
@@ -146,20 +138,18 @@ def sbc(
     progress: bool = False,
     **kwargs: Any,
 ) -> Calibration:
-    r"""Simulation-based calibration of a guide: draws latents and data from the model, and ranks the true latents
-    among draws from the guide given that data.
+    r"""Runs simulation-based calibration: ranks latents of the model among draws from the guide.
 
     .. math:: (a^*, z^*, x^*) \sim p(a, z, x | M), \qquad
         r_d = \#\{l : z_{l,d} < z^*_d\}, \quad z_1, \ldots, z_L \sim q(z | x^*, m_{a^*})
 
     Ranks are uniform on 0..L if the guide is the exact posterior. They crowd at both ends if it is too narrow, in the
-    middle if too wide, at one end if biased. Each site is ranked given the true values of the sites before it. A
-    categorical has no order of its own, so its values are ordered by the guide's probability, the most probable first,
-    and equal ones at random: ranks crowd at the high end if the guide is overconfident ("too narrow"). Its ranks are
-    made from its probabilities, without draws.
+    middle if it is too wide, and at one end if it is biased. Each site is ranked given the true values of the sites
+    before it. The values of a categorical are ordered by the probability of the guide, the most probable first, and
+    equal ones at random. Its ranks crowd at the high end if the guide is overconfident ("too narrow").
 
-    What it cannot see: a guide that ignores the data and is the prior is calibrated, and so may be one that is right
-    for each coordinate and wrong about their correlation. :func:`diagnose` measures what the guide loses.
+    A guide that ignores the data and is the prior is calibrated too. So is one that is right for each coordinate and
+    wrong about their correlation. :func:`diagnose` measures the loss by the guide.
 
     References:
         | Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts, Betancourt, Simpson,
@@ -170,20 +160,19 @@ def sbc(
 
     Arguments:
         program: A VMA, or a pair `(model, guide)` of Pyro programs with the same arguments.
-        args: Of a VMA, the memory :math:`M`. Of a pair, the arguments of both, observations among them: simulated
-            observations are put in place of the argument that the model observes.
-        num_simulations: How many simulations :math:`N`, at least 20; a pair makes as many in a run as its plate holds.
-        num_draws: How many draws :math:`L` of the guide a rank is among.
+        args: Of a VMA, the memory :math:`M`. Of a pair, the arguments of both, including the observations, which the
+            simulated ones replace.
+        num_simulations: How many simulations :math:`N`, at least 20; a run of a pair makes as many as its plate holds.
+        num_draws: The number :math:`L` of draws of the guide.
         seed: Seeds simulations, draws and ties; the global random state stays as it is.
-        progress: Whether to show a progress bar.
         kwargs: Keyword arguments of a pair.
 
     Returns:
-        The ranks, on the CPU, and what follows from them.
+        The ranks, on the CPU, and the tests of them.
 
     Raises:
-        ValueError: If a number is too small, the guide lacks a site, the model observes what is none of its arguments,
-            or the memory does not fit.
+        ValueError: If a number is too small, the guide lacks a site, the model observes something else than its
+            arguments, or the memory does not fit.
 
     Example:
         >>> import pyro_vmem as pv
@@ -196,7 +185,8 @@ def sbc(
         if number < least:
             raise ValueError(f"{name}: expected at least {least}, got {number}.")
     ranks: dict[str, list[Tensor]] = {}
-    probabilities: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    claimed: dict[str, list[Tensor]] = {}
+    true: dict[str, list[Tensor]] = {}
     done = 0
     with seeded(seed), tqdm(total=num_simulations, desc="calibrating", disable=not (progress and sys.stderr)) as bar:
         simulations = (
@@ -205,29 +195,27 @@ def sbc(
             else _simulate_pair(*program, args, kwargs)
         )
         while done < num_simulations:
-            batch = next(simulations)
             rows = 0
-            for name, (q, truth, dims) in batch.items():
+            for name, (q, truth, dims) in next(simulations).items():
                 if isinstance(q, Categorical):
-                    rank, claimed, reached = _rank_by_probability(q, truth, num_draws)
-                    pair = as_rows(claimed, dims), as_rows(reached, dims)
-                    probabilities.setdefault(name, []).append(pair)
+                    rank, expected, reached = _rank_by_probability(q, truth, num_draws)
+                    claimed.setdefault(name, []).append(as_rows(expected, dims))
+                    true.setdefault(name, []).append(as_rows(reached, dims))
                 else:
                     rank = _rank_among_draws(q, truth, num_draws)
                 ranks.setdefault(name, []).append(as_rows(rank, dims, len(q.event_shape)))
                 rows = len(ranks[name][-1])
             done += rows
             bar.update(rows)
-    return Calibration(
-        {name: torch.cat(parts)[:num_simulations].cpu() for name, parts in ranks.items()},
-        num_draws,
-        {name: torch.cat([c for c, _ in parts])[:num_simulations].cpu() for name, parts in probabilities.items()},
-        {name: torch.cat([r for _, r in parts])[:num_simulations].cpu() for name, parts in probabilities.items()},
-    )
+
+    def joined(columns: dict[str, list[Tensor]]) -> dict[str, Tensor]:
+        return {name: torch.cat(parts)[:num_simulations].cpu() for name, parts in columns.items()}
+
+    return Calibration(joined(ranks), num_draws, joined(claimed), joined(true))
 
 
-# Simulations: of each site the guide's distribution given the simulated data and the true values of the sites before
-# it, the true value, and which batch dims are simulations.
+# Of each site: the distribution of the guide given the simulated data and the true values of the sites before it, the
+# true value, and the batch dims that are simulations.
 _Simulations = Iterator[dict[str, tuple[Any, Tensor, tuple[int, ...]]]]
 
 
@@ -250,8 +238,20 @@ def _simulate_pair(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[s
         latents = {name: site for name, site in sites.items() if not site["infer"].get("was_observed")}
         new_args, new_kwargs = list(args), dict(kwargs)
         for name, site in sites.items():
-            if name not in latents:
-                _put_in_place(name, site, args, kwargs, new_args, new_kwargs)
+            if name in latents:
+                continue
+            observed, simulated = site["infer"]["obs"], site["value"]
+            positions = [i for i, arg in enumerate(args) if arg is observed]
+            keys = [key for key, arg in kwargs.items() if arg is observed]
+            if not positions and not keys:
+                raise ValueError(
+                    f"model: what its site {name!r} observes is none of its arguments, so the guide cannot be given "
+                    "simulated data. Observe an argument as it is: pyro.sample(..., obs=x)."
+                )
+            for position in positions:
+                new_args[position] = simulated
+            for key in keys:
+                new_kwargs[key] = simulated
         truth = {name: site["value"] for name, site in latents.items()}
         guide_sites = sample_sites(poutine.trace(poutine.condition(guide, truth)).get_trace(*new_args, **new_kwargs))
         missing = [name for name in latents if name not in guide_sites]
@@ -264,29 +264,11 @@ def _simulate_pair(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[s
         yield {name: (guide_sites[name]["fn"], truth[name], dims) for name in latents}
 
 
-def _put_in_place(
-    name: str, site: Any, args: tuple[Any, ...], kwargs: dict[str, Any], new_args: list[Any], new_kwargs: dict[str, Any]
-) -> None:
-    """Puts a simulated observation where the observed argument was."""
-    observed = site["infer"]["obs"]
-    positions = [i for i, arg in enumerate(args) if arg is observed]
-    keys = [key for key, arg in kwargs.items() if arg is observed]
-    if not positions and not keys:
-        raise ValueError(
-            f"model: what its site {name!r} observes is none of its arguments, so the guide cannot be given simulated "
-            "data. Observe an argument as it is: pyro.sample(..., obs=x)."
-        )
-    for position in positions:
-        new_args[position] = site["value"]
-    for key in keys:
-        new_kwargs[key] = site["value"]
-
-
 # Ranks
 
 
 def _rank_by_probability(q: Categorical, truth: Tensor, num_draws: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The rank of the true value, and the probabilities that the guide expects of it and gives to it."""
+    """The rank of the true value without draws, and the probabilities that the guide expects of it and gives to it."""
     probs = q.probs
     own = probs.gather(-1, truth.unsqueeze(-1))
     more = (probs * (probs > own)).sum(-1)
@@ -316,14 +298,6 @@ def _uniformity(ranks: Tensor, num_draws: int) -> Tensor:
     return torch.special.gammaincc(torch.full_like(statistic, (num_bins - 1) / 2), statistic / 2)
 
 
-def _two_sided(score: Tensor) -> Tensor:
-    return torch.special.erfc(score.abs() / math.sqrt(2))
-
-
-def _smallest(p_values: list[Tensor]) -> Tensor:
-    return (len(p_values) * torch.stack(p_values).amin(0)).clamp(max=1.0)
-
-
 def _holm(p_values: Tensor) -> Tensor:
     ordered, order = p_values.sort()
     factors = torch.arange(len(p_values), 0, -1, dtype=p_values.dtype)
@@ -332,7 +306,7 @@ def _holm(p_values: Tensor) -> Tensor:
 
 
 def _score(values: Tensor, all_values: Tensor) -> Tensor:
-    """How many standard errors the mean of each column is from that of the uniform distribution on all values."""
+    """The distance of each column's mean from that of the uniform distribution on all values, in standard errors."""
     scale = all_values.std(unbiased=False) / math.sqrt(len(values))
     return (values.mean(0) - all_values.mean()) / scale
 

@@ -1,6 +1,6 @@
-"""All that is measured of each datapoint's lookup, as one labelled dataset.
+"""All figures of each datapoint's lookup, as one labelled dataset.
 
-It brings together information, evidence and address quality, for a VMA or any pair of Pyro programs.
+It combines information, evidence and address quality, for a VMA or any pair of Pyro programs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from pyro_vmem.diagnostics.program_diagnosis import diagnose_program
 from pyro_vmem.diagnostics.slot_weights import (
     GuideDraws,
     check_numbers,
-    chunks,
     draw_from_guide,
     slot_weights,
     slots_in_use,
@@ -35,29 +34,32 @@ from pyro_vmem.model.checks import check_weights
 if TYPE_CHECKING:
     import xarray
 
-__all__ = ["describe", "diagnose"]
+__all__ = ["diagnose"]
 
-# Units and long name of each variable; `kl_*` and those of one observation only are made where they occur.
+# Units and long name of each variable. Each latent site of a program has a `kl_*` of its own besides.
 DESCRIPTIONS = {
     "information_gain": ("nats", "information gain KL(q(a|M,x) || p(a|M)) of the guide"),
     "information_gain_exact": ("nats", "information gain KL(p(a|x,M) || p(a|M)) of the exact address posterior"),
-    "information_gain_exact_lower": ("nats", "lower bound on the exact information gain, see top_k_bounds"),
-    "information_gain_exact_upper": ("nats", "upper bound on the exact information gain, see top_k_bounds"),
+    "information_gain_exact_lower": ("nats", "lower bound on the exact information gain"),
+    "information_gain_exact_upper": ("nats", "upper bound on the exact information gain"),
     "information_gain_exact_se": ("nats", "Monte Carlo standard error of information_gain_exact"),
-    "information_gap": ("nats", "information_gain - information_gain_exact: what the guide claims too much"),
+    "information_gap": ("nats", "information_gain - information_gain_exact: the excess claim of the guide"),
     "information_share": ("1", "information_gain as a share of log of the number of slots in use"),
     "address_entropy": ("nats", "entropy of q(a|M,x)"),
-    "perplexity": ("1", "exp(address_entropy): the number of slots in play"),
-    "kl_exact_to_guide": ("nats", "KL(p(a|x,M) || q(a|M,x)): what the address guide misses"),
-    "kl_guide_to_exact": ("nats", "KL(q(a|M,x) || p(a|x,M)): what the address guide costs the ELBO"),
+    "perplexity": ("1", "exp(address_entropy): the effective number of slots"),
+    "kl_exact_to_guide": ("nats", "KL(p(a|x,M) || q(a|M,x)): large where the address guide misses a slot"),
+    "kl_guide_to_exact": ("nats", "KL(q(a|M,x) || p(a|x,M)): the loss of the ELBO by the address guide"),
     "reconstruction": ("nats", "E_q log p(x|z,m_a)"),
     "elbo": ("nats", "evidence lower bound E_q log w"),
     "elbo_se": ("nats", "Monte Carlo standard error of elbo"),
-    "elbo_gap": ("nats", "log_evidence - elbo: what the whole guide costs"),
+    "elbo_gap": ("nats", "log_evidence - elbo: the loss by the whole guide"),
     "log_evidence": ("nats", "log p(x|M)"),
     "log_evidence_se": ("nats", "Monte Carlo standard error of log_evidence; NaN where it is unknown"),
-    "log_evidence_lower": ("nats", "log p(x|M) as if only the candidates explained anything: a lower bound"),
-    "log_evidence_upper": ("nats", "log p(x|M) if every other slot explained as much as the worst candidate"),
+    "log_evidence_lower": ("nats", "lower bound on log p(x|M): only the candidates explain anything"),
+    "log_evidence_upper": (
+        "nats",
+        "log p(x|M) if every other slot explained as much as the worst candidate: an upper bound",
+    ),
     "rest_share": ("1", "share of the other slots in the address posterior, from draws of the prior"),
     "rest_above": ("1", "share of the draws from the other slots that explain more than the worst candidate"),
     "ess": ("1", "effective sample size of the weights behind log_evidence"),
@@ -89,29 +91,27 @@ def diagnose(
     progress: bool = False,
     **kwargs: Any,
 ) -> xarray.Dataset:
-    r"""Measures the lookup of each datapoint: what it gains, by the guide and in truth, and what the guide loses.
+    r"""Measures the lookup of each datapoint: its gain by the guide and in truth, and the loss by the guide.
 
-    `diagnose(vma, memory, x)` has, in nats a datapoint:
+    `diagnose(vma, memory, x)` has, in nats per datapoint:
 
     - `information_gain`, the guide's :math:`KL(q(a|M,x) \| p(a|M))`; `information_gain_exact`, that of the exact
       address posterior :math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`, by importance sampling of z at every slot;
-      `information_gap`, their difference; `information_share` of :math:`\log |M|`; `address_entropy`, `perplexity`.
-    - `elbo`, `reconstruction` and `kl_z`, over draws from the guide; `elbo_gap`, what is missing to `log_evidence`. Of
-      that gap, `kl_guide_to_exact` is what the address guide loses, and the rest is the latent guide's.
+      their difference `information_gap`; `information_share` of :math:`\log |M|`; `address_entropy`, `perplexity`.
+    - `elbo`, `reconstruction` and `kl_z`, over draws from the guide; `elbo_gap`, the distance to `log_evidence`. Of
+      that gap, `kl_guide_to_exact` is the loss by the address guide, and the rest is the loss by the latent guide.
     - `log_evidence` by summing all slots, with its Monte Carlo error, effective sample size and :math:`\hat k`; the
-      same with `_sampled`, from draws of the guide, which tells how good a proposal the guide is.
+      same with `_sampled`, from draws of the guide.
     - `address_guide`, `address_exact` and `address_prior`, the probabilities of each slot; `top` and `top_exact`, the
       most probable ones; `hit` and `hit_exact` if there are labels.
 
-    With a memory that has an index, `slot` stands for the candidates that the guide found, whose addresses are in
-    `candidate`. What needs all slots is an estimate with the others sampled from the prior (`log_evidence`,
-    `rest_share`), or lies between two bounds, `_lower` and `_upper` of
-    :func:`~pyro_vmem.diagnostics.top_k_bounds`: the upper ones assume that no other slot explains a target better than
-    the worst candidate; `rest_above` tells how many draws did.
+    With a memory that has an index, `slot` stands for the candidates that the guide found, with addresses `candidate`.
+    `log_evidence` and `rest_share` then sample the other slots from the prior, and `log_evidence` and
+    `information_gain_exact` have bounds, `_lower` and `_upper`. The upper bounds assume that no other slot explains a
+    target better than the worst candidate; `rest_above` is the share of draws that did.
 
-    `diagnose((model, guide), *args)` has for any pair of Pyro programs with a data plate what needs no slots: the
-    information gain of the categorical `site` from the closed forms of guide and prior, `kl_*` of every other latent
-    site, bound and evidence from draws of the guide.
+    `diagnose((model, guide), *args)` has all figures that need no slots, for any pair of Pyro programs with a data
+    plate: the information gain of the categorical `site`, `kl_*` of every other latent site, bound and evidence.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), section 3
@@ -120,19 +120,16 @@ def diagnose(
     Arguments:
         program: A VMA, or a pair `(model, guide)`.
         args: Of a VMA, the memory :math:`M` and the targets x `(B, *event)`. Of a pair, the arguments of both.
-        num_samples: Draws :math:`K` from the guide, a datapoint; more than 20 for a :math:`\hat k`.
-        per_slot: Samples of z a slot. One slot explains most targets, and 25 are the least that a :math:`\hat k` is
-            fitted to. 0 leaves out what needs them (`*_exact`), and `log_evidence` is the sampled one.
-        labels: The class of each target, integers `(B,)`, to be compared with those of the memory.
+        num_samples: Draws :math:`K` from the guide per datapoint; a :math:`\hat k` takes more than 20.
+        per_slot: Samples of z per slot; a :math:`\hat k` takes 25, because one slot explains most targets. 0 leaves out
+            the `*_exact` figures, and `log_evidence` is the sampled one.
+        labels: The class of each target, integers `(B,)`, for a memory with labels.
         site: The categorical site of a pair; None if there is none.
-        seed: Seeds the draws; the global random state stays as it is.
-        max_decodes: How many decodes to hold in memory at once.
-        progress: Whether to show a progress bar.
         kwargs: Keyword arguments of a pair.
 
     Returns:
-        A dataset with dims `datapoint` and `slot`; every variable has `units` and `long_name`. Its attributes say how
-        it was made, how many decodes it took and how long.
+        A dataset with dims `datapoint` and `slot`. Every variable has `units` and `long_name`. The attributes of the
+        dataset name the settings, the number of decoder passes and the seconds.
 
     Raises:
         ValueError: If a number is too small, labels do not fit, memory or x do not fit the model, or a pair has no such
@@ -146,26 +143,20 @@ def diagnose(
         ({'datapoint': 3, 'slot': 10}, 'nats')
     """
     require("xarray", "arviz")
-    if not isinstance(program, VMA):
-        if labels is not None:
+    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
+    shared: dict[str, Any] = {"num_samples": num_samples, "max_decodes": max_decodes, "progress": progress}
+    with torch.no_grad(), seeded(seed):
+        if isinstance(program, VMA):
+            dataset, _, _ = measure(program, *args, per_slot=per_slot, labels=labels, **(shared | kwargs))
+        elif labels is not None:
             raise ValueError("labels: they are compared with those of a VMA's memory; a pair has none. Leave them out.")
-        check_numbers(num_samples=num_samples, max_decodes=max_decodes)
-        values, facts = diagnose_program(*program, args, kwargs, num_samples, site, seed, max_decodes, progress)
-        return as_dataset(values, facts | {"num_samples": num_samples, "seed": seed})
-    return _diagnose_vma(
-        program,
-        *args,
-        num_samples=num_samples,
-        per_slot=per_slot,
-        labels=labels,
-        seed=seed,
-        max_decodes=max_decodes,
-        progress=progress,
-        **kwargs,
-    )
+        else:
+            dataset = as_dataset(*diagnose_program(*program, args, kwargs, site, **shared))
+    dataset.attrs.update(num_samples=num_samples, seed=seed)
+    return dataset
 
 
-def _diagnose_vma(
+def measure(
     vma: VMA,
     memory: Memory,
     x: Tensor,
@@ -173,42 +164,17 @@ def _diagnose_vma(
     num_samples: int,
     per_slot: int,
     labels: Tensor | None,
-    seed: int,
     max_decodes: int,
     progress: bool,
-) -> xarray.Dataset:
-    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
+    predict: bool = False,
+) -> tuple[xarray.Dataset, EncodedMemory, GuideDraws]:
+    """Makes the dataset of :func:`diagnose` for a VMA; also returns the encoded memory and the draws of the guide."""
     check_weights(vma)
     vma.check(memory, x)
-    with torch.no_grad(), seeded(seed):
-        start = time.perf_counter()
-        encoded = vma.encode(memory)
-        _check(per_slot, labels, encoded, x)
-        draws = draw_from_guide(vma, encoded, x, num_samples, max_decodes=max_decodes, progress=progress)
-        dataset = describe(vma, encoded, x, draws, per_slot, labels, max_decodes=max_decodes, progress=progress)
-        seconds = time.perf_counter() - start
-    dataset.attrs.update(seed=seed, seconds=seconds, decodes_per_second=dataset.attrs["decodes"] / seconds)
-    return dataset
-
-
-@torch.no_grad()
-def describe(
-    vma: VMA,
-    memory: EncodedMemory,
-    x: Tensor,
-    draws: GuideDraws,
-    per_slot: int,
-    labels: Tensor | None = None,
-    *,
-    max_decodes: int = 1024,
-    progress: bool = False,
-) -> xarray.Dataset:
-    """What :func:`diagnose` says of a VMA, from draws that are there already; arguments, shapes and units as of that.
-
-    Raises:
-        ValueError: If `per_slot` is negative, or labels do not fit.
-    """
+    start = time.perf_counter()
+    memory = vma.encode(memory)
     _check(per_slot, labels, memory, x)
+    draws = draw_from_guide(vma, memory, x, num_samples, predict=predict, max_decodes=max_decodes, progress=progress)
     log_weights, gain = draws.log_weights, draws.information_gain
     sampled = StratifiedWeights.unstratified(log_weights).estimate.honest
     values = {
@@ -220,10 +186,7 @@ def describe(
         "kl_z": draws.kl_z.mean(0),
         "elbo": log_weights.mean(0),
         "elbo_se": log_weights.std(0) / math.sqrt(len(log_weights)),
-        "log_evidence_sampled": sampled.log_evidence,
-        "log_evidence_sampled_se": sampled.standard_error,
-        "ess_sampled": sampled.ess,
-        "khat_sampled": sampled.khat,
+        **sampled.figures("_sampled"),
         "address_guide": draws.log_q.softmax(-1) if draws.candidates is None else draws.log_q.exp(),
     }
     decodes = log_weights.numel()
@@ -238,9 +201,8 @@ def describe(
             values |= _figures_of_candidates(vma, memory, x, draws.candidates, per_slot, max_decodes)
             decodes += 2 * per_slot * draws.candidates.numel()
     if not per_slot:
-        values |= {f"log_evidence{end}": values[f"log_evidence_sampled{end}"] for end in ("", "_se")}
-        values |= {name: values[f"{name}_sampled"] for name in ("ess", "khat")}
-    warn_if_not_finite(values["log_evidence"], stacklevel=6)
+        values |= sampled.figures()
+    warn_if_not_finite(values["log_evidence"], stacklevel=4)
     values["elbo_gap"] = values["log_evidence"] - values["elbo"]
     if labels is not None:
         assert memory.labels is not None
@@ -252,14 +214,14 @@ def describe(
         "title": f"diagnostics of {vma.name!r}",
         "model": repr(vma),
         "num_slots": memory.num_slots,
-        "num_samples": len(log_weights),
         "per_slot": per_slot,
         "method": "sampled" if not per_slot else "exact-address" if draws.candidates is None else "top-k",
         "decodes": decodes,
+        "seconds": time.perf_counter() - start,
     }
     if draws.candidates is not None:
         facts["slot"] = "the candidates that the guide found, best first; their addresses are in `candidate`"
-    return as_dataset(values, facts)
+    return as_dataset(values, facts), memory, draws
 
 
 def _figures_of_slots(
@@ -271,7 +233,7 @@ def _figures_of_slots(
     max_decodes: int,
     progress: bool,
 ) -> dict[str, Tensor]:
-    """What follows from the evidence of every slot."""
+    """The figures that follow from the evidence of every slot."""
     found = slot_weights(vma, memory, x, per_slot, max_decodes=max_decodes, progress=progress)
     estimate, exact, q, p = found.estimate.honest, found.log_joint, draws.log_q, draws.log_p
     posterior, gain = exact.softmax(-1), information_gain(exact, p)
@@ -279,10 +241,7 @@ def _figures_of_slots(
     log_ratio = (exact.log_softmax(-1) - p).masked_fill(posterior == 0, 0.0)
     gain_error = (posterior * (log_ratio - gain.unsqueeze(-1)) * found.standard_error).square().sum(-1).sqrt()
     return {
-        "log_evidence": estimate.log_evidence,
-        "log_evidence_se": estimate.standard_error,
-        "ess": estimate.ess,
-        "khat": estimate.khat,
+        **estimate.figures(),
         "information_gain_exact": gain,
         "information_gain_exact_se": gain_error,
         "information_gap": draws.information_gain - gain,
@@ -296,31 +255,35 @@ def _figures_of_slots(
 def _figures_of_candidates(
     vma: VMA, memory: EncodedMemory, x: Tensor, candidates: Tensor, per_slot: int, max_decodes: int
 ) -> dict[str, Tensor]:
-    """What follows from the evidence of each slot that the guide found, some targets at a time."""
-    rows = [
-        figures_of_candidates(vma, chunk, targets, found, per_slot, max_decodes)
-        for (chunk, targets), (_, found) in zip(
-            chunks(memory, x, per_slot, max_decodes, False),
-            chunks(memory, candidates, per_slot, max_decodes, False),
-            strict=True,
-        )
+    """The figures that follow from the evidence of each slot that the guide found."""
+    size = max(1, max_decodes // per_slot)
+    rows = [slice(start, start + size) for start in range(0, len(x), size)]
+    found = [
+        figures_of_candidates(vma, memory.of_datapoints(of), x[of], candidates[of], per_slot, max_decodes)
+        for of in rows
     ]
-    return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+    return {name: torch.cat([row[name] for row in found]) for name in found[0]}
 
 
 def as_dataset(values: dict[str, Tensor], facts: dict[str, Any]) -> xarray.Dataset:
-    """Tensors `(B,)` and `(B, S)` as a labelled dataset, its variables in the order of their descriptions."""
-    xr = require("xarray", "arviz")
+    """Makes a labelled dataset of tensors `(B,)` and `(B, S)`, in the order of their descriptions."""
     named = {name: described for name, described in DESCRIPTIONS.items() if name in values}
     for name in sorted(values.keys() - named.keys()):
         named[name] = ("nats", f"KL(q || p) of the latent {name.removeprefix('kl_')}")
-    variables, dims = {}, ("datapoint", "slot")
-    for name, (units, long_name) in named.items():
-        array = values[name].detach().cpu()
-        variables[name] = (dims[: array.dim()], array.numpy(), {"units": units, "long_name": long_name})
-    sizes = {dim: n for value in values.values() for dim, n in zip(dims, value.shape, strict=False)}
-    coords = {dim: range(n) for dim, n in sizes.items()}
-    dataset: xarray.Dataset = xr.Dataset(variables, coords, {"pyro_vmem_version": __version__} | facts)
+    variables = {
+        name: (("datapoint", "slot")[: values[name].dim()], values[name], {"units": units, "long_name": long_name})
+        for name, (units, long_name) in named.items()
+    }
+    facts |= {"pyro_vmem_version": __version__, "decodes_per_second": facts["decodes"] / facts["seconds"]}
+    return labelled(variables, facts)
+
+
+def labelled(variables: dict[str, Any], facts: dict[str, Any]) -> xarray.Dataset:
+    """Makes a dataset of dims, tensor and attributes by name; every dim counts from 0."""
+    xr = require("xarray", "arviz")
+    sizes = {dim: n for dims, value, *_ in variables.values() for dim, n in zip(dims, value.shape, strict=True)}
+    arrays = {name: (dims, value.detach().cpu().numpy(), *attrs) for name, (dims, value, *attrs) in variables.items()}
+    dataset: xarray.Dataset = xr.Dataset(arrays, {dim: range(n) for dim, n in sizes.items()}, facts)
     return dataset
 
 

@@ -1,6 +1,6 @@
 """The evidence log p(x | M) of a model by importance sampling, with an error that is right or unknown.
 
-Methods differ in how addresses are summed or sampled, and in what latents are drawn from.
+Methods differ in how addresses are summed or sampled, and in the proposal for the latent.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.distributions import constraints
 
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import seeded
-from pyro_vmem.diagnostics.evidence_indexed import check_method, draw_others
+from pyro_vmem.diagnostics.evidence_indexed import draw_others
 from pyro_vmem.diagnostics.evidence_refined import RefineConfig, refined_weights
 from pyro_vmem.diagnostics.slot_weights import (
     address_distributions,
@@ -48,30 +48,29 @@ __all__ = ["Evidence", "Method", "estimate_evidence", "log_evidence"]
 
 Method = Literal["exact-address", "sampled", "top-k", "refined"]
 
-PILOT_FROM = 4  # samples a slot from which on one of them is spent to find the slots that matter
-WARNED_SHARE = 0.05  # the share of targets without a known error from which on it is worth a warning
+PILOT_FROM = 4  # samples per slot; from there on one of them is spent to find the slots that matter
+WARNED_SHARE = 0.05  # of the targets; there is a warning if the error of more of them is unknown
 BUDGET = 4  # times num_samples, for better methods where an error is unknown
-CHECKED_SHARE = 4  # one over the share of num_samples that looks at slots a method may have missed
+CHECKED_SHARE = 4  # one over the share of num_samples that checks the slots a method may have missed
 
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    r"""What :func:`estimate_evidence` found, one value a target, `(B,)`.
+    r"""The evidence of each target `(B,)`, as :func:`estimate_evidence` finds it.
 
     Attributes:
         log_evidence: :math:`\log p(x | M)`, in nats; a lower bound in expectation.
-        standard_error: Its Monte Carlo error by the delta method, in nats. The spread at slots with a single
-            sample is taken to be that at the others. NaN where it is unknown: weights with a k-hat above 0.7, an error
-            above 0.5 nats, or too few samples to tell, of this target or of half of all; or a method that may have
-            missed a slot. Such an estimate is likely too low.
-        ess: The effective sample size of all weights :math:`p(a | M) w` of a target, in [1, samples]. Samples at slots
-            that hold nothing do not count, so a small one is no fault of summing all slots.
-        khat: The Pareto tail index of the weights, those of a summed slot over their mean: slots differ for no fault of
-            the guide. Those slots count that make up 99 % of the estimate. `-inf` for weights without spread, NaN for
-            20 samples or fewer, too few to tell (see :func:`~pyro_vmem.diagnostics.pareto_k`).
-        num_samples: Decodes a target that were asked for.
-        method: `"exact-address"`, `"sampled"`, `"top-k"` or `"refined"`: the one that was asked for.
-        decodes: Decodes that were made, of all targets, those of better methods and of checks included.
+        standard_error: The Monte Carlo error by the delta method, in nats. It is NaN where it is unknown: weights with
+            a k-hat above 0.7, an error above 0.5 nats, or too few samples, of this target or of half of all; or a
+            method that may have missed a slot. Such an estimate is likely too low.
+        ess: The effective sample size of all weights :math:`p(a | M) w`, in [1, samples]. Samples at slots that hold
+            nothing do not count.
+        khat: The Pareto tail index of the weights over the mean of their slot, for the slots that make up 99 % of the
+            estimate. It is `-inf` for weights without spread, and NaN for 20 samples or fewer (see
+            :func:`~pyro_vmem.diagnostics.pareto_k`).
+        num_samples: Decoder passes per target, as requested.
+        method: The method, as requested.
+        decodes: The decoder passes of all targets, including better methods and checks.
     """
 
     log_evidence: Tensor
@@ -89,7 +88,7 @@ class Evidence:
 
     @property
     def unknown(self) -> Tensor:
-        """Whether the error of an estimate is unknown, which is then likely too low; `(B,)`."""
+        """Whether the error of an estimate is unknown, `(B,)`. Such an estimate is likely too low."""
         return self.standard_error.isnan()
 
     @property
@@ -106,12 +105,12 @@ class Evidence:
         )
 
     def summary(self) -> dict[str, float]:
-        """Means over targets; the keys name the quantity.
+        """Returns means over targets, by the name of the quantity.
 
-        `nll_se` is the standard error of the mean `nll` as targets vary, which have to be independent (episodes: see
-        :func:`~pyro_vmem.diagnostics.evaluate`); `monte_carlo_se` is the part of it that more samples would remove, NaN
-        if that of any target is unknown. `error_unknown` is the share of such targets, `khat_above` that of targets
-        with a k-hat above 0.7.
+        `nll_se` is the standard error of the mean `nll` over independent targets (for episodes, see
+        :func:`~pyro_vmem.diagnostics.evaluate`). `monte_carlo_se` is the part of it that more samples would remove; it
+        is NaN if the error of any target is unknown. `error_unknown` is the share of such targets, and `khat_above` the
+        share of targets with a k-hat above 0.7.
         """
         size = len(self.log_evidence)
         return {
@@ -142,37 +141,27 @@ def estimate_evidence(
     progress: bool = False,
     warn: bool = True,
 ) -> Evidence:
-    r"""Estimates :math:`\log p(x | M)` of each target, in nats, and how far the estimate can be trusted.
+    r"""Estimates :math:`\log p(x | M)` of each target, in nats, with an error that is right or unknown.
 
-    - `"sampled"` draws (a, z) from the guide: :math:`\log \frac{1}{K} \sum_k w_k`, as the literature does.
     - `"exact-address"` sums over all slots and samples only z, :math:`n_a` times at slot :math:`a`:
       :math:`\log \sum_a p(a | M) \frac{1}{n_a} \sum_k p(z_k | m_a) p(x | z_k, m_a) / q(z_k | x, m_a)`. Each slot has
-      one sample at least; the others go half where the address guide looks and half where a first draw at every slot,
-      which has no other part, found the target explained. Where there are fewer than 4 samples a slot, there are no
-      first draws, and half of the samples are divided equally.
+      at least one sample. The others go to the slots that the address guide or a first draw at every slot favours. It
+      is the tightest method if there are at least four samples per slot.
     - `"top-k"` sums over the :math:`k` slots that the address guide finds most probable, and samples the others from
-      the guide restricted to them. Half of the decodes are divided equally between these :math:`k + 1` strata, half
-      as the guide has it, so that none is starved by a guide that is too sure. With :math:`k \ge |M|` it is
-      `"exact-address"`.
+      the rest of the guide. It is the tightest method with fewer samples. With an index it sums over slots that an
+      :class:`~pyro_vmem.IndexedGuide` found, and samples the others from the prior.
+    - `"refined"` is for a poor guide of the latent. It climbs towards the mode of z at the best slots, where a gradient
+      counts as two decoder passes, and draws z from a mixture of the guide and the Gaussians on the way. All other
+      slots are sampled together. See :class:`~pyro_vmem.diagnostics.RefineConfig`.
+    - `"sampled"` draws (a, z) from the guide: :math:`\log \frac{1}{K} \sum_k w_k`, as in the literature.
 
-    - `"refined"` is for a guide of the latent that is off. It tries the slots that the address guide finds most
-      probable, at the mean of z, climbs from there towards the mode by two gradients at the best of them, and at the
-      best of these (one for each 48 decodes, four at most) by eight. A gradient is counted as two decodes. Latents are
-      drawn from a mixture of the guide and the Gaussians found on the way; all other slots are sampled together.
+    Every method estimates :math:`p(x | M)` without bias, except for slots that a guide excludes. The logarithm is a
+    lower bound in expectation, which tightens with more samples.
 
-    With a memory that has an index, `"top-k"` sums the slots that an :class:`~pyro_vmem.IndexedGuide` found, at most
-    those it keeps, and samples the others from the prior; `"exact-address"` and `"refined"` are refused.
-
-    Where the weights do not tell the error of a target, better methods are taken by themselves: the sum over all slots,
-    then `"refined"`, then `"refined"` with all that is left of the `budget`. Other methods than `"exact-address"` are
-    checked by a sum over all slots with few draws, as a slot that a guide is too sure not to look at leaves no trace
-    in weights. A target whose error stays unknown has the last estimate, and an error of NaN.
-
-    All make `num_samples` decodes a target and estimate :math:`p(x | M)` without bias (a guide that excludes slots
-    aside: see :class:`~pyro_vmem.TruncatedGuide`); their logarithms are lower bounds in expectation that tighten as
-    samples are added. `"exact-address"` is the tightest where samples are at least four times the slots, whatever the
-    address guide; with fewer, `"top-k"` is. `"refined"` is where most of the error is that of the latent's guide, as
-    where pixels are independent and z says much of them. `"sampled"` is what the literature reports.
+    Where the weights do not tell the error of a target, better methods follow within the `budget`: the sum over all
+    slots, then `"refined"`, then all that is left of the budget. A sum over all slots with few draws checks the other
+    methods, because a slot that an overconfident guide excludes leaves no trace in the weights. If the error remains
+    unknown, it is NaN.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), equation 8
@@ -183,23 +172,17 @@ def estimate_evidence(
         | https://arxiv.org/abs/2108.03782
 
     Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: Decodes a target. Each stratum gets one at least; for a standard error it takes two. `"refined"`
-            makes 48 at least.
+        memory: The memory :math:`M`. With an index, the method has to be `"top-k"` or `"sampled"`.
+        num_samples: Decoder passes per target; at least one per stratum (two for a standard error), and at least 48
+            for `"refined"`.
         method: `"exact-address"`, `"sampled"`, `"top-k"` or `"refined"`.
-        k: How many slots `"top-k"` sums over.
-        refine: How `"refined"` spends its decodes; see :class:`~pyro_vmem.diagnostics.RefineConfig`.
-        budget: The most further decodes a target, for checks and for better methods where an error is unknown; by
-            default four times `num_samples`. With 0 there are none, and errors are those that the weights tell: they
-            know nothing of slots that were never drawn. A sum over more slots than that is no check, and errors of
-            other methods are unknown then; a memory with an index is never checked, only drawn from again.
-        seed: Seeds the samples, leaving the global random state as it is; by default they are drawn from that.
-        precision: Which precision networks run in, as of `pyro_vmem.fit`; by default that of the surroundings, float32
-            outside of `torch.autocast`. Densities and weights are float32 in any.
-        max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
-        progress: Whether to show a progress bar.
+        k: The number of slots that `"top-k"` sums over.
+        refine: The settings of `"refined"`.
+        budget: The most further decoder passes per target, for checks and better methods; by default four times
+            `num_samples`. With 0 the errors are those that the weights tell. If the budget is too small for a check,
+            the errors of a method other than `"exact-address"` are unknown. A memory with an index is not checked.
+        seed: Seeds the samples and leaves the global random state as it is; by default that state is used.
+        precision: The precision of the networks, as of `pyro_vmem.fit`. Densities and weights are always float32.
         warn: Whether to warn if more than 5 % of the errors are :attr:`~Evidence.unknown`.
 
     Returns:
@@ -239,23 +222,12 @@ def log_evidence(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> Tensor:
-    r"""Estimates :math:`\log p(x | M)` of each target, in nats, as :func:`estimate_evidence` does without a budget.
+    r"""Estimates :math:`\log p(x | M)` of each target, in nats, with shape `(B,)`; negated, it is the NLL.
 
-    Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: Decodes a target; at least one a slot with `"exact-address"`, 48 with `"refined"`.
-        method: `"exact-address"`, `"sampled"`, `"top-k"` or `"refined"`.
-        k: How many slots `"top-k"` sums over.
-        max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        Nats, with shape `(B,)`; negated, the NLL.
+    Arguments are those of :func:`estimate_evidence`, which also gives the error.
 
     Raises:
-        ValueError: If `method` is none of these, a number is less than 1, or memory or x do not fit the model.
+        ValueError: As of that.
 
     Example:
         >>> vma = VMA.for_vectors(5)
@@ -270,7 +242,7 @@ def log_evidence(
 
 @dataclass(frozen=True, eq=False)
 class _Plan:
-    """What is drawn for each target: arguments that were checked, and how many decodes they come to."""
+    """How the evidence of each target is estimated: checked arguments, and the decoder passes per target."""
 
     vma: VMA
     memory: EncodedMemory
@@ -297,7 +269,11 @@ def _plan(
     check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
     vma.check(memory, x)
     encoded = vma.encode(memory)
-    check_method(encoded, method)
+    if encoded.index is not None and method not in ("sampled", "top-k"):
+        raise ValueError(
+            f"method: {method!r} looks at each of {encoded.num_slots:,} slots for every target, but this memory has an "
+            "index to avoid that. Use method='top-k', which sums the k most probable slots and samples the rest."
+        )
     slots = slots_in_use(encoded)
     if method == "top-k" and encoded.index is None and k >= len(slots):
         method = "exact-address"
@@ -306,7 +282,7 @@ def _plan(
 
 
 def _with_honest_errors(plan: _Plan, x: Tensor, budget: int, progress: bool) -> tuple[Estimate, int]:
-    """Estimates whose error is right or NaN, and how many decodes they took."""
+    """Estimates whose error is right or NaN, and the number of decoder passes that they took."""
     found, decodes = _estimate(plan, x, progress), plan.decodes * len(x)
     left, sums_slots, checkable = budget, plan.method == "exact-address", plan.memory.index is None
     least = found.log_evidence if sums_slots else torch.full_like(found.log_evidence, -math.inf)
@@ -319,7 +295,7 @@ def _with_honest_errors(plan: _Plan, x: Tensor, budget: int, progress: bool) -> 
         left, decodes = left - check.decodes, decodes + check.decodes * len(x)
         found = _not_below(found, least)
     for method, most in _better(plan, x):
-        # Where the estimate is not finite, the model is what is wrong, or the target is impossible.
+        # More samples do not mend an estimate that is not finite: the model is broken, or the target impossible.
         rows = (found.standard_error.isnan() & found.log_evidence.isfinite()).nonzero().squeeze(-1)
         stage = replace(plan, method=method, decodes=min(most, left), memory=plan.memory.of_datapoints(rows))
         if len(rows) == 0 or stage.decodes < _least_decodes(stage):
@@ -333,7 +309,7 @@ def _with_honest_errors(plan: _Plan, x: Tensor, budget: int, progress: bool) -> 
 
 
 def _better(plan: _Plan, x: Tensor) -> list[tuple[Method, int]]:
-    """What is tried in turn where an error is unknown, and with how many decodes; the last takes all that is left."""
+    """The methods to try where an error is unknown, with their decoder passes; the last one takes all that is left."""
     everything = torch.iinfo(torch.long).max
     if plan.memory.index is not None:
         return [(plan.method, everything)]
@@ -341,13 +317,13 @@ def _better(plan: _Plan, x: Tensor) -> list[tuple[Method, int]]:
     target, first = plan.vma.encode_x(x[:1]), plan.memory.of_datapoints(slice(1)).read(plan.slots[:1].unsqueeze(-1))
     support = plan.vma.latent_guide(target, first).support
     if getattr(support, "base_constraint", support) not in (constraints.real, constraints.real_vector):
-        return [*sums, ("exact-address", everything)]  # a normal approximation has no density there
+        return [*sums, ("exact-address", everything)]  # a Gaussian proposal does not fit such a latent
     first_try: list[tuple[Method, int]] = [] if plan.method == "refined" else [("refined", plan.decodes)]
     return [*sums, *first_try, ("refined", everything)]
 
 
 def _not_below(estimate: Estimate, least: Tensor) -> Estimate:
-    """The error is unknown where the interval ends below what is known to be there."""
+    """Sets the error to NaN where the interval ends below evidence that is known to be there."""
     error = estimate.standard_error
     missed = estimate.log_evidence + half_width(error) < least
     return estimate._replace(standard_error=error.masked_fill(missed, math.nan))
@@ -358,13 +334,13 @@ def _estimate(plan: _Plan, x: Tensor, progress: bool) -> Estimate:
 
 
 def _least_decodes(plan: _Plan) -> int:
-    """The fewest decodes a target that a method makes."""
+    """The fewest decoder passes per target of a method."""
     least = {"exact-address": len(plan.slots), "sampled": 1, "top-k": min(plan.k, len(plan.slots)) + 1}
     return least.get(plan.method, plan.refine.decodes_per_slot)
 
 
 def _weights(plan: _Plan, x: Tensor, progress: bool) -> Iterator[StratifiedWeights]:
-    """The weights of some targets at a time."""
+    """The weights of one batch of targets at a time."""
     for memory, targets in chunks(plan.memory, x, plan.decodes, plan.max_decodes, progress):
         if plan.method == "refined":
             yield refined_weights(plan.vma, memory, targets, plan.decodes, plan.refine, plan.max_decodes)
@@ -374,7 +350,7 @@ def _weights(plan: _Plan, x: Tensor, progress: bool) -> Iterator[StratifiedWeigh
 
 
 def _exact_address(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights:
-    """Each slot is a stratum; a first draw at each tells where to spend the others."""
+    """Makes each slot a stratum; a first draw at each decides where the others go."""
     vma, slots, num_samples = plan.vma, plan.slots, plan.decodes
     log_p = log_address_prior(vma, memory, len(x))[:, slots]
     mass = vma.address_guide(memory, vma.encode_x(x)).probs[..., slots]
@@ -382,7 +358,8 @@ def _exact_address(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedW
     if num_samples < PILOT_FROM * size:
         counts = sample_counts(num_samples, mass)
     else:
-        # The first draws have no other part: were they counted, a slot would be sampled less where they came out low.
+        # The first draws only divide the others. If they counted, a slot with low ones would get fewer further samples,
+        # and its low mean would stay: a bias.
         pilot = log_weights_at_slots(vma, memory, x, slots, 1, plan.max_decodes).squeeze(0).mT + log_p
         share = (mass + pilot.softmax(-1)) / 2
         share = share.masked_fill(~share.isfinite().all(-1, keepdim=True), 1 / size)  # no slot explains it
@@ -393,7 +370,7 @@ def _exact_address(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedW
 
 
 def _top_k(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights:
-    """Each of the slots that are most probable by the guide is a stratum, and the others are one."""
+    """Makes each of the slots that are most probable by the guide a stratum, and all others together one."""
     vma, num_samples = plan.vma, plan.decodes
     q, p = address_distributions(vma, memory, vma.encode_x(x))
     if memory.index is not None:
@@ -416,7 +393,7 @@ def _top_k(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights:
 
 
 def _sampled(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights:
-    """Addresses are drawn from the guide, and all draws are one stratum."""
+    """Draws addresses from the guide, in one stratum."""
     target = plan.vma.encode_x(x)
     q, p = address_distributions(plan.vma, memory, target)
     a = q.sample(torch.Size([plan.decodes]))
@@ -425,7 +402,7 @@ def _sampled(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights
 
 
 def _warn(evidence: Evidence, of_unknown: bool) -> None:
-    """What a user has to know of the estimates, said at the line that asked for them."""
+    """Warns of bad estimates at the user's line."""
     warn_if_not_finite(evidence.log_evidence, stacklevel=5)
     count = int(evidence.unknown.sum())
     if of_unknown and count > WARNED_SHARE * len(evidence.log_evidence):

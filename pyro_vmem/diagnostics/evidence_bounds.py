@@ -1,6 +1,6 @@
-"""Two bounds between which the evidence lies, for targets that are drawn from the model itself.
+"""Two bounds on the evidence, for targets that are drawn from the model itself.
 
-A drawn target brings an exact sample of its posterior along, and that turns a lower bound into an upper one.
+A drawn target comes with an exact sample of its posterior, which turns a lower bound into an upper one.
 """
 
 from __future__ import annotations
@@ -26,12 +26,9 @@ __all__ = ["EvidenceBounds", "evidence_bounds"]
 
 
 class EvidenceBounds(NamedTuple):
-    r"""What :func:`evidence_bounds` found, one value a target, `(B,)`, in nats; each bounds in expectation.
+    r"""Both bounds of each target `(B,)`, in nats, and the targets `(B, *event)`, from :func:`evidence_bounds`.
 
-    Attributes:
-        lower: :math:`\log \hat p(x | M)`, whose mean over draws is at most :math:`\log p(x | M)`.
-        upper: The same with the true :math:`z` among the draws, whose mean is at least that.
-        x: The targets that were drawn, with shape `(B, *event)`.
+    The mean of `lower` over draws is at most :math:`\log p(x | M)`, and that of `upper` is at least that.
     """
 
     lower: Tensor
@@ -51,12 +48,11 @@ def evidence_bounds(
 ) -> EvidenceBounds:
     r"""Bounds :math:`\log p(x | M)`, in nats, from both sides, for targets that the model draws.
 
-    With :math:`a, z, x \sim p(a | M)\, p(z | m_a)\, p(x | z, m_a)` the pair a, z is a draw of the posterior of x. The
-    estimate sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with :math:`z_{ak}` of the
-    guide. If one :math:`z_{ak}` at the true slot is the true :math:`z`, all draws come from a density that is
-    :math:`\hat p / p(x | M)` times that of the guide, so that the mean of :math:`\log \hat p - \log p(x | M)` is a
-    divergence, and not negative. The gap between both bounds is small only where the guide of z is good. It is measured
-    on what the model draws, and says nothing of data that the model explains badly.
+    The lower bound sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with
+    :math:`z_{ak}` of the guide. The upper bound puts the true :math:`z` of the target in place of one draw at the true
+    slot. All draws then have :math:`\hat p / p(x | M)` times the density of the guide's draws, so that the mean of
+    :math:`\log \hat p - \log p(x | M)` is a divergence, and not negative. The gap is small only for a good guide of z.
+    The bounds hold for targets of the model, not for data that the model explains badly.
 
     References:
         | Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse, Ghahramani, Adams, 2015)
@@ -65,15 +61,10 @@ def evidence_bounds(
         | section 3.1 | https://arxiv.org/abs/2303.06992
 
     Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`, which all targets share.
-        num_targets: How many targets are drawn.
-        num_samples: Samples :math:`n` of z a slot.
-        seed: Seeds targets and samples, leaving the global random state as it is.
-        max_decodes: How many decodes to hold in memory at once.
-
-    Returns:
-        Both bounds, in nats `(B,)`, and the targets.
+        memory: The memory :math:`M`, shared by all targets.
+        num_targets: The number of targets.
+        num_samples: Samples :math:`n` of z per slot.
+        seed: Seeds targets and samples and leaves the global random state as it is.
 
     Raises:
         ValueError: If a number is less than 1, the memory does not fit the model, or each datapoint has its own.

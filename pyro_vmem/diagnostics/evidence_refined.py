@@ -1,6 +1,6 @@
-"""The evidence by proposals for the latent that are refined for each target, at the slots that matter.
+"""The evidence by proposals for the latent that are refined for each target, at the most probable slots.
 
-It is for models whose guide of the latent is off: a few gradients find a better Gaussian than the guide has.
+A few gradients find a better Gaussian than a poor guide of the latent has.
 """
 
 from __future__ import annotations
@@ -20,34 +20,32 @@ from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.model import VMA
 from pyro_vmem.parts.latents import FullPrecisionNormal
 
-__all__ = ["RefineConfig", "refined_weights"]
+__all__ = ["RefineConfig"]
 
 
 @dataclass(frozen=True)
 class RefineConfig:
-    """How `estimate_evidence(..., "refined", refine=RefineConfig(...))` spends its decodes; a gradient counts as two.
+    """How `estimate_evidence(..., "refined", refine=RefineConfig(...))` spends its decoder passes.
 
-    The estimate is unbiased for any of these; they decide how far it is spread.
+    A gradient counts as two passes. The settings change the variance of the estimate, and never its mean.
 
     Arguments:
-        decodes_per_slot: One slot is refined for so many decodes of a target; fewer decodes are not of use.
-        max_slots: The most slots that are refined.
-        starts_per_slot: Paths that are begun for each slot that is refined: the mean of z alone tells too little.
-        start_gradients: Gradients of each of these, before the best are chosen.
-        gradients: Gradients after which a normal approximation is kept. An earlier one is wider.
-        mixture: Shares of the draws at a refined slot: of the guide, then of each normal approximation. No weight is
-            more than one over the share of the guide times what it is by the guide.
-        tried_share: The share of decodes for slots that are tried at the mean of z.
-        tried_roots: So many square roots of the number of slots are tried, if that is more.
-        tried_limit: The largest share of decodes for slots that are tried.
-        guide_share: The share of the address guide in what is expected of a slot that was tried; the rest is by how the
-            trial went.
-        prior_share: The share of the address prior in the draws of other slots: a slot that the guide excludes is not
-            excluded here.
+        decodes_per_slot: The decoder passes per target for each refined slot.
+        max_slots: The most slots to refine.
+        starts_per_slot: The paths that begin for each refined slot.
+        start_gradients: The gradients of each of these paths, before the best continue.
+        gradients: The gradients after which a normal approximation is kept. An earlier one is wider.
+        mixture: The shares of the draws at a refined slot: of the guide, then of each normal approximation. The share
+            of the guide bounds the weights.
+        tried_share: The share of decoder passes for slots that are tried at the mean of z.
+        tried_roots: The least number of tried slots, in square roots of the number of slots.
+        tried_limit: The largest share of decoder passes for tried slots.
+        guide_share: The share of the address guide in the expected mass of a tried slot; the trial has the rest.
+        prior_share: The share of the address prior in the draws of other slots, for slots that the guide excludes.
         equal_share: The share of draws that is divided equally between refined slots and the others.
-        longest_step: As of the path: how far a step may go, in standard deviations of the guide.
+        longest_step: The longest step of a path, in standard deviations of the guide.
         variances: The least and the largest variance of a normal approximation, over those of the guide.
-        slack: How much log density a step may lose, in nats.
+        slack: The most log density that a step may lose, in nats.
 
     Raises:
         ValueError: If a number is out of range, or shares do not add up to 1.
@@ -92,7 +90,7 @@ class RefineConfig:
                 f"one of each of gradients, got {self.mixture}."
             )
         paths = self.start_gradients * self.starts_per_slot + self.gradients[-1] - self.start_gradients
-        # Its paths and draws, the draws of other slots, and slots that are tried have to fit.
+        # Room for its paths and draws, the draws of other slots, and the tried slots.
         least = math.ceil((DECODES_PER_GRADIENT * paths + 2 * self.least_draws) / (1 - self.tried_limit) - 1e-9)
         if self.decodes_per_slot < least:
             raise ValueError(
@@ -107,50 +105,28 @@ class RefineConfig:
 
 
 class Proposal(NamedTuple):
-    """Where to draw.
+    """What to draw: the slots to refine, and the draws at these and at all others."""
 
-    Attributes:
-        slots: The refined slots, with shape `(R, B)`.
-        gaussians: Of the latent at each of them, with batch shape `(R, B)`.
-        log_others: The logits of the other slots, with shape `(B, S)`; all minus infinity where there are none.
-        counts: The draws of each component at each refined slot, and of all others, with shape `(B, G R + 1)`.
-        expected: The probability of all other slots by the address guide, with shape `(B,)`.
-    """
-
-    slots: Tensor
-    gaussians: list[MultivariateNormal]
-    log_others: Tensor
-    counts: Tensor
-    expected: Tensor
+    slots: Tensor  # (R, B)
+    gaussians: list[MultivariateNormal]  # of the latent at each of them, (R, B)
+    log_others: Tensor  # the logits of the other slots, (B, S); all minus infinity where there are none
+    counts: Tensor  # the draws of each component at each refined slot, and of all others, (B, G R + 1)
+    expected: Tensor  # the probability of all other slots by the address guide, (B,)
 
 
 def refined_weights(
     vma: VMA, memory: EncodedMemory, x: Tensor, num_samples: int, config: RefineConfig, max_decodes: int
 ) -> StratifiedWeights:
-    """Weights of some targets: each component at a refined slot is a stratum, and all other slots are the last one.
+    """Weighs draws in strata: each mixture component at a refined slot, and all other slots together.
 
-    The proposal is made before they are drawn, of decodes that have no other part: the estimate is unbiased whatever it
-    is. All draws at a refined slot are weighted by the mixture they come from.
-
-    References:
-        | Safe and Effective Importance Sampling (Owen, Zhou, 2000): mixtures that include the first proposal
-
-    Arguments:
-        vma: The model and its guide.
-        memory: The memory of these targets.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: Decodes a target, at least `config.decodes_per_slot`.
-        config: How they are spent.
-        max_decodes: How many decodes to hold in memory at once.
-
-    Returns:
-        The weights, `(n, B)`: those of the draws that the proposal has left.
+    The passes that make the proposal have no part in the estimate, which is therefore unbiased. All draws at a refined
+    slot have the density of the mixture (Safe and Effective Importance Sampling, Owen, Zhou, 2000).
     """
     target, components = vma.encode_x(x), len(config.mixture)
     slots, gaussians, log_others, counts, expected = _proposal(vma, memory, x, target, num_samples, config)
     stratum = strata_of(counts).mT.contiguous()
     elsewhere = stratum == counts.shape[-1] - 1
-    # Where there is no other slot, any will do: its weight is zero.
+    # Where there is no other slot, any slot serves: its weight is zero.
     others = Categorical(logits=log_others.clamp(min=torch.finfo(log_others.dtype).min / 2))
     refined = (stratum // components).clamp(max=len(slots) - 1)
     a = torch.where(elsewhere, others.sample(stratum.shape[:1]), slots.gather(0, refined))
@@ -177,10 +153,7 @@ def _draw(
     component: Tensor,
     elsewhere: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Latents of a component at refined slots, of the guide elsewhere; and the log density of what they are drawn from.
-
-    That is the mixture at refined slots. Of shape `(n, B)`, as the last three arguments.
-    """
+    """Draws z `(n, B)`, and its log density: of a mixture component at refined slots, of the guide elsewhere."""
     at = refined, torch.arange(refined.shape[1], device=refined.device)
     at_slot = [FullPrecisionNormal(g.mean[at], scale_tril=g.scale_tril[at]) for g in gaussians]
     drawn = torch.stack([part.sample() for part in (q_z, *at_slot)])
@@ -193,10 +166,7 @@ def _draw(
 def _proposal(
     vma: VMA, memory: EncodedMemory, x: Tensor, target: Template, num_samples: int, config: RefineConfig
 ) -> Proposal:
-    """Tries the slots that the guide finds most probable, refines z at the best of these, and divides the draws.
-
-    Paths begin at several slots for each one that they go on at: what a slot is worth shows after a step.
-    """
+    """Tries the slots that the guide finds most probable, refines z at the best of these, and divides the draws."""
     guide, log_p = vma.address_guide(memory, target).probs, vma.address_prior(memory).logits
     log_p = log_p.expand_as(guide)
     num_slots = guide.shape[-1]
@@ -204,6 +174,7 @@ def _proposal(
     tried = guide.topk(min(num_slots, int(num_samples * config.tried_limit), most), dim=-1).indices
     worth = log_p.gather(-1, tried) + _at_mean(vma, x, target, memory.read(tried.mT)).mT
     num_refined = min(tried.shape[-1], config.max_slots, num_samples // config.decodes_per_slot)
+    # More paths begin than continue, because the worth of a slot shows only after some steps.
     begun = worth.topk(min(tried.shape[-1], config.starts_per_slot * num_refined), dim=-1).indices
     slots = tried.gather(-1, begun).mT
     template = memory.read(slots)
@@ -221,7 +192,7 @@ def _proposal(
     path.select(best, log_joint_of_latent(vma, x, memory.read(slots)))
     gaussians = [path.advance(gradients).normal_approximation for gradients in config.gradients]
     mass = guide.gather(-1, tried)
-    # Half of the logarithm: a trial at one point overstates how far slots differ.
+    # Half of the logarithm, because a trial at one point overstates the differences between slots.
     guess = (worth / 2).softmax(-1).nan_to_num(0.0) * mass.sum(-1, keepdim=True)
     share = guide.scatter(-1, tried, config.guide_share * mass + (1 - config.guide_share) * guess)
     elsewhere = (1 - config.prior_share) * share + config.prior_share * log_p.exp()
@@ -253,7 +224,7 @@ def _at_mean(vma: VMA, x: Tensor, target: Template, template: Template) -> Tenso
 
 
 def _counts(num_draws: int, mass: Tensor, config: RefineConfig) -> Tensor:
-    """Divides draws between slots and others by their mass `(B, R + 1)`, and at slots between components."""
+    """Divides draws between refined slots and others by mass `(B, R + 1)`, and at slots between components."""
     least, size = config.least_draws, mass.shape[-1]
     share = (1 - config.equal_share) * mass / mass.sum(-1, keepdim=True) + config.equal_share / size
     each = least + ((num_draws - least * size) * share.nan_to_num(0.0)).floor().long()

@@ -1,6 +1,6 @@
-"""Few-shot evaluation of a model on episodes, usually of classes that it was not trained on.
+"""Few-shot evaluation of a model on episodes, usually of held-out classes.
 
-It measures the evidence of each target, what its lookup gains, and how often it finds the right class.
+It measures the evidence of each target, the information gain of its lookup, and the accuracy.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import Episode, EpisodeSampler
-from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, agreement, calibration_error, top_k_hit_rate
+from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, calibration_error, hit_rate, rank_correlation
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
 from pyro_vmem.diagnostics.slot_weights import check_numbers, draw_from_guide, slot_weights, warn_if_not_finite
 from pyro_vmem.diagnostics.weights import trust_figures
@@ -26,25 +26,25 @@ from pyro_vmem.model.checks import check_weights
 
 __all__ = ["FewShotEvaluation", "evaluate"]
 
-_DRAWS = 8  # of the guide, a target, for the terms of the bound: few beside those of the evidence
+_DRAWS = 8  # of the guide per target, for the terms of the bound: few beside those of the evidence
 _TOP = 5
 
 
 @dataclass(frozen=True, eq=False)
 class FewShotEvaluation:
-    r"""What :func:`evaluate` measured: one row an episode, one column a target, `(E, B)`, in nats.
+    r"""The figures of :func:`evaluate`: one row per episode, one column per target, `(E, B)`, in nats.
 
     Attributes:
         log_evidence: :math:`\log p(x | M)`.
-        log_evidence_wrong: The same with a memory of other classes; NaN where that was not asked for.
+        log_evidence_wrong: The same with a memory of other classes; NaN without one.
         standard_error: The Monte Carlo error of `log_evidence`; NaN where it is unknown, as of
             :class:`~pyro_vmem.diagnostics.Evidence`.
-        ess: The effective sample size behind it, of `n_way * k_shot * num_samples` weights.
-        khat: Their Pareto tail index; NaN for too few samples to tell.
+        ess: The effective sample size of its `n_way * k_shot * num_samples` weights.
+        khat: Their Pareto tail index; NaN for too few samples.
         information_gain: :math:`KL(q(a|x,M) \| p(a|M))`, by the guide.
         information_gain_exact: :math:`KL(p(a|x,M) \| p(a|M))`, by the evidence of each slot.
-        kl_exact_to_guide: :math:`KL(p(a|x,M) \| q(a|x,M))`: what the guide misses.
-        kl_guide_to_exact: :math:`KL(q(a|x,M) \| p(a|x,M))`: what the guide costs the bound.
+        kl_exact_to_guide: :math:`KL(p(a|x,M) \| q(a|x,M))`: large where the guide misses a slot.
+        kl_guide_to_exact: :math:`KL(q(a|x,M) \| p(a|x,M))`: the loss of the bound by the address guide.
         rank_correlation: Spearman's, of the slots by guide and by exact posterior.
         same_slot: Whether both have the same most probable slot.
         reconstruction: :math:`E_q \log p(x | z, m_a)`.
@@ -52,12 +52,12 @@ class FewShotEvaluation:
         class_probs: The guide's probability of each class, with shape `(E, B, C)`.
         class_probs_exact: The exact posterior's.
         target_class: The column of the right class.
-        information: What the lookups of each episode say about its targets.
+        information: The summary of the lookups of each episode.
         n_way: Classes in memory.
-        k_shot: Slots a class.
-        num_samples: Samples of z a slot that the evidence was estimated from.
-        decodes: Decodes in all, those of the wrong memories included.
-        seconds: How long it took.
+        k_shot: Slots per class.
+        num_samples: Samples of z per slot.
+        decodes: The number of decoder passes, including the wrong memories.
+        seconds: The duration.
     """
 
     log_evidence: Tensor
@@ -99,37 +99,27 @@ class FewShotEvaluation:
         return self.standard_error.isnan()
 
     @property
-    def ceiling(self) -> float:
-        r""":math:`\log C` of the number of classes: the information, in nats, that tells the target's class."""
-        return math.log(self.n_way)
-
-    @property
     def reliability(self) -> ReliabilityCurve:
-        """Whether the guide's probability of its most probable class is how often it is right, over all targets."""
+        """The confidence of the guide's most probable class against its accuracy, over all targets."""
         return calibration_error(self.class_probs.flatten(0, 1), self.target_class.flatten())
 
-    @property
-    def reliability_exact(self) -> ReliabilityCurve:
-        """The same of the exact address posterior."""
-        return calibration_error(self.class_probs_exact.flatten(0, 1), self.target_class.flatten())
-
     def summary(self) -> dict[str, float]:
-        r"""Flat figures; means over targets have a standard error over episodes, `_se`, in the key after.
+        r"""Returns flat figures; means over targets have a standard error over episodes, `_se`.
 
-        | `nll`, `nll_wrong_memory`: minus the evidence; an upper bound. `memory_worth_nats`: their difference.
-        | `elbo`, `reconstruction`, `kl_z`: the one-sample bound and its parts; the third is `information_gain`.
-        | `information_gain`, `information_gain_exact`: nats a target. `information_gain_bits`; as shares of
-          :math:`\log C`, which it takes to tell the class, and of :math:`\log |M|`, which it takes to tell the slot,
-          `information_gain_share` and `information_gain_share_of_slots`.
-        | `mutual_information`, `marginal_kl`: the parts of the information gain that tell targets of an episode apart,
-          and that do not. `perplexity`: slots in play a lookup. `slots_never_first`: slots that are no target's first.
-        | `hit_rate`, `hit_rate_exact`: few-shot classification by guide and by exact posterior. `top5_rate`,
-          `top5_rate_exact`: the right class among the first five; NaN for five classes or fewer. `chance`.
+        | `nll`, `nll_wrong_memory`: minus the evidence, an upper bound; `memory_worth_nats`: their difference.
+        | `elbo`, `reconstruction`, `kl_z`: the one-sample bound and two of its parts.
+        | `information_gain`, its third part, and `information_gain_exact`, in nats per target; `information_gain_bits`;
+          `information_gain_share` of :math:`\log C`, which tells the class, and `information_gain_share_of_slots` of
+          :math:`\log |M|`, which tells the slot.
+        | `mutual_information`, `marginal_kl`: the part of the gain that tells the targets of an episode apart, and the
+          rest; `perplexity`: effective slots per lookup; `slots_never_first`: slots that are no target's first.
+        | `hit_rate`, `hit_rate_exact`: the accuracy of guide and exact posterior. `top5_rate`, `top5_rate_exact`: the
+          right class is among the first five; NaN for five classes or fewer. `chance`.
         | `calibration_error`, `calibration_error_exact`: of the class probabilities, all targets together.
         | `kl_exact_to_guide`, `kl_guide_to_exact`, `rank_correlation`, `same_slot`: agreement of the two.
         | `monte_carlo_se`: the part of `nll_se` that more samples would remove, NaN if it is unknown of any target;
-          `ess`; `error_unknown`, the share of targets of whose evidence it is unknown, which is likely too low;
-          `khat_above`, that of targets with a k-hat above 0.7.
+          `error_unknown`: the share of such targets, whose evidence is likely too low; `khat_above`: the share of
+          targets with a k-hat above 0.7; `ess`.
         | `n_way`, `k_shot`, `num_samples`, `num_episodes`, `num_targets`; `decodes`, `evaluation_seconds`,
           `decodes_per_second`.
         """
@@ -162,12 +152,13 @@ class FewShotEvaluation:
         for name, values in columns.items():
             summary[name], summary[f"{name}_se"] = (math.nan, math.nan) if values is None else mean_and_error(values)
         num_slots, gain = self.n_way * self.k_shot, summary["information_gain"]
+        exact = calibration_error(self.class_probs_exact.flatten(0, 1), self.target_class.flatten())
         summary |= {
             "information_gain_bits": gain / math.log(2),
-            "information_gain_share": gain / self.ceiling if self.n_way > 1 else math.nan,
+            "information_gain_share": gain / math.log(self.n_way) if self.n_way > 1 else math.nan,
             "information_gain_share_of_slots": gain / math.log(num_slots) if num_slots > 1 else math.nan,
             "calibration_error": self.reliability.error,
-            "calibration_error_exact": self.reliability_exact.error,
+            "calibration_error_exact": exact.error,
             **trust_figures(self.khat, self.standard_error),
             "chance": 1 / self.n_way,
             "n_way": self.n_way,
@@ -183,10 +174,7 @@ class FewShotEvaluation:
 
 
 def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """The mean of `(E, B)` and its standard error over episodes: targets of one episode share a memory.
-
-    Values that are NaN are left out, as are episodes of nothing else.
-    """
+    """Computes the mean of `(E, B)` without NaN, and its standard error over episodes, whose targets share a memory."""
     episodes = values.nanmean(1)
     episodes = episodes[~episodes.isnan()]
     error = float(episodes.std() / math.sqrt(len(episodes))) if len(episodes) > 1 else math.nan
@@ -205,24 +193,18 @@ def evaluate(
     max_decodes: int = 1024,
     progress: bool = True,
 ) -> FewShotEvaluation:
-    r"""Measures a model on the first episodes of a sampler; parameters and global random state stay as they are.
+    """Evaluates a model on the first episodes of a sampler; parameters and global random state stay as they are.
 
-    The evidence sums over all slots exactly and samples z, `num_samples` times a slot. All else follows from the same
-    decodes, but for eight of the guide a target, which give the terms of the bound.
+    The evidence sums over all slots exactly and samples z at each. All other figures follow from the same decoder
+    passes, except for the terms of the bound, which take eight draws of the guide per target.
 
     Arguments:
-        vma: The model and its guide.
-        episodes: Where the episodes come from; classes that were not trained on, for few-shot figures.
-        num_episodes: How many episodes.
-        num_samples: Samples of z a slot.
-        wrong: Whether the evidence with a memory of other classes is measured too, which takes as many classes more and
-            as many decodes.
+        episodes: The source of the episodes; held-out classes give few-shot figures.
+        num_episodes: The number of episodes.
+        num_samples: Samples of z per slot.
+        wrong: Whether to measure the evidence with a memory of other classes too. It takes as many more classes, and
+            twice the decoder passes.
         seed: Seeds the samples of z.
-        max_decodes: How many decodes to hold in memory at once; on processors more of them are slower.
-        progress: Whether to show a progress bar.
-
-    Returns:
-        The figures of each target.
 
     Raises:
         ValueError: If a number is less than 1, episodes have no labels, or classes are too few for a wrong memory.
@@ -269,7 +251,7 @@ def evaluate(
 def _measure(
     vma: VMA, episode: Episode, wrong: Memory | None, num_samples: int, max_decodes: int
 ) -> tuple[dict[str, Tensor], InformationSummary]:
-    """The columns of one episode's targets, and what its lookups say about them."""
+    """Measures the targets of one episode: a value of each by name, and the summary of their lookups."""
     vma.check(episode.memory, episode.x)
     x, encoded = episode.x, vma.encode(episode.memory)
     right = slot_weights(vma, encoded, x, num_samples, max_decodes=max_decodes)
@@ -283,16 +265,15 @@ def _measure(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         draws = draw_from_guide(vma, encoded, x, _DRAWS, max_decodes=max_decodes)
     guide, prior = draws.log_q, draws.log_p
-    compared = agreement(guide, exact)
     assert encoded.labels is not None  # those of learned slots too, which are a class of their own
     assert episode.labels is not None
     columns |= {
         "information_gain": draws.information_gain,
         "information_gain_exact": information_gain(exact, prior),
-        "kl_exact_to_guide": compared.kl_from_exact,
-        "kl_guide_to_exact": compared.kl_from_guide,
-        "rank_correlation": compared.rank_correlation,
-        "same_slot": compared.same_first,
+        "kl_exact_to_guide": information_gain(exact, guide),
+        "kl_guide_to_exact": information_gain(guide, exact),
+        "rank_correlation": rank_correlation(guide, exact),
+        "same_slot": guide.argmax(-1) == exact.argmax(-1),
         "reconstruction": draws.log_likelihood.mean(0),
         "kl_z": draws.kl_z.mean(0),
         "class_probs": encoded.by_class(guide.softmax(-1)),
@@ -304,5 +285,5 @@ def _measure(
 
 def _top_rate(class_probs: Tensor, target_class: Tensor) -> Tensor:
     """The share of each episode's targets whose class is among the five most probable, `(E, 1)`."""
-    rates = [top_k_hit_rate(probs, right, _TOP) for probs, right in zip(class_probs, target_class, strict=True)]
+    rates = [hit_rate(probs, right, _TOP) for probs, right in zip(class_probs, target_class, strict=True)]
     return torch.stack(rates).unsqueeze(-1)

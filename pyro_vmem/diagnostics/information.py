@@ -1,22 +1,21 @@
-"""Information measures of addresses, on bare tensors."""
+"""Information measures of addresses, on bare tensors of logits."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["InformationSummary", "address_entropy", "information_gain", "information_summary"]
+__all__ = ["address_entropy", "information_gain"]
 
 
 def information_gain(q_logits: Tensor, p_logits: Tensor) -> Tensor:
-    r"""The information that a lookup gains, :math:`KL(q(a | x, M) \| p(a | M)) = \sum_a q_a \log (q_a / p_a)`, in nats.
+    r"""Computes the information that a lookup gains, :math:`KL(q(a | x, M) \| p(a | M))`, in nats.
 
-    With the guide's logits it is the guide's claim; with those of the exact address posterior, the truth. Under a
-    uniform prior it is at most :math:`\log |M|`.
+    The guide's logits give the gain that the guide claims. The logits of the exact address posterior give the true one.
+    Under a uniform prior the gain is at most :math:`\log |M|`.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), equation 3
@@ -49,13 +48,9 @@ def information_gain(q_logits: Tensor, p_logits: Tensor) -> Tensor:
 
 
 def address_entropy(logits: Tensor) -> Tensor:
-    r"""The entropy :math:`-\sum_a q_a \log q_a` of addresses, in nats; its exponential is the number of slots in play.
+    r"""Computes the entropy :math:`-\sum_a q_a \log q_a` of addresses, in nats: `(*, S)` to `(*)`.
 
-    Arguments:
-        logits: Unnormalised log-probabilities, with shape `(*, S)`.
-
-    Returns:
-        Nats, with shape `(*)`.
+    Its exponential, the perplexity, is the effective number of slots per lookup.
 
     Example:
         >>> import torch
@@ -66,114 +61,40 @@ def address_entropy(logits: Tensor) -> Tensor:
     return -(log_q.exp() * log_q).masked_fill(log_q.exp() == 0, 0.0).sum(-1)
 
 
-@dataclass(frozen=True)
-class InformationSummary:
-    r"""What lookups of a set of targets say about them, as :func:`information_summary` found it; in nats.
+class InformationSummary(NamedTuple):
+    r"""What the lookups of a set of targets say about them; information is in nats.
 
-    :math:`q(a) = \frac{1}{N} \sum_x q(a | x)` is the marginal over targets. The information gain is the sum of two:
-    what addresses tell about the target, :math:`I(a; x) = E_x KL(q(a | x) \| q(a))`, and how unlike the prior they are
-    on the whole, :math:`KL(q(a) \| p(a))`. A guide that always looks at one slot gains :math:`\log |M|` nats, none of
-    which is mutual information.
+    :math:`q(a) = \frac{1}{N} \sum_x q(a | x)` is the marginal over targets. The information gain is the sum of two
+    terms (ELBO surgery, Hoffman, Johnson, 2016): the mutual information of address and target, and the divergence of
+    the marginal from the prior. A guide that always looks at one slot gains :math:`\log |M|` nats, none of which is
+    mutual information.
 
     Attributes:
-        information_gain: The mean of :math:`KL(q(a | x) \| p(a))`: the sum of the next two.
-        mutual_information: :math:`I(a; x)`, at most :math:`\min(\log |M|, \log N)`.
+        information_gain: The mean of :math:`KL(q(a | x) \| p(a))`.
+        mutual_information: :math:`I(a; x) = E_x KL(q(a | x) \| q(a))`.
         marginal_kl: :math:`KL(q(a) \| p(a))`.
-        entropy: The mean entropy of :math:`q(a | x)`.
-        marginal_entropy: The entropy of :math:`q(a)`: `mutual_information` plus `entropy`.
-        perplexity: The mean of :math:`\exp` of the entropy of :math:`q(a | x)`: the effective number of slots a target.
-        marginal_perplexity: The same of :math:`q(a)`: the effective number of slots of all targets together.
-        slots_neglected: How many slots have less than `threshold` of the share in :math:`q(a)` that the prior gives
-            them.
+        perplexity: The mean perplexity of :math:`q(a | x)`.
         slots_never_first: How many slots are the most probable one of no target.
-        coverage: The share of slots that are the most probable one of some target. With :math:`N < |M|` targets it is
-            at most :math:`N / |M|`.
-        threshold: The share of the prior below which a slot counts as neglected.
-        num_slots: Slots :math:`|M|` to which the prior gives any probability; the others are not counted anywhere.
-        num_targets: Targets :math:`N`.
-
-    References:
-        | ELBO surgery: yet another way to carve up the variational evidence lower bound (Hoffman, Johnson, 2016),
-        | section 3 | http://approximateinference.org/accepted/HoffmanJohnson2016.pdf
     """
 
     information_gain: float
     mutual_information: float
     marginal_kl: float
-    entropy: float
-    marginal_entropy: float
     perplexity: float
-    marginal_perplexity: float
-    slots_neglected: int
     slots_never_first: int
-    coverage: float
-    threshold: float
-    num_slots: int
-    num_targets: int
-
-    def as_dict(self) -> dict[str, float]:
-        """The fields by name."""
-        return dataclasses.asdict(self)
-
-    def summary(self) -> dict[str, float]:
-        r"""The fields by name, and of each information its `_bits` and its `_share` of :math:`\log |M|`.
-
-        With one slot there is nothing to tell, and shares are NaN.
-        """
-        summary = self.as_dict()
-        for name in ("information_gain", "mutual_information", "marginal_kl"):
-            summary[f"{name}_bits"] = summary[name] / math.log(2)
-            summary[f"{name}_share"] = summary[name] / math.log(self.num_slots) if self.num_slots > 1 else math.nan
-        return summary
 
 
-def information_summary(q_logits: Tensor, p_logits: Tensor, *, threshold: float = 0.1) -> InformationSummary:
-    r"""What the lookups of a set of targets in one memory say about them.
-
-    Arguments:
-        q_logits: Unnormalised :math:`\log q(a | x, M)` of :math:`N` targets, with shape `(N, S)`.
-        p_logits: Unnormalised :math:`\log p(a | M)`, with shape `(S,)`; slots may have `-inf`, or so little that it is
-            zero as a probability, as slots of a memory that are not in use have.
-        threshold: A slot is neglected if :math:`q(a)` is less than this share of :math:`p(a)`.
-
-    Returns:
-        Information in nats, and how many of the slots the targets use.
-
-    Raises:
-        ValueError: If the shapes are not these; memories of their own for each target have no slots in common.
-
-    Example:
-        >>> q_logits = 9 * torch.eye(4)[[0, 1, 1]]  # three targets, each sure of a slot, two of the same
-        >>> found = information_summary(q_logits, torch.zeros(4))
-        >>> found.slots_never_first, round(found.marginal_perplexity, 1)
-        (2, 1.9)
-    """
-    if q_logits.dim() != 2 or len(q_logits) == 0 or p_logits.shape != q_logits.shape[1:]:
-        raise ValueError(
-            f"q_logits, p_logits: expected shapes (N, S) and (S,), got {tuple(q_logits.shape)} and "
-            f"{tuple(p_logits.shape)}. All targets have to share one memory; for others average information_gain."
-        )
-    q_logits, p_logits = q_logits.detach().cpu().double(), p_logits.detach().cpu().double()
-    log_q = q_logits.log_softmax(-1)
+def information_summary(q_logits: Tensor, p_logits: Tensor) -> InformationSummary:
+    """Summarises the lookups of N targets `(N, S)` in one memory, whose prior `(S,)` is zero at slots not in use."""
+    # In double precision: mutual information is a small difference for a poor guide.
+    log_q, log_p = (logits.detach().cpu().double().log_softmax(-1) for logits in (q_logits, p_logits))
     marginal = log_q.logsumexp(0) - math.log(len(log_q))
-    prior, used = p_logits.softmax(-1), marginal.exp()
-    in_memory = prior > 0
-    first = torch.zeros_like(in_memory).index_fill(0, log_q.argmax(-1).unique(), True) & in_memory
-    num_slots = int(in_memory.sum())
-    entropy = address_entropy(log_q)
-    marginal_entropy = float(address_entropy(marginal))
+    in_memory = log_p.exp() > 0
+    first = torch.zeros_like(in_memory).index_fill(0, log_q.argmax(-1).unique(), True)
     return InformationSummary(
-        information_gain=float(information_gain(log_q, p_logits).mean()),
+        information_gain=float(information_gain(log_q, log_p).mean()),
         mutual_information=float(information_gain(log_q, marginal).mean()),
-        marginal_kl=float(information_gain(marginal, p_logits)),
-        entropy=float(entropy.mean()),
-        marginal_entropy=marginal_entropy,
-        perplexity=float(entropy.exp().mean()),
-        marginal_perplexity=math.exp(marginal_entropy),
-        slots_neglected=int(((used < threshold * prior) & in_memory).sum()),
-        slots_never_first=num_slots - int(first.sum()),
-        coverage=int(first.sum()) / num_slots,
-        threshold=threshold,
-        num_slots=num_slots,
-        num_targets=len(log_q),
+        marginal_kl=float(information_gain(marginal, log_p)),
+        perplexity=float(address_entropy(log_q).exp().mean()),
+        slots_never_first=int((in_memory & ~first).sum()),
     )

@@ -1,6 +1,6 @@
 """Normal approximations of a density along the path of a quasi-Newton method to its mode.
 
-They are proposals for importance sampling where a guide of the latent is off.
+They are proposals for importance sampling where the guide of the latent is poor.
 """
 
 from __future__ import annotations
@@ -15,35 +15,23 @@ from torch.distributions import MultivariateNormal
 
 from pyro_vmem.parts.latents import FullPrecisionNormal
 
-__all__ = ["DECODES_PER_GRADIENT", "OptimizationPath", "moments"]
+__all__: list[str] = []
 
-DECODES_PER_GRADIENT = 2  # one decode, and as much to go back through it to z: no weight needs a gradient
-CAUTIOUS_STEPS = 3  # at first little is known of the curvature: these may go half as far
+DECODES_PER_GRADIENT = 2  # decoder passes: one forward, one backward to z; no weight needs a gradient
+CAUTIOUS_STEPS = 3  # the first steps are half as long at most, because little is known about the curvature
 SHORTEST_STEP = 1e-3  # below it a difference of gradients is rounding
-MOMENT_DRAWS = 256  # from which moments are taken of a distribution that does not know its own; none is decoded
+MOMENT_DRAWS = 256  # for the moments of a distribution that does not know its own; none is decoded
 
 
 class OptimizationPath:
     r"""The path of BFGS to the mode of a log density, from the mean of a Gaussian.
 
-    The estimate of the inverse Hessian begins with the covariance of that Gaussian. At any point of the path, the
-    normal approximation has the point as its mean and the estimate as its covariance. Near the mode it can be too
-    narrow; one from halfway is wider.
+    The inverse Hessian starts as the covariance of the Gaussian. The normal approximation at a point has the point as
+    its mean and the inverse Hessian as its covariance. Near the mode it can be too narrow; halfway it is wider.
 
     References:
         | Pathfinder: Parallel quasi-Newton variational inference (Zhang, Carpenter, Gelman, Vehtari, 2022)
         | https://arxiv.org/abs/2108.03782
-
-    Arguments:
-        log_density: The unnormalised log density, from `(*, D)` to `(*)`.
-        mean: Where to begin, with shape `(*, D)`.
-        scale_tril: A root of the covariance, with shape `(*, D, D)`.
-        longest_step: How far a step may go, in standard deviations of the Gaussian.
-        variances: The least and largest variance of a normal approximation, over those of the Gaussian.
-        slack: How much log density a step may lose, in nats.
-
-    Attributes:
-        gradients: How many gradients were taken, the first one included.
 
     Example:
         >>> target = MultivariateNormal(torch.ones(2), 0.25 * torch.eye(2))
@@ -54,9 +42,9 @@ class OptimizationPath:
 
     def __init__(
         self,
-        log_density: Callable[[Tensor], Tensor],
-        mean: Tensor,
-        scale_tril: Tensor,
+        log_density: Callable[[Tensor], Tensor],  # from (*, D) to (*)
+        mean: Tensor,  # the first point, (*, D)
+        scale_tril: Tensor,  # (*, D, D)
         longest_step: float = 4.0,
         variances: tuple[float, float] = (1e-4, 4.0),
         slack: float = 0.5,
@@ -73,11 +61,8 @@ class OptimizationPath:
 
     @property
     def laplace_log_evidence(self) -> Tensor:
-        r"""Laplace's approximation of the log integral, with the first Gaussian's covariance; nats, shape `(*)`.
-
-        It takes the density at the current point for that at the mode. The estimate of the inverse Hessian is too rough
-        after few steps for its volume to help.
-        """
+        r"""Laplace's approximation of the log integral at the current point, in nats, with shape `(*)`."""
+        # With the first Gaussian's covariance: after few steps the inverse Hessian is too rough for its volume to help.
         log_volume = self._scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
         return self._value.to(log_volume.dtype) + log_volume + 0.5 * math.log(2 * math.pi) * self._mean.shape[-1]
 
@@ -88,14 +73,14 @@ class OptimizationPath:
         return FullPrecisionNormal(self._latent(self._point.to(self._mean.dtype)), scale_tril=root)
 
     def advance(self, gradients: int) -> Self:
-        """Goes on until so many gradients were taken in all."""
+        """Continues to a total number of gradients."""
         for step in range(self.gradients, gradients):
             direction = (self._inverse_hessian @ self._gradient.unsqueeze(-1)).squeeze(-1)
             longest = self._longest_step / 2 if step <= CAUTIOUS_STEPS else self._longest_step
             shortened = (longest / direction.norm(dim=-1, keepdim=True)).clamp(max=1.0)
             proposed = self._point + (direction * shortened).nan_to_num(0.0)
             value, gradient = self._evaluate(proposed)
-            # What was learned of the curvature is kept also where the step itself is not.
+            # A step that is not accepted still tells the curvature.
             self._inverse_hessian = bfgs_update(
                 self._inverse_hessian, proposed - self._point, self._gradient - gradient
             )
@@ -107,12 +92,7 @@ class OptimizationPath:
         return self
 
     def select(self, rows: Tensor, log_density: Callable[[Tensor], Tensor]) -> Self:
-        """Goes on with some of the paths only.
-
-        Arguments:
-            rows: Those of each column, with shape `(r, B)`, where there were `(R, B)` paths.
-            log_density: The log density of these.
-        """
+        """Continues with the paths `(r, B)` of `(R, B)` only, which have this log density."""
         at = rows, torch.arange(rows.shape[1], device=rows.device)
         for name in ("_mean", "_scale_tril", "_point", "_inverse_hessian", "_value", "_gradient"):
             setattr(self, name, getattr(self, name)[at])
@@ -124,7 +104,7 @@ class OptimizationPath:
         return self._mean + (self._scale_tril * point.unsqueeze(-2)).sum(-1)
 
     def _evaluate(self, point: Tensor) -> tuple[Tensor, Tensor]:
-        """The log density and its gradient."""
+        """Returns the log density and its gradient."""
         with torch.enable_grad():
             point = point.to(self._mean.dtype).requires_grad_()
             log_density = self._log_density(self._latent(point))
@@ -132,7 +112,7 @@ class OptimizationPath:
         return log_density.detach().double(), gradient.double()
 
     def _covariance_root(self) -> Tensor:
-        """The lower triangular root of the inverse Hessian, its eigenvalues put within bounds."""
+        """Returns the lower triangular root of the inverse Hessian, with its eigenvalues clamped."""
         symmetric = (self._inverse_hessian + self._inverse_hessian.mT) / 2
         values, vectors = torch.linalg.eigh(symmetric)
         bounded = vectors * values.clamp(*self._variances).unsqueeze(-2) @ vectors.mT
@@ -141,7 +121,7 @@ class OptimizationPath:
 
 
 def bfgs_update(inverse_hessian: Tensor, step: Tensor, change: Tensor) -> Tensor:
-    """The inverse Hessian `(*, D, D)` after a step, by the fall of the gradient along it; unchanged without a peak."""
+    """Updates the inverse Hessian `(*, D, D)` by a step and the fall of the gradient; not where it curves upwards."""
     along = (step * change).sum(-1)
     length = step.norm(dim=-1)
     peaked = (along > 1e-6 * length * change.norm(dim=-1)) & (length > SHORTEST_STEP)
@@ -153,7 +133,7 @@ def bfgs_update(inverse_hessian: Tensor, step: Tensor, change: Tensor) -> Tensor
 
 
 def moments(q: torch.distributions.Distribution) -> tuple[Tensor, Tensor]:
-    """Mean `(*, D)` and a root of the covariance `(*, D, D)`; those of draws, if it does not know its own."""
+    """Returns the mean `(*, D)` and a root of the covariance `(*, D, D)`, from draws if there is no closed form."""
     try:
         mean = q.mean
         scale_tril = q.scale_tril if isinstance(q, MultivariateNormal) else q.stddev.diag_embed()

@@ -1,6 +1,6 @@
 """Information, bound and evidence of any pair of Pyro programs, from draws of the guide.
 
-Also which sites a program has, and which of their dims are datapoints.
+It finds the sample sites of a program, and the dims of their datapoints.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ import torch
 from pyro.poutine import Trace
 from pyro.poutine.util import prune_subsample_sites
 from torch import Tensor
-from torch.distributions import Categorical, kl_divergence
+from torch.distributions import Categorical
 from tqdm.auto import tqdm
 
-from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.weights import StratifiedWeights
 from pyro_vmem.infer import IWAE_ELBO
 from pyro_vmem.infer.particles import draw_particles
 
-__all__ = ["as_rows", "data_dims", "diagnose_program", "sample_sites"]
+__all__: list[str] = []
 
 
 class _Recorder(IWAE_ELBO):
@@ -43,49 +42,32 @@ def diagnose_program(
     guide: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    num_samples: int,
     site: str | None,
-    seed: int,
+    num_samples: int,
     max_decodes: int,
     progress: bool,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What :func:`diagnose` says of a pair: values `(B,)` and `(B, S)` by name, and how they were made.
-
-    Arguments:
-        model: A Pyro model whose sites all sit in one data plate.
-        guide: Its guide.
-        args: The arguments of both.
-        kwargs: Their keyword arguments.
-        num_samples: Draws from the guide, a datapoint.
-        site: The categorical site whose information is asked for, if any.
-        seed: Seeds the draws.
-        max_decodes: How many draws, over all datapoints, to hold in memory at once.
-        progress: Whether to show a progress bar.
-
-    Raises:
-        ValueError: If there is no such site, it is not categorical, or the sites are in no data plate.
-    """
-    with torch.no_grad(), seeded(seed):
-        start = time.perf_counter()
-        probe = _Recorder(1)
-        size = draw_particles(probe, model, guide, *args, **kwargs).log_likelihood.shape[1]
+    """Computes the figures of :func:`diagnose` for a pair: values `(B,)` and `(B, S)` by name, and the settings."""
+    start = time.perf_counter()
+    probe = _Recorder(1)
+    size = draw_particles(probe, model, guide, *args, **kwargs).log_likelihood.shape[1]
+    if site is not None:
+        _check_site(site, *map(sample_sites, probe.traces[0]))
+    at_once = max(1, max_decodes // size)
+    columns: dict[str, list[Tensor]] = {}
+    bar = tqdm(range(0, num_samples, at_once), desc="drawing", unit="chunk", disable=not (progress and sys.stderr))
+    for first in bar:
+        recorder = _Recorder(min(at_once, num_samples - first), probe.max_plate_nesting)
+        particles = draw_particles(recorder, model, guide, *args, **kwargs)
+        row = {"log_weights": particles.log_weights, "reconstruction": particles.log_likelihood}
+        # An auxiliary site of the guide has no prior: its entry belongs to the KL of the latent that it makes.
+        row |= {f"kl_{name}": log_q - particles.log_prior.get(name, 0.0) for name, log_q in particles.log_guide.items()}
+        # In closed form, where there is one, without the noise of the draws.
+        row |= {f"kl_{name}": kl for name, kl in particles.kl.items()}
         if site is not None:
-            _check_site(site, *map(sample_sites, probe.traces[0]))
-        at_once = max(1, max_decodes // size)
-        columns: dict[str, list[Tensor]] = {}
-        bar = tqdm(range(0, num_samples, at_once), desc="drawing", unit="chunk", disable=not (progress and sys.stderr))
-        for first in bar:
-            recorder = _Recorder(min(at_once, num_samples - first), probe.max_plate_nesting)
-            particles = draw_particles(recorder, model, guide, *args, **kwargs)
-            row = {"log_weights": particles.log_weights, "reconstruction": particles.log_likelihood}
-            # an auxiliary site of the guide has no prior: its entry is the rest of the KL of the latent made of it
-            row |= {
-                f"kl_{name}": log_q - particles.log_prior.get(name, 0.0) for name, log_q in particles.log_guide.items()
-            }
-            row |= _closed_forms(*recorder.traces[0], site, recorder.num_particles)
-            for name, values in row.items():
-                columns.setdefault(name, []).append(values)
-        seconds = time.perf_counter() - start
+            row |= _address_figures(*recorder.traces[0], site, recorder.num_particles)
+        for name, values in row.items():
+            columns.setdefault(name, []).append(values)
     draws = {name: torch.cat(parts) for name, parts in columns.items()}
     log_weights = draws.pop("log_weights")
     estimate = StratifiedWeights.unstratified(log_weights).estimate.honest
@@ -100,10 +82,7 @@ def diagnose_program(
         "elbo": log_weights.mean(0),
         "elbo_se": log_weights.std(0) / math.sqrt(num_samples),
         "elbo_gap": estimate.log_evidence - log_weights.mean(0),
-        "log_evidence": estimate.log_evidence,
-        "log_evidence_se": estimate.standard_error,
-        "ess": estimate.ess,
-        "khat": estimate.khat,
+        **estimate.figures(),
     }
     names = [getattr(program, "__name__", type(program).__name__) for program in (model, guide)]
     facts = {
@@ -111,35 +90,18 @@ def diagnose_program(
         "method": "sampled",
         "site": site or "",
         "decodes": log_weights.numel(),
-        "seconds": seconds,
-        "decodes_per_second": log_weights.numel() / seconds,
+        "seconds": time.perf_counter() - start,
     }
     return means, facts
 
 
-def _closed_forms(model_trace: Trace, guide_trace: Trace, site: str | None, num_particles: int) -> dict[str, Tensor]:
-    """KL of the categorical sites `(K, B)`; entropy and, if a datapoint has one address, probabilities of `site`."""
-    model_sites, guide_sites = sample_sites(model_trace), sample_sites(guide_trace)
-    dims = data_dims([*model_sites.values(), *guide_sites.values()])
-
-    def per_datapoint(values: Tensor) -> Tensor:
-        return as_rows(values, dims).sum(-1).reshape(num_particles, -1)
-
-    pairs = {
-        name: (guide_sites[name]["fn"], node["fn"])
-        for name, node in model_sites.items()
-        if not node["is_observed"] and isinstance(node["fn"], Categorical)
-    }
-    forms = {
-        f"kl_{name}": per_datapoint(kl_divergence(q, p)) for name, (q, p) in pairs.items() if isinstance(q, Categorical)
-    }
-    if site is not None:
-        q = pairs[site][0]
-        forms["address_entropy"] = per_datapoint(q.entropy())
-        probs = as_rows(q.probs, dims, 1).reshape(num_particles, forms["address_entropy"].shape[1], -1)
-        if probs.shape[-1] == q.probs.shape[-1]:
-            forms["address_guide"] = probs
-    return forms
+def _address_figures(model_trace: Trace, guide_trace: Trace, site: str, num_particles: int) -> dict[str, Tensor]:
+    """The entropy `(K, B)` of the guide's site and, if a datapoint has one address, its probabilities `(K, B, S)`."""
+    guide_sites = sample_sites(guide_trace)
+    dims, q = data_dims([*sample_sites(model_trace).values(), *guide_sites.values()]), guide_sites[site]["fn"]
+    entropy = as_rows(q.entropy(), dims).sum(-1).reshape(num_particles, -1)
+    probs = as_rows(q.probs, dims, 1).reshape(*entropy.shape, -1)
+    return {"address_entropy": entropy} | ({"address_guide": probs} if probs.shape[-1] == q.probs.shape[-1] else {})
 
 
 def _check_site(site: str, model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
@@ -171,15 +133,7 @@ def data_dims(sites: Iterable[Any]) -> tuple[int, ...]:
 
 
 def as_rows(values: Tensor, dims: Sequence[int], event_dim: int = 0) -> Tensor:
-    """Values with some batch dims as rows and all other dims as columns.
-
-    Arguments:
-        values: Of shape `(*batch, *event)`.
-        dims: The batch dims that become rows, as of :func:`data_dims`.
-        event_dim: How many dims of `values` are the event's.
-
-    Returns:
-        Values of shape `(rows, columns)`.
+    """Reshapes values `(*batch, *event)` to `(rows, columns)`, with some batch dims as rows and all else as columns.
 
     Example:
         >>> import torch

@@ -1,6 +1,6 @@
 """Importance weights of a VMA: at every slot, at given addresses, and of draws from its guide.
 
-Every estimate of the evidence, and all that is said of single slots, is made of these.
+All estimates of the evidence and all figures on single slots are computed from these.
 """
 
 from __future__ import annotations
@@ -19,32 +19,24 @@ from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
-from pyro_vmem.diagnostics.weights import Estimate, StratifiedWeights, standard_error, strata_of
+from pyro_vmem.diagnostics.weights import Estimate, StratifiedWeights, strata_of
 from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model import VMA
 
-__all__ = ["GuideDraws", "SlotWeights", "draw_from_guide", "slot_log_evidence", "slot_weights"]
+__all__ = ["slot_log_evidence"]
 
 
 # Every slot
 
 
-@dataclass(frozen=True, eq=False)
-class SlotWeights:
-    r"""What :func:`slot_weights` found of each target at every slot, in nats.
+class SlotWeights(NamedTuple):
+    """The evidence of each target at every slot, in nats."""
 
-    Attributes:
-        log_prior: :math:`\log p(a | M)`, with shape `(B, S)`; `-inf` for slots that are not in use.
-        log_evidence: Estimates of :math:`\log p(x | m_a)`, with shape `(B, S)`; `-inf` for slots without samples.
-        standard_error: Their Monte Carlo errors, with shape `(B, S)`; NaN of a single sample.
-        estimate: :math:`\log p(x | M)` by summing the slots, and how far it can be trusted.
-    """
-
-    log_prior: Tensor
-    log_evidence: Tensor
-    standard_error: Tensor
-    estimate: Estimate
+    log_prior: Tensor  # log p(a | M), (B, S); -inf for slots that are not in use
+    log_evidence: Tensor  # estimates of log p(x | m_a), (B, S); -inf for slots without samples
+    standard_error: Tensor  # their Monte Carlo errors, (B, S); NaN for a single sample
+    estimate: Estimate  # of log p(x | M) by summing the slots
 
     @property
     def log_joint(self) -> Tensor:
@@ -63,23 +55,7 @@ def slot_weights(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> SlotWeights:
-    r"""Weights :math:`p(a | M)\, p(z | m_a)\, p(x | z, m_a) / q(z | x, m_a)` of as many samples of z at every slot.
-
-    Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: Samples of z a slot.
-        slots: Which slots, with shape `(n,)`. Default: those in use.
-        max_decodes: How many decodes to hold in memory at once.
-        progress: Whether to show a progress bar.
-
-    Example:
-        >>> vma = VMA.for_vectors(5)
-        >>> found = slot_weights(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5), num_samples=4)
-        >>> found.log_joint.shape, found.estimate.log_evidence.shape
-        (torch.Size([3, 10]), torch.Size([3]))
-    """
+    """Weighs the same number of samples of z at every slot in use, or at the given ones `(n,)`."""
     encoded = vma.encode(memory)
     slots = slots_in_use(encoded) if slots is None else slots
     log_prior = log_address_prior(vma, encoded, len(x))
@@ -89,7 +65,8 @@ def slot_weights(
         log_weights = log_weights_at_slots(vma, chunk, targets, slots, num_samples, max_decodes)
         rows = slice(row, row := row + len(targets))
         log_evidence[rows, slots] = log_weights.logsumexp(0).mT - math.log(num_samples)
-        errors[rows, slots] = standard_error(log_weights).mT
+        error = StratifiedWeights.unstratified(log_weights.flatten(1)).standard_error
+        errors[rows, slots] = error.reshape(log_weights.shape[1:]).mT
         estimates.append(StratifiedWeights.even(log_weights + log_prior[rows, slots].mT).estimate)
     return SlotWeights(log_prior, log_evidence, errors, Estimate.joined(estimates))
 
@@ -100,19 +77,14 @@ def slot_log_evidence(
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | m_a)` of each target from each slot, in nats.
 
-    Added to the address prior's logits it gives the exact address posterior:
+    With the address prior's logits added, these are the logits of the exact address posterior:
     :math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`.
 
     Arguments:
-        vma: The model and its guide.
-        memory: The memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: Samples of z a slot.
-        max_decodes: How many decodes to hold in memory at once. On a CPU more are slower, on a GPU faster.
-        progress: Whether to show a progress bar.
+        num_samples: Samples of z per slot.
 
     Returns:
-        Nats, with shape `(B, S)`, learned slots among them; slots that are not in use have an estimate too, and no
+        Nats, with shape `(B, S)`, including learned slots. Slots that are not in use have an estimate too, and no
         weight in the prior.
 
     Raises:
@@ -134,14 +106,12 @@ def slot_log_evidence(
 def log_weights_at_slots(
     vma: VMA, memory: EncodedMemory, x: Tensor, slots: Tensor, num_samples: int, max_decodes: int
 ) -> Tensor:
-    r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of samples of z at each of some slots `(S,)`: `(n, S, B)`.
-
-    The guide of z is asked once for each slot and target, however many samples are drawn from it.
-    """
+    r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of samples of z at each of some slots, `(n, S, B)`."""
     target = vma.encode_x(x)
     parts = []
     for some in slots.split(max(1, max_decodes // len(x))):
         at_once = max(1, max_decodes // (len(some) * len(x)))
+        # The guide of z runs once per slot and target, for all samples.
         template = memory.read(some.unsqueeze(-1))
         q_z, p_z = vma.latent_guide(target, template), vma.latent_prior(template)
         draws = []
@@ -155,35 +125,20 @@ def log_weights_at_slots(
 # Given addresses
 
 
-class LatentDraw(NamedTuple):
-    r"""One draw of z by the guide at each of some addresses `(n, B)`.
-
-    Attributes:
-        a: The addresses.
-        z: The latents, with shape `(n, B, D)`.
-        kl_z: :math:`\log q(z | x, m_a) - \log p(z | m_a)`, with shape `(n, B)`; in nats.
-        p_x: The likelihood there, with batch shape `(n, B)`.
-    """
-
-    a: Tensor
-    z: Tensor
-    kl_z: Tensor
-    p_x: Distribution
-
-
-def latents_at(vma: VMA, memory: EncodedMemory, target: Template, a: Tensor, max_decodes: int) -> Iterator[LatentDraw]:
-    """One draw of z at each address `(K, B)`, of which at most `max_decodes` are decoded together."""
+def latents_at(
+    vma: VMA, memory: EncodedMemory, target: Template, a: Tensor, max_decodes: int
+) -> Iterator[tuple[Tensor, Tensor, Distribution]]:
+    r"""Draws z at addresses `(K, B)`, some at a time, with :math:`\log q(z | x, m_a) / p(z | m_a)` and likelihood."""
     for some in a.split(max(1, max_decodes // a.shape[-1])):
         template = memory.read(some)
         q_z = vma.latent_guide(target, template)
         z = q_z.sample()
-        kl_z = q_z.log_prob(z) - vma.latent_prior(template).log_prob(z)
-        yield LatentDraw(some, z, kl_z, vma.likelihood(z, template))
+        yield z, q_z.log_prob(z) - vma.latent_prior(template).log_prob(z), vma.likelihood(z, template)
 
 
 def log_weights_at(vma: VMA, memory: EncodedMemory, x: Tensor, target: Template, a: Tensor, max_decodes: int) -> Tensor:
     r""":math:`\log p(z | m_a) p(x | z, m_a) / q(z | x, m_a)` of one draw of z at each address `(K, B)`; in nats."""
-    return torch.cat([drawn.p_x.log_prob(x) - drawn.kl_z for drawn in latents_at(vma, memory, target, a, max_decodes)])
+    return torch.cat([p_x.log_prob(x) - kl_z for _, kl_z, p_x in latents_at(vma, memory, target, a, max_decodes)])
 
 
 def weights_in_strata(
@@ -196,18 +151,10 @@ def weights_in_strata(
     others: tuple[Tensor, Tensor] | None,
     max_decodes: int,
 ) -> StratifiedWeights:
-    r"""Weights of the sum over all slots, of which some are summed and all others may be sampled.
+    r"""Weighs draws of the sum over all slots: some `(B, k)` are summed, each a stratum, and all others are sampled.
 
-    Arguments:
-        vma: The model and its guide.
-        memory: The memory of these targets.
-        x: The targets, with shape `(B, *event)`.
-        slots: The slots that are summed: each is a stratum, `(B, k)`.
-        log_prior: :math:`\log p(a | M)` of these, `(B, k)`.
-        counts: The draws of each stratum, `(B, k)`, or `(B, k + 1)` with others, which are the last stratum.
-        others: As many draws of other slots as there are draws, and :math:`\log p(a | M)` minus the log probability of
-            drawing each; `(B, K)` both.
-        max_decodes: How many decodes to hold in memory at once.
+    `counts` are the draws of each stratum, with a last one for the others. `others` are as many draws of other slots as
+    there are draws in all, `(B, K)`, and :math:`\log p(a | M)` minus the log probability of drawing each.
     """
     stratum = strata_of(counts)
     chosen = stratum.clamp(max=slots.shape[-1] - 1)
@@ -224,34 +171,20 @@ def weights_in_strata(
 
 @dataclass(frozen=True, eq=False)
 class GuideDraws:
-    r"""K draws of :math:`a, z \sim q(a | M, x)\, q(z | x, m_a)` for each of B targets; log-probabilities in nats.
+    r"""K draws of :math:`a, z \sim q(a | M, x)\, q(z | x, m_a)` for each of B targets; log-probabilities in nats."""
 
-    Attributes:
-        a: Addresses, with shape `(K, B)`.
-        z: Latents, with shape `(K, B, D)`.
-        kl_z: :math:`\log q(z | x, m_a) - \log p(z | m_a)`, with shape `(K, B)`.
-        log_likelihood: :math:`\log p(x | z, m_a)`, with shape `(K, B)`.
-        log_ratio: :math:`\log p(a | M) - \log q(a | M, x)`, with shape `(K, B)`.
-        information_gain: :math:`KL(q(a | M, x) \| p(a | M))`, with shape `(B,)`.
-        address_entropy: The entropy of :math:`q(a | M, x)`, with shape `(B,)`.
-        log_q: :math:`\log q(a | M, x)`, with shape `(B, S)`.
-        log_p: :math:`\log p(a | M)`, with shape `(B, S)`.
-        candidates: With a memory that has an index, the `S` slots that the guide found, best first, `(B, S)`; the two
-            above are of these. Else they are of all slots.
-        predicted: A draw from each :math:`p(x | z, m_a)`, with shape `(K, B, *event)`, if it was asked for.
-    """
-
-    a: Tensor
-    z: Tensor
-    kl_z: Tensor
-    log_likelihood: Tensor
-    log_ratio: Tensor
-    information_gain: Tensor
-    address_entropy: Tensor
-    log_q: Tensor
-    log_p: Tensor
+    a: Tensor  # addresses, (K, B)
+    z: Tensor  # latents, (K, B, D)
+    kl_z: Tensor  # log q(z | x, m_a) - log p(z | m_a), (K, B)
+    log_likelihood: Tensor  # log p(x | z, m_a), (K, B)
+    log_ratio: Tensor  # log p(a | M) - log q(a | M, x), (K, B)
+    information_gain: Tensor  # KL(q(a | M, x) || p(a | M)), (B,)
+    address_entropy: Tensor  # of q(a | M, x), (B,)
+    log_q: Tensor  # log q(a | M, x), (B, S)
+    log_p: Tensor  # log p(a | M), (B, S)
+    # With an index, the S slots that the guide found, best first, (B, S). Then log_q and log_p are of these.
     candidates: Tensor | None = None
-    predicted: Tensor | None = None
+    predicted: Tensor | None = None  # a draw from each p(x | z, m_a), (K, B, *event), on request
 
     @property
     def log_weights(self) -> Tensor:
@@ -270,49 +203,31 @@ def draw_from_guide(
     max_decodes: int = 1024,
     progress: bool = False,
 ) -> GuideDraws:
-    """Draws from the guide of each target.
-
-    Arguments:
-        vma: The model and its guide.
-        memory: The encoded memory :math:`M`.
-        x: The targets, with shape `(B, *event)`.
-        num_samples: The number :math:`K` of draws.
-        predict: Whether to draw an observation at each.
-        max_decodes: How many decodes to hold in memory at once.
-        progress: Whether to show a progress bar.
-
-    Example:
-        >>> vma = VMA.for_vectors(5, latent_dim=2)
-        >>> draws = draw_from_guide(vma, vma.encode(Memory(torch.randn(10, 5))), torch.randn(3, 5), 7)
-        >>> draws.a.shape, draws.z.shape, draws.log_weights.shape
-        (torch.Size([7, 3]), torch.Size([7, 3, 2]), torch.Size([7, 3]))
-    """
-    of_draws: dict[str, list[Tensor]] = {}
-    of_targets: dict[str, list[Tensor]] = {}
+    """Draws from the guide of each target, and with `predict` an observation at each draw."""
+    of_draws: list[dict[str, Tensor]] = []
+    of_targets: list[dict[str, Tensor]] = []
     for chunk, targets in chunks(memory, x, num_samples, max_decodes, progress):
         target = vma.encode_x(targets)
         q, p = address_distributions(vma, chunk, target)
         a = q.sample(torch.Size([num_samples]))
         drawn = [
-            {"a": each.a, "z": each.z, "kl_z": each.kl_z, "log_likelihood": each.p_x.log_prob(targets)}
-            | ({"predicted": each.p_x.sample()} if predict else {})
-            for each in latents_at(vma, chunk, target, a, max_decodes)
+            {"z": z, "kl_z": kl_z, "log_likelihood": p_x.log_prob(targets)}
+            | ({"predicted": p_x.sample()} if predict else {})
+            for z, kl_z, p_x in latents_at(vma, chunk, target, a, max_decodes)
         ]
-        fields = {name: torch.cat([part[name] for part in drawn]) for name in drawn[0]}
-        for name, value in (fields | {"log_ratio": p.log_prob(a) - q.log_prob(a)}).items():
-            of_draws.setdefault(name, []).append(value)
-        for name, value in _of_addresses(q, p, chunk).items():
-            of_targets.setdefault(name, []).append(value)
-    return GuideDraws(
-        **{name: torch.cat(parts, 1) for name, parts in of_draws.items()},
-        **{name: torch.cat(parts) for name, parts in of_targets.items()},
-    )
+        of_draws.append(_joined(drawn) | {"a": a, "log_ratio": p.log_prob(a) - q.log_prob(a)})
+        of_targets.append(_of_addresses(q, p, chunk))
+    return GuideDraws(**_joined(of_draws, dim=1), **_joined(of_targets))
+
+
+def _joined(rows: list[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
+    return {name: torch.cat([row[name] for row in rows], dim) for name in rows[0]}
 
 
 def _of_addresses(
     q: torch.distributions.Categorical, p: torch.distributions.Categorical, memory: EncodedMemory
 ) -> dict[str, Tensor]:
-    """What follows from guide and prior of the address; of a memory with an index, nothing is made of all slots."""
+    """The figures of address guide and prior; nothing has the size of a memory that is searched by an index."""
     if memory.index is None:
         log_q, log_p = q.logits, p.logits.expand_as(q.logits)
         gain, entropy = information_gain(log_q, log_p), address_entropy(log_q)
@@ -333,11 +248,7 @@ def _of_addresses(
 def address_distributions(
     vma: VMA, memory: EncodedMemory, target: Template
 ) -> tuple[torch.distributions.Categorical, torch.distributions.Categorical]:
-    """Address guide and prior; with an index, a guide that names the slots that it found.
-
-    Raises:
-        ValueError: If the memory has an index and the guide names none.
-    """
+    """Address guide and prior; raises a `ValueError` for an index and a guide that does not name the slots it found."""
     q = vma.address_guide(memory, target)
     if memory.index is not None and not isinstance(q, TruncatedCategorical | MixedCategorical):
         raise ValueError(
@@ -362,19 +273,19 @@ def found_slots(q: Any, k: int | None = None) -> Tensor:
 
 
 def slots_in_use(memory: Memory) -> Tensor:
-    """The slots that some datapoint's memory uses."""
+    """The slots that the memory of at least one datapoint uses."""
     if memory.mask is None:
         return torch.arange(memory.num_slots, device=memory.device)
     return memory.mask.reshape(-1, memory.num_slots).any(0).nonzero().squeeze(-1)
 
 
-# What all of these functions share
+# Shared by all of these functions
 
 
 def chunks(
     memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool
 ) -> Iterator[tuple[EncodedMemory, Tensor]]:
-    """Some targets at a time with their memory, such that `decodes_each` a target are at most `max_decodes`."""
+    """Batches of targets with their memory, such that `decodes_each` per target are at most `max_decodes`."""
     size = max(1, max_decodes // decodes_each)
     for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not (progress and sys.stderr)):
         rows = slice(start, start + size)
@@ -389,7 +300,7 @@ def check_numbers(**numbers: int) -> None:
 
 
 def warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:
-    """An estimate of the evidence that is no number is never silent."""
+    """Warns of evidence that is NaN or infinite."""
     wrong = ~values.isfinite()
     if bool(wrong.any()):
         first = int(wrong.nonzero()[0])

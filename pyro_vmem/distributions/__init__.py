@@ -1,4 +1,4 @@
-"""Distributions that Pyro does not have."""
+"""Distributions that Pyro lacks."""
 
 from pyro_vmem.distributions.autoregressive import CausalBernoulli
 from pyro_vmem.distributions.causal_network import CausalNetwork

@@ -1,4 +1,4 @@
-"""Binary images whose pixels depend on those before them."""
+"""An autoregressive distribution of binary images."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["CausalBernoulli"]
 
 
 class CausalBernoulli(TorchDistribution):
-    r"""Binary pixels in order, row by row: :math:`p(x) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(\ell_i(x_{<i})))`.
+    r"""Autoregressive binary pixels, by rows: :math:`p(x) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(\ell_i(x_{<i})))`.
 
-    A probability is computed for all pixels at once; a draw is made pixel by pixel.
+    A density is computed for all pixels at once. A draw is made pixel by pixel.
 
     References:
         | Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner, Kavukcuoglu, 2016) | https://arxiv.org/abs/1601.06759
         | PixelVAE: A Latent Variable Model for Natural Images (Gulrajani et al., 2017) | https://arxiv.org/abs/1611.05013
 
     Arguments:
-        output: A decoder's output, with shape `(*, C + context, H, W)`.
-        network: What the pixels before a pixel say of it.
+        output: The output of a decoder, with shape `(*, C + context, H, W)`.
+        network: The network on the preceding pixels.
 
     Example:
         >>> p = CausalBernoulli(torch.zeros(5, 9, 4, 4), CausalNetwork(channels=1, context=8))
@@ -67,32 +67,32 @@ class CausalBernoulli(TorchDistribution):
 
     @torch.no_grad()
     def probs_given_draw(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  # as torch has it
-        """The probability of ink of each pixel given a draw of those before it, with shape `(*, C, H, W)`.
+        """The probability of each pixel given a draw of the preceding ones, with shape `(*, C, H, W)`.
 
-        It is random; over draws, it is right on average. The mean itself has no closed form, so there is no `mean`.
+        It is random, with the right expectation. The mean has no closed form, so there is no `mean`.
         """
         return self.probs(self.sample(torch.Size(sample_shape)))
 
     @torch.no_grad()
     def probs(self, x: Tensor) -> Tensor:
-        """The probability of ink of each pixel given those of `x` before it, with shape `(*, C, H, W)`."""
+        """The probability of each pixel given the preceding ones in `x`, with shape `(*, C, H, W)`."""
         return self.logits(x).sigmoid()
 
     def logits(self, x: Tensor) -> Tensor:
-        """The log-odds of ink of each pixel given those of `x` before it, with shape `(*, C, H, W)`."""
+        """The log-odds of each pixel given the preceding ones in `x`, with shape `(*, C, H, W)`."""
         return full_precision(self.network.logits(self.output, self.network(x)))
 
     @torch.no_grad()
     def fill(self, x: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-        r"""Draws the pixels that are not known, in order, each given those before it, known or drawn.
+        r"""Draws the missing pixels in order, each given the preceding ones, known or drawn.
 
         Arguments:
-            x: Images, with shape `(*, C, H, W)`, of any leading shape that ends in this distribution's batch shape.
+            x: Images, with shape `(*, C, H, W)`; the leading shape ends in the batch shape of this distribution.
             known: True where a pixel of `x` is known; broadcasts with `x`.
 
         Returns:
-            The images filled in, and :math:`\log \prod_{i\ \mathrm{known}} p(x_i | x_{<i})`, which weights them: the
-            mean weight is the probability of what is known.
+            The completed images and their log-weights :math:`\log \prod_{i\ \mathrm{known}} p(x_i | x_{<i})`. The mean
+            weight estimates the probability of the known pixels.
         """
         _, height, width = self.event_shape
         radius, network = self.network.radius, self.network

@@ -1,4 +1,4 @@
-"""What the pixels before a pixel say of it: the network of a causal likelihood."""
+"""The network of a causal likelihood, on the pixels before each pixel."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ __all__ = ["CausalNetwork"]
 
 
 class CausalNetwork(nn.Module):
-    r"""Features :math:`u_i(x_{<i})` of the pixels before a pixel, and the logits they give with a decoder's output.
+    r"""Features :math:`u_i(x_{<i})` of the preceding pixels, and logits from them and the output of a decoder.
 
-    Before a pixel come those of the rows above and those to its left; of these, the nearest `radius` in each direction
-    are seen. The features depend on the observation alone, so they are computed once for all latents and addresses that
-    are tried; only the last layer sees both:
+    The preceding pixels are the rows above and the pixels to the left, within `radius` in each direction. The features
+    depend on the observation only, so they are computed once for all latents and addresses. Only the last layer depends
+    on both:
 
     .. math:: \mathrm{logit}_i = d_i + W\, \mathrm{relu}(h_i + u_i(x_{<i})), \qquad (d, h) = \mathrm{decoder}(z, m_a)
 
     Arguments:
-        channels: The channels of an image; those of one pixel are independent given the pixels before it.
-        context: The number of features a pixel, and of further outputs :math:`h` of the decoder.
+        channels: The channels of an image, independent given the preceding pixels.
+        context: The number of features per pixel, and of the outputs :math:`h` of the decoder.
         hidden: The width of the hidden layers.
-        radius: How many pixels to the left, to the right and above are seen.
+        radius: How far the network sees to the left, to the right and above, in pixels.
 
     Example:
         >>> network = CausalNetwork(channels=1, context=8)
@@ -40,25 +40,25 @@ class CausalNetwork(nn.Module):
         self.third = nn.Linear(hidden, context)
         self.out = nn.Linear(context, channels, bias=False)
         before = torch.ones(self.window, dtype=torch.bool)
-        before[-1, radius:] = False  # the pixel itself, and what comes after it in its row
+        before[-1, radius:] = False  # the pixel itself and those after it in its row
         self.register_buffer("before", before.flatten().repeat(channels), persistent=False)
-        self.out.weight.data.mul_(0.1)  # at first the decoder counts nearly alone
+        self.out.weight.data.mul_(0.1)  # the decoder dominates at initialisation
 
     before: Tensor
 
     def forward(self, x: Tensor) -> Tensor:
-        """The features of every pixel's past: images `(*, C, H, W)` to `(*, context, H, W)`."""
+        """The features before every pixel: images `(*, C, H, W)` to `(*, context, H, W)`."""
         height, width = x.shape[-2:]
         columns = F.unfold(self.pad(x.reshape(-1, *x.shape[-3:])), self.window).mT  # (N, H W, C window)
         features = self.of_windows(columns).mT.unflatten(-1, (height, width))
         return features.reshape(*x.shape[:-3], *features.shape[1:])
 
     def pad(self, images: Tensor) -> Tensor:
-        """Images `(*, C, H, W)` with blank margins, so that each pixel has a window."""
+        """Images `(*, C, H, W)` with blank margins, so every pixel has a full window."""
         return F.pad(images, (self.radius, self.radius, self.radius, 0))
 
     def of_windows(self, windows: Tensor) -> Tensor:
-        """The features of pixels whose windows, `(*, C * window)`, are given; what comes after them is not seen."""
+        """The features of pixels with windows `(*, C * window)`; values at and after the pixel are ignored."""
         weight = self.first.weight * self.before
         hidden = F.relu(F.linear(windows, weight, self.first.bias))
         hidden = F.relu(hidden + self.second(hidden))
@@ -69,8 +69,8 @@ class CausalNetwork(nn.Module):
         """The logits of all pixels.
 
         Arguments:
-            output: The decoder's output, with shape `(*, C + context, H, W)`.
-            past: The features of the past, with shape `(*, context, H, W)`; leading shapes broadcast.
+            output: The output of the decoder, with shape `(*, C + context, H, W)`.
+            past: The features, with shape `(*, context, H, W)`; leading shapes broadcast.
 
         Returns:
             Logits, with shape `(*, C, H, W)`.

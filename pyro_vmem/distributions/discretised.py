@@ -20,8 +20,8 @@ class DiscretisedLogistic(TorchDistribution):
     .. math:: p(x) = \sigma\left(\frac{x + h - \mu}{s}\right) - \sigma\left(\frac{x - h - \mu}{s}\right), \qquad
         h = \frac{1}{2 (n - 1)}
 
-    The first and the last level take what lies beyond them. The difference is computed as a product,
-    :math:`\sigma(a) - \sigma(b) = \sigma(a)\, \sigma(-b)\, (1 - e^{b - a})`, so that no probability is rounded to zero.
+    The first and the last level take the tails. The difference is computed as a product,
+    :math:`\sigma(a) - \sigma(b) = \sigma(a)\, \sigma(-b)\, (1 - e^{b - a})`, so no probability is rounded to zero.
 
     References:
         | PixelCNN++ (Salimans, Karpathy, Chen, Kingma, 2017), equation 2 | https://arxiv.org/abs/1701.05517
@@ -55,7 +55,7 @@ class DiscretisedLogistic(TorchDistribution):
         above = F.logsigmoid((self.loc - value + half) / self.scale)
         between = (-torch.expm1(-2 * half / self.scale)).log()
         zero = torch.zeros_like(below)
-        # The last level has no upper edge, the first no lower one, and only those between have both.
+        # The last level has no upper edge, the first no lower one.
         return below.where(~last, zero) + above.where(~first, zero) + between.where(~first & ~last, zero)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -67,16 +67,16 @@ class DiscretisedLogistic(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the levels: the sum of the probabilities to reach each, in the shape of a draw."""
+        """The mean, by the sum of the probabilities to reach each level; in the shape of a draw."""
         n = self.num_levels
         reached = torch.zeros_like(self.loc)
-        for level in range(1, n):  # one at a time: all at once would take n times the memory
+        for level in range(1, n):  # in turn: all at once would take n times the memory
             reached = reached + torch.sigmoid((self.loc - (level - 0.5) / (n - 1)) / self.scale)
         return reached / (n - 1)
 
 
 class CategoricalLevels(TorchDistribution):
-    r"""Each of :math:`n` levels :math:`0, 1/(n-1), \ldots, 1` with a probability of its own.
+    r"""A categorical distribution over :math:`n` levels :math:`0, 1/(n-1), \ldots, 1`.
 
     Arguments:
         logits: Unnormalised log-probabilities, with shape `(*, n)`.
@@ -110,6 +110,6 @@ class CategoricalLevels(TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The mean of the levels, in the shape of a draw."""
+        """The mean, in the shape of a draw."""
         levels = torch.linspace(0, 1, self.num_levels, dtype=self.logits.dtype, device=self.logits.device)
         return (self.logits.exp() * levels).sum(-1)

@@ -1,4 +1,4 @@
-"""Logits of values that a categorical must never take."""
+"""Logits that exclude values of a categorical."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ UNUSED_LOGIT = -1e4
 
 
 def excluding(logits: Tensor, excluded: Tensor) -> Tensor:
-    """Logits `(*, S)` with some values made impossible, however large the others are."""
-    # The best value that stays is moved to zero, so that UNUSED_LOGIT is far below it.
+    """Logits `(*, S)` that give some values probability zero, however large the others are."""
+    # The largest remaining logit becomes zero, so UNUSED_LOGIT is far below it.
     best = logits.detach().masked_fill(excluded, -torch.inf).amax(-1, keepdim=True)
     return (logits - best).masked_fill(excluded, UNUSED_LOGIT)

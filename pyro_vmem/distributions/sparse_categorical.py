@@ -1,4 +1,4 @@
-"""Categorical distributions that name few of their values, so that a million of them cost nothing."""
+"""Sparse categorical distributions, whose cost does not depend on the number of values."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ __all__ = ["MixedCategorical", "SparseCategorical", "TruncatedCategorical", "spa
 
 
 class SparseCategorical(dist.Categorical, abc.ABC):
-    """A categorical over :math:`S` values of which each row names few; what it does costs nothing of rows times S.
+    """A categorical over :math:`S` values with explicit probabilities for few of them.
 
-    Only `logits` and `probs` are dense: they are made when somebody asks for them. The functions :func:`sparse_parts`,
+    No method costs rows times S, except `logits` and `probs`, which are dense. The functions :func:`sparse_parts`,
     :func:`top` and :func:`top_and_rest` take any categorical, sparse or dense.
 
     Attributes:
-        kept_values: The values that have a probability of their own, no two the same, with shape `(*, k)`.
+        kept_values: The distinct values with explicit probabilities, with shape `(*, k)`.
     """
 
     kept_values: Tensor
@@ -55,20 +55,20 @@ class SparseCategorical(dist.Categorical, abc.ABC):
 
     @abc.abstractmethod
     def mixed_with(self, other: dist.Categorical, share: float) -> MixedCategorical:
-        r"""The mixture :math:`(1 - \epsilon)\, q + \epsilon\, p` with another over all values, of a share in (0, 1)."""
+        r"""The mixture :math:`(1 - \epsilon)\, q + \epsilon\, p` with a categorical :math:`p` over all values."""
 
     @abc.abstractmethod
     def mixed_with_its_top(self, k: int, share: float) -> SparseCategorical:
-        """The mixture with the uniform distribution on the `k` most probable of the values that are kept, or all."""
+        """The mixture with the uniform distribution on the `k` most probable kept values, or on all kept values."""
 
 
 class TruncatedCategorical(SparseCategorical):
-    """A categorical on some of its values, each row's own; enumeration visits those only.
+    """A categorical on some values, different in each row. Enumeration visits only these.
 
     Arguments:
-        logits: Unnormalised log-probabilities of the values that are kept, with shape `(*, k)`.
-        support: Those values, no two the same, with shape `(*, k)`.
-        num_values: How many values there are: 0..S-1.
+        logits: Unnormalised log-probabilities of the kept values, with shape `(*, k)`.
+        support: The kept values, distinct, with shape `(*, k)`.
+        num_values: The number of values: 0..S-1.
 
     Example:
         >>> TruncatedCategorical(torch.zeros(2), torch.tensor([1, 3]), 4).probs
@@ -111,7 +111,7 @@ class TruncatedCategorical(SparseCategorical):
         return -(self.kept_logits.exp() * self.kept_logits).sum(-1)
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """The values that are kept, `(k, *)`; raises a `ValueError` unless expanded, as they differ from row to row."""
+        """The kept values, `(k, *)`; raises a `ValueError` unless expanded, because rows differ."""
         if not expand:
             raise ValueError(
                 "expand: the values of a truncated categorical differ from row to row, so they cannot be enumerated "
@@ -146,12 +146,12 @@ class TruncatedCategorical(SparseCategorical):
 
 
 class MixedCategorical(SparseCategorical):
-    r"""A truncated categorical mixed with another over all values: :math:`q = (1 - \epsilon)\, q_k + \epsilon\, p`.
+    r"""A mixture of a truncated categorical and one over all values: :math:`q = (1 - \epsilon)\, q_k + \epsilon\, p`.
 
     Arguments:
-        kept: The truncated one :math:`q_k`, with batch shape `(*)`.
-        rest: The other :math:`p`, with a batch shape that broadcasts with that, `()` for one that is shared.
-        share: The share :math:`\epsilon` of the other, in (0, 1).
+        kept: The truncated categorical :math:`q_k`, with batch shape `(*)`.
+        rest: The categorical :math:`p` over all values, with a batch shape that broadcasts; `()` if shared.
+        share: The share :math:`\epsilon` of :math:`p`, in (0, 1).
 
     Example:
         >>> kept = TruncatedCategorical(torch.zeros(1), torch.tensor([3]), 4)
@@ -170,7 +170,7 @@ class MixedCategorical(SparseCategorical):
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MixedCategorical:
         new = self._get_checked_instance(MixedCategorical, _instance)
-        # What is shared stays unexpanded: all its values for each datapoint would be a large matrix.
+        # A shared categorical is not expanded: datapoints times values would be a large matrix.
         new.kept, new.rest, new.share = self.kept.expand(batch_shape), self.rest, self.share
         new.kept_values = new.kept.kept_values
         new._begin(self._param, self._num_events, torch.Size(batch_shape), False)
@@ -192,7 +192,7 @@ class MixedCategorical(SparseCategorical):
         kept = self.kept.sample(sample_shape)
         if self.rest.batch_shape:
             rest = self.rest.sample(kept.shape[: kept.dim() - len(self.rest.batch_shape)])
-        else:  # one random number per draw from the distribution function, instead of a row of S probabilities
+        else:  # Inversion of the distribution function needs one random number per draw, not a row of S probabilities.
             steps = self.rest.probs.double().cumsum(-1)
             rest = _at_level(steps, steps[-1] * torch.rand(kept.shape, dtype=steps.dtype, device=kept.device))
         return torch.where(torch.rand(kept.shape, device=kept.device) < self.share, rest, kept)
@@ -203,7 +203,7 @@ class MixedCategorical(SparseCategorical):
         .. math:: H(q) = -\sum_a \epsilon p_a \log \epsilon p_a
             - \sum_{a\ \mathrm{kept}} (q_a \log q_a - \epsilon p_a \log \epsilon p_a)
 
-        The first sum is :math:`\epsilon (\log \epsilon - H(p))`: of all values, as if none were kept.
+        The first sum, over all values, is :math:`\epsilon (\log \epsilon - H(p))`.
         """
         everywhere = self.share * (math.log(self.share) - _unexpanded(self.rest).entropy())
         values = self.kept_values.movedim(-1, 0)
@@ -219,13 +219,13 @@ class MixedCategorical(SparseCategorical):
 
     def top(self, k: int) -> Tensor:
         """Values of shape `(*, k)`; see :func:`top`."""
-        # They are among those that are kept, and of the others the most probable of the other categorical.
+        # Candidates are the kept values and the most probable other values of the other categorical.
         kept = self.kept_values
         likely = self.rest.logits.topk(min(k + kept.shape[-1], self._num_events), dim=-1).indices
         likely = likely.expand(*self.batch_shape, -1)
         candidates = torch.cat([kept, likely], -1)
         log_q = self.log_prob(candidates.movedim(-1, 0)).movedim(0, -1)
-        log_q[..., kept.shape[-1] :].masked_fill_(_is_among(likely, kept), -math.inf)  # which are there already
+        log_q[..., kept.shape[-1] :].masked_fill_(_is_among(likely, kept), -math.inf)  # already among the candidates
         return candidates.gather(-1, log_q.topk(k, dim=-1).indices)
 
     def sample_beside(self, top: Tensor) -> Tensor:
@@ -237,8 +237,8 @@ class MixedCategorical(SparseCategorical):
         left_of_kept = ((1 - share) * self.kept.kept_logits.exp().double().masked_fill(excluded, 0.0)).sum(-1)
         chance = torch.rand(shape, dtype=rest.dtype, device=rest.device) * (left_of_kept + left_of_rest)
         of_kept = self.kept.sample_beside(top)
-        # Of the other categorical by its distribution function, from which the steps of the values in `top` are taken
-        # out: a level past such a step is moved on by it.
+        # Draws from the other categorical by its distribution function without the steps of the values in `top`: a
+        # level past such a step is raised by it.
         steps = rest.cumsum(-1)
         level = torch.rand(shape, dtype=rest.dtype, device=rest.device) * (steps[..., -1] - mass_of_top.sum(-1))
         for value in top.sort(-1).values.split(1, -1):
@@ -249,30 +249,30 @@ class MixedCategorical(SparseCategorical):
         return torch.where(chance < left_of_kept, of_kept, of_rest)
 
     def mixed_with(self, other: dist.Categorical, share: float) -> MixedCategorical:
-        """See :class:`SparseCategorical`; what is not kept is one categorical again."""
+        """See :class:`SparseCategorical`; the two categoricals over all values become one."""
         of_rest = (1 - share) * self.share
         total = of_rest + share
         rest = dist.Categorical(probs=(of_rest * self.rest.probs + share * other.probs) / total)
         return MixedCategorical(self.kept, rest, total)
 
     def mixed_with_its_top(self, k: int, share: float) -> MixedCategorical:
-        """See :class:`SparseCategorical`; the share of what is not kept becomes less."""
+        """See :class:`SparseCategorical`; the share of the other categorical decreases."""
         of_rest = (1 - share) * self.share
         return MixedCategorical(self.kept.mixed_with_its_top(k, share / (1 - of_rest)), self.rest, of_rest)
 
 
-# Of any categorical, sparse or dense
+# Functions of any categorical, sparse or dense
 
 
 def sparse_parts(q: torch.distributions.Categorical) -> list[tuple[Tensor, Tensor | None]]:
-    r"""Probabilities that add up to those of a categorical, and the values that each of them is of.
+    r"""A categorical as a sum of parts: probabilities with their values.
 
     Arguments:
         q: The categorical, with batch shape `(*)`.
 
     Returns:
-        Pairs of probabilities `(*, k)` and values `(*, k)`; `None` in place of values stands for all, `(*, S)`, with
-        leading dims that broadcast.
+        Pairs of probabilities `(*, k)` and values `(*, k)`. `None` instead of values means all: probabilities are
+        `(*, S)`, with leading dims that broadcast.
 
     Example:
         >>> sparse_parts(TruncatedCategorical(torch.zeros(2), torch.tensor([1, 3]), 4))
@@ -282,7 +282,7 @@ def sparse_parts(q: torch.distributions.Categorical) -> list[tuple[Tensor, Tenso
 
 
 def top(q: torch.distributions.Categorical, k: int) -> Tensor:
-    """The `k` most probable values of each row, `(*, k)`, best first; `k` is at most as many as a row has.
+    """The `k` most probable values of each row, `(*, k)`, best first. A row must have at least `k` values.
 
     Example:
         >>> top(TruncatedCategorical(torch.tensor([1.0, 2.0]), torch.tensor([40, 70]), 1_000_000), 1)
@@ -297,12 +297,11 @@ def top_and_rest(q: torch.distributions.Categorical, k: int) -> Tensor:
 
     Arguments:
         q: The categorical, with batch shape `(*)`.
-        k: How many values, fewer than those that have a probability of their own: all, or those that a truncated
-            categorical keeps.
+        k: The number of values, less than all, or less than the kept values of a truncated categorical.
 
     Returns:
-        Values `(k + 1, *)`, the most probable first, what was drawn last. Where the others have no probability at all,
-        what is drawn is any value.
+        Values `(k + 1, *)`, the most probable first, the draw last. If the other values have probability zero, the draw
+        is any of them.
 
     Example:
         >>> top_and_rest(torch.distributions.Categorical(probs=torch.tensor([0.1, 0.6, 0.0, 0.3])), 2)
@@ -319,17 +318,17 @@ def top_and_rest(q: torch.distributions.Categorical, k: int) -> Tensor:
 
 
 def _sample_beside(logits: Tensor, excluded: Tensor) -> Tensor:
-    """A draw given that it is none that is excluded, with shape `(*)`."""
-    # Where the others' probability has underflowed, any of them will do: its weight is zero.
+    """A draw that is none of the excluded values, with shape `(*)`."""
+    # If the probability of the others has underflowed, any of them will do: its weight is zero.
     lowest = torch.finfo(logits.dtype).min
     others = logits.clamp(min=lowest / 2).masked_fill(excluded, lowest)
     return torch.distributions.Categorical(logits=others).sample()
 
 
 def _at_level(steps: Tensor, level: Tensor) -> Tensor:
-    """The values, `(*)`, at which a distribution function, `(S,)` or `(*, S)`, passes levels `(*)`.
+    """The values, `(*)`, at which a distribution function, `(S,)` or `(*, S)`, crosses levels `(*)`.
 
-    Draws, if the levels are uniform from 0 to below the last step; never a value whose step is zero.
+    With uniform levels these are draws. A value of probability zero is never returned.
     """
     if steps.dim() == 1:
         found = torch.searchsorted(steps, level, right=True)
@@ -350,7 +349,7 @@ def _kl_of_truncated(q: TruncatedCategorical, p: dist.Categorical) -> Tensor:
 
 @register_kl(MixedCategorical, dist.Categorical)  # type: ignore[untyped-decorator]
 def _kl_of_mixed(q: MixedCategorical, p: dist.Categorical) -> Tensor:
-    r"""With the rest :math:`r`, as the entropy: the sum over all values as if none were kept, and what differs there.
+    r"""The KL divergence with the rest :math:`r`: a sum over all values, and a correction for the kept ones.
 
     .. math:: \epsilon (\log \epsilon + KL(r \| p))
         + \sum_{a\ \mathrm{kept}} (q_a \log (q_a / p_a) - \epsilon r_a \log (\epsilon r_a / p_a))
@@ -362,7 +361,7 @@ def _kl_of_mixed(q: MixedCategorical, p: dist.Categorical) -> Tensor:
 
 
 def _unexpanded(categorical: dist.Categorical) -> dist.Categorical:
-    """The same with one row where all are one row in memory, as after `expand`."""
+    """One row, if all rows share their memory, as after `expand`."""
     logits = categorical.logits
     for dim in range(logits.dim() - 1):
         if logits.stride(dim) == 0:

@@ -1,4 +1,4 @@
-"""What the parts of a model read: a memory whose templates have been through the template encoder."""
+"""The encoded memory: templates with the features that the parts of a model read."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pyro_vmem.memory.memory import Memory, gather
 
 __all__ = ["EncodedMemory", "Template"]
 
-ENCODED_AT_ONCE = 1024  # templates that are encoded together where features alone are kept
+ENCODED_AT_ONCE = 1024  # templates per batch where only features are kept
 
 
 class Template:
-    r"""An observation beside its features: a slot's template :math:`m_a`, or a target :math:`x` seen the same way.
+    r"""An observation with its features: a template :math:`m_a` or a target :math:`x`.
 
-    Leading dims are (enumeration, particle, batch); they are the same for all three.
+    All arguments have the same leading dims: (enumeration, particle, batch).
 
     Arguments:
-        raw: The observation itself, with shape `(*, *event)`.
+        raw: The observation, with shape `(*, *event)`.
         features: One vector for the whole observation, with shape `(*, F)`.
-        maps: Feature maps, fine to coarse, each with shape `(*, C, H, W)`; empty where there is no image.
+        maps: Feature maps, from fine to coarse, each with shape `(*, C, H, W)`; empty if the observation is no image.
 
     Example:
         >>> template = Template(torch.rand(5, 1, 8, 8), torch.rand(5, 16))
@@ -33,12 +33,12 @@ class Template:
 
     def __init__(self, raw: Tensor, features: Tensor, maps: tuple[Tensor, ...] = ()) -> None:
         self._raw, self.features, self._maps = raw, features, maps
-        # The dims that are not the event's; a plain tuple would be one of tensors where Pyro follows provenance.
+        # The leading dims. With provenance tracking, Pyro would turn a plain tuple into one of tensors.
         self.leading_shape = torch.Size(features.shape[:-1])
 
     @property
     def raw(self) -> Tensor:
-        """The observation itself, with shape `(*, *event)`."""
+        """The observation, with shape `(*, *event)`."""
         return self._raw
 
     @property
@@ -47,14 +47,14 @@ class Template:
         return self._maps
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Template:
-        """The template of which each tensor has been through `fn`."""
+        """The template with `fn` applied to each tensor."""
         return Template(fn(self.raw), fn(self.features), tuple(fn(m) for m in self.maps))
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
-        """Applies `fn` once per different template, and gives each place the result of its template.
+        """Applies `fn` once per distinct template, and copies the results to all places.
 
         Arguments:
-            fn: From a template of any leading shape `(*)` to images `(*, C, H, W)`, each from one template alone.
+            fn: Maps a template of any leading shape `(*)` to images `(*, C, H, W)`, each template independently.
 
         Returns:
             The images, `(*, C, H, W)`.
@@ -63,24 +63,23 @@ class Template:
 
 
 class EncodedMemory(Memory):
-    r"""A memory whose templates have been through the template encoder: what the parts of a model read.
+    r"""A memory with the features of its templates, which the parts of a model read.
 
-    Made by `VMA.encode`; it stands wherever a :class:`Memory` does. Encoding once and using the result in guide and
-    model is what makes a step cheap.
+    `VMA.encode` makes it. It can be used wherever a :class:`Memory` can. Encode once per step, and use the result in
+    guide and model.
 
-    Given the encoder, it encodes templates as they are read, each once per read. What it encoded last is kept while the
-    weights of the encoder are the same, so that the model reads at no cost what the guide has read; gradients flow
-    through it. A part that looks at the features of all slots has all encoded, and later reads are gathered from these;
-    without gradient, as for a search, features alone are kept.
+    Given an encoder, it encodes templates when they are read. It keeps the last encodings while the weights of the
+    encoder are unchanged, so the model reuses what the guide has read; gradients flow through them. A part that reads
+    the features of all slots has all templates encoded. Without gradient, as in a search, only features are kept.
 
     Arguments:
         memory: The memory.
-        encoded: Its templates with their features, with leading shape `(S,)` or `(B, S)`; or, for a shared memory, the
-            encoder that makes them of templates `(n, *event)`.
+        encoded: The templates with their features, with leading shape `(S,)` or `(B, S)`. Or, for a shared memory, an
+            encoder of templates `(n, *event)`.
 
     Attributes:
         memory: The memory.
-        is_lazy: Whether templates are encoded as they are read.
+        is_lazy: Whether templates are encoded when they are read.
 
     Example:
         >>> memory = Memory(torch.rand(5, 8))
@@ -95,7 +94,7 @@ class EncodedMemory(Memory):
     """
 
     def __init__(self, memory: Memory, encoded: Template | Callable[[Tensor], Template]) -> None:
-        # Not checked again: the tensors are those of a memory that was.
+        # Not checked again: these are the tensors of a checked memory.
         self._hold(memory.store, memory.labels, memory.mask, memory.index)
         self.memory = memory
         self.is_lazy = not isinstance(encoded, Template)
@@ -103,12 +102,12 @@ class EncodedMemory(Memory):
 
     @property
     def encoded(self) -> Template:
-        """All templates with their features; a `ValueError` if they are too many to be encoded at once."""
+        """All templates with their features; raises a `ValueError` if they are too many to encode at once."""
         return self._source if isinstance(self._source, Template) else self._source.whole
 
     @property
     def features(self) -> Tensor:
-        """One feature vector per slot, with shape `(S, F)` or `(B, S, F)`; a `ValueError` if they are too many."""
+        """One feature vector per slot, with shape `(S, F)` or `(B, S, F)`; raises a `ValueError` if too many."""
         return self._source.features
 
     def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
@@ -127,12 +126,12 @@ class EncodedMemory(Memory):
         return _Read(table, places, self.per_datapoint)
 
     def map_encoded(self, fn: Callable[[Template], Template]) -> Self:
-        """The memory whose templates, with their features, go through `fn` when they have been encoded."""
+        """The memory with `fn` applied to its encoded templates."""
         source = self._source
         return type(self)(self.memory, fn(source) if isinstance(source, Template) else _Composed(source.encoder, fn))
 
     def of_datapoints(self, rows: slice | Tensor) -> EncodedMemory:
-        """The memories of some datapoints, `rows` a slice or integers `(n,)`; a shared memory as it is."""
+        """The memories of the datapoints `rows`, a slice or integers `(n,)`; a shared memory is returned unchanged."""
         if not self.per_datapoint:
             return self
         return self._map(lambda values: values[rows], lambda slots: slots[rows])
@@ -141,16 +140,16 @@ class EncodedMemory(Memory):
         return self.memory._classes() if self.labels is self.memory.labels else super()._classes()
 
     def _map(self, values: Callable[[Tensor], Tensor], slots: Callable[[Tensor], Tensor]) -> Self:
-        source = self._source  # of one that is encoded as it is read, what the encoder is given has been moved
+        source = self._source  # The input of a lazy encoder has been moved already.
         return type(self)(
             self.memory._map(values, slots), source.map(values) if isinstance(source, Template) else source.encoder
         )
 
 
 class _Read(Template):
-    """Templates at addresses of a table; of what is not looked at, nothing is copied.
+    """Templates at addresses of a table, gathered when they are used.
 
-    Raw templates and maps are gathered anew each time: read without gradients, they are not what is asked for with.
+    Raw templates and maps are gathered at each use, because a result without gradients does not serve a use with them.
     """
 
     def __init__(self, table: Template, a: Tensor, per_datapoint: bool) -> None:
@@ -167,18 +166,18 @@ class _Read(Template):
         return tuple(gather(m, self._a, self._per_datapoint) for m in self._table.maps)
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
-        # Before copies are made, while templates of the table are fewer than those read: a decoder's skips and blurs
-        # are of templates alone, and K particles of B targets read the same few.
+        # `fn` runs before the copies if the table is smaller than the read: K particles of B targets read the same
+        # few templates, and skips and blurs of a decoder depend on the template only.
         table = self._table
         if table.leading_shape.numel() > self.leading_shape.numel():
             return fn(self)
-        if not torch.is_grad_enabled():  # views would say that they need gradients all the same, and mislead who asks
+        if not torch.is_grad_enabled():  # Views would report that they need gradients.
             table = table.map(Tensor.detach)
         return gather(fn(table), self._a, self._per_datapoint)
 
 
 class _Kept(NamedTuple):
-    """What was encoded last: slots in order, their templates, and how they were encoded."""
+    """The last encodings: sorted slots, their templates, and how they were encoded."""
 
     slots: Tensor
     table: Template
@@ -188,7 +187,7 @@ class _Kept(NamedTuple):
 
 
 class _Lazy:
-    """Templates of a shared memory that are encoded as they are read."""
+    """Templates of a shared memory that are encoded when they are read."""
 
     def __init__(self, memory: Memory, encoder: Callable[[Tensor], Template]) -> None:
         self.memory, self.encoder = memory, encoder
@@ -211,7 +210,7 @@ class _Lazy:
         return torch.cat([self.encoder(self.memory.read(some)).features for some in batches])
 
     def at(self, a: Tensor) -> tuple[Template, Tensor]:
-        """A table of templates that has those at the addresses `a`, and their places in it."""
+        """A table with the templates at addresses `a`, and their indices in it."""
         kept, a = self._usable(), a.contiguous()
         if kept is not None:
             places = torch.searchsorted(kept.slots, a).clamp(max=len(kept.slots) - 1)
@@ -227,11 +226,11 @@ class _Lazy:
         return self._kept
 
     def _usable(self) -> _Kept | None:
-        """What was encoded last, unless it lacks a gradient that is wanted now, or the encoder is another by now."""
+        """The last encodings, unless they lack a gradient needed now or the encoder has changed."""
         kept = self._kept
         if kept is None or (torch.is_grad_enabled() and not kept.with_gradient) or kept.precision != self._precision():
             return None
-        # Looked at one by one: torch counts the writes to a tensor, but not those of a fused optimizer.
+        # Compared by value: the version counter of torch misses the writes of a fused optimizer.
         return kept if all(map(torch.equal, kept.weights, self._weights())) else None
 
     def _weights(self) -> list[Tensor]:
@@ -242,7 +241,7 @@ class _Lazy:
 
 
 class _Composed(nn.Module):
-    """An encoder, and what its output goes through; it has the encoder's weights."""
+    """An encoder followed by a function; it has the weights of the encoder."""
 
     def __init__(self, encoder: Callable[[Tensor], Template], fn: Callable[[Template], Template]) -> None:
         super().__init__()

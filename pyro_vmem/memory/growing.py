@@ -1,4 +1,4 @@
-"""Tensors that rows are appended to without copying the rows that are there."""
+"""Tensors with rows that grow without copying existing rows."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ __all__ = ["Growing"]
 
 
 class Growing:
-    """Rows `values`, `(n, *)`, with room behind the last, so that one more costs the same however many there are.
+    """Rows `values`, `(n, *)`, with free space after the last. The cost of appending does not depend on `n`.
 
-    It does not change: appending gives another one, which has its rows in the same place where there is room.
+    The object is immutable. :meth:`append` returns another one, which shares the storage while there is space.
 
     Example:
         >>> import torch
@@ -25,9 +25,9 @@ class Growing:
         self._room, self._used = values, [len(values)]
 
     def append(self, rows: Tensor) -> Growing:
-        """The same with rows `(m, *)` behind."""
+        """The rows followed by rows `(m, *)`."""
         before, after = len(self.values), len(self.values) + len(rows)
-        # Behind the last row of this one there may be rows of another that was appended to it: these stay.
+        # The space may already hold rows that were appended to this object elsewhere. These stay.
         in_place = self._used[0] == before and after <= len(self._room)
         base = self if in_place else self.with_room(after)
         base._room[before:after] = rows
@@ -35,10 +35,9 @@ class Growing:
         return Growing._in(base._room, base._used, after)
 
     def with_room(self, length: int = 0) -> Growing:
-        """A copy with room for `length` rows and a quarter more.
+        """A copy with space for `length` rows and a quarter more.
 
-        The room grows by a factor, so that all copies together cost a constant number of rows per row appended. Pages
-        of it that are never written to take no RAM.
+        Space grows by a factor, so all copies together cost a constant per appended row. Unwritten pages take no RAM.
         """
         length, here = max(length, len(self.values)), len(self.values)
         room = self._room.new_empty((length + length // 4 + 64, *self._room.shape[1:]))

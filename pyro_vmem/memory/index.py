@@ -1,4 +1,4 @@
-"""Search for the slots whose keys resemble a query: exactly, or approximately by faiss."""
+"""Search for the slots with the keys most similar to a query: exact, or approximate by faiss."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ __all__ = ["AddressIndex", "ExactIndex", "FaissIndex", "Hits", "recall"]
 
 Kind = Literal["ivf", "hnsw"]
 
-BLOCK = 1 << 22  # scores held at once, 16 MB
-FOLDED_SHARE = 0.05  # the share of new keys from which on they are moved into the faiss index
+BLOCK = 1 << 22  # scores per block, 16 MB
+FOLDED_SHARE = 0.05  # the share of new keys at which they are moved into the faiss index
 FOLDED_LEAST = 4096
 
 
@@ -42,15 +42,15 @@ class Hits:
     slots: Tensor
 
     def filled(self, num_slots: int) -> tuple[Tensor, Tensor | None]:
-        """Slots `(*, k)`, others out of at least `k` where nothing was found, so that a row has no slot twice.
+        """Slots `(*, k)` with other slots filled in where nothing was found. No row has a slot twice.
 
         Returns:
-            Slots, integers `(*, k)`, and True at those that were not found, `(*, k)`; `None` if all were.
+            Slots, integers `(*, k)`, and True where a slot was filled in, `(*, k)`; `None` if none was.
         """
         missing = self.slots < 0
         if not bool(missing.any()):
             return self.slots, None
-        # Of the first 2 k slots at least k were not found; a stable sort puts these first, in order.
+        # At least k of the first 2 k slots were not found. A stable sort puts these first, in order.
         others = torch.arange(min(2 * missing.shape[-1], num_slots), device=missing.device)
         is_found = (others.unsqueeze(-1) == self.slots.unsqueeze(-2)).any(-1)
         free = is_found.to(torch.uint8).argsort(dim=-1, stable=True)
@@ -58,7 +58,7 @@ class Hits:
 
 
 def _merged(found: Sequence[Hits], k: int) -> Hits:
-    """The best `k`, or all if fewer, of several searches with the same queries, each in slots of its own."""
+    """The best `k` hits of several searches in disjoint slots with the same queries."""
     scores, slots = torch.cat([h.scores for h in found], -1), torch.cat([h.slots for h in found], -1)
     best = scores.topk(min(k, scores.shape[-1]), dim=-1)
     return Hits(best.values, slots.gather(-1, best.indices))
@@ -68,8 +68,8 @@ def recall(found: Hits, exact: Hits) -> Tensor:
     """The share of the exact hits that a search found.
 
     Arguments:
-        found: What it found, with shapes `(*, k)`.
-        exact: What :class:`ExactIndex` found for the same queries, with shapes `(*, k')`.
+        found: The hits of the search, with shapes `(*, k)`.
+        exact: The hits of :class:`ExactIndex` for the same queries, with shapes `(*, k')`.
 
     Returns:
         Shares in [0, 1], with shape `(*)`.
@@ -85,11 +85,10 @@ def recall(found: Hits, exact: Hits) -> Tensor:
 
 
 class AddressIndex(abc.ABC):
-    r"""Keys of the slots of a memory, in which the :math:`k` of the largest inner product with a query are found.
+    r"""The keys of the slots of a memory. A search finds the :math:`k` keys with the largest inner product.
 
-    The keys are copies: :meth:`update` replaces them when what they were computed with has moved. Nothing here has a
-    gradient: what was found is to be scored again. Slots keep their numbers: those added are
-    numbered on, those removed are never found again.
+    The keys are copies without gradient. After the encoder has changed, :meth:`update` replaces them. Slots keep their
+    numbers. New slots get the next numbers, and removed slots are never found again.
 
     Arguments:
         keys: One key per slot, with shape `(S, E)`.
@@ -123,7 +122,7 @@ class AddressIndex(abc.ABC):
 
     @property
     def num_slots(self) -> int:
-        """Slots that have a number, removed ones included."""
+        """The number of slots, removed ones included."""
         return len(self.keys)
 
     @property
@@ -132,7 +131,7 @@ class AddressIndex(abc.ABC):
         return self.keys.shape[1]
 
     def __len__(self) -> int:
-        """Slots that can be found."""
+        """The number of slots that can be found."""
         return self._count
 
     @property
@@ -141,7 +140,7 @@ class AddressIndex(abc.ABC):
         return self.present.nonzero().squeeze(-1)
 
     def keys_of(self, slots: Tensor) -> Tensor:
-        """The keys `(n, E)` of slots, integers `(n,)`; an `IndexError` if one is not a slot."""
+        """The keys `(n, E)` of slots, integers `(n,)`; raises an `IndexError` if one is not a slot."""
         return self.keys[self._in_range(slots)]
 
     @torch.no_grad()
@@ -150,14 +149,14 @@ class AddressIndex(abc.ABC):
 
         Arguments:
             queries: The queries :math:`q`, with shape `(*, E)`.
-            k: How many slots, at least 1.
+            k: The number of slots, at least 1.
 
         Returns:
-            Scores and slots `(*, k)`, best first; of an index with fewer slots, or where an approximate search found
-            fewer, the last have score `-inf` and slot -1.
+            Scores and slots `(*, k)`, best first. If fewer slots exist or were found, the last ones have score `-inf`
+            and slot -1.
 
         Raises:
-            ValueError: If `k` is less than 1, or queries are not finite, or not as long as keys.
+            ValueError: If `k` is less than 1, or queries are not finite or have another length than the keys.
         """
         if k < 1:
             raise ValueError(f"k: expected at least 1, got {k}.")
@@ -178,10 +177,10 @@ class AddressIndex(abc.ABC):
 
     @abc.abstractmethod
     def _search(self, queries: Tensor, k: int) -> Hits:
-        """As above for queries `(N, E)` of the keys' dtype and device; fewer columns where fewer slots are present."""
+        """Like :meth:`search`, for queries `(N, E)` with the dtype and device of the keys; may return fewer columns."""
 
     def add(self, keys: Tensor) -> Tensor:
-        """Adds slots with keys `(n, E)`; returns their numbers, `(n,)`, which follow those there are.
+        """Adds slots with keys `(n, E)`; returns their numbers, `(n,)`, which follow the existing ones.
 
         Raises:
             ValueError: If the keys do not fit.
@@ -194,7 +193,7 @@ class AddressIndex(abc.ABC):
         return slots
 
     def remove(self, slots: Tensor) -> None:
-        """Removes slots, integers `(n,)`: they are not found any more, and their numbers are not given again.
+        """Removes slots, integers `(n,)`. They are never found again, and their numbers are not reused.
 
         Raises:
             IndexError: If one is not a slot.
@@ -205,7 +204,7 @@ class AddressIndex(abc.ABC):
         self._changed(slots)
 
     def update(self, slots: Tensor, keys: Tensor) -> None:
-        """Replaces the keys of slots, integers `(n,)`, by `(n, E)`, after what computes them has changed.
+        """Replaces the keys of slots, integers `(n,)`, by `(n, E)`.
 
         Raises:
             ValueError: If the keys do not fit.
@@ -221,10 +220,10 @@ class AddressIndex(abc.ABC):
         return slots.to(self.keys.device)
 
     def _changed(self, slots: Tensor) -> None:  # noqa: B027  # an index that looks at the keys has nothing to do
-        """Called with slots whose keys, or whose presence, have changed."""
+        """Is called with the slots that have new keys or were removed."""
 
     def rebuild(self, keys: Tensor | None = None) -> None:
-        """Builds whatever the search needs anew, of new keys `(S, E)` or those there are; it then finds more.
+        """Rebuilds the search structure, with new keys `(S, E)` or the present ones, for a higher recall.
 
         Raises:
             ValueError: If the keys do not fit.
@@ -236,7 +235,7 @@ class AddressIndex(abc.ABC):
         self.keys.copy_(self._checked(keys, self.dim))
 
     def copy(self) -> Self:
-        """An index of the same slots with keys of its own."""
+        """A copy that shares no keys."""
         other = copy.copy(self)
         other._keys, other._present = self._keys.with_room(), self._present.with_room()
         return other
@@ -246,7 +245,7 @@ class AddressIndex(abc.ABC):
 
 
 class ExactIndex(AddressIndex):
-    """Exact search: every key, some at a time.
+    """Exact search over all keys, in blocks.
 
     Arguments:
         keys: One key per slot, with shape `(S, E)`; the search runs on their device, in their dtype.
@@ -268,11 +267,11 @@ class ExactIndex(AddressIndex):
 
 
 def _exact(queries: Tensor, keys: Tensor, present: Tensor, k: int) -> Hits:
-    """The best of all keys, a block of them at a time: all scores at once would be queries times slots."""
+    """The best keys, block by block, because all scores would take queries times slots of memory."""
     best: list[Hits] = []
     size = max(k, BLOCK // max(1, len(queries)))
     for start in range(0, len(keys), size):
-        with torch.autocast(keys.device.type, enabled=False):  # scores decide between slots: not rounded
+        with torch.autocast(keys.device.type, enabled=False):  # small differences decide
             scores = queries @ keys[start : start + size].mT
         scores.masked_fill_(~present[start : start + size], -math.inf)
         top = scores.topk(min(k, scores.shape[1]), dim=-1)
@@ -281,9 +280,9 @@ def _exact(queries: Tensor, keys: Tensor, present: Tensor, k: int) -> Hits:
 
 
 class FaissIndex(AddressIndex):
-    """Search by faiss on the processor: a small part of the keys is looked at.
+    """Approximate search by faiss on the CPU, which compares a small part of the keys.
 
-    Keys that were added or updated since are searched exactly beside it, until they are 5 % of all and are moved in.
+    New and updated keys are searched exactly. When they are 5 % of all keys, they are moved into the faiss index.
 
     References:
         | The Faiss library (Douze et al., 2024) https://arxiv.org/abs/2401.08281
@@ -292,13 +291,13 @@ class FaissIndex(AddressIndex):
 
     Arguments:
         keys: One key per slot, with shape `(S, E)`.
-        kind: `"ivf"` groups the keys around centres and searches the groups nearest to the query; `"hnsw"` walks a
-            graph of near keys, which takes longer to build, and least time a query.
-        effort: How many groups (`"ivf"`) or nodes of the graph (`"hnsw"`) a search looks at: more find more. Default:
-            two square roots of the groups, 128 nodes.
+        kind: `"ivf"` groups the keys around centres and searches the groups nearest to the query. `"hnsw"` walks a
+            graph of similar keys. It takes longer to build and is faster per query.
+        effort: The number of groups (`"ivf"`) or graph nodes (`"hnsw"`) that a search visits. A larger number has a
+            higher recall. Default: two square roots of the number of groups, 128 nodes.
 
     Raises:
-        ValueError: If there is no such kind, or the keys are not a matrix of finite numbers.
+        ValueError: If the kind is unknown, or the keys are not a matrix of finite numbers.
         ImportError: If faiss is not installed.
 
     Example:
@@ -328,7 +327,7 @@ class FaissIndex(AddressIndex):
         if self.kind == "hnsw":
             self._index = faiss.IndexHNSWFlat(self.dim, 32, faiss.METRIC_INNER_PRODUCT)
         else:
-            # faiss asks for 39 keys a group at least to learn the centres from.
+            # faiss wants at least 39 keys per group to learn the centres.
             groups = max(1, min(math.isqrt(len(table)), len(table) // 39))
             self._centres = faiss.IndexFlatIP(self.dim)
             self._index = faiss.IndexIVFFlat(self._centres, self.dim, groups, faiss.METRIC_INNER_PRODUCT)
@@ -339,15 +338,15 @@ class FaissIndex(AddressIndex):
         self._select(self.present)
 
     def _select(self, valid: Tensor) -> None:
-        """Notes of which slots, `(n,)`, faiss has the key they have now: it searches no others."""
-        # One bit per slot. The selector points to these bytes, so that a change of few slots is one of few bits.
+        """Marks the slots `(n,)` with a current key in faiss; faiss searches only these."""
+        # One bit per slot. The selector points to these bytes, so a change of few slots changes few bits.
         self._bits = np.packbits(valid.numpy(), bitorder="little")
         self._num_known, self._all_valid = len(valid), bool(valid.all())
         self._selector = self._faiss.IDSelectorBitmap(self._bits)
 
     def _changed(self, slots: Tensor) -> None:
         known = slots[slots < self._num_known].numpy()
-        if len(known):  # a new slot is not in the index of faiss: nothing to leave out
+        if len(known):  # New slots are not in faiss, so there is nothing to exclude.
             np.bitwise_and.at(self._bits, known >> 3, ~(1 << (known & 7)).astype(np.uint8))
             self._all_valid = False
         beside = torch.cat([self._beside, slots]).unique()
@@ -356,11 +355,11 @@ class FaissIndex(AddressIndex):
             self._fold()
 
     def _fold(self) -> None:
-        """Moves the keys from beside the index into it."""
+        """Moves the new keys into the faiss index."""
         if self.kind != "ivf":
             self.rebuild()
             return
-        # The centres stay: learning them takes longer than all the rest.
+        # The centres stay, because learning them takes most of the time.
         slots, valid = self._beside, np.unpackbits(self._bits, count=self._num_known, bitorder="little")
         self._index.remove_ids(self._faiss.IDSelectorBatch((valid == 0).nonzero()[0]))
         self._index.add_with_ids(self.keys[slots].numpy(), slots.numpy())
@@ -375,7 +374,7 @@ class FaissIndex(AddressIndex):
             exact = _exact(queries, self.keys[beside], self.present[beside], k)
             found = _merged([found, Hits(exact.scores, beside[exact.slots])], k)
         none = (found.scores == -math.inf).all(-1)
-        if bool(none.any()):  # most slots that the search would pass through were removed
+        if bool(none.any()):  # The graph search fails if most of its nodes were removed.
             exact = _exact(queries[none], self.keys, self.present, k)
             found.scores[none, : exact.scores.shape[1]] = exact.scores
             found.slots[none, : exact.slots.shape[1]] = exact.slots

@@ -1,4 +1,4 @@
-"""A memory: templates in slots, with labels, a mask and an index, wherever the templates are stored."""
+"""The memory: templates in slots, with labels, a mask and an index, over any store of templates."""
 
 from __future__ import annotations
 
@@ -16,15 +16,14 @@ __all__ = ["Memory", "Store", "TensorStore", "gather"]
 
 
 class Store(Protocol):
-    """Where the templates of a memory are: a tensor, packed bits or bytes, or a database of your own.
+    """The storage of templates: a tensor, packed bits or bytes, or your own database.
 
     Attributes:
         batch_shape: `()`, or `(B,)` for one memory per datapoint.
         event_shape: The shape of one template.
-        dtype: The dtype of templates when they have been read.
-        device: The device of templates when they have been read.
-        is_decoded: Whether all templates are there as they are read. Those of other stores are read, and encoded,
-            only as they are needed.
+        dtype: The dtype of templates after reading.
+        device: The device of templates after reading.
+        is_decoded: Whether templates are stored decoded. If not, they are read and encoded only when needed.
     """
 
     batch_shape: torch.Size
@@ -39,16 +38,16 @@ class Store(Protocol):
 
     @property
     def templates(self) -> Tensor:
-        """All templates, `(*batch_shape, S, *event)`; a `ValueError` if they are too many to be decoded at once."""
+        """All templates, `(*batch_shape, S, *event)`; raises a `ValueError` if they are too many to decode at once."""
 
     def check_size(self) -> None:
-        """Raises a `ValueError` if templates are too many for all `(S, *event)` to be looked at."""
+        """Raises a `ValueError` if all templates `(S, *event)` are too many to decode at once."""
 
     def read(self, a: Tensor) -> Tensor:
-        """The templates `(*, *event)` at addresses `(*)`; an `IndexError` if one is not a slot."""
+        """The templates `(*, *event)` at addresses `(*)`; raises an `IndexError` if one is not a slot."""
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Store:
-        """The same templates, on the device and of the dtype that `fn` moves a tensor of them to."""
+        """The same templates, with the device and dtype that `fn` gives a tensor."""
 
 
 class TensorStore:
@@ -62,7 +61,7 @@ class TensorStore:
         self.event_shape, self.dtype, self.device = templates.shape[dims + 1 :], templates.dtype, templates.device
 
     def check_size(self) -> None:
-        """Refuses nothing: all are there."""
+        """Does nothing, because all templates are decoded."""
 
     def read(self, a: Tensor) -> Tensor:
         """Gathers templates at addresses `(*, B)`; see :func:`gather`."""
@@ -74,18 +73,18 @@ class TensorStore:
 
 
 def gather(values: Tensor, a: Tensor, per_datapoint: bool) -> Tensor:
-    """Gathers `values` `(S, *)` or `(B, S, *)` at addresses `a` `(*, B)`; an `IndexError` if one is not a slot."""
+    """Gathers `values` `(S, *)` or `(B, S, *)` at addresses `a` `(*, B)`; raises an `IndexError` if one is no slot."""
     if per_datapoint:
         batch, num_slots = values.shape[:2]
-        # Rows of all memories lie side by side below, so an address past the end would read a neighbour's slot.
-        # (Elsewhere than on the CPU, looking would make the device wait; there a categorical is trusted.)
+        # Rows of all memories are adjacent below, so an address past the end would read another memory.
+        # (On a GPU the check would force a synchronisation, so there the categorical is trusted.)
         if a.device.type == "cpu" and bool(((a < 0) | (a >= num_slots)).any()):
             raise IndexError(f"a: expected addresses in 0..{num_slots - 1}, got {a.min()}..{a.max()}.")
         offset = num_slots * torch.arange(batch, device=a.device)
         a = (a + offset).expand(torch.broadcast_shapes(a.shape, (batch,)))
         values = values.flatten(0, 1)
     # An embedding lookup of whole rows: the backward pass of advanced indexing is several times slower. Maps are
-    # looked up channels last, the layout in which the convolutions around them are fastest.
+    # gathered channels last, the fastest layout for the convolutions around them.
     is_map = values.dim() == 4
     if is_map:
         values = values.permute(0, 2, 3, 1)
@@ -112,16 +111,16 @@ def _check_templates(templates: Tensor, per_datapoint: bool) -> None:
 class Memory:
     r"""A memory :math:`M = (m_1, \ldots, m_S)`: one template per slot.
 
-    It is shared by the whole minibatch, or there is one for each datapoint.
+    The whole minibatch shares one memory, or each datapoint has its own.
 
     Arguments:
         templates: The templates, with shape `(S, *event)` if shared, or `(B, S, *event)` if one per datapoint; or a
             :class:`Store` of shared ones.
-        labels: The class of each slot, with shape `(S,)` or `(B, S)`; integers. Only evaluation looks at them.
-        mask: True where a slot is in use, with shape `(S,)` or `(B, S)`. A slot that is not in use is never read.
-        per_datapoint: Whether the templates are `(B, S, *event)`. If not given, the number of dims of `labels` or
-            `mask` tells; if those are not given either, the memory is taken to be shared.
-        index: The keys of the slots of a shared memory, in which :class:`IndexedGuide` looks.
+        labels: The class of each slot, integers with shape `(S,)` or `(B, S)`. Only evaluation uses them.
+        mask: True where a slot is in use, with shape `(S,)` or `(B, S)`. Other slots are never read.
+        per_datapoint: Whether the templates are `(B, S, *event)`. Default: decided by the number of dims of `labels`
+            or `mask`; without these, the memory is shared.
+        index: The keys of the slots of a shared memory, for :class:`IndexedGuide`.
 
     Raises:
         ValueError: If shapes or dtypes do not fit together, a template is not finite, or no slot is in use.
@@ -189,7 +188,7 @@ class Memory:
         """All templates, with shape `(S, *event)` or `(B, S, *event)`.
 
         Raises:
-            ValueError: If they are too many to be decoded at once.
+            ValueError: If they are too many to decode at once.
         """
         return self.store.templates
 
@@ -224,10 +223,10 @@ class Memory:
 
         Arguments:
             probs: Probabilities of the slots, with shape `(*, B, S)`, or of some, `(*, B, k)`.
-            slots: Which, if not all: integers `(*, B, k)`.
+            slots: The slots of these probabilities, integers `(*, B, k)`. Default: all.
 
         Returns:
-            Probabilities of the classes, `(*, B, C)`; the columns are `labels.unique()`, in that order.
+            Probabilities of the classes, `(*, B, C)`. The columns are the sorted classes, `labels.unique()`.
 
         Raises:
             ValueError: If the memory has no labels.
@@ -241,31 +240,31 @@ class Memory:
         return sums.scatter_add(-1, index.expand_as(probs), probs)
 
     def _classes(self) -> tuple[Tensor, Tensor]:
-        """The classes in memory, and which of them each slot is of; sorted once per labels, not once per question."""
+        """The sorted classes, and the column of each slot; cached per tensor of labels."""
         assert self.labels is not None
-        version = None if self.labels.is_inference() else self.labels._version  # which counts what is written to them
+        version = None if self.labels.is_inference() else self.labels._version  # counts writes
         if self._sorted is None or self._sorted[0] is not self.labels or self._sorted[1] != version:
             self._sorted = self.labels, version, self.labels.unique(return_inverse=True)
         return self._sorted[2]
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Moves templates, labels and mask to a device, templates also to a dtype; arguments as of `Tensor.to`.
+        """Moves templates, labels and mask to a device, templates also to a dtype; takes the arguments of `Tensor.to`.
 
-        As with `Tensor.to`, a memory that is there already is returned as it is. A copy shares the index of its slots
-        until one of the two adds or removes a slot.
+        Like `Tensor.to`, it returns the same object if nothing changes. A copy shares the index until one of the two
+        adds or removes a slot.
         """
         probe = torch.empty(0, dtype=self.dtype, device=self.device)
         moved = probe.to(*args, **kwargs)
         if moved is probe:
             return self
         non_blocking = kwargs.get("non_blocking", False)
-        # Labels and mask keep their dtype: a class of 257 would not survive the way through bfloat16.
+        # Labels and mask keep their dtype: bfloat16 cannot represent class 257.
         return self._map(
             lambda values: values.to(*args, **kwargs), lambda slots: slots.to(moved.device, non_blocking=non_blocking)
         )
 
     def pin_memory(self) -> Self:
-        """Copies every tensor to page-locked memory, as `torch.utils.data.DataLoader(pin_memory=True)` asks."""
+        """Copies every tensor to page-locked memory, for `torch.utils.data.DataLoader(pin_memory=True)`."""
         return self._map(lambda values: values.pin_memory(), lambda slots: slots.pin_memory())
 
     def _map(self, values: Callable[[Tensor], Tensor], slots: Callable[[Tensor], Tensor]) -> Self:
@@ -275,7 +274,7 @@ class Memory:
         other._hold(self.store.map(values), labels, mask, self.index)
         return other
 
-    if not TYPE_CHECKING:  # which would then find any attribute
+    if not TYPE_CHECKING:  # Otherwise type checkers would accept any attribute.
 
         def __getattr__(self, name: str) -> Any:
             hint = " Encode it, `vma.encode(memory)`." if name in ("features", "encoded", "is_lazy") else ""

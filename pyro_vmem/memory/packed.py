@@ -1,4 +1,4 @@
-"""A memory of millions of templates, stored as bits or bytes in RAM or in a file, that can be added and removed."""
+"""A memory of millions of templates, stored as bits or bytes, in RAM or in a file."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from pyro_vmem.memory.memory import Memory
 
 __all__ = ["PackedMemory", "PackedStore"]
 
-MOST_AT_ONCE = 1 << 28  # values that are decoded at once if somebody asks for all templates, 1 GB
+MOST_AT_ONCE = 1 << 28  # the most values decoded at once, 1 GB
 WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)  # of the bits of a byte, as `numpy.packbits` has them
 
 
 class PackedStore:
-    """Templates as bits (binary values) or bytes (grey levels): a :class:`Store` that decodes what is read.
+    """A :class:`Store` of templates as bits (binary values) or bytes (grey levels), which decodes on reading.
 
-    Arguments are as of :class:`PackedMemory`.
+    The arguments are those of :class:`PackedMemory`.
 
     Raises:
-        ValueError: If `packed` is not of the shape and dtype that templates of this shape have.
+        ValueError: If `packed` does not have the shape and dtype of packed templates.
     """
 
     batch_shape = torch.Size()
@@ -49,7 +49,7 @@ class PackedStore:
             raise ValueError(f"bits: expected 1 or 8, got {bits!r}.")
         self.packed, self.event_shape, self.bits, self.dtype = packed, torch.Size(event_shape), bits, dtype
         self.device = torch.device(device) if device is not None else packed.device
-        self.added = Growing(packed[:0])  # beside what may be a file
+        self.added = Growing(packed[:0])  # rows added to what may be a file
         row = self.row_shape
         if packed.dtype != torch.uint8 or tuple(packed.shape[1:]) != row or len(packed) == 0:
             raise ValueError(
@@ -65,17 +65,17 @@ class PackedStore:
 
     @property
     def row_shape(self) -> tuple[int, ...]:
-        """The shape of one template as it is stored."""
+        """The shape of one packed template."""
         return (-(-self.event_shape.numel() // 8),) if self.bits == 1 else tuple(self.event_shape)
 
     @property
     def templates(self) -> Tensor:
-        """All templates, decoded: `(S, *event)`; a `ValueError` if they are too many."""
+        """All templates, decoded: `(S, *event)`; raises a `ValueError` if they are too many."""
         self.check_size()
         return self.read(torch.arange(self.num_slots, device=self.device))
 
     def check_size(self) -> None:
-        """Raises a `ValueError` if templates are too many for all `(S, *event)` to be looked at."""
+        """Raises a `ValueError` if all templates `(S, *event)` are too many to decode at once."""
         if self.num_slots * self.event_shape.numel() > MOST_AT_ONCE:
             gigabytes = 4e-9 * self.num_slots * self.event_shape.numel()
             raise ValueError(
@@ -84,7 +84,7 @@ class PackedStore:
             )
 
     def read(self, a: Tensor) -> Tensor:
-        """Templates `(*, *event)` at addresses `(*)`, decoded; an `IndexError` if one is not a slot."""
+        """Templates `(*, *event)` at addresses `(*)`, decoded; raises an `IndexError` if one is not a slot."""
         at = a.flatten().to(self.packed.device)
         if at.device.type == "cpu" and bool(((at < 0) | (at >= self.num_slots)).any()):
             raise IndexError(f"a: expected addresses in 0..{self.num_slots - 1}, got {at.min()}..{at.max()}.")
@@ -96,13 +96,13 @@ class PackedStore:
         return values.reshape(*a.shape, *self.event_shape)
 
     def append(self, rows: Tensor) -> PackedStore:
-        """The store with packed templates `(n, *row_shape)` behind the others, which are not copied."""
+        """The store with packed templates `(n, *row_shape)` appended; existing ones are not copied."""
         other = copy.copy(self)
         other.added = self.added.append(rows)
         return other
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> PackedStore:
-        """What is stored stays where it is, and is decoded to the new place and dtype."""
+        """The same packed data, decoded to the new device and dtype."""
         like = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         other = copy.copy(self)
         other.dtype, other.device = like.dtype, like.device
@@ -112,23 +112,23 @@ class PackedStore:
 class PackedMemory(Memory):
     r"""A memory whose templates are stored as bits (binary values) or bytes (grey levels), in RAM or in a file.
 
-    A million 28x28 binary images are 98 MB instead of 3.1 GB. Reads decode only what is read; a file is mapped, so that
-    a memory may be larger than the RAM. It is shared by the minibatch.
+    A million 28x28 binary images take 98 MB instead of 3.1 GB. A read decodes only the templates read. A file is
+    memory-mapped, so memory may be larger than RAM. The whole minibatch shares the memory.
 
-    `VMA.encode` encodes templates of such a memory as they are read. Parts that look at all slots refuse a large one;
-    :class:`IndexedGuide` looks in its `index`, which :func:`index_memory` makes. :func:`add_templates` and
-    :meth:`remove` change a memory between steps, without retraining.
+    The templates are encoded when they are read. Parts that need all slots refuse a large memory. :class:`IndexedGuide`
+    searches its `index`, which :func:`index_memory` makes. :func:`add_templates` and :meth:`remove` change the memory
+    between steps, without retraining.
 
     Arguments:
-        packed: Integers of type uint8: `(S, ceil(N / 8))` for bits, `N` the number of values of a template, in the
-            order of `numpy.packbits`; or `(S, *event)` for bytes.
+        packed: Integers of type uint8: `(S, ceil(N / 8))` for bits, in the order of `numpy.packbits`, where `N` is the
+            number of values of a template; or `(S, *event)` for bytes.
         event_shape: The shape of one template.
-        bits: 1 or 8 for each value; bytes are divided by 255.
+        bits: Bits per value, 1 or 8; bytes are divided by 255.
         labels: The class of each slot, integers `(S,)`.
         mask: True where a slot is in use, `(S,)`.
         index: The keys of the slots.
-        dtype: What templates are decoded to.
-        device: Where they are decoded to. Default: where `packed` is.
+        dtype: The dtype of decoded templates.
+        device: The device of decoded templates. Default: that of `packed`.
 
     Raises:
         ValueError: If shapes or dtypes do not fit together, or no slot is in use.
@@ -167,14 +167,14 @@ class PackedMemory(Memory):
         labels: Tensor | None = None,
         path: str | Path | None = None,
     ) -> PackedMemory:
-        """Packs templates, into a file if a path is given.
+        """Packs templates into RAM, or into a file if a path is given.
 
         Arguments:
-            templates: The templates, `(S, *event)`, or some at a time, `(n, *event)` each; binary for 1 bit, in [0, 1]
-                for 8 bits, which are rounded to 256 levels.
-            bits: 1 or 8 for each value.
+            templates: The templates, `(S, *event)`, or batches of them, `(n, *event)`. For 1 bit they are binary. For 8
+                bits they are in [0, 1] and are rounded to 256 levels.
+            bits: Bits per value, 1 or 8.
             labels: The class of each slot, integers `(S,)`.
-            path: The file, in the `.npy` format; what is in it already is replaced. The memory is then mapped from it.
+            path: The file, in the `.npy` format. An existing file is replaced. The memory is then mapped from it.
 
         Raises:
             ValueError: If templates do not have these values.
@@ -203,14 +203,14 @@ class PackedMemory(Memory):
     def open(
         cls, path: str | Path, event_shape: Sequence[int], bits: Literal[1, 8] = 1, labels: Tensor | None = None
     ) -> PackedMemory:
-        """Maps a `.npy` file that :meth:`pack` wrote: templates are read from it as they are needed.
+        """Memory-maps a `.npy` file of :meth:`pack`.
 
         Arguments are as of the class.
 
         Raises:
-            ValueError: If it holds templates of another size.
+            ValueError: If the file holds templates of another size.
         """
-        # Read-only: a map that could be written to would have to fit into the RAM. Nothing here writes to it.
+        # Read-only: a writable map would have to fit into RAM.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             packed = torch.from_numpy(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -218,18 +218,18 @@ class PackedMemory(Memory):
 
     @property
     def packed(self) -> Tensor:
-        """The templates as they are stored, with shape `(S, bytes)`, without those that were added."""
+        """The packed templates, with shape `(S, bytes)`, without added ones."""
         return self.store.packed
 
     @property
     def bits(self) -> Literal[1, 8]:
-        """How many bits a value is stored in."""
+        """The number of bits per value."""
         return self.store.bits
 
     def add(self, templates: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
         """Appends templates; returns their slots, integers `(n,)`. :func:`add_templates` computes the keys.
 
-        Nothing is changed if anything does not fit, and nothing that is there is copied.
+        After an error nothing is changed. Existing templates are not copied.
 
         Arguments:
             templates: The templates, with shape `(n, *event)`; see :meth:`pack`.
@@ -247,7 +247,7 @@ class PackedMemory(Memory):
         if labels is not None:
             labels = self._new_labels(labels)
         if keys is not None:
-            self._own_index().add(keys)  # which refuses keys that do not fit; all else has been checked
+            self._own_index().add(keys)  # raises if keys do not fit; all else has been checked
         slots = torch.arange(self.num_slots, self.num_slots + len(rows), device=self.device)
         if labels is not None:
             assert self._grown_labels is not None
@@ -259,13 +259,13 @@ class PackedMemory(Memory):
         return slots
 
     def remove(self, slots: Tensor) -> None:
-        """Takes slots out of use; the others keep their numbers.
+        """Removes slots; the others keep their numbers.
 
         Arguments:
-            slots: Their numbers, integers `(n,)`.
+            slots: The slots, integers `(n,)`.
 
         Raises:
-            ValueError: If no slot would be left.
+            ValueError: If no slot would remain.
             IndexError: If one is not a slot.
         """
         if bool(((slots < 0) | (slots >= self.num_slots)).any()):
@@ -279,7 +279,7 @@ class PackedMemory(Memory):
         self.mask = mask
 
     def _new_labels(self, labels: Tensor) -> Tensor:
-        """Labels in the dtype and on the device of those there are, which must be able to hold them."""
+        """Labels with the dtype and device of the present ones; raises a `ValueError` if the dtype cannot hold them."""
         assert self.labels is not None
         if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
             raise ValueError(
@@ -295,14 +295,14 @@ class PackedMemory(Memory):
         return converted
 
     def _own_index(self) -> AddressIndex:
-        """The index, which a copy that `to` made does not share any more: it keeps the slots that it has."""
+        """The index, copied if a copy of this memory by `to` shares it."""
         assert self.index is not None
         if self._shares_index:
             self.index, self._shares_index = self.index.copy(), False
         return self.index
 
     def _map(self, values: Callable[[Tensor], Tensor], slots: Callable[[Tensor], Tensor]) -> Self:
-        # The keys of a million slots are not copied each time that an episode moves: only when slots come or go.
+        # Copied only when slots come or go, not each time that an episode moves.
         self._shares_index = self.index is not None
         other = super()._map(values, slots)
         other._grown_labels = None if other.labels is None else Growing(other.labels)
@@ -332,7 +332,7 @@ def _pack(templates: Tensor, event_shape: Sequence[int], bits: int) -> Tensor:
 
 
 def _unpack(rows: Tensor, event_shape: Sequence[int], bits: int, dtype: torch.dtype) -> Tensor:
-    """The reverse: uint8 rows as templates `(n, *event)`."""
+    """The inverse of `_pack`: uint8 rows as templates `(n, *event)`."""
     if bits == 8:
         return rows.to(dtype) / 255
     values = (rows.unsqueeze(-1) & rows.new_tensor(WEIGHTS)) != 0
@@ -340,14 +340,14 @@ def _unpack(rows: Tensor, event_shape: Sequence[int], bits: int, dtype: torch.dt
 
 
 def _write_rows(path: Path, batches: Iterable[Tensor]) -> None:
-    """Writes rows some at a time as one `.npy` file, whose header says how many there are when all are written."""
+    """Writes batches of rows to one `.npy` file; the header gets the number of rows at the end."""
     part, rows = path.with_name(path.name + ".part"), 0
     batches = iter(batches)
     first = next(batches)
     with part.open("wb") as file:
         for final in (False, True):
             file.seek(0)
-            # numpy leaves room in the header for the first dim to grow
+            # numpy leaves space in the header for a larger first dim
             header = {"descr": "|u1", "fortran_order": False, "shape": (rows, *first.shape[1:])}
             np.lib.format.write_array_header_1_0(file, header)
             if not final:

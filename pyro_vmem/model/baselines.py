@@ -1,4 +1,4 @@
-"""What a memory with addresses is compared with: no memory, one that is read softly, and statistics of the whole."""
+"""Baselines of the VMA: no memory, soft attention over the memory, and statistics of the whole memory."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 
 
 class UniformGuide(AddressGuide):
-    r"""The guide that looks nowhere: :math:`q(a | M, x) = 1/S`. With a uniform prior, addresses cost and tell nothing.
+    r"""The uniform guide :math:`q(a | M, x) = 1/S`. With a uniform prior :math:`KL(a)` is zero.
 
     Example:
         >>> memory = Memory(torch.rand(4, 8))
@@ -49,7 +49,7 @@ class UniformGuide(AddressGuide):
 
 
 class _Baseline(VMA):
-    """A model with the networks of a VMA, in which addresses are idle: uniform in model and guide, and not read."""
+    """A model with the networks of a VMA. Its addresses are uniform in model and guide, and never read."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class _Baseline(VMA):
 
     @classmethod
     def like(cls, vma: VMA) -> Self:
-        """The baseline that has the networks of a VMA: the same sizes, the same budget, the same weights to start from.
+        """The baseline with the networks of a VMA, weights included.
 
         Arguments:
-            vma: A model, as yet untrained; its networks become the baseline's.
+            vma: An untrained model. The baseline shares its networks.
         """
         return cls(StandardPrior(vma.latent_dim), vma.likelihood, vma.latent_guide, vma.template_encoder, vma.x_encoder)
 
@@ -90,12 +90,12 @@ class NoMemoryVAE(_Baseline):
     Generative process::
 
         z ~ N(0, I)
-        x ~ p(x | z, t)      # t: one learned template in place of whatever is in memory
+        x ~ p(x | z, t)      # t: one learned template instead of the memory
 
-    Networks are those of the VMA that it is compared with. The site `"a"` is there and idle, so that all that works on
-    a VMA works on this; its evidence does not depend on the memory, and :math:`KL(a)` is zero.
+    The networks are those of a VMA. The site `"a"` exists but has no effect, so every function for a VMA works here.
+    The evidence does not depend on the memory, and :math:`KL(a)` is zero.
 
-    Arguments are as of :class:`VMA`, without those of addresses; prior and guide of the latent see the one template.
+    The arguments are those of :class:`VMA`, without the parts of the address.
 
     Example:
         >>> vae = NoMemoryVAE.for_images((1, 12, 10), latent_dim=4)
@@ -111,26 +111,25 @@ class NoMemoryVAE(_Baseline):
 
 
 class SetStatisticsVAE(_Baseline):
-    r"""A memory that is summarised: statistics of all of it, in which no order and no address is left.
+    r"""A memory summarised by statistics of all its templates, without addresses.
 
     Generative process::
 
-        s = rho( mean_a phi(h(m_a)) )    # pooled features; and the mean template, for a decoder that warps one
+        s = rho( mean_a phi(h(m_a)) )    # pooled features; and the mean template, for a decoder that warps it
         z ~ p(z | s)
         x ~ p(x | z, s)
 
-    The guide is :math:`q(z | x, s)`. Of a memory of one class the statistics say what its members have in common; of
-    many classes they keep what a vector can hold. Nothing is sampled between memory and z, where the neural
-    statistician has a latent for the context. Networks are those of the VMA that it is compared with, beside
-    :math:`\phi` and :math:`\rho`. The site `"a"` is there and idle, so that all that works on a VMA works on this, and
-    :math:`KL(a)` is zero.
+    The guide is :math:`q(z | x, s)`. Unlike in the neural statistician, the context has no latent. The networks are
+    those of a VMA, with :math:`\phi` and :math:`\rho` added. The site `"a"` exists but has no effect, so every function
+    for a VMA works here, and :math:`KL(a)` is zero.
 
     References:
-        | Towards a Neural Statistician (Edwards, Storkey, 2017), section 3, whose statistic network this is
+        | Towards a Neural Statistician (Edwards, Storkey, 2017), section 3, on the statistic network
         | https://arxiv.org/abs/1606.02185
         | Deep Sets (Zaheer et al., 2017) https://arxiv.org/abs/1703.06114
 
-    Arguments are as of :class:`VMA`, without those of addresses; parts see the statistics in place of a template.
+    The arguments are those of :class:`VMA`, without the parts of the address. The parts read the statistics instead of
+    a template.
 
     Example:
         >>> model = SetStatisticsVAE.for_images((1, 12, 10), latent_dim=4)
@@ -156,25 +155,25 @@ class SetStatisticsVAE(_Baseline):
 
 
 class SoftAttentionVAE(_Baseline):
-    r"""A memory that is read softly: a mixture of templates, whose weights the latent decides.
+    r"""Soft attention: a mixture of all templates, with weights from the latent.
 
     Generative process::
 
         z ~ N(0, I)
         w = softmax_a <h(m_a), g(z)> / ||h(m_a)||
-        x ~ p(x | z, sum_a w_a m_a)      # and so for the features of templates
+        x ~ p(x | z, sum_a w_a m_a)      # the features of templates are mixed likewise
 
-    The guide is :math:`q(z | x, M)`; it reads the memory in the same way, with weights from the target. What says where
-    to look is part of z, and paid for in :math:`KL(z)`. Networks are those of the VMA that it is compared with, beside
-    the two that give the weights. The site `"a"` is there and idle, so that all that works on a VMA works on this, and
-    :math:`KL(a)` is zero. The comparison is the paper's.
+    The guide :math:`q(z | x, M)` mixes the templates with weights from the target. Here z also carries where to look,
+    at a cost in :math:`KL(z)`. The networks are those of a VMA, with two added for the weights. The site `"a"` exists
+    but has no effect, so every function for a VMA works here, and :math:`KL(a)` is zero. The paper makes this
+    comparison.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein, Mnih, Zoran, Rezende, 2017)
         | https://arxiv.org/abs/1709.07116
 
-    Arguments are as of :class:`VMA`, without those of addresses; :meth:`like` makes a likelihood and a guide that read
-    softly of any.
+    The arguments are those of :class:`VMA`, without the parts of the address. :meth:`like` turns any likelihood and any
+    latent guide into ones with attention.
 
     Example:
         >>> model = SoftAttentionVAE.for_images((1, 12, 10), latent_dim=4)
@@ -199,21 +198,21 @@ class SoftAttentionVAE(_Baseline):
 
 
 class _OneTemplate(EncodedMemory):
-    """A memory in which every address reads the same; `encoded` has that one template, in a single slot."""
+    """A memory that reads the same template at every address: the only slot of `encoded`."""
 
     def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as of EncodedMemory
         return super().read(torch.zeros_like(a))
 
 
 class _ReadAsAWhole(EncodedMemory):
-    """A memory of which every address reads all."""
+    """A memory that reads all templates at every address."""
 
     def read(self, a: Tensor) -> Template:  # type: ignore[override]  # as of EncodedMemory
         return _Whole(self, torch.broadcast_shapes(a.shape, self.batch_shape))
 
 
 class _Whole(Template):
-    """All of a memory, as what is read at any address; what it looks like depends on the weights of its slots."""
+    """All templates of a memory, as one item that is read. Weights of the slots turn it into a template."""
 
     def __init__(self, memory: EncodedMemory, leading: torch.Size) -> None:
         self.memory, encoded = memory, memory.encoded
@@ -221,7 +220,7 @@ class _Whole(Template):
             values.new_zeros(()).expand(*leading, *event)
             for values, event in ((encoded.raw, memory.event_shape), (encoded.features, encoded.features.shape[-1:]))
         )
-        super().__init__(raw, features)  # nothing can be seen of it without weights
+        super().__init__(raw, features)  # It has no content without weights.
 
     def mixture(self, weights: Tensor) -> Template:
         """The mixture of templates with weights `(*, S)`."""
@@ -240,7 +239,7 @@ class _Whole(Template):
 
 
 class SoftAttentionDecoder(Decoder):
-    """A decoder that is given a mixture of the templates, with weights from the latent."""
+    """A decoder on a mixture of the templates, with weights from the latent."""
 
     def __init__(self, inner: Decoder, num_features: int) -> None:
         super().__init__()
@@ -257,7 +256,7 @@ class SoftAttentionDecoder(Decoder):
 
 
 class SoftAttentionGuide(LatentGuide):
-    """A guide of the latent that is given a mixture of the templates, with weights from the target."""
+    """A latent guide on a mixture of the templates, with weights from the target."""
 
     def __init__(self, inner: LatentGuide, num_features: int) -> None:
         super().__init__()
@@ -271,7 +270,7 @@ class SoftAttentionGuide(LatentGuide):
 
 
 def _one_slot(values: Tensor, memory: Memory) -> Tensor:
-    """One template's values as those of a memory with one slot, `(1, *)` or `(B, 1, *)`; no copy."""
+    """The values of one template as a memory of one slot, `(1, *)` or `(B, 1, *)`, without a copy."""
     return values.expand(*memory.batch_shape, 1, *values.shape)
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a model before it is used: parts that fit together, and weights that are numbers."""
+"""Checks of a model: its parts fit together, and its weights are finite."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from pyro_vmem.parts import Part
 
 __all__ = ["check_parts", "check_weights"]
 
-SLOTS, TARGETS = 2, 3  # of the pass on zeros: different, so that one is not taken for the other
+SLOTS, TARGETS = 2, 3  # Sizes of the pass on zeros; they differ, so that swapped dims are noticed.
 
 
 @torch.no_grad()
 def check_parts(vma: Any) -> None:
-    """Raises a `ValueError` if a part of a :class:`VMA` gives what the others cannot take, as a pass on zeros shows.
+    """Raises a `ValueError` if the parts of a :class:`VMA` do not fit together, as a pass on zeros shows.
 
-    Nothing is changed: modules are in evaluation mode meanwhile, and random states are put back.
+    Nothing is changed: the pass runs in evaluation mode, and random states are restored.
     """
     weight = next(vma.parameters(), torch.zeros(()))
     if weight.is_meta:  # sizes without numbers
         return
     modes = [(module, module.training) for module in vma.modules()]
     try:
-        # Autocast would keep the rounded weights of now, and use them in place of those that are loaded afterwards.
+        # Autocast would cache the rounded weights, and use them after others have been loaded.
         with forked(weight.device), no_autocast(weight):
             _pass_on_zeros(vma.eval(), weight)
     finally:
@@ -66,7 +66,7 @@ def _pass_on_zeros(vma: Any, weight: torch.Tensor) -> None:
 
 
 def _fits(p: Distribution, batch: tuple[int, ...], event: tuple[int, ...]) -> bool:
-    """Whether a distribution has an event shape, and a batch shape that broadcasts to one, as in a plate."""
+    """Whether a distribution has the event shape, and a batch shape that broadcasts to the plate."""
     broadcasts = all(size in (1, n) for size, n in zip(reversed(p.batch_shape), reversed(batch), strict=False))
     return tuple(p.event_shape) == event and len(p.batch_shape) <= len(batch) and broadcasts
 
@@ -75,7 +75,7 @@ def _run(vma: Any, role: str, *passed: Any) -> Any:
     part = getattr(vma, role)
     try:
         return part(*passed)
-    except Exception as error:  # of a part of the user's own: whatever it may be
+    except Exception as error:  # A part of the user may raise anything.
         remedy = "Give it the sizes that the other parts have."
         sizes = {"num_features": vma.template_encoder.num_features, "latent_dim": vma.latent_dim}
         for inner in part.modules():
@@ -100,7 +100,7 @@ def _refuse(vma: Any, role: str, expected: str, got: Any, remedy: str) -> None:
 
 
 def check_weights(module: nn.Module) -> None:
-    """Raises a `ValueError` if a parameter is not finite: what is measured of such a model is no number, or no error.
+    """Raises a `ValueError` if a parameter is not finite, because every measurement would be wrong.
 
     Example:
         >>> layer = nn.Linear(2, 2)

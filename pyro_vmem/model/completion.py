@@ -1,4 +1,4 @@
-"""Completion: the missing part of targets, drawn given the observed part and a memory."""
+"""Completion: draws the missing part of targets, given the observed part and a memory."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from pyro_vmem.parts import AddressGuide, AddressPrior, LatentGuide, LatentPrior
 
 __all__ = ["complete"]
 
-BLANK_SLOTS = 256  # slots whose mean stands for what is not seen, where a guide has to say which slots are tried
+BLANK_SLOTS = 256  # The mean of this many slots fills the missing part when the guide chooses the slots to try.
 
 
 class _Model(Protocol):
-    """The parts of a :class:`VMA` that a completion asks."""
+    """The parts of a :class:`VMA` that a completion needs."""
 
     address_prior: AddressPrior
     latent_prior: LatentPrior
@@ -35,16 +35,16 @@ def complete(
 ) -> Tensor:
     r"""See `VMA.complete`.
 
-    With :math:`n` particles at slot :math:`s`, whose targets are filled in as :math:`x_1, \ldots, x_n`, a particle
-    :math:`z` has the weight
+    Slot :math:`s` has :math:`n` particles, whose completed targets are :math:`x_1, \ldots, x_n`. The weight of a
+    particle :math:`z` is
 
     .. math:: w = \frac{p(s | M)\, p(z | m_s)\, p(x_{obs} | z, m_s)}{\frac{1}{n} \sum_j q(z | x_j, m_s)}
 
-    whose mean is :math:`p(s, x_{obs} | M)`, and :math:`q` is the prior in the first round. The sum is over all
-    particles of the slot because one fill alone makes :math:`q` narrower than the posterior given what is known, and
-    its weights are then those of a few lucky particles (the deterministic mixture of Owen and Zhou, 2000).
+    Its mean is :math:`p(s, x_{obs} | M)`. In the first round :math:`q` is the prior. The sum over all particles is the
+    deterministic mixture of Owen and Zhou (2000). With a single :math:`x_j`, :math:`q` would be narrower than the
+    posterior given :math:`x_{obs}`, and few particles would have all the weight.
 
-    Targets `x` and `known`, both `(B, *event)`, are zero and false where a value is not known.
+    Targets `x` and `known`, both `(B, *event)`, are zero and false where a value is missing.
     """
     slots = _candidates(vma, memory, x, known, num_particles)  # (C, B)
     each = math.ceil(num_particles / len(slots))
@@ -59,7 +59,7 @@ def complete(
         log_weights = log_prior + p_z.log_prob(z) + log_known - log_q  # (n, C, B)
         if round_ == rounds:
             break
-        # Each slot goes on with its own particles: how slots compare is not asked before the end.
+        # Each slot resamples its own particles. Slots are compared at the end only.
         filled = _rows(filled, _resampled(log_weights))
         q_z = vma.latent_guide(vma.encode_x(filled), template)
         z = q_z.sample()
@@ -69,7 +69,7 @@ def complete(
 
 
 def _candidates(vma: _Model, memory: EncodedMemory, x: Tensor, known: Tensor, most: int) -> Tensor:
-    """The slots that are tried, `(C, B)`: all, or those that the guide finds most probable."""
+    """The slots to try, `(C, B)`: all, or the most probable ones by the guide."""
     if memory.num_slots <= most:
         return torch.arange(memory.num_slots, device=x.device).unsqueeze(-1).expand(-1, len(x))
     some = vma.address_prior(memory).sample(torch.Size([BLANK_SLOTS]))
@@ -80,13 +80,13 @@ def _candidates(vma: _Model, memory: EncodedMemory, x: Tensor, known: Tensor, mo
 
 
 def _resampled(log_weights: Tensor) -> Tensor:
-    """For each particle `(n, C, B)` of a slot, which of the slot's particles goes on in its place."""
+    """For each particle `(n, C, B)` of a slot, the index of the particle that replaces it."""
     n = log_weights.shape[0]
     return torch.distributions.Categorical(logits=log_weights.movedim(0, -1)).sample(torch.Size([n]))
 
 
 def _rows(values: Tensor, which: Tensor) -> Tensor:
-    """Of values `(n, C, B, *event)` those at places `which`, `(m, C, B)`, along the first dim."""
+    """The values `(n, C, B, *event)` at indices `which`, `(m, C, B)`, along the first dim."""
     index = which.reshape(*which.shape, *[1] * (values.dim() - 3)).expand(*which.shape, *values.shape[3:])
     return values.gather(0, index)
 

@@ -1,4 +1,4 @@
-"""The index of a memory: its keys are computed, refreshed while the model is trained, and compared with fresh ones."""
+"""The index of a memory: makes it, keeps its keys fresh during training, and measures how stale they are."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["KeyRefresher", "Staleness", "add_templates", "index_memory", "stalen
 
 
 def keyed(guide: AddressGuide) -> KeyedGuide:
-    """The guide whose keys are searched, inside of others such as :class:`IndexedGuide`; a `ValueError` if none is."""
+    """The guide with keys, inside others such as :class:`IndexedGuide`; raises a `ValueError` if there is none."""
     inner: object = guide
     while not isinstance(inner, KeyedGuide):
         if not isinstance(inner, AddressGuide):
@@ -33,7 +33,7 @@ def keyed(guide: AddressGuide) -> KeyedGuide:
 def slot_keys(
     vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
 ) -> Tensor:
-    """The keys `(n, E)` of slots, `(n,)` or all, as the model has them now: read and encoded some at a time."""
+    """The present keys `(n, E)` of slots `(n,)` or of all, computed in batches."""
     vma.check(memory, None)
     guide = keyed(vma.address_guide)
     slots = torch.arange(memory.num_slots, device=memory.device) if slots is None else slots
@@ -50,14 +50,13 @@ def index_memory(
     batch_size: int = 1024,
     progress: bool = False,
 ) -> AddressIndex:
-    """Makes the index of a memory from the keys of its slots, and attaches it: `memory.index`.
+    """Makes an index of the keys of all slots and attaches it to the memory, as `memory.index`.
 
     Arguments:
         vma: The model, whose address guide is an :class:`IndexedGuide`.
         memory: The memory.
-        kind: `"exact"`, or one of :class:`FaissIndex`: `"ivf"` for a memory that is trained with, `"hnsw"` for one that
-            stays as it is.
-        effort: As of :class:`FaissIndex`.
+        kind: `"exact"`, or one of :class:`FaissIndex`: `"ivf"` for training, `"hnsw"` for a fixed memory.
+        effort: See :class:`FaissIndex`.
         batch_size: How many templates are encoded at once.
         progress: Whether to show a progress bar.
 
@@ -65,8 +64,8 @@ def index_memory(
         The index.
 
     Raises:
-        ValueError: If there is no such kind, the guide has no keys, or the memory does not fit the model.
-        ImportError: If the kind is one of faiss and that is not installed.
+        ValueError: If the kind is unknown, the guide has no keys, or the memory does not fit the model.
+        ImportError: If the kind needs faiss and faiss is not installed.
 
     Example:
         >>> from pyro_vmem import IndexedGuide, SimilarityGuide
@@ -87,11 +86,11 @@ def index_memory(
 
 
 def add_templates(vma: VMA, memory: PackedMemory, templates: Tensor, labels: Tensor | None = None) -> Tensor:
-    """Adds templates to a memory and their keys to its index, without retraining: the next lookup finds them.
+    """Adds templates to a memory and their keys to its index. The next lookup finds them, without retraining.
 
     Arguments:
         vma: The model.
-        memory: The memory, which is changed. To take slots away: `memory.remove(slots)`.
+        memory: The memory, changed in place. `memory.remove(slots)` removes slots.
         templates: The templates, with shape `(n, *event)`.
         labels: Their classes, integers `(n,)`, if the memory has labels.
 
@@ -109,21 +108,20 @@ def add_templates(vma: VMA, memory: PackedMemory, templates: Tensor, labels: Ten
         >>> add_templates(vma, memory, torch.ones(2, 8)), len(index)
         (tensor([5000, 5001]), 5002)
     """
-    # What is packed is what is read later, so that is what the keys are of.
+    # Keys of the packed values, because lookups read those.
     packed = PackedMemory.pack(templates, memory.bits).to(memory.device, memory.dtype)
     return memory.add(templates, labels, None if memory.index is None else slot_keys(vma, packed))
 
 
 @dataclass(frozen=True, eq=False)
 class Staleness:
-    r"""How old the keys of an index are, as :func:`staleness` found it.
+    r"""How stale the keys of an index are; :func:`staleness` returns it.
 
     Attributes:
-        overlap: The share of the k most probable slots by fresh keys that are so by the cached ones, `(B,)`.
-        missed: The share of the probability of the k most probable slots, by fresh keys, that those by the cached ones
-            do not have, `(B,)`.
-        drift: How far keys have moved, as a share of their length; root mean squares.
-        num_slots: How many slots were looked at.
+        overlap: The share of the top k slots by fresh keys that are also in the top k by cached keys, `(B,)`.
+        missed: The share of the probability of the top k by fresh keys that the top k by cached keys misses, `(B,)`.
+        drift: The root mean square change of the keys, relative to their root mean square norm.
+        num_slots: The number of slots compared.
     """
 
     overlap: Tensor
@@ -136,18 +134,17 @@ class Staleness:
 def staleness(
     vma: VMA, memory: Memory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: int = 0
 ) -> Staleness:
-    """Measures how much the cached keys of a memory's index would have fresh ones find other slots.
+    """Compares lookups by the cached keys of an index with lookups by fresh keys.
 
-    The search is exact by both, so that what an approximate index misses is not counted; that is
-    :func:`pyro_vmem.memory.index.recall`.
+    Both searches are exact. :func:`pyro_vmem.memory.index.recall` measures what an approximate search misses.
 
     Arguments:
-        vma: The model as it is now.
+        vma: The model, with its present weights.
         memory: The memory, with an index.
         x: Targets to look up, with shape `(B, *event)`.
-        k: How many slots are looked up.
-        sample: How many slots, drawn at random, are encoded again and looked among; None for all.
-        seed: Seeds which.
+        k: The number of slots per lookup.
+        sample: The number of slots, drawn at random, to encode again and search; None for all.
+        seed: Seeds the draw of slots.
 
     Raises:
         ValueError: If the memory has no index, `k` is less than 1, or memory or x do not fit the model.
@@ -171,7 +168,7 @@ def staleness(
     queries = keyed(vma.address_guide).queries(vma.encode_x(x).features)
     by_fresh, by_cached = ExactIndex(fresh).search(queries, k), ExactIndex(cached.to(fresh)).search(queries, k)
     scores = (fresh[by_cached.slots] * queries.unsqueeze(-2)).sum(-1).masked_fill(by_cached.slots < 0, -torch.inf)
-    # No more is found than there is, though rounding might say so where both find the same.
+    # Rounding could make the share exceed one where both find the same.
     log_missing = (by_fresh.scores.logsumexp(-1) - scores.logsumexp(-1)).clamp(min=0)
     return Staleness(
         overlap=recall(by_cached, by_fresh),
@@ -182,14 +179,14 @@ def staleness(
 
 
 class KeyRefresher:
-    """Keeps the keys of a memory's index fresh in a training loop of your own: each step some slots, in turn.
+    """Keeps the keys of an index fresh in a training loop of your own: some slots per step, in turn.
 
-    No key is older than `num_slots / slots_a_step` steps. :func:`pyro_vmem.fit` does it by itself.
+    No key is older than `num_slots / slots_a_step` steps. :func:`pyro_vmem.fit` does this automatically.
 
     Arguments:
-        vma: The model that is trained.
+        vma: The model in training.
         memory: The memory, with an index.
-        slots_a_step: How many slots are encoded again each step.
+        slots_a_step: The number of slots to encode again per step.
 
     Raises:
         ValueError: If the memory has no index, or `slots_a_step` is less than 1.
@@ -212,7 +209,7 @@ class KeyRefresher:
         self.next_slot = 0
 
     def step(self) -> float:
-        """Refreshes the next slots; returns how far their keys had moved, as :attr:`Staleness.drift`."""
+        """Refreshes the next slots; returns their :attr:`Staleness.drift`."""
         index = _index_of(self.memory)
         count = min(self.slots_a_step, index.num_slots)
         slots = (torch.arange(count, device=self.memory.device) + self.next_slot) % index.num_slots
@@ -223,7 +220,7 @@ class KeyRefresher:
         return drift
 
     def refresh(self) -> float:
-        """Refreshes all slots at once and builds the index anew; returns as :meth:`step` does."""
+        """Refreshes all slots and rebuilds the index; returns their :attr:`Staleness.drift`."""
         index = _index_of(self.memory)
         fresh = slot_keys(self.vma, self.memory)
         drift = _drift(fresh, index.keys_of(torch.arange(index.num_slots, device=fresh.device)).to(fresh))

@@ -1,4 +1,4 @@
-"""The oracle: a linear-Gaussian memory model whose evidence and posteriors are known exactly."""
+"""The reference model: a linear-Gaussian memory model with known evidence and posteriors."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ __all__ = ["LinearGaussianMemory"]
 
 
 class LinearGaussianMemory(nn.Module):
-    r"""A memory model that is linear and Gaussian given the address, so that everything about it is known.
+    r"""A memory model that is linear and Gaussian given the address, so its evidence and posteriors are known.
 
     Generative process::
 
@@ -35,15 +35,15 @@ class LinearGaussianMemory(nn.Module):
         x ~ N(W z + V m_a + b, s^2 I)
 
     Hence :math:`p(x | m_a) = N(x;\, W (C m_a + d) + V m_a + b,\; W \mathrm{diag}(\tau^2) W^\top + s^2 I)`, and the
-    evidence :math:`p(x | M)` and the posteriors of a and z follow in closed form. Tests, notebooks and users check
-    estimators against it. The idea is that of `sbi`'s linear-Gaussian simulator.
+    evidence :math:`p(x | M)` and the posteriors of a and z follow in closed form. Check estimators against it. The idea
+    comes from the linear-Gaussian simulator of `sbi`.
 
     Arguments:
         dim: The length :math:`X` of an observation, and of a template.
         latent_dim: The length :math:`D` of the latent.
         noise: The scale :math:`s > 0` of the likelihood.
         address_prior: :math:`p(a | M)`; uniform by default.
-        generator: Draws the matrices; with the same state it gives the same model.
+        generator: Draws the matrices. The same state gives the same model.
 
     Raises:
         ValueError: If `noise` is not positive.
@@ -142,10 +142,10 @@ class LinearGaussianMemory(nn.Module):
         latent_guide: LatentGuide | None = None,
         name: str = "vma",
     ) -> VMA:
-        """This model as a VMA: it shares its parameters with the closed forms.
+        """This model as a VMA, which shares its parameters with the closed forms.
 
         Arguments:
-            exact: Whether the guide is the exact posterior. If not, give both guides.
+            exact: Whether the guide is the exact posterior. If false, give both guides.
             address_guide: A guide of the address, in place of the exact posterior.
             latent_guide: A guide of the latent, in place of the exact posterior.
             name: The prefix of its parameters in Pyro's parameter store.
@@ -166,7 +166,7 @@ class LinearGaussianMemory(nn.Module):
 
 
 class _OfReference(Part):
-    """What the parts of the same model as a VMA have in common."""
+    """The base class of the parts of this model as a VMA."""
 
     def __init__(self, reference: LinearGaussianMemory) -> None:
         super().__init__()

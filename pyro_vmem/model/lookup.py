@@ -1,4 +1,4 @@
-"""What a lookup says: where the guide of a model looks for each target, and what that is worth."""
+"""Lookups: the guide over slots for each target, and its information gain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _ROWS = 10  # targets that the table shows
 
 @dataclass(frozen=True, repr=False, eq=False)
 class Lookup:
-    r"""Where a model looks for targets: :math:`q(a | M, x)` beside :math:`p(a | M)`. It prints as a table.
+    r"""The slots that a model looks up for targets: :math:`q(a | M, x)` beside :math:`p(a | M)`. It prints as a table.
 
     Attributes:
         q: The guide :math:`q(a | M, x)`, with batch shape `(B,)`.
@@ -35,7 +35,7 @@ class Lookup:
         probs: The probability of each of these under `q`, with shape `(B, k)`.
         labels: The class of each of these, with shape `(B, k)`, or `None` if the memory has no labels. A learned slot
             has class -1.
-        memory: The memory that was looked up, encoded.
+        memory: The encoded memory.
         x: The targets, with shape `(B, *event)`.
     """
 
@@ -51,13 +51,13 @@ class Lookup:
     def plot(
         self, figure: Figure | None = None, labels: Tensor | None = None, max_targets: int = 8, max_slots: int = 8
     ) -> Figure:
-        """Draws targets beside the templates that were looked up; see :func:`pyro_vmem.plots.lookups`.
+        """Draws targets beside their most probable templates; see :func:`pyro_vmem.plots.lookups`.
 
         Arguments:
-            figure: An empty figure. Default: a new one of pyplot.
-            labels: The class of each target, with shape `(B,)`; slots of that class are marked as right.
+            figure: An empty figure. Default: a new pyplot figure.
+            labels: The class of each target, with shape `(B,)`. Slots of that class are marked as right.
             max_targets: How many targets to show.
-            max_slots: How many slots to show for each target.
+            max_slots: How many slots to show per target.
 
         Returns:
             The figure.
@@ -95,10 +95,10 @@ class Lookup:
 
 
 def lookup(q: Categorical, p: Categorical, memory: EncodedMemory, x: Tensor, k: int) -> Lookup:
-    """The lookup of targets x `(B, *event)` by a guide and a prior of addresses, with at most `k` slots per target."""
+    """The lookup of targets x `(B, *event)` by an address guide and prior, with at most `k` slots per target."""
     num_named = q.kept_values.shape[-1] if isinstance(q, SparseCategorical) else memory.num_slots
     slots = top(q, min(k, num_named)).expand(len(x), -1)
-    probs = q.log_prob(slots.mT).mT.exp()  # values come first in log_prob, (k, B)
+    probs = q.log_prob(slots.mT).mT.exp()  # log_prob wants the values first, (k, B).
     labels = memory.labels
     if labels is not None:
         labels = labels.gather(-1, slots) if memory.per_datapoint else labels[slots]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -74,10 +75,10 @@ class VMA(Part):
         likelihood: :math:`p(x | z, m_a)`.
         address_guide: :math:`q(a | M, x)`.
         latent_guide: :math:`q(z | x, m_a)`.
-        template_encoder: Makes the features of templates that the parts read. Default: the flattened template.
-        x_encoder: Makes the features of targets. Default: the template encoder serves for both.
+        template_encoder: Computes the features of templates. Default: the flattened template.
+        x_encoder: Computes the features of targets. Default: the template encoder.
         name: The prefix of this model's parameters in Pyro's parameter store.
-        templates: What becomes of each memory before it is read, such as slots that are learned. Default: nothing.
+        templates: Learned slots, which change each memory before it is read. Default: none.
 
     Raises:
         ValueError: If the parts do not fit together.
@@ -131,12 +132,12 @@ class VMA(Part):
         check_parts(self)
 
     def _add_networks(self) -> None:
-        """Makes what a subclass has beside the parts; then they are tried out together."""
+        """Makes the networks that a subclass has beside the parts; then the parts are checked together."""
 
     @staticmethod
     def from_pretrained(name: str) -> VMA:
         """A trained model that comes with the package; see :func:`pyro_vmem.config.from_pretrained`."""
-        # Packaged models stand above what builds models, so they are imported when one is asked for.
+        # Imported late: packaged models come after this module in the order of imports.
         vma: VMA = importlib.import_module("pyro_vmem.config").from_pretrained(name)
         return vma
 
@@ -152,17 +153,18 @@ class VMA(Part):
         ink: float = 0.1,
         **parts: Any,
     ) -> VMA:
-        """A convolutional VMA for binary images, of parts that work together; raises a `ValueError` if they do not.
+        """A convolutional VMA for binary images; raises a `ValueError` if given parts do not fit.
 
         Arguments:
             image_shape: `(channels, height, width)`; any size.
             latent_dim: The length `D` of the latent.
             num_features: The length `F` of the features of templates and targets.
             width: The channels of the convolutions at half resolution.
-            decoder: `"warp"`, or `"conv"` for a decoder that sees features of the template only.
-            pixels: `"independent"`, or `"causal"`: each also given those before it. A better density, a slower draw.
-            ink: The share of ink in the images, from which the decoder starts, in (0, 1).
-            parts: Any argument of :class:`VMA`, in place of the default part.
+            decoder: `"warp"`, or `"conv"` for a decoder that does not warp the template.
+            pixels: `"independent"`, or `"causal"`: each pixel also depends on the preceding ones. Their density is
+                better, their draws are slower.
+            ink: The mean of the images, in (0, 1), which is the initial mean of the decoder.
+            parts: Any argument of :class:`VMA`, instead of the default part.
 
         Example:
             >>> VMA.for_images((1, 12, 10), latent_dim=4).generate(Memory(torch.rand(3, 1, 12, 10)), 2).shape
@@ -189,14 +191,14 @@ class VMA(Part):
     def for_vectors(
         cls, dim: int, latent_dim: int = 8, num_features: int = 64, hidden: tuple[int, ...] = (64,), **parts: Any
     ) -> VMA:
-        """A VMA of multilayer perceptrons for real vectors, of parts that work together.
+        """A VMA of multilayer perceptrons for real vectors.
 
         Arguments:
             dim: The length of one observation.
             latent_dim: The length `D` of the latent.
             num_features: The length `F` of the features of templates and targets.
             hidden: The widths of the hidden layers of every network.
-            parts: Any argument of :class:`VMA`, in place of the default part.
+            parts: Any argument of :class:`VMA`, instead of the default part.
 
         Example:
             >>> VMA.for_vectors(5).classify(Memory(torch.rand(3, 5), labels=torch.arange(3)), torch.rand(7, 5)).shape
@@ -213,10 +215,10 @@ class VMA(Part):
         return cls(**(defaults | parts))
 
     def replace(self, **parts: Any) -> Self:
-        """A model with other parts in place of some of this one's; all else is shared, weights included.
+        """A model with some parts replaced. It shares everything else with this one, weights included.
 
-        Training either trains what they share; `copy.deepcopy(vma).replace(...)` shares nothing. The name in Pyro's
-        parameter store is the same: to train both in `SVI` loops, give another `name`.
+        Training one of the two trains what they share; `copy.deepcopy(vma).replace(...)` shares nothing. Both have the
+        same name in Pyro's parameter store. To train both in `SVI` loops, give another `name`.
 
         Arguments:
             parts: Any argument of this class.
@@ -250,8 +252,7 @@ class VMA(Part):
 
         Arguments:
             memory: The memory :math:`M`.
-            x: The targets, with shape `(B, *event)`. Without them, observations are generated: one for each memory,
-                or one if the memory is shared.
+            x: The targets, with shape `(B, *event)`. Default: generates one observation per memory.
 
         Returns:
             The observations, with shape `(*, B, *event)`.
@@ -271,9 +272,9 @@ class VMA(Part):
         return observed
 
     def guide(self, memory: Memory, x: Tensor | None = None) -> None:
-        r"""The guide :math:`q(a | M, x)\, q(z | x, m_a)`; arguments, shapes and errors as of :meth:`model`.
+        r"""The guide :math:`q(a | M, x)\, q(z | x, m_a)`. Without targets it is the prior.
 
-        Without targets there is nothing to condition on, and the guide is the prior.
+        Arguments, shapes and errors are those of :meth:`model`.
         """
         memory, batch_size = self._enter(memory, x)
         target = None if x is None else self.encode_x(x)
@@ -284,10 +285,11 @@ class VMA(Part):
             pyro.sample("z", q_z)
 
     def encode(self, memory: Memory, reads: int | None = None) -> EncodedMemory:
-        """The memory that is read, with the features of its templates; an encoded memory is returned as it is.
+        """The memory with the features of its templates. An encoded memory is returned unchanged.
 
-        `svi.step(vma.encode(memory), x)` encodes once for guide and model; gradients flow through it. Where `reads`,
-        the most templates that will be read, are fewer than the slots, each is encoded as it is read.
+        `svi.step(vma.encode(memory), x)` encodes once for guide and model; gradients flow through it. `reads` is the
+        largest number of templates that will be read. If it is less than the number of slots, each template is encoded
+        when it is read.
         """
         return memory if isinstance(memory, EncodedMemory) else self._encode(memory, reads)
 
@@ -306,7 +308,7 @@ class VMA(Part):
             features: Template = (self.x_encoder or self.template_encoder)(x)
         return features
 
-    # What a user asks of a trained model
+    # Uses of a trained model
 
     def save(self, path: str | Path) -> None:
         """Writes weights and spec to one file that :func:`pyro_vmem.load` reads; see :func:`pyro_vmem.config.save`."""
@@ -314,12 +316,12 @@ class VMA(Part):
 
     @torch.no_grad()
     def lookup(self, memory: Memory, x: Tensor, k: int = 3) -> Lookup:
-        r"""Where the guide looks: :math:`q(a | M, x)`, the prior, the information gain and the best slots.
+        r"""Looks up targets: returns :math:`q(a | M, x)`, the prior, the information gain and the most probable slots.
 
         Arguments:
             memory: The memory :math:`M`.
             x: The targets, with shape `(B, *event)`.
-            k: How many of the most probable slots of each target to name.
+            k: How many of the most probable slots to return per target.
 
         Returns:
             A :class:`Lookup`, which prints as a table and has a `plot`.
@@ -345,7 +347,7 @@ class VMA(Part):
         Arguments:
             memory: The memory :math:`M`.
             x: The targets, with shape `(B, *event)`.
-            n: How many draws for each target.
+            n: How many draws per target.
             mean: Whether to return the mean of :math:`p(x' | z, m_a)` for each draw of :math:`a, z`.
 
         Returns:
@@ -374,25 +376,45 @@ class VMA(Part):
         return self.posterior_predictive(memory, x, mean=True)[0]
 
     @torch.no_grad()
-    def generate(self, memory: Memory, n: int = 1, address: int | None = None, mean: bool = False) -> Tensor:
+    def generate(
+        self,
+        memory: Memory,
+        n: int = 1,
+        address: int | None = None,
+        mean: bool = False,
+        *,
+        temperature: float = 1.0,
+        best_of: int = 1,
+    ) -> Tensor:
         r"""Draws :math:`x \sim p(x | M)`, or :math:`x \sim p(x | m_a)` at a given address.
+
+        A temperature :math:`\tau < 1` or `best_of` above 1 trade diversity for draws that are easier to recognise; they
+        are then no draws of :math:`p(x | M)`.
 
         Arguments:
             memory: The memory :math:`M`, shared or per datapoint.
             n: How many draws.
             address: The slot to read. By default each draw samples its own from the address prior.
-            mean: Whether to return the mean of :math:`p(x | z, m_a)` instead of a draw from it: grey, less noisy. Of
-                causal pixels, the mean of each given a draw of those before it.
+            mean: Whether to return the mean of :math:`p(x | z, m_a)` instead of a draw, so that binary images become
+                grey. For causal pixels: the mean of each pixel given a draw of the preceding ones.
+            temperature: The factor :math:`\tau` of the distance of z from the mean of :math:`p(z | m_a)`.
+            best_of: The number of candidates per draw, of which that with the largest :math:`q(a | M, x)` at its own
+                address is kept.
 
         Returns:
             The draws, with shape `(n, *event)`, or `(n, B, *event)` for one memory per datapoint.
 
         Raises:
-            ValueError: If `n` is less than 1, `address` is not a slot in use, or the memory does not fit.
+            ValueError: If `n` or `best_of` is less than 1, `temperature` is negative, `address` is not a slot in use,
+                or the memory does not fit.
         """
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, got {n}.")
+        for name, value in (("n", n), ("best_of", best_of)):
+            if value < 1:
+                raise ValueError(f"{name}: expected at least 1, got {value}.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature: expected a number of at least 0, got {temperature}.")
         self.check(memory, None)
+        n *= best_of
         encoded = self.encode(memory, reads=n)
         if address is None:
             a = self.address_prior(encoded).sample(torch.Size([n]))
@@ -402,31 +424,48 @@ class VMA(Part):
                 raise ValueError(f"address: expected a slot in use out of 0..{encoded.num_slots - 1}, got {address}.")
             a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
         template = encoded.read(a)
-        p_x = self.likelihood(self.latent_prior(template).sample(), template)
-        return self.likelihood.draw(p_x, mean)
+        p_z = self.latent_prior(template)
+        z = p_z.sample()
+        if temperature != 1:
+            z = p_z.mean + temperature * (z - p_z.mean)
+        x = self.likelihood.draw(self.likelihood(z, template), mean)
+        if best_of == 1:
+            return x
+        # One candidate of each draw at a time, as datapoints that share a memory, or have one each.
+        candidates = zip(x.unflatten(0, (best_of, -1)), a.unflatten(0, (best_of, -1)), strict=True)
+        score = torch.stack([self._log_q(encoded, each, at) for each, at in candidates])
+        best = score.argmax(0, keepdim=True).reshape(1, *score.shape[1:], *[1] * len(self.event_shape))
+        return x.unflatten(0, (best_of, -1)).take_along_dim(best, 0).squeeze(0)
+
+    def _log_q(self, memory: EncodedMemory, x: Tensor, a: Tensor) -> Tensor:
+        r""":math:`\log q(a | M, x)` of draws `(n, *event)`, or `(n, B, *event)`, at their addresses."""
+        if not memory.per_datapoint:
+            return self.address_guide(memory, self.encode_x(x)).log_prob(a)
+        return torch.stack(
+            [self.address_guide(memory, self.encode_x(row)).log_prob(at) for row, at in zip(x, a, strict=True)]
+        )
 
     @torch.no_grad()
     def complete(
         self, memory: Memory, x: Tensor, mask: Tensor, num_particles: int = 64, rounds: int = 4, mean: bool = False
     ) -> Tensor:
-        r"""Fills in the part of each target that was not observed, by a draw of :math:`p(a, z, x_{mis} | x_{obs}, M)`.
+        r"""Fills in the missing part of each target by a draw from :math:`p(a, z, x_{mis} | x_{obs}, M)`.
 
-        Each slot that may explain a target is given particles of its own, which start from its prior and are then
-        drawn from the guide given the target as that slot fills it in, for some rounds. They are weighted by the
-        observed part alone, so a slot is chosen at the end by how well it explains that: no slot is decided on while
-        the target is filled in by another's. Draws of targets that several slots explain show all of them.
+        Each candidate slot has particles of its own. They start from its prior. In each round, the slot completes the
+        target, and the guide given this completion draws the next particles. Weights use the observed part only. A
+        slot is drawn at the end, by its weight. If several slots explain the observed part, the draws show all of them.
 
         Arguments:
             memory: The memory :math:`M`.
-            x: The targets, with shape `(B, *event)`; what is not observed is ignored.
+            x: The targets, with shape `(B, *event)`; missing values are ignored.
             mask: True where a value is observed; broadcasts with `x`.
-            num_particles: How many particles a round draws per target, at least. They are divided between the slots; of
-                a memory with more slots, as many are tried as the guide finds most probable.
-            rounds: How many rounds follow the first, which draws from the prior.
-            mean: Whether to fill in the likelihood's mean in the last round instead of a draw.
+            num_particles: The least number of particles per target and round, divided between the slots. If memory has
+                more slots than this, the most probable ones by the guide are the candidates.
+            rounds: The number of rounds after the first, which draws from the prior.
+            mean: Whether the last round fills in the mean of the likelihood instead of a draw.
 
         Returns:
-            The targets with the rest filled in, with shape `(B, *event)`; observed values are unchanged.
+            The completed targets, with shape `(B, *event)`; observed values are unchanged.
 
         Raises:
             ValueError: If `mask` is not boolean or does not broadcast, a number is below 1, or memory or x do not fit.
@@ -453,8 +492,8 @@ class VMA(Part):
             x: The targets, with shape `(B, *event)`.
 
         Returns:
-            Probabilities, with shape `(B, C)`; the columns are `memory.labels.unique()`, in that order. Learned slots
-            are a class of their own, -1, and then the first column.
+            Probabilities, with shape `(B, C)`. The columns are the sorted classes, `memory.labels.unique()`. Learned
+            slots are the class -1, in the first column.
 
         Raises:
             ValueError: If the memory has no labels, or memory or x do not fit.
@@ -529,7 +568,7 @@ class VMA(Part):
         } | ({} if self.templates is None else {"slots of M": self.templates})
         lines = []
         for role, part in roles.items():
-            # 88 columns in all, so that a notebook breaks no line anew
+            # 88 columns, so that notebooks break no line.
             first, *rest = wrap("as those of m" if part is None else repr(part), 60, subsequent_indent="  ")
             lines += [f"  {role:<13} {first:<60}  {size(part):>9}", *(f"{'':16}{line}" for line in rest)]
         head = f"{self.name!r}: x {tuple(self.event_shape)}, z ({self.latent_dim},), {size(self)} parameters"

@@ -22,7 +22,7 @@ __all__ = ["AddressGuide", "DefensiveGuide", "EncoderGuide", "KeyedGuide", "Pair
 
 
 class AddressGuide(Part):
-    r"""An address guide :math:`q(a | M, x)`: the recogniser of the slot."""
+    r"""An address guide :math:`q(a | M, x)`: which slot explains the target."""
 
     @abc.abstractmethod
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
@@ -39,7 +39,7 @@ class AddressGuide(Part):
 class KeyedGuide(AddressGuide):
     r"""A guide by inner products of a query and keys: :math:`q(a = s | M, x) \propto \exp(\langle q_x, k_s \rangle)`.
 
-    Keys of many slots can be computed beforehand and searched, which :class:`IndexedGuide` does.
+    :class:`IndexedGuide` computes the keys of all slots once and searches them.
     """
 
     @abc.abstractmethod
@@ -51,8 +51,8 @@ class KeyedGuide(AddressGuide):
         r"""The queries :math:`q_x`, `(*, E)`, of targets with features `(*, F)`."""
 
     def scores(self, template: Template, x: Template) -> Tensor:
-        r""":math:`\langle q_x, k_s \rangle` of templates and targets one by one; leading shapes broadcast."""
-        # not a matrix product, which autocast would round
+        r"""The score :math:`\langle q_x, k_s \rangle` of each pair of template and target; leading shapes broadcast."""
+        # No matrix product: autocast would round it to half precision.
         return (self.keys(template.features) * self.queries(x.features)).sum(-1)
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
@@ -63,25 +63,24 @@ class KeyedGuide(AddressGuide):
 
 
 class SimilarityGuide(KeyedGuide):
-    r"""The slot whose embedding is most similar to the target's.
+    r"""Prefers the slot whose embedding is most similar to that of the target.
 
     .. math:: q(a = s | M, x) \propto \exp(\langle h(m_s), g(x) \rangle / (\|h(m_s)\| \, \tau))
 
-    `normalise` says which of the two embeddings is divided by its norm: the memory's (`"memory"`), both (`"cosine"`) or
-    neither (`"dot"`). The paper's guide is `normalise="memory", temperature=1.0, tied=False`. The default has one
-    embedding for both, so that before any training a target already looks up what resembles it: with weights of their
-    own, there is nothing at first from which the lookup could be learned. One embedding of a shared memory serves the
-    whole minibatch, so the cost is :math:`O(S B E)`.
+    The cost is :math:`O(S B E)` for :math:`S` slots and :math:`B` targets. The guide of the paper is
+    `normalise="memory", temperature=1.0, tied=False`. By default one embedding serves both, so an untrained guide
+    already finds similar templates. Without that, training has no signal to start from.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), section 3.2
         | https://arxiv.org/abs/1709.07116
 
     Arguments:
-        num_features: The length :math:`F` of a feature vector, of templates as of targets.
+        num_features: The length :math:`F` of the feature vectors.
         embed_dim: The length :math:`E` of an embedding.
-        normalise: `"cosine"`, `"memory"` or `"dot"`.
-        temperature: The temperature :math:`\tau > 0` to start from; it is learned.
+        normalise: Which embeddings are divided by their norm: both (`"cosine"`), only :math:`h` (`"memory"`) or none
+            (`"dot"`).
+        temperature: The initial temperature :math:`\tau > 0`; it is learned.
         tied: Whether :math:`h` and :math:`g` share their weights.
 
     Raises:
@@ -118,7 +117,7 @@ class SimilarityGuide(KeyedGuide):
         r"""The temperature :math:`\tau`, a scalar."""
         return self.log_temperature.exp()
 
-    # Similarities decide between slots, so they are not rounded to half precision.
+    # Full precision: small differences of similarity decide between slots.
 
     def keys(self, features: Tensor) -> Tensor:
         keys = full_precision(self.embed_memory(features))
@@ -130,14 +129,13 @@ class SimilarityGuide(KeyedGuide):
 
 
 class PairwiseGuide(AddressGuide):
-    r"""A network's score of each pair of target and template: :math:`q(a = s | M, x) \propto \exp(r(x, m_s))`.
+    r"""Scores each pair of target and template by a network: :math:`q(a = s | M, x) \propto \exp(r(x, m_s))`.
 
     .. math:: r(x, m) = v^\top \mathrm{relu}(W f(x) + U f(m) + b)
 
-    :math:`f` are features divided by their norm. It can learn what resemblance means, where :class:`SimilarityGuide`
-    measures it in an embedding. Each pair has a hidden layer of its own, so the cost is :math:`O(S B H)` in time and
-    memory. It starts with :math:`U = -W` and :math:`v < 0`, minus a distance: before any training nothing is more
-    probable than a template like the target, and there is something from which the lookup can be learned.
+    :math:`f` are features divided by their norm. Unlike :class:`SimilarityGuide`, it learns the measure of similarity.
+    The cost is :math:`O(S B H)` in time and memory. It starts with :math:`U = -W` and :math:`v < 0`, minus a distance,
+    so an untrained guide already finds similar templates.
 
     References:
         | Learning to Compare: Relation Network for Few-Shot Learning (Sung et al., 2018) https://arxiv.org/abs/1711.06025
@@ -145,7 +143,7 @@ class PairwiseGuide(AddressGuide):
         | (Bahdanau, Cho, Bengio, 2015), appendix A.1.2 https://arxiv.org/abs/1409.0473
 
     Arguments:
-        num_features: The length :math:`F` of a feature vector, of templates as of targets.
+        num_features: The length :math:`F` of the feature vectors.
         hidden: The width :math:`H` of the hidden layer.
 
     Example:
@@ -164,7 +162,7 @@ class PairwiseGuide(AddressGuide):
             self.join.first.weight.normal_()
             self.join.second.weight.copy_(-self.join.first.weight)
             self.join.first.bias.zero_()
-            self.score.weight.fill_(-50 / hidden)  # about -20 times the distance: encoders start with features alike
+            self.score.weight.fill_(-50 / hidden)  # about -20 times the distance: untrained features are similar
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         keys, query = unit(memory.features), unit(x.features).unsqueeze(-2)
@@ -175,18 +173,18 @@ class PairwiseGuide(AddressGuide):
 class DefensiveGuide(AddressGuide):
     r"""Another guide mixed with a prior: :math:`(1 - \epsilon)\, q(a | M, x) + \epsilon\, p(a | M)`.
 
-    No slot in use is ever less than :math:`\epsilon\, p(a | M)` probable, so importance weights
-    :math:`p(a | M) / q(a | M, x)` are at most :math:`1 / \epsilon`, whatever the guide believes: a guide that is sure
-    of the wrong slot still visits the right one. It also gives a :class:`TruncatedGuide` full support.
+    Every slot in use has at least the probability :math:`\epsilon\, p(a | M)`, so importance weights
+    :math:`p(a | M) / q(a | M, x)` are at most :math:`1 / \epsilon`. A guide that is confident in the wrong slot still
+    visits the right one. The mixture also gives a :class:`TruncatedGuide` full support.
 
     References:
         | Weighted Average Importance Sampling and Defensive Mixture Distributions (Hesterberg, 1995)
         | https://doi.org/10.1080/00401706.1995.10484303
 
     Arguments:
-        inner: The guide that is mixed.
+        inner: The guide :math:`q(a | M, x)`.
         share: The share :math:`\epsilon` of the prior, in (0, 1).
-        prior: The prior :math:`p(a | M)`, which belongs to the guide. Default: the uniform one.
+        prior: The prior :math:`p(a | M)` of the mixture. Default: uniform.
 
     Raises:
         ValueError: If `share` is not between 0 and 1.
@@ -215,31 +213,31 @@ class DefensiveGuide(AddressGuide):
 
 
 class EncoderGuide(AddressGuide):
-    r"""Another guide that reads features of its own: :math:`q(a | M, x)` by an encoder that no other part shares.
+    r"""Another guide with an encoder of its own, which no other part shares.
 
-    Features that the decoder shares have to serve it too. A guide with its own can be trained further, on a model that
-    stays as it is: freeze the rest, `vma.requires_grad_(False); vma.address_guide.requires_grad_(True)`. It costs one
-    more encoding of each template and target.
+    Shared features have to serve the decoder too. With its own encoder the guide can be trained alone, on a frozen
+    model: `vma.requires_grad_(False); vma.address_guide.requires_grad_(True)`. The cost is one more encoding of each
+    template and target.
 
-    With `views`, target and templates are looked at together in up to eight ways, turned by quarter turns :math:`g` and
-    then mirrored, and the guide is the geometric mean of what it says of each:
+    With `views`, :math:`V` transforms :math:`g` (quarter turns and mirror images) are applied to templates and target
+    together. The guide is the geometric mean over them:
 
     .. math:: q(a | M, x) \propto \prod_g q(a | g M, g x)^{1 / V}
 
-    which is the same whichever way the whole episode is turned. It costs `views` encodings instead of one, and helps
-    a guide that was trained on turned and mirrored images as well.
+    It does not depend on how the whole episode is turned. The cost is :math:`V` encodings. It helps if the inner guide
+    was trained on turned and mirrored images.
 
     References:
-        | Inference Suboptimality in Variational Autoencoders (Cremer, Li, Duvenaud, 2018), on what a guide misses
-        | beside a model that stays | https://arxiv.org/abs/1801.03558
+        | Inference Suboptimality in Variational Autoencoders (Cremer, Li, Duvenaud, 2018), on guides retrained for a
+        | frozen model | https://arxiv.org/abs/1801.03558
 
     Arguments:
         inner: The guide that reads the features.
-        encoder: What makes them, of templates and targets alike.
-        views: In how many ways images are looked at: 1, the four quarter turns, or these and their mirror images, 8.
+        encoder: The encoder of templates and targets.
+        views: The number :math:`V` of views: 1, 4 (quarter turns) or 8 (mirror images as well).
 
     Raises:
-        ValueError: If `views` is not 1, 4 or 8, or is more than 1 and the encoder's images are not square.
+        ValueError: If `views` is not 1, 4 or 8, or is more than 1 and the images of the encoder are not square.
 
     Example:
         >>> from pyro_vmem import EncodedMemory, Memory
@@ -272,7 +270,7 @@ class EncoderGuide(AddressGuide):
 
 
 def _turned(images: Tensor, view: int) -> Tensor:
-    """Images after `view` quarter turns, mirrored before these from the fifth view on."""
+    """Images after `view` quarter turns; from the fifth view on they are mirrored first."""
     if view == 0:
         return images
     return torch.rot90(images.flip(-1) if view >= 4 else images, view % 4, (-2, -1))

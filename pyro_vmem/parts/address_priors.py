@@ -26,7 +26,7 @@ __all__ = [
 
 
 def over_slots(logits: Tensor, memory: Memory) -> dist.Categorical:
-    r"""The categorical distribution over the slots of a memory; slots that are not in use have probability zero.
+    r"""A categorical distribution over the slots of a memory; slots that are not in use have probability zero.
 
     Arguments:
         logits: Unnormalised log-probabilities, with shape `(*, S)`.
@@ -62,7 +62,7 @@ class AddressPrior(Part):
 
 
 class UniformPrior(AddressPrior):
-    r"""Every slot in use is equally likely: :math:`p(a | M) = 1/S`.
+    r"""A uniform prior over the slots in use: :math:`p(a | M) = 1/S`.
 
     Example:
         >>> UniformPrior()(Memory(torch.rand(4, 8))).probs
@@ -76,9 +76,9 @@ class UniformPrior(AddressPrior):
 
 
 class LearnedPrior(AddressPrior):
-    r"""A prior that looks at the templates: :math:`p(a = s | M) \propto \exp(\langle e_s, q_0 \rangle / \|e_s\|)`.
+    r"""A prior by a learned query: :math:`p(a = s | M) \propto \exp(\langle e_s, q_0 \rangle / \|e_s\|)`.
 
-    :math:`e_s` are the features of slot :math:`s`, :math:`q_0` is a learned query. It starts as the uniform prior.
+    :math:`e_s` are the features of slot :math:`s`, and :math:`q_0` is the query. It starts as the uniform prior.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), section 3.1
@@ -107,8 +107,8 @@ class LearnedPrior(AddressPrior):
 class ContentPrior(AddressPrior):
     r"""A prior that scores each template by a network: :math:`p(a = s | M) \propto \exp(w^\top f(e_s))`.
 
-    :math:`e_s` are the features of slot :math:`s`, :math:`f` is a multilayer perceptron; normalised within the memory.
-    Unlike :class:`LearnedPrior` it can prefer several kinds of template at once. It starts near the uniform prior.
+    :math:`e_s` are the features of slot :math:`s`, and :math:`f` is a multilayer perceptron. Unlike
+    :class:`LearnedPrior` it can prefer several kinds of template at once. It starts near the uniform prior.
 
     References:
         | Attention-based Deep Multiple Instance Learning (Ilse, Tomczak, Welling, 2018), equation 8
@@ -127,7 +127,7 @@ class ContentPrior(AddressPrior):
 
     def __init__(self, num_features: int = 128, hidden: int = 64) -> None:
         super().__init__()
-        # Without a bias at the end: the same for all slots, it says nothing.
+        # No bias at the end: one that all slots share changes nothing.
         self.network = nn.Sequential(mlp(num_features, hidden), nn.Tanh())
         self.score = nn.Linear(hidden, 1, bias=False)
         with torch.no_grad():
@@ -140,11 +140,10 @@ class ContentPrior(AddressPrior):
 
 
 class ClassBalancedPrior(AddressPrior):
-    r"""Every class in memory is equally likely: :math:`p(a | M) = 1 / (C\, n_{c_a})`.
+    r"""Gives every class in memory the same probability: :math:`p(a | M) = 1 / (C\, n_{c_a})`.
 
-    :math:`n_c` is the number of slots in use whose label is :math:`c`, :math:`C` the number of classes that have any.
-    A class with many templates weighs no more than one with few: what is generated from a memory of unequal classes is
-    of each alike.
+    :math:`n_c` is the number of slots in use with label :math:`c`, and :math:`C` the number of classes. A class with
+    many templates is generated no more often than one with few.
 
     References:
         | Decoupling Representation and Classifier for Long-Tailed Recognition (Kang et al., 2020), equation 1, q = 0
@@ -180,16 +179,15 @@ class ClassBalancedPrior(AddressPrior):
 class TemperedPrior(AddressPrior):
     r"""Another prior, sharpened or flattened: :math:`p_\tau(a | M) \propto p(a | M)^{1/\tau}`.
 
-    For a trained model, `vma.replace(address_prior=TemperedPrior(vma.address_prior, 0.5))` generates from the slots
-    that the prior finds typical; :math:`\tau \to \infty` is the uniform prior. The temperature is not learned: a prior
-    with weights has one of its own in them, their scale.
+    `vma.replace(address_prior=TemperedPrior(vma.address_prior, 0.5))` makes a trained model generate from its most
+    typical slots. :math:`\tau \to \infty` is the uniform prior. The temperature is not learned.
 
     References:
         | On Calibration of Modern Neural Networks (Guo, Pleiss, Sun, Weinberger, 2017), section 4.2
         | https://arxiv.org/abs/1706.04599
 
     Arguments:
-        inner: The prior that is tempered.
+        inner: The prior :math:`p(a | M)`.
         temperature: The temperature :math:`\tau > 0`; below 1 sharpens.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Decoders: a latent and a template become the parameters of an observation's distribution."""
+"""Decoders: networks from a latent and a template to the parameters of an observation's distribution."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["ConvDecoder", "Decoder", "MLPDecoder", "WarpDecoder", "log_odds"]
 
 
 class Decoder(Part):
-    """A network from a latent and a template to an output, most often with the shape of an observation.
+    """A network from a latent and a template to an output, usually with the shape of an observation.
 
     Attributes:
         event_shape: The shape of the output.
@@ -52,7 +52,7 @@ class Decoder(Part):
 
 
 def log_odds(mean: float) -> float:
-    r""":math:`\log \frac{p}{1 - p}`, the level at which binary pixels have the mean `p`.
+    r"""The log-odds :math:`\log \frac{p}{1 - p}` of a mean :math:`p`: the initial output for binary pixels.
 
     Raises:
         ValueError: If `mean` is not between 0 and 1.
@@ -74,8 +74,7 @@ class MLPDecoder(Decoder):
         latent_dim: The length `D` of the latent.
         num_features: The length `F` of the template's feature vector.
         hidden: The widths of the hidden layers, at least one.
-        level: What every output starts around, such as :func:`log_odds` of the share of ink in the data, so that
-            training need not begin by finding it. Default: near zero, and different for each output.
+        level: The initial mean of every output, such as :func:`log_odds` of the mean of the data. Default: near zero.
 
     Raises:
         ValueError: If `hidden` is empty.
@@ -112,9 +111,9 @@ class MLPDecoder(Decoder):
 
 
 class ConvDecoder(Decoder):
-    """A convolutional decoder that sees the template as features: a pooled vector, and maps added as skips.
+    """A convolutional decoder that reads the features of the template: a vector, and maps as skip connections.
 
-    Kept for comparison: see :class:`WarpDecoder`, which is the default, for what it lacks.
+    It is the baseline for :class:`WarpDecoder`, the default.
 
     Arguments:
         image_shape: `(channels, height, width)`.
@@ -160,13 +159,15 @@ class ConvDecoder(Decoder):
 
 
 class WarpDecoder(Decoder):
-    r"""A convolutional decoder that also warps the template by a displacement field which the latent decides.
+    r"""A convolutional decoder that also warps the template by a displacement field.
 
-    The template and two blurs of it are sampled at :math:`u + A u + d(u)`: an affine map, and a smooth field given on
-    a grid at quarter resolution. A template and a good field are enough to draw a new example of a character, so the
-    memory pays from the first steps on. `pyro-vmem train --data omniglot --steps 600 --out DIR` validates at a bound of
-    -105.1 nats an image, and with `--decoder conv`, which sees features of the template only, at -111.5 (one seed).
-    The warping follows Spatial Transformer Networks (Jaderberg et al., 2015) | https://arxiv.org/abs/1506.02025
+    The latent determines an affine map :math:`A` and a smooth field :math:`d` on a grid at quarter resolution. The
+    template and two blurs of it are sampled at :math:`u + A u + d(u)`. A warped template is already a plausible
+    drawing, so the memory is useful from the first steps on. `pyro-vmem train --data omniglot --steps 600 --out DIR`
+    validates at a bound of -105.1 nats per image, and with `--decoder conv` at -111.5 (one seed).
+
+    References:
+        | Spatial Transformer Networks (Jaderberg et al., 2015) | https://arxiv.org/abs/1506.02025
 
     Arguments:
         image_shape: `(channels, height, width)`.
@@ -209,11 +210,11 @@ class WarpDecoder(Decoder):
         self.fine = _Fine(size, channels, self.event_shape[0], 4 * views, map_channels, width, level)
         self.show = nn.Conv2d(views, self.event_shape[0], 1, bias=False)
         for name, values in zip(("down", "right", "pixels"), _coordinates(self.event_shape[1:]), strict=True):
-            self.register_buffer(name, values, persistent=False)  # made of the sizes alone, so no part of what is saved
+            self.register_buffer(name, values, persistent=False)  # Constants of the sizes, so they are not saved.
         with torch.no_grad():
-            # the first guess is the template itself
+            # It starts by drawing the template itself ...
             self.show.weight.copy_(torch.eye(self.event_shape[0], channels).repeat(1, 3)[..., None, None])
-            for layer in (self.affine, self.field):  # not warped at first
+            for layer in (self.affine, self.field):  # ... without a warp.
                 layer.weight.mul_(0.1)
                 assert layer.bias is not None
                 layer.bias.zero_()
@@ -233,8 +234,8 @@ class WarpDecoder(Decoder):
         return images.reshape(*leading, *self.event_shape)
 
     def _grid(self, affine: Tensor, field: Tensor) -> Tensor:
-        """Where each pixel of the output looks in the template: `(N, H, W, 2)`, in [-1, 1]."""
-        with no_autocast(affine):  # rounded to half precision, places would be off by a part of a pixel
+        """The place in the template that each pixel of the output is read from: `(N, H, W, 2)`, in [-1, 1]."""
+        with no_autocast(affine):  # Half precision would shift places by a part of a pixel.
             identity = torch.eye(2, 3, dtype=affine.dtype, device=affine.device)
             straight = (identity + affine.unflatten(-1, (2, 3))) @ self.pixels
             grid = straight.unflatten(-1, self.event_shape[1:]) + self.down @ (field @ self.right)
@@ -242,7 +243,7 @@ class WarpDecoder(Decoder):
 
 
 def _coordinates(size: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
-    """What a warp of images of this size is a matrix product with; a sixth of the time of the functions it is made by.
+    """The matrices by which a warp is computed; six times as fast as `F.interpolate` and `F.affine_grid` at each step.
 
     Returns:
         Bilinear interpolation from a quarter of the size along the height, `(H, h)`, and along the width, `(w, W)`; and
@@ -276,7 +277,7 @@ def _views(template: Template) -> Tensor:
 
 
 def _blur(images: Tensor, size: int) -> Tensor:
-    """The mean of squares of `size` pixels around each pixel, zeros outside: as pooling, in a fifth of its time."""
+    """The mean over a square of `size` pixels around each pixel, zeros outside; five times as fast as pooling."""
     around = F.pad(images, (size // 2,) * 4)
     return around.unfold(-1, size, 1).sum(-1).unfold(-2, size, 1).sum(-1) / size**2
 
@@ -296,7 +297,7 @@ class _Coarse(nn.Module):
 
     def forward(self, z: Tensor, template: Template, leading: torch.Size) -> Tensor:
         joined = F.relu(self.join(z, template.features)).expand(*leading, -1)
-        # channels last from the start: the linear layer's outputs are laid out as (height, width, channel)
+        # Channels last from the start: the outputs of the linear layer are in the order (height, width, channel).
         channels, height, width = self.size
         maps = self.spread(joined).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
         if self.skip is not None:
@@ -326,7 +327,7 @@ class _Fine(nn.Module):
         self.mix = Residual(width)
         self.out = conv3(width, out_channels * 4)
         assert self.out.bias is not None
-        _start_at(self.out.bias[: 4 * channels], level)  # what else is put out is no image
+        _start_at(self.out.bias[: 4 * channels], level)  # The other outputs are no image.
 
     def forward(self, coarse: Tensor, patches: Tensor | None, template: Template, leading: torch.Size) -> Tensor:
         maps = self.up(F.relu(coarse))[..., : self.at_half[0], : self.at_half[1]]
@@ -344,7 +345,7 @@ def _start_at(bias: Tensor, level: float | None) -> None:
 
 
 def _skip(layer: nn.Module, template: Template, which: int, leading: torch.Size) -> Tensor:
-    """Applies `layer` to a template's maps, which broadcast to `leading`: first the layer, then the copies."""
+    """Applies `layer` to the maps of a template and copies the result to `leading`; runs once per template."""
 
     def applied(template: Template) -> Tensor:
         images: Tensor = layer(as_images(template.maps[which]))
@@ -357,7 +358,7 @@ def _copies(images: Tensor, shape: torch.Size, leading: torch.Size) -> Tensor:
     """Images `(N, C, H, W)` of leading shape `shape`, broadcast to `leading` and folded again, channels last."""
     if shape == leading:
         return images
-    # copied as (height, width, channel), so that the layout needs no second copy
+    # Copied in the order (height, width, channel), so that the layout needs no second copy.
     pixels = images.permute(0, 2, 3, 1).reshape(*shape, *images.shape[-2:], images.shape[1])
     pixels = pixels.expand(*leading, *pixels.shape[-3:]).reshape(-1, *pixels.shape[-3:])
     return pixels.permute(0, 3, 1, 2)

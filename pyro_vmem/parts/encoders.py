@@ -1,4 +1,4 @@
-"""Encoders: an observation becomes a feature vector, and feature maps where it is an image."""
+"""Encoders: networks from an observation to a feature vector, and for images also to feature maps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Encoder(Part):
     Attributes:
         event_shape: The shape of one observation.
         num_features: The length `F` of its feature vector.
-        map_channels: The channels of its feature maps, fine to coarse; empty if it makes none.
+        map_channels: The channels of its feature maps, from fine to coarse; empty if there are none.
     """
 
     event_shape: tuple[int, ...]
@@ -40,7 +40,7 @@ class Encoder(Part):
 
 
 class FlatEncoder(Encoder):
-    """No network: the observation itself, flattened, is its feature vector.
+    """Returns the flattened observation as its feature vector, without a network.
 
     Arguments:
         event_shape: The shape of one observation.
@@ -87,7 +87,7 @@ class MLPEncoder(Encoder):
 class ConvEncoder(Encoder):
     """A convolutional encoder for images of any size, with feature maps at half and quarter resolution.
 
-    The image goes in as 2x2 patches: nothing is computed at full resolution, which would cost more than all the rest.
+    It starts from 2x2 patches, because layers at full resolution would cost more than all others together.
 
     Arguments:
         image_shape: `(channels, height, width)`.

@@ -1,4 +1,4 @@
-"""Latents that need not be Gaussian: normalising flows as p(z | m_a) and q(z | x, m_a), with zuko."""
+"""Normalising flows as latent prior p(z | m_a) and latent guide q(z | x, m_a), by zuko."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from pyro_vmem.parts.layers import Join
 
 __all__ = ["FlowGuide", "FlowPrior"]
 
-BINS = 8  # of a spline; zuko's default
+BINS = 8  # of a spline, as in zuko
 
 
 class FlowPrior(TemplatePrior):
-    r"""A Gaussian read off the template, bent by a flow: :math:`z = \mu(m_a) + \sigma(m_a)\, f(\epsilon; m_a)`.
+    r"""A flow on a Gaussian given the template: :math:`z = \mu(m_a) + \sigma(m_a)\, f(\epsilon; m_a)`.
 
-    :math:`\epsilon` is standard Gaussian noise, :math:`f` a stack of coupling layers of rational-quadratic splines. A
-    template may be varied in ways that lie on a curve, or in several groups, which no Gaussian has. It starts close to
-    the standard Gaussian. Needs zuko: `pip install 'pyro_vmem[flows]'`.
+    :math:`\epsilon` is standard Gaussian noise, and :math:`f` is a stack of coupling layers of rational-quadratic
+    splines. Unlike a Gaussian it can have curved or several modes. It starts close to the standard Gaussian. It needs
+    zuko: `pip install 'pyro_vmem[flows]'`.
 
     References:
         | Neural Spline Flows (Durkan, Bekasov, Murray, Papamakarios, 2019) | https://arxiv.org/abs/1906.04032
@@ -34,7 +34,7 @@ class FlowPrior(TemplatePrior):
     Arguments:
         latent_dim: The length :math:`D` of :math:`z`, at least 2.
         num_features: The length :math:`F` of a template's feature vector.
-        hidden: The widths of the hidden layers, of the Gaussian's network and of each coupling layer's.
+        hidden: The widths of the hidden layers, in the network of the Gaussian and in each coupling layer.
         transforms: The number of coupling layers; each moves half of the values, given the others.
 
     Raises:
@@ -58,13 +58,12 @@ class FlowPrior(TemplatePrior):
 
 
 class FlowGuide(GaussianGuide):
-    r"""A Gaussian from target and template, bent by a flow.
+    r"""A flow on a Gaussian given target and template.
 
     .. math:: z = \mu(x, m_a) + \sigma(x, m_a)\, f(\epsilon; x, m_a), \qquad \epsilon \sim N(0, I)
 
-    The flow is that of :class:`FlowPrior`. It starts close to the :class:`GaussianGuide`, and what it gains on that is
-    what the Gaussian's gap to the posterior was. Draws are reparameterised. Needs zuko:
-    `pip install 'pyro_vmem[flows]'`.
+    The flow is that of :class:`FlowPrior`. It starts close to the :class:`GaussianGuide`. Draws are reparameterised. It
+    needs zuko: `pip install 'pyro_vmem[flows]'`.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende, Mohamed, 2015) | https://arxiv.org/abs/1505.05770
@@ -72,8 +71,8 @@ class FlowGuide(GaussianGuide):
 
     Arguments:
         latent_dim: The length :math:`D` of :math:`z`, at least 2.
-        num_features: The length :math:`F` of a feature vector, of templates as of targets.
-        hidden: The widths of the hidden layers, of the Gaussian's network and of each coupling layer's; at least one.
+        num_features: The length :math:`F` of the feature vectors.
+        hidden: The widths of the hidden layers (at least one), in the network of the Gaussian and each coupling layer.
         transforms: The number of coupling layers; each moves half of the values, given the others.
 
     Raises:
@@ -100,7 +99,7 @@ class FlowGuide(GaussianGuide):
 
 
 class _Flow(nn.Module):
-    """Coupling layers between standard noise and a diagonal Gaussian's mean and scale."""
+    """Coupling layers between standard noise and the mean and scale of a diagonal Gaussian."""
 
     def __init__(self, latent_dim: int, context: int, hidden: tuple[int, ...], transforms: int) -> None:
         super().__init__()
@@ -134,14 +133,14 @@ class _Flow(nn.Module):
         context = full_precision(context)
         layers: list[Transform] = [*(layer(context) for layer in self.layers), AffineTransform(loc, scale, event_dim=1)]
         for layer in layers:
-            Transform.__init__(layer, cache_size=1)  # the density of a draw need not find the noise that it came from
+            Transform.__init__(layer, cache_size=1)  # The density of a draw needs no inversion.
         return dist.TransformedDistribution(noise, layers)
 
 
 class _Bounded(nn.Module):
-    """A network whose outputs are held within +-5, as log-scales are: splines of wilder shapes cannot be inverted.
+    """A network with outputs within +-5, as of log-scales: more extreme splines cannot be inverted.
 
-    It runs when a density is asked for, under whatever autocast, and is not rounded to half precision.
+    It runs in full precision, also under autocast.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -154,7 +153,7 @@ class _Bounded(nn.Module):
 
 
 def _zuko() -> Any:
-    """The package zuko, whose import turns off torch's validation of arguments for the whole process, undone here."""
+    """The package zuko. Its import turns off the argument validation of torch for the whole process; this undoes it."""
     before = Distribution._validate_args
     try:
         return require("zuko", "flows")

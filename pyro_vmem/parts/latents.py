@@ -1,4 +1,4 @@
-"""The Gaussian latent: priors p(z | m_a) and guides q(z | x, m_a)."""
+"""Gaussian latent priors p(z | m_a) and latent guides q(z | x, m_a)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class LatentPrior(Part):
 
 
 class LatentGuide(Part):
-    r"""A latent guide :math:`q(z | x, m_a)`: the recogniser of how the target varies its template.
+    r"""A latent guide :math:`q(z | x, m_a)`: how the target varies its template.
 
     Attributes:
         latent_dim: The length :math:`D` of :math:`z`.
@@ -68,7 +68,7 @@ class LatentGuide(Part):
 
 
 class StandardPrior(LatentPrior):
-    r"""The standard Gaussian, whatever the template: :math:`p(z | m_a) = N(0, I)`.
+    r"""The standard Gaussian for every template: :math:`p(z | m_a) = N(0, I)`.
 
     Arguments:
         latent_dim: The length :math:`D` of :math:`z`.
@@ -88,7 +88,7 @@ class StandardPrior(LatentPrior):
 
 
 class TemplatePrior(LatentPrior):
-    r"""A diagonal Gaussian whose mean and scale are read off the template: :math:`N(\mu(m_a), \sigma(m_a)^2)`.
+    r"""A diagonal Gaussian given the template: :math:`N(\mu(m_a), \sigma(m_a)^2)`.
 
     It starts close to the standard Gaussian.
 
@@ -117,11 +117,11 @@ class TemplatePrior(LatentPrior):
 
 
 class GaussianGuide(LatentGuide):
-    r"""A diagonal Gaussian computed from target and template: :math:`q(z | x, m_a) = N(\mu(x, m_a), \sigma(x, m_a)^2)`.
+    r"""A diagonal Gaussian given target and template: :math:`q(z | x, m_a) = N(\mu(x, m_a), \sigma(x, m_a)^2)`.
 
     Arguments:
         latent_dim: The length :math:`D` of :math:`z`.
-        num_features: The length :math:`F` of a feature vector, of templates as of targets.
+        num_features: The length :math:`F` of the feature vectors.
         hidden: The widths of the hidden layers, at least one.
 
     Raises:
@@ -147,12 +147,11 @@ class GaussianGuide(LatentGuide):
 
 
 class FullCovariancePrior(TemplatePrior):
-    r"""A Gaussian with a full covariance, read off the template: :math:`N(\mu(m_a), \Sigma(m_a))`.
+    r"""A Gaussian with a full covariance given the template: :math:`N(\mu(m_a), \Sigma(m_a))`.
 
-    Which ways of varying a template go together may differ from template to template; that a fixed mixing of the
-    latent does not differ, and the decoder's first layer can do it. The covariance is given by the marginal scales of
-    :class:`TemplatePrior` and a Cholesky factor of the correlations, so the cost of a density is :math:`O(D^2)`.
-    It starts close to the standard Gaussian.
+    The correlations differ from template to template. (The first layer of the decoder can already express fixed ones.)
+    The covariance is given by the marginal scales of :class:`TemplatePrior` and a Cholesky factor of the correlations.
+    A density costs :math:`O(D^2)`. The prior starts close to the standard Gaussian.
 
     References:
         | Unconstrained Parametrizations for Variance-Covariance Matrices (Pinheiro, Bates, 1996)
@@ -183,9 +182,9 @@ class FullCovariancePrior(TemplatePrior):
 class FullCovarianceGuide(GaussianGuide):
     r"""A Gaussian with a full covariance: :math:`q(z | x, m_a) = N(\mu(x, m_a), \Sigma(x, m_a))`.
 
-    Where several ways of varying the template explain a target equally well, the posterior ties them together, and a
-    diagonal guide can only be narrower than it is. In the linear-Gaussian model it contains the exact posterior. The
-    covariance is given as in :class:`FullCovariancePrior`.
+    Use it where elements of :math:`z` are correlated in the posterior: a diagonal guide is then too narrow. In the
+    linear-Gaussian model this guide contains the exact posterior. The covariance is given as in
+    :class:`FullCovariancePrior`.
 
     References:
         | An Introduction to Variational Autoencoders (Kingma, Welling, 2019), section 2.5.1, which has this guide
@@ -193,7 +192,7 @@ class FullCovarianceGuide(GaussianGuide):
 
     Arguments:
         latent_dim: The length :math:`D` of :math:`z`, at least 2.
-        num_features: The length :math:`F` of a feature vector, of templates as of targets.
+        num_features: The length :math:`F` of the feature vectors.
         hidden: The widths of the hidden layers, at least one.
 
     Raises:
@@ -246,19 +245,19 @@ def _correlated(diagonal: Any, below: Tensor) -> dist.Distribution:
     rows, columns = torch.tril_indices(loc.shape[-1], loc.shape[-1], -1, device=loc.device)
     factor = torch.diag_embed(torch.ones_like(loc))
     factor[..., rows, columns] = _bounded(full_precision(below))
-    # rows of length one, so that the scales are those of each value alone
+    # Rows of length one, so that the scales are the marginal ones.
     factor = nn.functional.normalize(factor, dim=-1)
     return FullPrecisionNormal(loc, scale_tril=scale.unsqueeze(-1) * factor)
 
 
 def _gaussian(outputs: Tensor) -> dist.Distribution:
-    """The diagonal Gaussian of network outputs `(*, 2 D)`: means, and log-scales held within exp(+-5)."""
+    """The diagonal Gaussian of network outputs `(*, 2 D)`: means, and log-scales limited to +-5."""
     loc, log_scale = full_precision(outputs).chunk(2, dim=-1)
     return dist.Normal(loc, _bounded(log_scale).exp()).to_event(1)
 
 
 def _bounded(values: Tensor) -> Tensor:
-    """Held within +-5, and left as they are near zero."""
+    """Values limited smoothly to +-5, unchanged near zero."""
     return 5.0 * torch.tanh(values / 5.0)
 
 

@@ -1,4 +1,4 @@
-"""Layers that encoders and decoders share; all act on trailing dims, none uses batch statistics."""
+"""Layers of encoders and decoders. They act on trailing dims and use no batch statistics."""
 
 from __future__ import annotations
 
@@ -57,10 +57,10 @@ class Residual(nn.Module):
 
 
 class Doubling(nn.Conv2d):
-    """A 1x1 convolution whose outputs, four for each channel, are 2x2 pixels: twice the height and width.
+    """A 1x1 convolution with four outputs per channel, which become 2x2 pixels: twice the height and width.
 
-    The same as `pixel_shuffle` of the convolution, whose copy and its gradient are slow in the layout with channels
-    last: there the weights are put in the order in which whole runs of channels can be copied.
+    It equals `pixel_shuffle` of the convolution, which is slow with channels last. Here the weights are in an order
+    that lets whole runs of channels be copied.
 
     Example:
         >>> double = Doubling(6, 3)
@@ -81,9 +81,9 @@ class Doubling(nn.Conv2d):
 
 
 class Join(nn.Module):
-    """One linear layer on two vectors together, applied to each apart and added.
+    """One linear layer on two concatenated vectors, computed as a sum of two layers.
 
-    Leading dims broadcast, so what the second does not share with the first is computed once, not once a copy.
+    Leading dims broadcast, so each vector is multiplied once, not once per copy.
     """
 
     def __init__(self, first: int, second: int, outputs: int) -> None:
@@ -123,12 +123,12 @@ def in_patches(images: Tensor) -> Tensor:
     height, width = images.shape[-2:]
     if height % 2 or width % 2:
         images = F.pad(images, (0, width % 2, 0, height % 2))
-    # of one channel, either layout is channels last: without asking, all that follows would run in the slower one
+    # With one channel the layout is ambiguous; unless it is stated, all following layers use the slower one.
     return F.pixel_unshuffle(images, 2).contiguous(memory_format=torch.channels_last)
 
 
 def check_image_shape(image_shape: Sequence[int]) -> tuple[int, int, int]:
-    """The image shape as `(C, H, W)`; raises a `ValueError` that says what is wrong with it."""
+    """The image shape as `(C, H, W)`; raises a `ValueError` if it is none."""
     shape = tuple(int(n) for n in image_shape)
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Memories with parameters: templates that are learned, in place of the given ones or beside them."""
+"""Learned templates, in place of the given ones or beside them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NO_CLASS = -1
 
 
 class Templates(Part):
-    """What a model holds in memory: `VMA(..., templates=...)` applies it to each memory that it is given.
+    """Templates that belong to the model: `VMA(..., templates=...)` applies this part to each memory it is given.
 
     Arguments:
         num_slots: The number of learned slots.
@@ -42,10 +42,10 @@ class Templates(Part):
     def forward(self, memory: Memory) -> Memory:
         """
         Arguments:
-            memory: The memory that the model was given.
+            memory: The memory that the model is given.
 
         Returns:
-            The memory that it reads. Where the given one has labels, learned slots have the label -1.
+            The memory that the model reads. If the given one has labels, learned slots have the label -1.
         """
 
     def _labels(self, memory: Memory, leading: Sequence[int] = ()) -> Tensor | None:
@@ -55,11 +55,10 @@ class Templates(Part):
 
 
 class LearnedTemplates(Templates):
-    r"""A memory that is learned: :math:`M = (m_1, \ldots, m_S)` are parameters, and what is given is not read.
+    r"""A learned memory: :math:`M = (m_1, \ldots, m_S)` are parameters, and the given memory is ignored.
 
-    The model is then a mixture of :math:`S` components, each around a template of its own, and is trained like any
-    other. With :class:`UniformPrior` it has the prior of a VampPrior autoencoder, whose latent is the pair of address
-    and :math:`z`.
+    The model is then a mixture of :math:`S` components, one per template. With :class:`UniformPrior` it has the prior
+    of a VampPrior autoencoder, whose latent is the pair of address and :math:`z`.
 
     References:
         | VAE with a VampPrior (Tomczak, Welling, 2018), section 2, on learned pseudo-inputs
@@ -84,10 +83,10 @@ class LearnedTemplates(Templates):
 
 
 class ExtraTemplates(Templates):
-    r"""Learned slots after the given ones: what no given template explains has somewhere to go.
+    r"""Learned slots after the given ones, for targets that no given template explains.
 
-    The given slots keep their addresses. A target of a class that is not in memory is explained by a learned slot at
-    no cost to the others: "none of these".
+    The given slots keep their addresses. A learned slot explains targets whose class is missing from memory: "none of
+    these".
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017) https://arxiv.org/abs/1709.07116

@@ -1,4 +1,4 @@
-"""The likelihood p(x | z, m_a): a decoder network and the distribution of an observation around its output."""
+"""Likelihoods p(x | z, m_a): a decoder and the distribution of an observation given its output."""
 
 from __future__ import annotations
 
@@ -53,25 +53,25 @@ class Likelihood(Part):
         """
 
     def check(self, x: Tensor) -> None:
-        """Raises a `ValueError` if `x`, `(*, *event)`, holds values that this likelihood gives no probability to."""
+        """Raises a `ValueError` if `x`, `(*, *event)`, holds values outside the support."""
 
     def draw(self, p_x: Any, mean: bool = False) -> Tensor:
-        """Draws observations, with shape `(*, *event)`, from what this likelihood returned; or gives their means."""
+        """Draws observations from a returned distribution, or their means, with shape `(*, *event)`."""
         drawn: Tensor = p_x.mean if mean else p_x.sample()
         return drawn
 
     def fill(self, p_x: Any, x: Tensor, known: Tensor, mean: bool = False) -> tuple[Tensor, Tensor]:
-        r"""Draws what is not known of observations.
+        r"""Draws the missing values of observations.
 
         Arguments:
-            p_x: What this likelihood returned.
-            x: Observations, with shape `(B, *event)`; what is not known is ignored.
+            p_x: A distribution that this likelihood returned.
+            x: Observations, with shape `(B, *event)`; missing values are ignored.
             known: True where a value is known, with the shape of `x`.
             mean: Whether to fill in means instead of draws.
 
         Returns:
-            The observations filled in, with shape `(*, B, *event)`, and the log-weight of each, `(*, B)`; the
-            mean weight is the probability of what is known.
+            The completed observations, with shape `(*, B, *event)`, and their log-weights, `(*, B)`. The mean weight
+            estimates the probability of the known values.
         """
         event_dims = tuple(range(-len(self.event_shape), 0))
         log_known = (p_x.base_dist.log_prob(x) * known).sum(event_dims)
@@ -93,7 +93,7 @@ class BernoulliDecoder(Likelihood):
 
     def forward(self, z: Tensor, template: Template) -> dist.Distribution:
         logits = full_precision(self.network(z, template))
-        # The observation is checked once, where it enters: see `check`.
+        # `check` looks at observations once, where they enter the model.
         return dist.Bernoulli(logits=logits, validate_args=False).to_event(len(self.event_shape))
 
     def check(self, x: Tensor) -> None:
@@ -101,28 +101,29 @@ class BernoulliDecoder(Likelihood):
 
 
 class CausalBernoulliDecoder(Likelihood):
-    r"""Binary pixels, each given those before it:
+    r"""An autoregressive likelihood of binary pixels:
 
     .. math:: p(x | z, m_a) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(\ell_i(x_{<i}, z, m_a)))
 
-    The nearest pixels above and to the left say where a stroke goes on and where its edge is; latent and template are
-    left to say what is drawn. What depends on the pixels is computed once a target, not once a particle, so a decode
-    costs little more than that of a :class:`BernoulliDecoder`; a draw is made pixel by pixel.
+    Each pixel depends on the pixels above it and to its left within `radius`. They carry local detail, such as the
+    edges of strokes, so latent and template can carry the global form. The network on the pixels runs once per target,
+    not once per particle. A decoder pass therefore costs little more than with :class:`BernoulliDecoder`. Draws are
+    made pixel by pixel.
 
     References:
         | PixelVAE: A Latent Variable Model for Natural Images (Gulrajani et al., 2017) | https://arxiv.org/abs/1611.05013
-        | Variational Lossy Autoencoder (Chen et al., 2017), section 3.2, on windows that leave what is global to z
+        | Variational Lossy Autoencoder (Chen et al., 2017), section 3.2, on local windows
         | https://arxiv.org/abs/1611.02731
 
     Arguments:
         network: The decoder, with `context` output channels more than an image has.
-        context: How many features of what comes before a pixel meet as many outputs of the decoder there.
-        hidden: The width of the network on the pixels before a pixel.
-        radius: How many pixels to the left, to the right and above it are seen.
+        context: The number of features of the preceding pixels; each is multiplied with an output of the decoder.
+        hidden: The width of the network on the preceding pixels.
+        radius: How far the network sees to the left, to the right and above, in pixels.
 
     Raises:
-        ValueError: If `context`, `hidden` or `radius` is less than 1, or the network's
-            outputs are not images with more than `context` channels.
+        ValueError: If `context`, `hidden` or `radius` is less than 1, or the outputs of the network are not images with
+            more than `context` channels.
 
     Example:
         >>> from pyro_vmem.parts import ConvEncoder, WarpDecoder
@@ -154,7 +155,7 @@ class CausalBernoulliDecoder(Likelihood):
         return CausalBernoulli(self.network(z, template), self.past, validate_args=False)
 
     def draw(self, p_x: Any, mean: bool = False) -> Tensor:
-        """Draws images, `(*, C, H, W)`; or the means of pixels given a draw of those before them."""
+        """Draws images, `(*, C, H, W)`, or the mean of each pixel given a draw of the preceding ones."""
         drawn: Tensor = p_x.probs_given_draw() if mean else p_x.sample()
         return drawn
 
@@ -171,7 +172,7 @@ class GaussianDecoder(Likelihood):
 
     Arguments:
         network: The decoder :math:`d`, whose outputs are means.
-        scale: The scale :math:`\sigma > 0` to start from.
+        scale: The initial scale :math:`\sigma > 0`.
         learn_scale: Whether the scale is learned.
 
     Raises:
@@ -207,20 +208,21 @@ class GaussianDecoder(Likelihood):
 
 
 class DiscretisedLogisticDecoder(Likelihood):
-    r"""Independent grey levels around a mean: :math:`p(x | z, m_a) = \prod_i \mathrm{DL}_n(x_i; d(z, m_a)_i, s)`.
+    r"""Independent grey levels: :math:`p(x | z, m_a) = \prod_i \mathrm{DL}_n(x_i; d(z, m_a)_i, s)`.
 
-    A logistic density around the decoder's output with one learned scale, summed over the interval of each level: a
-    probability, so that nats are those of the data as stored. Values are :math:`0, 1/(n-1), \ldots, 1`.
+    A logistic density around the output of the decoder, with one learned scale, is integrated over the interval of
+    each level. The result is a probability, so nats refer to the data as stored. Values are
+    :math:`0, 1/(n-1), \ldots, 1`.
 
     References:
         | PixelCNN++ (Salimans, Karpathy, Chen, Kingma, 2017), equation 2 | https://arxiv.org/abs/1701.05517
-        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), which has one scale
+        | Improving Variational Inference with Inverse Autoregressive Flow (Kingma et al., 2016), with one scale
         | https://arxiv.org/abs/1606.04934
 
     Arguments:
         network: The decoder :math:`d`, whose outputs are the centres.
         num_levels: The number :math:`n` of levels, at least 2.
-        scale: The scale :math:`s > 0` to start from.
+        scale: The initial scale :math:`s > 0`.
 
     Raises:
         ValueError: If `num_levels` is less than 2, or `scale` is not positive.
@@ -258,23 +260,23 @@ class DiscretisedLogisticDecoder(Likelihood):
 
 
 class CategoricalDecoder(Likelihood):
-    r"""Independent levels, each with a probability of its own: :math:`\prod_i \mathrm{Cat}(x_i; d(z, m_a)_{\cdot i})`.
+    r"""Independent categorical levels: :math:`\prod_i \mathrm{Cat}(x_i; d(z, m_a)_{\cdot i})`.
 
-    It assumes nothing about which levels are close, so it also fits symbols, and distributions of several modes; for
-    many ordered levels :class:`DiscretisedLogisticDecoder` has fewer outputs. Values are :math:`0, 1/(n-1), \ldots, 1`.
+    Levels have no order, so it also fits symbols and several modes. For many ordered levels
+    :class:`DiscretisedLogisticDecoder` has fewer outputs. Values are :math:`0, 1/(n-1), \ldots, 1`.
 
     References:
         | Pixel Recurrent Neural Networks (van den Oord, Kalchbrenner, Kavukcuoglu, 2016), section 2.2
         | https://arxiv.org/abs/1601.06759
 
     Arguments:
-        network: The decoder :math:`d`, whose outputs are logits: :math:`n` times as many along the first dim as an
-            observation has, so `MLPDecoder((n * 5,))` for vectors of 5, `ConvDecoder((n * 3, 28, 28))` for images of 3
+        network: The decoder :math:`d`, whose outputs are logits. The first dim is :math:`n` times that of an
+            observation: `MLPDecoder((n * 5,))` for vectors of 5, `ConvDecoder((n * 3, 28, 28))` for images of 3
             channels.
         num_levels: The number :math:`n` of levels, at least 2.
 
     Raises:
-        ValueError: If `num_levels` is less than 2, or the network's outputs are not a multiple of it.
+        ValueError: If `num_levels` is less than 2, or does not divide the outputs of the network.
 
     Example:
         >>> from pyro_vmem.parts import MLPDecoder

@@ -1,4 +1,4 @@
-"""What all swappable parts have in common: they remember how they were built."""
+"""The base class of all swappable parts. A part remembers the arguments it was built with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["Part", "public_path"]
 class Part(nn.Module, abc.ABC):
     """A module that remembers the arguments it was built with.
 
-    From them it prints itself, and gives a spec (plain data) from which :func:`pyro_vmem.build` makes it again.
+    They give its repr and its spec, plain data from which :func:`pyro_vmem.build` builds it again.
 
     Example:
         >>> from pyro_vmem import StandardPrior
@@ -44,7 +44,7 @@ class Part(nn.Module, abc.ABC):
                     arguments |= arguments.pop(parameter.name)
             _check_parts(cls, arguments)
             part.__dict__["_arguments"] = arguments
-        except TypeError:  # wrong arguments, which __init__ reports better; or a copy, which restores __dict__
+        except TypeError:  # Wrong arguments, which __init__ reports better, or a copy, which restores __dict__.
             part.__dict__["_arguments"] = {}
         return part
 
@@ -52,14 +52,14 @@ class Part(nn.Module, abc.ABC):
         super().__init__()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Pyro notes on each parameter, by a weak reference, which tensor is in its store. That cannot be pickled, and
-        # is noted again when the parameter is next looked up.
+        # Pyro keeps a weak reference on each parameter to the tensor in its store. It cannot be pickled, and Pyro
+        # sets it again when the parameter is next looked up.
         for parameter in self.parameters():
             vars(parameter).pop("unconstrained", None)
         return self.__dict__.copy()
 
     def arguments(self) -> dict[str, Any]:
-        """The arguments that this part was built with, defaults included; a part among them is the one in place now."""
+        """The arguments of this part, defaults included. A part among them is the one in place now."""
         in_place = {name: getattr(self, name, value) for name, value in self._arguments.items()}
         return {
             name: in_place[name] if isinstance(value, Part) or isinstance(in_place[name], Part) else value
@@ -73,9 +73,9 @@ class Part(nn.Module, abc.ABC):
         return {"class_path": public_path(cls), "init_args": init_args}
 
     def _with(self, changes: dict[str, Any]) -> Self:
-        """The same class with some other arguments; whatever else this one holds is shared.
+        """The same class with some other arguments; everything else is shared.
 
-        What its constructor makes to go with the arguments is made anew where the new ones need another size.
+        Networks that the constructor makes are made anew if the new arguments need another size.
         """
         arguments = self.arguments()
         for name in changes:
@@ -86,7 +86,7 @@ class Part(nn.Module, abc.ABC):
                     f"{name}: {type(self).__name__} has no such argument.{hint} It has {', '.join(arguments)}."
                 )
         other = type(self)(**(arguments | changes))
-        for held in ("_modules", "_parameters", "_buffers"):  # those that are no argument too
+        for held in ("_modules", "_parameters", "_buffers"):  # including those that are no argument
             ours, made = getattr(self, held), getattr(other, held)
             for name, value in ours.items():
                 if name not in changes and _shapes(value) == _shapes(made.get(name)):
@@ -95,9 +95,9 @@ class Part(nn.Module, abc.ABC):
         return other
 
     def __repr__(self) -> str:
-        """The class and those arguments that are not the defaults."""
+        """The class and all arguments that differ from the defaults."""
         parameters = inspect.signature(type(self).__init__).parameters
-        # A list from a spec is shown as the tuple that it stands for.
+        # A list from a spec stands for a tuple.
         values = {name: tuple(v) if isinstance(v, list) else v for name, v in self.arguments().items()}
         given = {name: p.default for name, p in parameters.items() if p.kind is not p.VAR_KEYWORD}
         shown = [f"{name}={_short(v)}" for name, v in values.items() if name not in given or v != given[name]]
@@ -105,14 +105,14 @@ class Part(nn.Module, abc.ABC):
 
 
 def _short(value: Any) -> str:
-    """Its repr, of a float with four digits."""
+    """The repr of a value; floats have four digits."""
     return repr(float(f"{value:.4g}") if isinstance(value, float) else value)
 
 
 def public_path(cls: type) -> str:
-    """The shortest import path of a class: that of the outermost package that has it under its name.
+    """The shortest import path of a class: the outermost package that exports it.
 
-    A spec names classes by this path, so a file can be moved without making stored models unreadable.
+    Specs name classes by this path, so moving a file leaves stored models readable.
 
     Example:
         >>> from pyro_vmem import StandardPrior
@@ -121,14 +121,14 @@ def public_path(cls: type) -> str:
     """
     packages = cls.__module__.split(".")
     for depth in range(1, len(packages)):
-        # By getattr: the outermost package imports its names when the first of them is asked for.
+        # By getattr: the outermost package imports its names lazily.
         if getattr(sys.modules.get(".".join(packages[:depth])), cls.__qualname__, None) is cls:
             return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _check_parts(cls: type[Part], arguments: dict[str, Any]) -> None:
-    """Raises a `ValueError` if something else is given for an argument that, by its annotation, is a part."""
+    """Raises a `ValueError` if an argument is annotated as a part and the value is not one."""
     for name, kinds in _kinds_of_parts(cls).items():
         value = arguments.get(name)
         if not isinstance(value, kinds):
@@ -142,10 +142,10 @@ def _check_parts(cls: type[Part], arguments: dict[str, Any]) -> None:
 
 @functools.cache
 def _kinds_of_parts(cls: type[Part]) -> dict[str, tuple[type, ...]]:
-    """The arguments of a constructor that are parts, and of which classes, `NoneType` if they may be left out."""
+    """The arguments of a constructor that are parts, with their classes; `NoneType` marks an optional one."""
     found = {}
     for name, annotation in inspect.get_annotations(cls.__init__).items():
-        # One at a time: those whose names are imported for type checkers alone cannot be resolved.
+        # One at a time: names imported under TYPE_CHECKING cannot be resolved.
         one = types.SimpleNamespace(__annotations__={name: annotation})
         try:
             hint = get_type_hints(one, getattr(cls.__init__, "__globals__", {}))[name]
@@ -160,7 +160,7 @@ def _kinds_of_parts(cls: type[Part]) -> dict[str, tuple[type, ...]]:
 
 
 def _shapes(held: nn.Module | Tensor | None) -> Any:
-    """The names and shapes of the tensors in what a module holds."""
+    """The names and shapes of the tensors of a module."""
     if isinstance(held, nn.Module):
         return {name: value.shape for name, value in held.state_dict().items()}
     return None if held is None else held.shape

@@ -1,4 +1,4 @@
-"""The most probable addresses of a guide, for sums instead of samples."""
+"""Guides over the most probable addresses, which can be summed instead of sampled."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ __all__ = ["IndexedGuide", "TruncatedGuide"]
 class TruncatedGuide(AddressGuide):
     r"""The :math:`k` most probable addresses of another guide, renormalised: :math:`q_k(a) \propto q(a)` on the top k.
 
-    With `pyro.infer.TraceEnum_ELBO` and `config_enumerate(vma.guide, "parallel", expand=True)` it costs k decoder
-    passes per target instead of one per slot, and its gradient is exact: the bound is that of the truncated posterior.
-    Under a uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`. Where templates are encoded as they are read,
-    as :func:`fit` does when slots are more than reads, those of a :class:`KeyedGuide` are chosen without gradient, and
-    only these are encoded with it.
+    With `pyro.infer.TraceEnum_ELBO` and `config_enumerate(vma.guide, "parallel", expand=True)`, enumeration costs
+    :math:`k` decoder passes per target instead of one per slot. The gradient is exact for the bound of the truncated
+    posterior. Under a uniform prior :math:`KL(q_k \| p) = \log S - H(q_k)`. If memory has more slots than are read,
+    :func:`fit` encodes templates when they are read. A :class:`KeyedGuide` then chooses its slots without gradient, and
+    only these are encoded with gradient.
 
     Arguments:
         inner: The guide whose addresses are truncated.
-        k: How many addresses are kept, at least 1; of a smaller memory, all.
+        k: The number :math:`k` of addresses, at least 1. A smaller memory keeps all.
 
     Raises:
         ValueError: If `k` is less than 1.
@@ -52,20 +52,20 @@ class TruncatedGuide(AddressGuide):
 
 
 class IndexedGuide(AddressGuide):
-    r"""A :class:`TruncatedGuide` that looks for its addresses in the index of a memory: for millions of slots.
+    r"""A :class:`TruncatedGuide` that searches the index of a memory, for millions of slots.
 
     A target costs one search and :math:`k` templates that are read, encoded and scored again. The gradient flows
-    through those :math:`k` scores, and is that of the truncated guide over the same addresses; the keys of the index
-    have none, and may be somewhat old. A memory that is encoded as a whole needs no index: there, this is a truncated
-    guide. Mixed with a prior, in a :class:`DefensiveGuide`, every slot has a probability.
+    through these :math:`k` scores, and equals that of the truncated guide over the same addresses. The keys of the
+    index have no gradient and may be stale. Without an index this is a truncated guide, if the whole memory is encoded.
+    In a :class:`DefensiveGuide` every slot has a positive probability.
 
     References:
-        | REALM: Retrieval-Augmented Language Model Pre-Training (Guu et al., 2020), section 3.3, on scoring again what
-        | an index of older keys found | https://arxiv.org/abs/2002.08909
+        | REALM: Retrieval-Augmented Language Model Pre-Training (Guu et al., 2020), section 3.3, on scoring again
+        | after a search with stale keys | https://arxiv.org/abs/2002.08909
 
     Arguments:
         inner: The guide whose keys are in the index.
-        k: How many addresses are kept, at least 1; of a smaller memory, all.
+        k: The number :math:`k` of addresses, at least 1. A smaller memory keeps all.
 
     Raises:
         ValueError: If `k` is less than 1; when called, if a memory that is encoded as it is read has no index.
@@ -102,9 +102,9 @@ def _best_of_all(inner: KeyedGuide, memory: EncodedMemory, x: Template, k: int) 
 def _scored_again(
     inner: KeyedGuide, memory: EncodedMemory, x: Template, slots: Tensor, missing: Tensor | None = None
 ) -> TruncatedCategorical:
-    """The truncated guide on slots `(*, k)`, whose templates are read and encoded with gradient.
+    """The truncated guide on slots `(*, k)`; their templates are read and encoded with gradient.
 
-    Slots that are only there because a search found too few, where `missing`, have probability zero.
+    Where a search found too few slots, `missing` is true and the probability is zero.
     """
     scores = inner.scores(memory.read(slots.movedim(-1, 0)), x).movedim(0, -1)
     logits = scores if missing is None else excluding(scores, missing)

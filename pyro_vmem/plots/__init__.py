@@ -1,9 +1,8 @@
-"""Figures of memories, addresses and training: each function draws arrays on the Axes or Figure that it is given.
+"""Figures of memories, addresses and training. Each function draws arrays on a given Axes or Figure.
 
 Arrays are torch tensors or NumPy arrays. Images are `(C, H, W)` in [0, 1], with one channel (1 is ink, drawn dark) or
-three (drawn as they are). Text, axes and background follow the caller's matplotlib settings. The colours of data can be
-told apart by colour-blind readers, on white pages and on dark ones; `ON_ANY_PAGE` are settings for a picture that goes
-on both.
+three channels (colours). Text, axes and background follow the matplotlib settings of the caller. Data colours suit
+colour-blind readers, on white and on dark pages. `ON_ANY_PAGE` has settings for a figure that goes on both.
 """
 
 from pyro_vmem.plots._style import ON_ANY_PAGE

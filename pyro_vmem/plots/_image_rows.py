@@ -1,4 +1,4 @@
-"""Images in rows on one Axes, with text that scales with them: what lookups, samples and completions share."""
+"""Rows of images on one Axes, with text that scales with them."""
 
 from __future__ import annotations
 
@@ -36,9 +36,9 @@ def as_colours(name: str, images: Array) -> NDArray[np.float64]:
 
 
 def image_canvas(figure: Any, width: float, height: float) -> tuple[Axes, float]:
-    """Makes an Axes over the whole figure for rows of images.
+    """Makes an Axes over the whole figure for rows of images; returns it and the font size in points.
 
-    Its unit is the width of an image, and y points downwards. Returns the Axes and the font size to use, in points.
+    The unit of the Axes is the width of an image, and y points downwards.
     """
     width, height = width + 2 * _MARGIN, height + 2 * _MARGIN
     ax: Axes = figure.add_axes((0, 0, 1, 1))
@@ -51,9 +51,9 @@ def image_canvas(figure: Any, width: float, height: float) -> tuple[Axes, float]
 def draw_image(
     ax: Axes, left: float, top: float, image: NDArray[np.float64], frame: str | None = None, line: float = 0.6
 ) -> None:
-    """Draws one image, one unit wide, in a thin grey frame or one of its own."""
+    """Draws one image, one unit wide, in a thin grey frame or a given one."""
     bottom = top + image.shape[0] / image.shape[1]
-    # Without interpolation a vector file holds the pixels themselves.
+    # Without interpolation a vector file holds the exact pixels.
     ax.imshow(image, interpolation="none", extent=(left, left + 1, bottom, top), aspect="equal")
     corners = ([left, left + 1, left + 1, left, left], [top, top, bottom, bottom, top])
     style: dict[str, Any] = {"color": frame or LINE, "linewidth": line if frame else 0.6, "clip_on": False}
@@ -61,6 +61,6 @@ def draw_image(
 
 
 def draw_tick(ax: Axes, x: float, y: float, font: float) -> None:
-    """Draws a tick on a green disc, by lines, since a font may lack the character."""
+    """Draws a tick on a green disc, by lines, because a font may lack the character."""
     ax.plot([x], [y], "o", color=GREEN, markersize=font, markeredgecolor="white", markeredgewidth=font / 10)
     ax.plot([x - 0.08, x - 0.02, x + 0.09], [y, y + 0.06, y - 0.07], color="white", linewidth=font / 8)

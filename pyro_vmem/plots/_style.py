@@ -1,4 +1,4 @@
-"""Colours, text and axes that all figures share, legible on a white page and on a dark one."""
+"""Colours, text and axes of all figures, legible on white and on dark pages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 Array = Tensor | NDArray[Any]
 
-# Mid-tones of Okabe and Ito: told apart by colour-blind readers, and at least 3:1 against white and near-black alike.
+# Mid-tones of Okabe and Ito, distinct for colour-blind readers, with contrast of 3:1 against white and near-black.
 BLUE, GREEN, ORANGE, PURPLE = "#1f7fc0", "#009e73", "#d55e00", "#b8529f"
 LINE = "#8c8c8c"
 MID_TONE = "#7c7c7c"  # text: 4.2:1 against white, 4.1:1 against near-black
@@ -52,28 +52,28 @@ def as_numpy(values: Array) -> NDArray[np.float64]:
 
 
 def text_colour() -> str:
-    """The caller's colour of text; lines that belong to the text have it too."""
+    """The text colour of the caller, also for lines that belong to text."""
     colour: str = require("matplotlib", "plots").rcParams["text.color"]
     return colour
 
 
 def small_font() -> float:
-    """The font size of ticks and legends: nine tenths of the caller's."""
+    """The font size of ticks and legends: 0.9 times that of the caller."""
     size: float = require("matplotlib", "plots").rcParams["font.size"]
     return 0.9 * size
 
 
 def empty_bar_colour() -> tuple[str, float]:
-    """The colour of the empty part of a bar: grey with an alpha, so that it is a shade of any background."""
+    """The colour of the empty part of a bar: transparent grey, for any background."""
     return ("#808080", 0.25)
 
 
 def label_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
-    """Labels both axes and removes the top and right spines; colours are the caller's."""
+    """Labels both axes in the colours of the caller, and removes the top and right spines."""
     settings = require("matplotlib", "plots").rcParams
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
-    # Ticks are made when they are drawn, maybe under other settings than those of now.
+    # Ticks are made when they are drawn, perhaps under other settings.
     for axis in ("x", "y"):
         colour, label = settings[f"{axis}tick.color"], settings[f"{axis}tick.labelcolor"]
         ax.tick_params(
@@ -83,6 +83,6 @@ def label_axes(ax: Axes, xlabel: str, ylabel: str) -> None:
 
 
 def legend_below(ax: Axes, columns: int = 2) -> None:
-    """Puts the legend below the Axes, where it covers no data."""
+    """Puts the legend below the Axes, off the data."""
     below: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.5, 0), "borderaxespad": 4.2, "frameon": False}
     ax.legend(ncols=columns, fontsize=small_font(), handlelength=1.7, columnspacing=1.0, **below)

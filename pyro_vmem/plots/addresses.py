@@ -1,4 +1,4 @@
-"""Figures of the addresses: which slots the guide looks up for which targets."""
+"""Figures of addresses: the slots that the guide looks up for each target."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 __all__ = ["address_heat_map", "lookup", "lookups"]
 
-_BAR = 0.14  # in units of an image's width, with the gap below it
+_BAR = 0.14  # in image widths, with the gap below it
 
 
 def lookup(
@@ -41,17 +41,17 @@ def lookup(
     max_slots: int = 8,
     exact: Array | None = None,
 ) -> AnyFigure:
-    r"""Draws a target beside the templates that :math:`q(a | M, x)` looks up, the most probable first.
+    r"""Draws a target beside the most probable templates under :math:`q(a | M, x)`, best first.
 
-    Below each template is its probability; a tick and a green frame mark those of the target's class. If none of these
-    is among the most probable, the best of them takes the last place, after an ellipsis.
+    The probability stands below each template. A tick and a green frame mark templates of the class of the target. If
+    none of these is among the most probable, the best of them takes the last place, after an ellipsis.
 
     Arguments:
         figure: An empty figure or subfigure; text is scaled to its size.
         target: The target :math:`x`, `(C, H, W)`.
         templates: The templates :math:`m_1, ..., m_S`, `(S, C, H, W)`.
         probabilities: :math:`q(a | M, x)`, `(S,)`.
-        correct: Whether each template is of the target's class, `(S,)`.
+        correct: Whether each template has the class of the target, `(S,)`.
         max_slots: How many templates to show.
         exact: The exact posterior :math:`p(a | x, M)`, `(S,)`, drawn as a second bar.
 
@@ -125,7 +125,7 @@ def lookups(
             f"exact: expected shape {q.shape} as probabilities, got {second.shape}. Give one row per target."
         )
     slots, height = min(max_slots, len(m)), x.shape[1] / x.shape[2]
-    below = height + 0.1 + (0.0 if second is None else _BAR)  # where text begins under the bars
+    below = height + 0.1 + (0.0 if second is None else _BAR)  # where the text below the bars begins
     row_height = below + 0.62
     bottom = 0.5 + len(x) * row_height
     ax, font = image_canvas(figure, SPLIT + max(slots * STEP, 5.0), bottom + 0.4)
@@ -166,16 +166,16 @@ def lookups(
 def address_heat_map(
     ax: Axes, probabilities: Array, labels: Array, target_labels: Array, name: str = "q(a | M, x)"
 ) -> Axes:
-    r"""Draws the probability of every slot for every target, both sorted by class; the right slots are framed.
+    r"""Draws the probability of every slot for every target, sorted by class, with the right slots framed.
 
-    A good guide is bright inside of the frames. A bright column is a slot that is looked up whatever the target is.
+    A good guide is bright inside the frames. A bright column is a slot that is looked up for every target.
 
     Arguments:
-        ax: Where to draw; the colour bar takes a part of it.
+        ax: The Axes to draw on; the colour bar takes a part of it.
         probabilities: :math:`q(a | M, x)` or the exact posterior, `(T, S)`.
         labels: The class of each slot, `(S,)`.
         target_labels: The class of each target, `(T,)`.
-        name: What the probabilities are, for the colour bar.
+        name: The label of the colour bar.
 
     Returns:
         The Axes.
@@ -214,7 +214,7 @@ def address_heat_map(
 
 
 def _most_probable(q: NDArray[Any], correct: NDArray[Any], count: int) -> tuple[NDArray[Any], bool]:
-    """The slots to show, and whether one of the right class took the last place from a more probable one."""
+    """The slots to show, and whether the last one is there only because its class is right."""
     order = np.argsort(-q, kind="stable")
     shown = order[:count]
     if not correct.any() or correct[shown].any():

@@ -1,4 +1,4 @@
-"""Figures that show how far probabilities and samples can be trusted: calibration curves, ranks, k-hat."""
+"""Figures of calibration: reliability diagrams, ranks and k-hat."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 __all__ = ["khat_scatter", "reliability_diagram", "sbc_histograms"]
 
-_LEAST, _MOST = -0.5, 4.0  # the widest range of k-hat that is drawn; what is further out sits on its edge
+_LEAST, _MOST = -0.5, 4.0  # the range of k-hat; values outside are drawn on its edge
 _BAND = 0.99
 
 
 def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
-    r"""Draws the Pareto tail index :math:`\hat k` of each datapoint's importance weights, with a line at 0.7.
+    r"""Draws the Pareto tail index :math:`\hat k` of the importance weights of each datapoint, with a line at 0.7.
 
-    Above the line the weights' mean cannot be trusted. Values beyond the range, infinite ones too, sit on its edge;
-    those that could not be estimated (NaN) are counted in the legend.
+    Above the line the mean of the weights is unreliable. Values outside the range are drawn on its edge. The legend
+    counts those that could not be estimated (NaN).
 
     Arguments:
         ax: Where to draw.
         khat: :math:`\hat k` of each datapoint, any shape; see `pyro_vmem.diagnostics.pareto_k`.
-        threshold: Where the line is.
+        threshold: The position of the line.
 
     Returns:
         The Axes.
@@ -74,16 +74,16 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
 
 
 def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Array, name: str = "q(a | M, x)") -> Axes:
-    """Draws how often a probability is right, against the probability: on the diagonal it is calibrated.
+    """Draws accuracy against confidence; calibrated probabilities lie on the diagonal.
 
-    Each point is a bin of datapoints, its area in proportion to how many there are, on a line to the diagonal.
+    Each point is a bin, with an area proportional to its number of datapoints and a line to the diagonal.
 
     Arguments:
         ax: Where to draw.
-        confidence: The mean probability of the most probable class in each bin, `(N,)`; that of empty bins is ignored.
-        accuracy: The share that is right in each bin, `(N,)`.
-        count: The datapoints of each bin, `(N,)`.
-        name: What the probabilities are, for the axis.
+        confidence: The mean probability of the most probable class in each bin, `(N,)`; empty bins are ignored.
+        accuracy: The share of right classes in each bin, `(N,)`.
+        count: The number of datapoints in each bin, `(N,)`.
+        name: The label of the axis of probabilities.
 
     Returns:
         The Axes.
@@ -118,10 +118,10 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
 
 
 def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int, bins: int = 20) -> AnyFigure:
-    """Draws the ranks of simulation-based calibration, one panel per quantity: flat where the posterior is right.
+    """Draws the ranks of simulation-based calibration, one panel per quantity; flat if the posterior is right.
 
-    Bars that rise at both ends: it is too narrow; in the middle: too wide; a slope: it is shifted. The band holds 99 %
-    of what a bin of uniform ranks counts.
+    Bars that rise at both ends mean that the posterior is too narrow, bars that rise in the middle that it is too wide,
+    a slope that it is shifted. The band holds 99 % of the counts of uniform ranks.
 
     References:
         | Validating Bayesian Inference Algorithms with Simulation-Based Calibration (Talts et al., 2018)
@@ -130,8 +130,8 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
     Arguments:
         figure: An empty figure or subfigure.
         ranks: The rank of the true value among `num_draws` posterior draws, 0 to `num_draws`, any shape, by quantity.
-        num_draws: How many draws each rank is among.
-        bins: The most bars per panel; fewer where there are fewer ranks.
+        num_draws: The number of draws of each rank.
+        bins: The largest number of bars per panel.
 
     Returns:
         The figure.

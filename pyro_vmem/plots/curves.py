@@ -28,8 +28,8 @@ def learning_curves(ax: Axes, history: Sequence[Mapping[str, float]], columns: S
     Arguments:
         ax: Where to draw.
         history: Rows with `step` and some of the columns, as in `FitResult.history`; a row may lack a column.
-        columns: `bound`, `reconstruction`, `kl_a`, `kl_z`, and the same after `val_`. By default `bound` and
-            `val_bound`, the latter where the history has it.
+        columns: `bound`, `reconstruction`, `kl_a`, `kl_z`, and the same with the prefix `val_`. Default: `bound`, and
+            `val_bound` if the history has it.
 
     Returns:
         The Axes.

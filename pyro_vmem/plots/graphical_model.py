@@ -1,4 +1,4 @@
-"""A Pyro program as a graphical model: which site depends on which."""
+"""The graphical model of a Pyro program."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
 
 __all__ = ["graphical_model"]
 
-_RADIUS, _MARGIN = 0.25, 0.2  # of a site, and between a site and the frame of its plate; sites are one apart
+_RADIUS, _MARGIN = 0.25, 0.2  # the radius of a site, and its distance to the frame of its plate; sites are one apart
 
 
 def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[str] = ()) -> Axes:
     """Draws the sites of a Pyro program as circles, arrows from parents to children, and plates as frames.
 
-    Observed sites are grey. Sites without parents are on top, and a site is below all that it depends on.
+    Observed sites are grey. Sites without parents are on top, and a site is below all of its parents.
 
     Arguments:
         ax: Where to draw.
-        relations: What `pyro.infer.inspect.get_model_relations(program, args)` returns.
-        arguments: Names of what the program is given; drawn as squares, with an arrow to every site.
+        relations: The result of `pyro.infer.inspect.get_model_relations(program, args)`.
+        arguments: Names of the arguments of the program, drawn as squares with an arrow to every site.
 
     Returns:
         The Axes.
@@ -60,7 +60,7 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
         shade = empty_bar_colour() if name in relations["observed"] else "none"
         ax.add_patch(patches.Circle(place, _RADIUS, facecolor=shade, edgecolor=text_colour()))
         ax.text(*place, name, ha="center", va="center", style="italic", color=text_colour())
-    # Arguments stand in a column of their own on the left, from the top down.
+    # Arguments stand in a column on the left, from the top down.
     left, highest = min(x for x, _ in places.values()) - 1.2, max(y for _, y in places.values())
     squares = {name: (left, highest - row) for row, name in enumerate(arguments)}
     for name, place in squares.items():
@@ -81,12 +81,12 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
 
 
 def _places(parents: Mapping[str, Sequence[str]]) -> dict[str, tuple[float, float]]:
-    """Where each site stands: one row per generation, every other one to the right."""
+    """The position of each site: one row per generation, alternating to the right."""
     depth: dict[str, int] = {}
     for name, of in parents.items():  # Pyro lists parents before their children
         depth[name] = 1 + max((depth[parent] for parent in of), default=-1)
     rows = [[name for name in depth if depth[name] == row] for row in range(1 + max(depth.values()))]
-    # Moved by half a column, a site in between does not cover the arrow from its parent's parent.
+    # Shifted by half a column, a site does not cover the arrow from its grandparent to its child.
     return {
         name: (column + 0.8 * (row % 2), float(len(rows) - 1 - row))
         for row, names in enumerate(rows)

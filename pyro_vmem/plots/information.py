@@ -1,4 +1,4 @@
-"""Figures of information: what a lookup tells about a target and what a memory is worth, in nats."""
+"""Figures of information in nats: the gain of lookups and the evidence under memories."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ __all__ = ["evidence_by_memory", "information_gain_against_slots", "information_
 def information_gain_histogram(
     ax: Axes, gain: Array, num_slots: int, num_classes: int, exact: Array | None = None
 ) -> Axes:
-    r"""Draws how much, in nats, each lookup tells: :math:`KL(q(a|M,x) \| p(a|M))`.
+    r"""Draws a histogram of the information gain of lookups, :math:`KL(q(a|M,x) \| p(a|M))`, in nats.
 
-    Lines mark what it takes to tell the slot, :math:`\log |M|`, and the class, :math:`\log C`.
+    Lines mark the gain that identifies the slot, :math:`\log |M|`, and the class, :math:`\log C`.
 
     Arguments:
         ax: Where to draw.
         gain: The information gain of each datapoint, any shape, in nats.
-        num_slots: The slots :math:`|M|`.
-        num_classes: The classes :math:`C` in memory.
-        exact: The same by the exact posterior, drawn as an outline.
+        num_slots: The number of slots :math:`|M|`.
+        num_classes: The number of classes :math:`C` in memory.
+        exact: The gain of the exact posterior, drawn as an outline.
 
     Returns:
         The Axes.
@@ -43,7 +43,7 @@ def information_gain_histogram(
     guide = as_numpy(gain).ravel()
     columns = [guide] if exact is None else [guide, as_numpy(exact).ravel()]
     low, top = min(0.0, *(column.min() for column in columns)), max(column.max() for column in columns)
-    # log |M| is the edge of a bin: under a uniform prior no gain is larger, so no bar should reach over it.
+    # log |M| is the edge of a bin, because no gain is larger under a uniform prior.
     width = (max(0.1, math.log(num_slots)) - low) / 30
     bins = (low + width * np.arange(1 + max(30, math.ceil((top - low) / width - 1e-3)))).tolist()
     high = bins[-1]
@@ -85,14 +85,14 @@ def information_gain_against_slots(
     error: Array | Sequence[float] | None = None,
     exact: Array | Sequence[float] | None = None,
 ) -> Axes:
-    r"""Draws how the information gain grows with the memory, below the most that can be told, :math:`\log |M|`.
+    r"""Draws the information gain against the size of memory, with its upper limit :math:`\log |M|`.
 
     Arguments:
         ax: Where to draw.
-        num_slots: The slots :math:`|M|` of each memory, `(N,)`, at least 1.
-        gain: The mean information gain by the guide, `(N,)`, in nats.
+        num_slots: The number of slots :math:`|M|` of each memory, `(N,)`, at least 1.
+        gain: The mean information gain of the guide, `(N,)`, in nats.
         error: Its standard error, `(N,)`, drawn as bars.
-        exact: The mean information gain by the exact posterior, `(N,)`, in nats.
+        exact: The mean information gain of the exact posterior, `(N,)`, in nats.
 
     Returns:
         The Axes.
@@ -136,8 +136,8 @@ def evidence_by_memory(ax: Axes, evidence: Mapping[str, Array]) -> Axes:
 
     Arguments:
         ax: Where to draw.
-        evidence: The evidence of each datapoint, `(B,)`, by the name of the memory; the first is the right one, and the
-            others are labelled with what they lose against it.
+        evidence: The evidence of each datapoint, `(B,)`, by the name of the memory. The first memory is the right one.
+            Labels of the others show their difference to it.
 
     Returns:
         The Axes.

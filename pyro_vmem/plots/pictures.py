@@ -1,4 +1,4 @@
-"""Figures of images: a grid, samples beside their templates, completions beside what was observed."""
+"""Figures of images: a grid, samples beside templates, completions beside targets."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["completions", "images", "one_shot_generations"]
 
-_GAP = (0.7, 0.7, 0.7)  # a line between paper and paper, and no lattice of light on a dark page
+_GAP = (0.7, 0.7, 0.7)  # a thin line between images, also on a dark page
 _HIDDEN = (0.62, 0.66, 0.72)  # neither ink nor paper
 
 
@@ -34,7 +34,7 @@ def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
         The Axes.
 
     Raises:
-        ValueError: If these are no images, or `columns` is less than 1.
+        ValueError: If `images` are no images, or `columns` is less than 1.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -59,7 +59,7 @@ def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
 
 
 def one_shot_generations(figure: AnyFigure, templates: Array, samples: Array) -> AnyFigure:
-    r"""Draws templates, framed, each with samples of :math:`p(x | z, m_a)` beside it.
+    r"""Draws framed templates, each beside its samples of :math:`p(x | z, m_a)`.
 
     Arguments:
         figure: An empty figure or subfigure; text is scaled to its size.
@@ -95,13 +95,13 @@ def one_shot_generations(figure: AnyFigure, templates: Array, samples: Array) ->
 
 
 def completions(figure: AnyFigure, targets: Array, mask: Array, samples: Array) -> AnyFigure:
-    r"""Draws targets, framed, each with the part of it that was observed and what was filled in beside it.
+    r"""Draws framed targets, each beside its observed part and completions.
 
     Arguments:
         figure: An empty figure or subfigure; text is scaled to its size.
         targets: The targets :math:`x`, `(R, C, H, W)`.
-        mask: True where a value was observed; broadcasts with `targets`. The rest is drawn in grey-blue.
-        samples: Completions, see `VMA.complete`, `(R, N, C, H, W)`.
+        mask: True where a value was observed; broadcasts with `targets`. Missing values are grey-blue.
+        samples: Completions of `VMA.complete`, `(R, N, C, H, W)`.
 
     Returns:
         The figure.

@@ -58,10 +58,10 @@ class Callback:
 
 
 class Validation(Callback):
-    """Validates on episodes that are not trained on, and selects weights.
+    """Validates on held-out episodes, and selects weights.
 
     Arguments:
-        episodes: Where they come from: classes that are not trained on.
+        episodes: The source of episodes, of held-out classes.
         select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
             last validation. The bound hardly tells them apart where only a guide is trained.
 
@@ -219,6 +219,9 @@ class ProgressBar(Callback):
         """Closes the bar."""
         if trainer.stopped:
             self.bar.write(f"Interrupted after {trainer.result.steps} steps; the run is kept.", file=sys.stderr)
+        elif trainer.out_of_patience():
+            text = f"{trainer.config.patience} validations without a better bound: ended after"
+            self.bar.write(f"{text} {trainer.result.steps:,} steps.", file=sys.stderr)
         self.bar.close()
 
 

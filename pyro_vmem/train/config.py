@@ -37,6 +37,8 @@ class TrainingConfig:
         precision: The precision of the networks: `"auto"` takes bfloat16 where the processor has it. Densities are
             always computed in full.
         seed: Seeds the samples of latents.
+        patience: Early stopping: the run ends after this many validations in a row without a better bound. Default:
+            never. The schedules are not shortened, so the learning rate may still be high at that point.
 
     Raises:
         ValueError: If a setting is out of range.
@@ -55,10 +57,12 @@ class TrainingConfig:
     clip_norm: float = 10.0
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
     seed: int = 0
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         check_range("steps", self.steps, 1, 10**12, int)
         check_range("seed", self.seed, 0, 2**63, int)
+        check_range("patience", 1 if self.patience is None else self.patience, 1, 10**12, int)
         check_range("minutes", 1.0 if self.minutes is None else self.minutes, 1e-6, math.inf)
         check_range("lr", self.lr, 1e-12, 1e3)
         check_range("clip_norm", self.clip_norm, 1e-12, math.inf)

@@ -81,7 +81,7 @@ def fit(
             :class:`TruncatedGuide` keeps); `"auto"`, which chooses by the number of slots and says what and why; or any
             `pyro.infer.ELBO`, such as `pyro_vmem.infer.VIMCO_ELBO(8, backward=1)`.
         config: The settings; or give its fields as further arguments, such as `steps=5000, lr=1e-3`.
-        validation: Where validation episodes come from: classes that are not trained on.
+        validation: The source of validation episodes, of held-out classes.
         validate_every: Steps between validations and checkpoints.
         select: Which weights are kept: `"best"`, those of the best bound in a validation, if there is any, or
             `"last"`, those of the last.
@@ -117,6 +117,8 @@ def fit(
     config = _config(config, settings)
     check_range("validate_every", validate_every, 1, 10**12, int)
     check_range("workers", workers, 0, MOST_WORKERS, int)
+    if config.patience is not None and validation is None:
+        raise ValueError(f"patience: got {config.patience}, but there is no validation. Pass validation= as well.")
     if device is not None and isinstance(vma, VMA):
         vma.to(own_device(device))
     processes = Processes.join(next((p.device for p in vma.parameters()), torch.device("cpu")))

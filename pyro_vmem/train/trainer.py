@@ -202,10 +202,18 @@ class Trainer:
             FloatingPointError: If it is over and no step has moved anything.
         """
         progress, stop = self.processes.agree(self._progress(), self._asked_to_stop)
-        self.stopped = stop and progress < 1.0
-        if progress >= 1.0 and self.result.skipped == self.result.steps > 0:
+        over = progress >= 1.0 or self.out_of_patience()
+        self.stopped = stop and not over
+        if over and self.result.skipped == self.result.steps > 0:
             raise self._too_many_skipped()
-        return stop or progress >= 1.0
+        return stop or over
+
+    def out_of_patience(self) -> bool:
+        """Whether the last `patience` validations had no better bound than one before them."""
+        # From the history, which a resumed run has too, and which all processes share.
+        bounds = [row["val_bound"] for row in self.result.history if "val_bound" in row]
+        patience = self.config.patience
+        return patience is not None and len(bounds) > patience and max(bounds[-patience:]) <= max(bounds[:-patience])
 
     def stop(self) -> None:
         """Asks the run to stop after the step that it is in."""

@@ -101,14 +101,23 @@ def test_demo_then_evaluate_then_sample(toy, capsys):
     assert again.keys() >= KEYS
     assert len(again["reliability"]["count"]) == len(again["reliability"]["accuracy"])
     assert sum(again["reliability"]["count"]) == again["num_targets"]
-    assert again["contribution"].keys() >= {"worth_wrong", "worth_shuffled", "worth_blank", "slot_largest", "kl_a"}
+    assert again["contribution"].keys() >= {"worth_wrong", "worth_shuffled", "worth_blank", "slot_largest"}
     assert {site: row["verdict"] for site, row in again["calibration"].items()}.keys() == {"a", "z"}
     assert "q(a) is" in page
 
     assert cli.main(["sample", "runs/demo", "--rows", "3", "--columns", "2"]) == 0
-    assert cli.main(["sample", "runs/demo", "--rows", "2", "--mean", "false", "--out", "pixels.png"]) == 0
+    options = "--rows 2 --mean false --best-of 2 --temperature 0.5 --out pixels.png"
+    assert cli.main(["sample", "runs/demo", *options.split()]) == 0
     assert (toy / "pixels.png").exists()
     assert (run / "samples.png").read_bytes().startswith(b"\x89PNG")
+
+    capsys.readouterr()
+    assert cli.main(["challenge", "runs/demo", "--ways", "5", "--samples", "1", "--json"]) == 0
+    said = capsys.readouterr()
+    errors = strictly(said.out)
+    assert errors["num_targets"] == 20 * errors["n_way"] == 100  # twenty trials of the run's own validation alphabets
+    assert 0 <= errors["two_way"] <= 1
+    assert "both directions" in said.err
 
 
 def test_without_json_the_table_is_on_stdout(toy, undrawn, capsys):

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.diagnostics import diagnose, effective_sample_size, to_arviz, to_datatree
+from pyro_vmem.diagnostics import diagnose, to_arviz, to_datatree
+from pyro_vmem.diagnostics.weights import StratifiedWeights
 from pyro_vmem.parts import LatentGuide
 from pyro_vmem.testing import assert_unbiased
 
@@ -82,7 +83,7 @@ def test_groups_dims_and_attributes(per_datapoint):
         assert facts["inference_library"] == "pyro_vmem"
         assert facts["inference_library_version"] == pv.__version__
         assert facts["torch_version"] == torch.__version__
-        assert (facts["num_samples"], facts["seed"], facts["resampled"]) == (30, 5, 0)
+        assert (facts["num_samples"], facts["seed"]) == (30, 5)
         assert facts["model"] == repr(vma)
     assert torch.equal(tensor(tree["observed_data"]["x"]), x)
     assert torch.equal(tensor(tree["constant_data"]["template"]), memory.templates)
@@ -142,44 +143,29 @@ def test_weights_and_diagnostics_come_from_the_draws_of_the_tree():
     by_hand = log_joint - reference.address_posterior(memory, x).log_prob(a) - q_z.log_prob(z)
     torch.testing.assert_close(log_weight, by_hand.detach())
     found = tree["vi_diagnostics"]
-    torch.testing.assert_close(tensor(found["ess_sampled"]), effective_sample_size(log_weight))
+    torch.testing.assert_close(tensor(found["ess_sampled"]), StratifiedWeights.unstratified(log_weight).ess)
     torch.testing.assert_close(tensor(found["elbo"]), log_weight.mean(0))
     # those that diagnose draws are others, of the same guide
     assert found["information_gain"].equals(diagnose(vma, memory, x, num_samples=50)["information_gain"])
 
 
-def test_resampled_draws_stand_for_the_exact_posterior():
+def test_weighted_draws_stand_for_the_exact_posterior():
     reference, vma, memory, x = case(rough=True)
     template = memory.templates.unsqueeze(1)
     mean = reference.latent_posterior(x, template).mean.detach()
     exact = (reference.address_posterior(memory, x).probs.detach().mT.unsqueeze(-1) * mean).sum(0)
-    kwargs = {"num_samples": 20_000, "per_slot": 0, "max_decodes": 100_000}
-    guide, resampled = (to_datatree(vma, memory, x, resample=r, **kwargs) for r in (False, True))
-    ess = tensor(guide["vi_diagnostics"]["ess_sampled"])
-    for tree, unbiased in ((guide, False), (resampled, True)):
-        z = draws(tree, "posterior", "z")
-        # drawn with replacement from weighted draws: both rounds have an error
-        error = z.std(0) * (1 / ess + 1 / len(z)).sqrt().unsqueeze(-1)
-        assert bool(((z.mean(0) - exact).abs() < 5 * error).all()) == unbiased
-    assert resampled.attrs["resampled"] == 1
-    # a, z, x and the weight of a draw stay together
-    pool = {tuple(row) for row in torch.cat([draws(guide, "posterior", "z")[:, 0], all_of(guide)], -1).tolist()}
-    rows = torch.cat([draws(resampled, "posterior", "z")[:, 0], all_of(resampled)], -1).tolist()
-    assert {tuple(row) for row in rows} < pool
-    for group in ("vi_diagnostics", "observed_data"):
-        assert guide[group].to_dataset().equals(resampled[group].to_dataset())
-
-
-def all_of(tree):
-    """Address, weight and prediction of the first datapoint, `(draw, 5)`."""
-    a, weight = draws(tree, "posterior", "a")[:, :1], draws(tree, "sample_stats", "log_weight")[:, :1]
-    return torch.cat([a, weight, draws(tree, "posterior_predictive", "x")[:, 0]], -1)
+    tree = to_datatree(vma, memory, x, num_samples=20_000, per_slot=0, max_decodes=100_000)
+    z, log_weight = draws(tree, "posterior", "z"), draws(tree, "sample_stats", "log_weight")
+    for weights, unbiased in ((torch.zeros_like(log_weight).softmax(0), False), (log_weight.softmax(0), True)):
+        found = (weights.unsqueeze(-1) * z).sum(0)
+        error = (weights.unsqueeze(-1) * (z - found)).square().sum(0).sqrt()
+        assert bool(((found - exact).abs() < 5 * error).all()) == unbiased
 
 
 def test_the_same_seed_gives_the_same_tree_and_nothing_else_changes():
     _, vma, memory, x = case(rough=True)
     state = torch.get_rng_state()
-    first, second, other = (to_datatree(vma, memory, x, num_samples=30, resample=True, seed=s) for s in (0, 0, 1))
+    first, second, other = (to_datatree(vma, memory, x, num_samples=30, seed=s) for s in (0, 0, 1))
     assert first.equals(second)
     assert not first.equals(other)
     assert torch.equal(state, torch.get_rng_state())
@@ -207,10 +193,11 @@ def test_bad_arguments(monkeypatch):
         to_datatree(vma, memory, x[0])
     with pytest.raises(ValueError, match="labels: the memory has none"):
         to_datatree(vma, memory, x, labels=torch.zeros(4).long())
-    for module, call in (("arviz", to_arviz), ("xarray", to_datatree)):
+    tree = to_datatree(vma, memory, x, num_samples=30)
+    for module, call in (("arviz", lambda: to_arviz(tree)), ("xarray", lambda: to_datatree(vma, memory, x))):
         monkeypatch.setitem(sys.modules, module, None)
         with pytest.raises(ImportError, match=rf"needs {module}: pip install '.\[arviz\]'"):
-            call(vma, memory, x)
+            call()
 
 
 # What ArviZ makes of it; that it uses what matplotlib has deprecated is its own business
@@ -231,7 +218,7 @@ def is_datatree_based(az):
 @pytest.fixture
 def data():
     _, vma, memory, x = case(labels=torch.arange(6))
-    return vma, memory, x, to_arviz(vma, memory, x, num_samples=400, labels=torch.arange(4))
+    return vma, memory, x, to_arviz(to_datatree(vma, memory, x, num_samples=400, labels=torch.arange(4)))
 
 
 def test_it_is_what_the_installed_arviz_works_on(az, data):

@@ -9,8 +9,9 @@ import torch
 
 import pyro_vmem as pv
 from pyro_vmem.data import EpisodeSampler, FewShotDataset
-from pyro_vmem.diagnostics import FewShotEvaluation, evaluate, information_summary
+from pyro_vmem.diagnostics import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.few_shot import mean_and_error
+from pyro_vmem.diagnostics.information import information_summary
 
 
 def blobs(classes=12, drawings=6):

@@ -17,6 +17,13 @@ MEMORIES = {
     "per datapoint": {"per_datapoint": True},
     "masked per datapoint": {"per_datapoint": True, "mask": torch.arange(S) < torch.tensor([[6], [1], [3], [4], [2]])},
 }
+
+
+def all_values(found):
+    values = [*found.evidence.values(), *(v for v in vars(found).values() if isinstance(v, torch.Tensor))]
+    return torch.cat([v.flatten().nan_to_num(0.0) for v in values])
+
+
 FUNCTIONS = {
     **{
         f"estimate_evidence {method}": lambda vma, m, x, method=method: (
@@ -26,12 +33,7 @@ FUNCTIONS = {
     },
     "log_evidence": lambda vma, m, x: diagnostics.log_evidence(vma, m, x, 40),
     "slot_log_evidence": lambda vma, m, x: diagnostics.slot_log_evidence(vma, m, x, 3),
-    "contribution": lambda vma, m, x: torch.cat(
-        [
-            v.flatten().nan_to_num(0.0)
-            for v in vars(diagnostics.contribution(vma, m, x, wrong=m, num_samples=2, num_particles=2)).values()
-        ]
-    ),
+    "contribution": lambda vma, m, x: all_values(diagnostics.contribution(vma, m, x, wrong=m, num_samples=2)),
     "diagnose": lambda vma, m, x: torch.as_tensor(
         diagnostics.diagnose(vma, m, x, num_samples=5, per_slot=3)["address_exact"].values
     ),
@@ -99,5 +101,5 @@ def test_hidden_slots_that_explain_far_better_have_no_part() -> None:
     assert found.log_joint.softmax(-1).tolist() == [[1.0, 0.0]] * 2
     slot = reference.slot_log_evidence(memory, x).detach()
     assert float((slot[:, 1] - slot[:, 0]).min()) > 1e4
-    torch.testing.assert_close(found.log_evidence, slot[:, 0])
+    torch.testing.assert_close(found.evidence["right"], slot[:, 0])
     assert math.isinf(float(found.slot[0, 0]))

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from pyro_vmem.diagnostics import effective_sample_size, pareto_k, standard_error
+from pyro_vmem.diagnostics import pareto_k
 from pyro_vmem.diagnostics.weights import StratifiedWeights
 from pyro_vmem.infer import VIMCO_ELBO
 from pyro_vmem.infer.elbo import log_mean_exp
@@ -19,15 +19,23 @@ def weights_of_a_guide(scale, samples=4000, rows=20, dims=8):
     return (-z.square() / 2 + (z / scale).square() / 2 + math.log(scale)).sum(-1)
 
 
+def effective_sample_size(log_w):
+    return StratifiedWeights.unstratified(log_w).ess
+
+
+def standard_error(log_w):
+    return StratifiedWeights.unstratified(log_w).standard_error
+
+
 def test_effective_sample_size_is_kish_and_has_its_limits():
-    log_w = torch.randn(50, 3, 4)
+    log_w = torch.randn(50, 3)
     w = log_w.exp()
     torch.testing.assert_close(effective_sample_size(log_w), w.sum(0).square() / w.square().sum(0))
     torch.testing.assert_close(effective_sample_size(log_w - 900), effective_sample_size(log_w))
-    assert effective_sample_size(torch.full((7,), -3.0)) == pytest.approx(7)
-    assert effective_sample_size(torch.tensor([0.0, -800.0, -math.inf])) == 1
-    assert effective_sample_size(torch.tensor([-5.0])) == 1
-    assert effective_sample_size(torch.full((3,), -math.inf)).isnan()
+    assert effective_sample_size(torch.full((7, 1), -3.0)) == pytest.approx(7)
+    assert effective_sample_size(torch.tensor([[0.0], [-800.0], [-math.inf]])) == 1
+    assert effective_sample_size(torch.tensor([[-5.0]])) == 1
+    assert effective_sample_size(torch.full((3, 1), -math.inf)).isnan()
 
 
 def test_effective_sample_size_is_that_of_the_objectives():
@@ -43,7 +51,7 @@ def test_standard_error_is_that_of_the_mean_over_the_mean():
     w = log_w.exp()
     torch.testing.assert_close(standard_error(log_w), w.std(0) / w.mean(0) / math.sqrt(30))
     torch.testing.assert_close(standard_error(log_w - 900), standard_error(log_w))
-    assert standard_error(torch.full((6,), -3.0)) == 0
+    assert standard_error(torch.full((6, 1), -3.0)) == 0
     assert standard_error(torch.zeros(1, 2)).isnan().all()
 
 
@@ -111,12 +119,11 @@ def test_arviz_agrees():
             torch.testing.assert_close(pareto_k(log_w), expected, rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("function", [effective_sample_size, pareto_k, standard_error])
-def test_no_weights_are_refused(function):
+def test_no_weights_are_refused():
     with pytest.raises(ValueError, match=r"log_weights: expected shape \(K, \*\) with K >= 1 samples, got \(\)"):
-        function(torch.tensor(0.0))
+        pareto_k(torch.tensor(0.0))
     with pytest.raises(ValueError, match="log_weights"):
-        function(torch.zeros(0, 3))
+        pareto_k(torch.zeros(0, 3))
 
 
 # Strata
@@ -135,8 +142,6 @@ def test_one_stratum_is_the_mean_of_its_weights():
     log_w = torch.randn(200, 5) - 40
     weights = StratifiedWeights.unstratified(log_w)
     torch.testing.assert_close(weights.log_sum, log_mean_exp(log_w))
-    torch.testing.assert_close(weights.standard_error, standard_error(log_w))
-    torch.testing.assert_close(weights.ess, effective_sample_size(log_w))
     torch.testing.assert_close(weights.khat, pareto_k(log_w))
 
 
@@ -198,4 +203,4 @@ def test_weights_of_zero_and_beyond():
     assert weights.log_sum.isfinite().tolist() == weights.khat.isfinite().tolist() == [True, False, False]
     assert weights.log_sum[1] == -math.inf
     assert weights.khat[1:].isnan().all()
-    torch.testing.assert_close(weights.standard_error[0], standard_error(parts[0][:, 0]))
+    torch.testing.assert_close(weights.standard_error[0], standard_error(parts[0][:, :1])[0])

@@ -29,7 +29,7 @@ import pyro_vmem as pv
 from pyro_vmem.app import cli
 from pyro_vmem.data import EpisodeSampler, FewShotDataset, RecallSampler, from_folder, from_npz, merge_episodes, mnist
 from pyro_vmem.data import omniglot as read_omniglot
-from pyro_vmem.diagnostics import diagnose, effective_sample_size, evaluate, information_gain, log_evidence
+from pyro_vmem.diagnostics import diagnose, evaluate, information_gain, log_evidence, pareto_k
 from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.by_name import named_objective
 from pyro_vmem.train import LinearRise, StopAfter, Trainer, WarmupCosine, load_checkpoint, save_checkpoint
@@ -455,7 +455,7 @@ refused(
             lambda _: information_gain(X, torch.rand(2, 5)),
             r"p_logits: expected 3 slots .* \(2, 5\)",
         ),
-        "no weights": (lambda _: effective_sample_size(torch.zeros(0, 3)), r"log_weights: expected .* K >= 1 samples"),
+        "no weights": (lambda _: pareto_k(torch.zeros(0, 3)), r"log_weights: expected .* K >= 1 samples"),
         "no samples": (lambda _: log_evidence(VECTORS, MEMORY, X, 0), r"num_samples: expected at least 1, got 0"),
         "no such method": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, "x"),

@@ -94,3 +94,40 @@ def test_same_generator_same_model_and_bad_arguments():
         pv.LinearGaussianMemory(noise=0.0)
     with pytest.raises(ValueError, match="exact: False needs both"):
         one.vma(exact=False)
+
+
+def test_generate_at_a_temperature_has_the_variance_of_that_temperature() -> None:
+    torch.manual_seed(0)
+    reference = pv.LinearGaussianMemory(generator=torch.Generator().manual_seed(0))
+    memory, n, tau = pv.Memory(torch.randn(4, 3)), 40_000, 0.4
+    x = reference.vma(exact=True).generate(memory, n, address=1, mean=True, temperature=tau)
+    template = memory.templates[1]
+    latent = reference.to_latent @ template + reference.latent_offset
+    mean = reference.loading @ latent + reference.skip @ template + reference.offset
+    scaled = tau * reference.loading * reference.latent_log_scale.exp()
+    expected = (scaled @ scaled.mT).detach()
+    error = x.std(0) / n**0.5
+    assert ((x.mean(0) - mean.detach()).abs() < 5 * error).all()
+    variance = expected.diagonal()
+    assert ((x.var(0) - variance).abs() < 5 * variance * (2 / n) ** 0.5).all()
+    at_mean = reference.vma(exact=True).generate(memory, 2, address=1, mean=True, temperature=0)
+    torch.testing.assert_close(at_mean, mean.detach().expand(2, -1))
+
+
+def test_the_best_of_some_draws_are_those_that_the_guide_recognises() -> None:
+    torch.manual_seed(0)
+    reference = pv.LinearGaussianMemory(generator=torch.Generator().manual_seed(0))
+    vma, memory = reference.vma(exact=True), pv.Memory(torch.randn(6, 3))
+    for each in (memory, pv.Memory(memory.templates.expand(2, -1, -1), per_datapoint=True)):
+        shares = []
+        for best_of in (1, 8):
+            x = vma.generate(each, 400, address=2, best_of=best_of)
+            shares.append(reference.address_posterior(memory, x.flatten(0, -2)).probs[:, 2].mean())
+            assert x.shape == (400, *each.batch_shape, 3)
+        assert shares[1] > shares[0] + 0.1
+
+
+@pytest.mark.parametrize("wrong", [{"n": 0}, {"best_of": 0}, {"temperature": -1.0}, {"temperature": float("nan")}])
+def test_generate_refuses_numbers_out_of_range(wrong: dict) -> None:
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        pv.VMA.for_vectors(3).generate(pv.Memory(torch.randn(4, 3)), **wrong)

@@ -251,10 +251,35 @@ def test_a_time_budget_ends_the_run():
     assert result.history  # the last record is there whenever it ends
 
 
+def test_a_run_without_a_better_bound_ends_early_and_a_resumed_one_counts_on(tmp_path, monkeypatch, capsys):
+    bounds = iter([-10.0, -9.0, -9.5, -9.0, -8.0])  # the fourth is as good as the second, and so no better
+    monkeypatch.setattr(training, "validate", lambda *_: {"bound": next(bounds)})
+    settings = {"steps": 9, "patience": 2, "validation": sampler(seed=1), "validate_every": 1, "out": tmp_path}
+    second = []
+    watch = pv.train.Log(lambda step, row: second.append(weights(vma)) if step == 2 else None)
+    vma = small_vma()
+    result = pv.fit(vma, sampler(), **settings, callbacks=[watch, pv.train.StopAfter(1e-5)], progress=False)
+    for step in range(1, 4):
+        assert (result.steps, result.interrupted) == (step, True)
+        vma = small_vma()
+        callbacks = [watch] if step == 3 else [watch, pv.train.StopAfter(1e-5)]
+        result = pv.fit(vma, sampler(), **settings, callbacks=callbacks, resume=True)
+    assert (result.steps, result.interrupted, result.best_bound) == (4, False, -9.0)
+    assert equal(weights(vma), second[0])
+    assert "2 validations without a better bound: ended after 4 steps." in capsys.readouterr().err
+    with pytest.warns(RuntimeWarning, match="the run is over, after 4 steps"):
+        assert pv.fit(small_vma(), sampler(), **settings, resume=True, progress=False).steps == 4
+    settings |= {"patience": 3, "callbacks": [pv.train.StopAfter(1e-5)]}  # more patience is a reason to go on
+    with pytest.warns(RuntimeWarning, match=r"goes on with patience=3 \(was 2\)"):
+        assert pv.fit(small_vma(), sampler(), **settings, resume=True, progress=False).steps == 5
+
+
 @pytest.mark.parametrize(
     ("kwargs", "match"),
     [
         ({"steps": 0}, "steps: expected a whole number in"),
+        ({"patience": 0, "validation": sampler()}, "patience: expected a whole number in"),
+        ({"patience": 2}, "patience: got 2, but there is no validation. Pass validation="),
         ({"minutes": -1.0}, "minutes: expected a number in"),
         ({"lr": 0.0}, "lr: expected a number"),
         ({"clip_norm": 0.0}, "clip_norm: expected a number"),
