@@ -19,6 +19,10 @@ from pyro_vmem.infer.particles import PARTICLE_PLATE, Globals, Particles, draw_p
 
 __all__ = ["draw_with_globals"]
 
+# What torch, Pyro and a program itself raise where a tensor has K values and one was meant. Anything else, such as a
+# file that is missing, comes from a fault of the program's own.
+_SHAPES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+
 
 def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
     """Draws particles of programs that may have latents outside of the data plate.
@@ -40,7 +44,7 @@ def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: A
     if not elbo.global_names:
         try:
             return draw_particles(elbo, model, guide, *args, **kwargs)
-        except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
+        except _SHAPES:  # K draws of a global latent do not fit where the program has one
             elbo.global_names = _looked_up(model, guide, args, kwargs)
             if not elbo.global_names:
                 raise
