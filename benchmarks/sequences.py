@@ -316,13 +316,15 @@ class Sequences(RuleBasedStateMachine):
         code = self._train(name, **how)
         said = Path(f"{self.root / name}.said")
         lines = said.read_text(encoding="utf-8").splitlines() if said.exists() else []
-        runs = [whole[file] for file in FILES[:2] if file in whole]
+        run, runs = self.runs[name], [whole[file] for file in FILES[:2] if file in whole]
         if code == REFUSED:
             self.counts["refused"] += 1
             if self._contents(name) != before:
                 self.wrong("lost_models", "a run that was refused has changed its folder")
             can_go_on = runs and "result" in runs[0][1]
-            if not (self.runs[name].change == "model" or (before and not can_go_on)):
+            # The model of the run that is there, and the one that was handed in.
+            same_model = can_go_on and ("TemperedPrior" in str(runs[0][1]["spec"])) == (run.change == "model")
+            if not before or same_model:
                 self.wrong("refused_wrongly", " ".join(lines))
             return code
         self._check(name, before, code, lines)

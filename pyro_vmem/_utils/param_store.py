@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from weakref import WeakSet
@@ -14,8 +14,12 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["no_store", "register"]
+__all__ = ["ONE_LOSS", "no_store", "register"]
 
+_SEPARATOR = param_with_module_name("", "")  # between the name of a module and that of a parameter
+# What has been done for the loss that is being computed, by keys of whoever does it; `None` outside of one. Model and
+# guide ask for the same: that parameters are told to whoever trains them, and that the input fits.
+ONE_LOSS: ContextVar[set[Hashable] | None] = ContextVar("one_loss", default=None)
 _STORED: ContextVar[bool] = ContextVar("stored", default=True)
 # By identity, because `==` of tensors compares elements.
 _REGISTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # all tensors put into the store here
@@ -48,29 +52,25 @@ def register(name: str, module: nn.Module) -> None:
     if not _STORED.get():
         return
     store = pyro.get_param_store()
-    parameters: dict[str, Tensor] = {}
-    others: dict[str, Tensor] = {}  # the entries of the store under their names
-    for short, value in module.named_parameters():
-        if value.requires_grad:
-            full_name = param_with_module_name(name, short)
-            parameters[full_name] = value
-            if full_name in store and store[full_name] is not value:
-                others[full_name] = store[full_name]
-    if others:
-        _make_way(name, module, parameters, others)
-    for full_name in parameters.keys() - store.keys():
-        if not parameters[full_name].is_contiguous():
+    own = {f"{name}{_SEPARATOR}{short}": value for short, value in module.named_parameters() if value.requires_grad}
+    stored = dict(store.named_parameters())  # of an unconstrained parameter, the tensor itself
+    if others := [full_name for full_name, value in own.items() if stored.get(full_name, value) is not value]:
+        _make_way(name, module, own, {full_name: store[full_name] for full_name in others})
+    for full_name in own.keys() - store.keys():
+        if not own[full_name].is_contiguous():
             raise RuntimeError(
                 f"parameter {full_name!r} is not contiguous in memory (channels_last?), so Pyro's parameter store "
                 "would train a copy of it. Make it contiguous: the networks here lay out images, not weights."
             )
-        _REGISTERED[parameters[full_name]] = True
+        _REGISTERED[own[full_name]] = True
     _MODULES.add(module)
-    for full_name, parameter in parameters.items():
+    if own.keys() <= (ONE_LOSS.get() or set()):
+        return  # the guide has told whoever asks, and the model need not tell it again
+    for full_name, parameter in own.items():
         pyro.param(full_name, parameter)
 
 
-def _make_way(name: str, module: nn.Module, parameters: dict[str, Tensor], others: dict[str, Tensor]) -> None:
+def _make_way(name: str, module: nn.Module, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
     """Removes foreign values from the store, unless another existing module owns them."""
     gc.collect()  # A model held only by a reference cycle, such as a traceback, no longer counts as existing.
     living = {id(value) for other in _MODULES if other is not module for value in other.parameters()}
@@ -88,6 +88,6 @@ def _make_way(name: str, module: nn.Module, parameters: dict[str, Tensor], other
         for full_name, value in loaded.items():
             parameters[full_name].copy_(value)
     for full_name in list(store.keys()):  # and the entries that this module has no parameter for
-        left_over = full_name.startswith(f"{name}$$$") and store[full_name] in _REGISTERED
+        left_over = full_name.startswith(f"{name}{_SEPARATOR}") and store[full_name] in _REGISTERED
         if full_name in others or (left_over and full_name not in parameters and id(store[full_name]) not in living):
             del store[full_name]

@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles, samples
 from pyro_vmem.infer.site_notes import SCORE
@@ -36,7 +37,6 @@ class DisARM_ELBO(ParticleELBO):
     Arguments:
         num_particles: The number K of particles, even: K / 2 pairs.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `num_particles` is odd; at the first loss, if no Bernoulli site is of this kind.
@@ -60,11 +60,10 @@ class DisARM_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
-        super().__init__(num_particles, max_plate_nesting=max_plate_nesting, retain_graph=retain_graph)
+        super().__init__(num_particles, max_plate_nesting=max_plate_nesting)
         if num_particles % 2:
             raise ValueError(f"num_particles: expected an even number, for particles in pairs, got {num_particles}.")
         self._paired: set[str] = set()

@@ -16,6 +16,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Positive
 from pyro_vmem._utils.random_state import forked
 
 __all__ = ["EnumGuard", "EnumerationCost", "saved_bytes"]
@@ -46,10 +47,7 @@ class EnumGuard(TraceEnum_ELBO):
 
     Arguments:
         max_gigabytes: The most memory a step may take. Default: nine tenths of what is free, where the system tells.
-        num_particles: As in `pyro.infer.TraceEnum_ELBO`.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        vectorize_particles: As in `pyro.infer.ELBO`.
-        strict_enumeration_warning: As in `pyro.infer.TraceEnum_ELBO`.
 
     Raises:
         ValueError: Before anything is enumerated, if the estimate is above the limit, or the limit is not positive.
@@ -66,22 +64,8 @@ class EnumGuard(TraceEnum_ELBO):
         ValueError: enumeration: 60 values, about ... GB a step; the limit is 1e-06 GB. ...
     """
 
-    def __init__(
-        self,
-        max_gigabytes: float | None = None,
-        num_particles: int = 1,
-        max_plate_nesting: float = math.inf,
-        vectorize_particles: bool = False,
-        strict_enumeration_warning: bool = True,
-    ) -> None:
-        if max_gigabytes is not None and not max_gigabytes > 0:
-            raise ValueError(f"max_gigabytes: expected a positive number, got {max_gigabytes}.")
-        super().__init__(
-            num_particles=num_particles,
-            max_plate_nesting=max_plate_nesting,
-            vectorize_particles=vectorize_particles,
-            strict_enumeration_warning=strict_enumeration_warning,
-        )
+    def __init__(self, max_gigabytes: Positive | None = None, max_plate_nesting: float = math.inf) -> None:
+        super().__init__(max_plate_nesting=max_plate_nesting)
         self.max_gigabytes = max_gigabytes
         self._accepted: set[tuple[torch.Size, ...]] = set()
 
@@ -89,16 +73,14 @@ class EnumGuard(TraceEnum_ELBO):
         """Estimates what a step takes; arguments as of `loss`."""
         probe = TraceEnum_ELBO(max_plate_nesting=self.max_plate_nesting)
         one, two = _FirstValues(1), _FirstValues(2)
-        kept = []
+
+        def kept(limited: _FirstValues) -> int:
+            return saved_bytes(lambda: list(probe._get_traces(model, limited(guide), args, kwargs)))
+
         with forked(*args, *kwargs.values()), pyro.get_param_store().scope(), torch.enable_grad():
-            for limited in (one, two):
-                saved = _SavedBytes()
-                with saved:
-                    list(probe._get_traces(model, limited(guide), args, kwargs))
-                kept.append(saved.total)
+            first, both = kept(one), kept(two)
         values = math.prod(two.sizes.values())
-        total = kept[0] + max(0, kept[1] - kept[0]) * (values - 1)
-        return EnumerationCost(values, total * self.num_particles / 1e9)
+        return EnumerationCost(values, (first + max(0, both - first) * (values - 1)) / 1e9)
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Any:
         tensors = _tensors((*args, *kwargs.values()))
@@ -106,14 +88,7 @@ class EnumGuard(TraceEnum_ELBO):
         if shapes in self._accepted:
             yield from super()._get_traces(model, guide, args, kwargs)
             return
-        self._check(self.cost(model, guide, *args, **kwargs), tensors)
-        for traces in super()._get_traces(model, guide, args, kwargs):
-            _check_plates(*traces)
-            yield traces
-        self._accepted.add(shapes)
-
-    def _check(self, cost: EnumerationCost, tensors: list[Tensor]) -> None:
-        limit = self.max_gigabytes
+        cost, limit = self.cost(model, guide, *args, **kwargs), self.max_gigabytes
         if limit is None:
             limit = 0.9 * _free_bytes(tensors[0].device if tensors else torch.device("cpu")) / 1e9
         if cost.gigabytes > limit:
@@ -121,6 +96,10 @@ class EnumGuard(TraceEnum_ELBO):
                 f"enumeration: {cost}; the limit is {limit:.3g} GB. Sum fewer values, with pyro_vmem.TruncatedGuide or "
                 "RaoBlackwell_ELBO; sample them, with VIMCO_ELBO; take fewer datapoints a step; or raise max_gigabytes."
             )
+        for traces in super()._get_traces(model, guide, args, kwargs):
+            _check_plates(*traces)
+            yield traces
+        self._accepted.add(shapes)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(max_gigabytes={self.max_gigabytes})"
@@ -164,29 +143,18 @@ class _FirstValues(Messenger):
         msg["fn"].enumerate_support = lambda expand=True: first
 
 
-class _SavedBytes(torch.autograd.graph.saved_tensors_hooks):
-    """Counts the bytes that autograd keeps for the backward pass, each storage once."""
-
-    def __init__(self) -> None:
-        self._seen: set[int] = set()
-        self.total = 0
-
-        def pack(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in self._seen:
-                self._seen.add(storage.data_ptr())
-                self.total += storage.nbytes()
-            return tensor
-
-        super().__init__(pack, lambda tensor: tensor)
-
-
 def saved_bytes(run: Callable[[], Any]) -> int:
-    """What autograd keeps for the backward pass of a run, in bytes."""
-    saved = _SavedBytes()
-    with saved:
+    """What autograd keeps for the backward pass of a run, in bytes, each storage once."""
+    storages: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        storages[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         run()
-    return saved.total
+    return sum(storages.values())
 
 
 def _tensors(values: Any, depth: int = 3) -> list[Tensor]:

@@ -17,37 +17,16 @@ from torch import Tensor
 from pyro_vmem.infer.doubly_reparameterised import is_delta
 from pyro_vmem.infer.particles import PARTICLE_PLATE, Globals, Particles, draw_particles, particles_of, samples, stacked
 
-__all__ = ["draw_with_globals"]
-
-# What torch, Pyro and a program itself raise where a tensor has K values and one was meant. Anything else, such as a
-# file that is missing, comes from a fault of the program's own.
-_SHAPES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError)
+__all__ = ["draw_with_globals", "find_globals", "global_names", "globals_of", "only"]
 
 
 def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
-    """Draws particles of programs that may have latents outside of the data plate.
-
-    The objective remembers their names in `global_names`. Most programs have none; whether one has is looked up only
-    if it cannot be done without.
-
-    Arguments:
-        elbo: The objective.
-        model: A Pyro model.
-        guide: Its guide.
-        args: Their arguments.
-        kwargs: Their keyword arguments.
+    """Draws particles of programs whose latents `elbo.global_names` are outside of the data plate.
 
     Raises:
         ValueError: As of :func:`draw_particles`; if the objective has no gradient for global latents; if a plate that
             they are in is subsampled.
     """
-    if not elbo.global_names:
-        try:
-            return draw_particles(elbo, model, guide, *args, **kwargs)
-        except _SHAPES:  # K draws of a global latent do not fit where the program has one
-            elbo.global_names = _looked_up(model, guide, args, kwargs)
-            if not elbo.global_names:
-                raise
     if not elbo.global_latents:
         names, elbo.global_names = sorted(elbo.global_names), frozenset()
         raise ValueError(
@@ -58,9 +37,10 @@ def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: A
     found = global_names(*traces[0])
     if found != elbo.global_names:  # the programs are others than before
         elbo.global_names = found
-        return draw_with_globals(elbo, model, guide, *args, **kwargs)
-    rows = [particles_of(*(_only(trace, found, False) for trace in pair)) for pair in traces]
-    of_globals = _globals(*(samples(_only(trace, found, True)) for trace in traces[0]))
+        draw = draw_with_globals if found else draw_particles
+        return draw(elbo, model, guide, *args, **kwargs)
+    rows = [particles_of(*(only(trace, found, False) for trace in pair)) for pair in traces]
+    of_globals = globals_of(*(only(trace, found, True) for trace in traces[0]))
     return replace(stacked(rows), arguments=(args, kwargs), of_globals=of_globals)
 
 
@@ -98,7 +78,7 @@ def _plates(site: Any) -> frozenset[str]:
     return frozenset(f.name for f in site["cond_indep_stack"] if f.vectorized and f.name != PARTICLE_PLATE)
 
 
-def _looked_up(model: Any, guide: Any, args: Any, kwargs: Any) -> frozenset[str]:
+def find_globals(model: Any, guide: Any, args: Any, kwargs: Any) -> frozenset[str]:
     """The names of the global sites, by running the programs once; parameters and random state stay as they are."""
     if isinstance(poutine.unwrap(guide), Messenger):
         return frozenset()
@@ -108,7 +88,7 @@ def _looked_up(model: Any, guide: Any, args: Any, kwargs: Any) -> frozenset[str]
     return global_names(prune_subsample_sites(run), prune_subsample_sites(drawn))
 
 
-def _only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
+def only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
     """A trace with only the named sites, or without them."""
     kept = trace.copy()
     for name in [name for name in trace.nodes if (name in names) != inside]:
@@ -116,7 +96,9 @@ def _only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
     return kept
 
 
-def _globals(of_model: dict[str, Any], of_guide: dict[str, Any]) -> Globals:
+def globals_of(model_trace: Trace, guide_trace: Trace) -> Globals:
+    """What one draw of the latents outside of the data plate adds to the bound, from the traces of these alone."""
+    of_model, of_guide = samples(model_trace), samples(guide_trace)
     for site in [*of_model.values(), *of_guide.values()]:
         for frame in site["cond_indep_stack"]:
             if frame.full_size is not None and frame.full_size != frame.size:

@@ -38,7 +38,6 @@ class IWAE_ELBO(ParticleELBO):
         backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Example:
         >>> import torch, pyro_vmem as pv
@@ -56,9 +55,8 @@ class IWAE_ELBO(ParticleELBO):
         backward: int | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
         self.dreg = dreg
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:

@@ -5,8 +5,9 @@ The plates that all sample sites share are the data; what a site has in other pl
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -18,6 +19,7 @@ from pyro.infer import ELBO
 from pyro.poutine import Trace
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
+from torch.distributions import Categorical
 
 from pyro_vmem.infer.site_notes import OWN, PATH, RELAXED
 
@@ -63,7 +65,8 @@ class Particles:
         score: :math:`\log q` of each site that the objective does not differentiate through, unscaled.
         kl: :math:`KL(q \| p)` in closed form, of each categorical latent.
         scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
-        relaxed: What a control variate adds to the score of each site that has one; see :mod:`pyro_vmem.infer.relax`.
+        relaxed: What a control variate adds to the score of each site that has one, `(K, 3, B)`; see
+            :mod:`pyro_vmem.infer.relax`.
         of_globals: What latents outside of the data plate add, if there are any.
         arguments: What model and guide were called with, positional and by keyword.
         paths: For each particle drawn on its own (one entry if they are vectorized), the values whose gradients can be
@@ -76,7 +79,7 @@ class Particles:
     score: dict[str, Tensor]
     kl: dict[str, Tensor]
     scale: float
-    relaxed: dict[str, list[Tensor]] = field(default_factory=dict)
+    relaxed: dict[str, Tensor] = field(default_factory=dict)
     of_globals: Globals | None = None
     arguments: tuple[tuple[Any, ...], dict[str, Any]] = ((), {})
     paths: list[list[tuple[Any, Callable[[Tensor], Tensor], Tensor | float]]] = field(default_factory=list)
@@ -119,18 +122,10 @@ class Particles:
 
 
 def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
-    """Runs the guide and the model against it, as the settings of `elbo` say.
-
-    Arguments:
-        elbo: Gives the number of particles, and whether they are vectorized.
-        model: A Pyro model whose sites all sit in one data plate, or in the same plates.
-        guide: Its guide.
-        args: Their arguments.
-        kwargs: Their keyword arguments.
+    """Runs the guide and the model against it, as the settings of `elbo` say; raises as :class:`Layout` does.
 
     Raises:
-        ValueError: If a site is outside of the data plate, is enumerated, or sits in a subsampled inner plate; if a
-            latent is missing in the guide, or observed there; if no observation varies along a data plate.
+        ValueError: Also if a latent is enumerated, is missing in the guide, or is observed there.
     """
     rows = [particles_of(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
     return replace(stacked(rows), arguments=(args, kwargs))
@@ -141,111 +136,87 @@ def stacked(rows: list[Particles]) -> Particles:
     first = rows[0]
     if len(rows) == 1:
         return first
-
-    def stack(parts: Iterable[Tensor]) -> Tensor:
-        return torch.cat(list(parts))
-
-    return Particles(
-        log_prior={name: stack(row.log_prior[name] for row in rows) for name in first.log_prior},
-        log_guide={name: stack(row.log_guide[name] for row in rows) for name in first.log_guide},
-        log_likelihood=stack(row.log_likelihood for row in rows),
-        score={name: stack(row.score[name] for row in rows) for name in first.score},
-        kl={name: stack(row.kl[name] for row in rows) for name in first.kl},
-        scale=first.scale,
-        relaxed={
-            name: [stack(parts) for parts in zip(*(row.relaxed[name] for row in rows), strict=True)]
-            for name in first.relaxed
-        },
-        paths=[path for row in rows for path in row.paths],
-    )
+    together: dict[str, Any] = {"paths": [path for row in rows for path in row.paths]}
+    for term in ("log_prior", "log_guide", "score", "kl", "relaxed"):
+        together[term] = {name: torch.cat([getattr(row, term)[name] for row in rows]) for name in getattr(first, term)}
+    return replace(first, log_likelihood=torch.cat([row.log_likelihood for row in rows]), **together)
 
 
 def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
     """The particles of one pair of traces: K of them if vectorized, else one."""
-    guide_sites = samples(guide_trace)
-    latents = {name: site for name, site in samples(model_trace).items() if not site["is_observed"]}
-    _check_sites(latents, guide_sites)
-    layout = Layout(model_trace, guide_trace)
-    log_prior, log_likelihood = model_terms(model_trace, layout)
-    return Particles(
-        log_prior=log_prior,
-        log_guide={name: layout.per_datapoint(site["log_prob"]) for name, site in guide_sites.items()},
-        log_likelihood=log_likelihood,
-        score={
-            name: layout.per_datapoint(score, scaled=False)
-            for name, site in guide_sites.items()
-            if isinstance(
-                score := site["score_parts"].score_function, Tensor
-            )  # of what is reparameterised it is the number zero
-        },
-        kl={
-            name: layout.per_datapoint(_closed_form(guide_sites[name], site), scaled=False)
-            for name, site in latents.items()
-            if _is_categorical(site["fn"]) and _is_categorical(guide_sites[name]["fn"])
-        },
-        scale=layout.scale,
-        relaxed={
-            name: [layout.per_datapoint(part, scaled=False) for part in site["infer"][RELAXED]]
-            for name, site in guide_sites.items()
-            if RELAXED in site["infer"]
-        },
-        paths=[
-            [
-                (site["infer"][PATH], partial(layout.of_value, event_dim=site["fn"].event_dim), _power(site, layout))
-                for site in guide_sites.values()
-                if PATH in site["infer"]
-            ]
-        ],
-    )
+    guide_sites, model_sites = samples(guide_trace), samples(model_trace)
+    _check_sites(model_sites, guide_sites)
+    layout = Layout(model_sites, guide_sites)
+    log_prior, log_likelihood = model_terms(model_sites, layout)
+    log_guide, score, kl, relaxed = {}, {}, {}, {}
+    paths: list[tuple[Any, Callable[[Tensor], Tensor], Tensor | float]] = []
+    for name, site in guide_sites.items():
+        log_guide[name] = layout.per_datapoint(site["log_prob"])
+        of_site = site["score_parts"].score_function
+        if isinstance(of_site, Tensor):  # of what is reparameterised it is the number zero
+            score[name] = layout.per_datapoint(of_site, scaled=False)
+        own, prior = site["infer"].get(OWN, site["fn"]), model_sites.get(name)
+        if isinstance(own, Categorical) and prior and isinstance(prior["fn"], Categorical):
+            with torch.no_grad():  # it is told, and not trained
+                in_full = scale_and_mask(torch.distributions.kl_divergence(own, prior["fn"]), mask=prior["mask"])
+                kl[name] = layout.per_datapoint(in_full, scaled=False)
+        if RELAXED in site["infer"]:
+            parts = [layout.per_datapoint(part, scaled=False) for part in site["infer"][RELAXED]]
+            relaxed[name] = torch.stack(parts, 1)
+        if PATH in site["infer"]:
+            shaped = partial(layout.of_value, event_dim=site["fn"].event_dim)
+            paths.append((site["infer"][PATH], shaped, _power(site, layout)))
+    return Particles(log_prior, log_guide, log_likelihood, score, kl, layout.scale, relaxed, paths=[paths])
 
 
-def model_terms(trace: Trace, layout: Layout) -> tuple[dict[str, Tensor], Tensor]:
+def model_terms(sites: dict[str, Any], layout: Layout) -> tuple[dict[str, Tensor], Tensor]:
     r""":math:`\log p` of each latent site of a model, and that of all observed sites together, each `(K, B)`."""
-    rows = {name: layout.per_datapoint(site["log_prob"]) for name, site in samples(trace).items()}
-    observed = [name for name in rows if trace.nodes[name]["is_observed"]]
-    log_prior = {name: values for name, values in rows.items() if name not in observed}
+    rows = {name: layout.per_datapoint(site["log_prob"]) for name, site in sites.items()}
+    log_prior = {name: row for name, row in rows.items() if not sites[name]["is_observed"]}
     zero = torch.zeros_like(next(iter(rows.values())))
-    return log_prior, sum((rows[name] for name in observed), zero)
+    return log_prior, sum((row for name, row in rows.items() if name not in log_prior), zero)
 
 
 class Layout:
     """Which dims of a site's log-probability are particles and datapoints.
 
     Arguments:
-        traces: Those of a model and its guide.
+        programs: The sample sites of a model and of its guide.
 
     Raises:
         ValueError: If the sites do not all sit in one data plate, a plate in it is subsampled, or no observation varies
             along it.
     """
 
-    def __init__(self, *traces: Trace) -> None:
-        sites = [site for trace in traces for site in samples(trace).values()]
-        stacks = [{frame for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
-        shared = set.intersection(*stacks)
-        data = sorted((f for f in shared if f.name != PARTICLE_PLATE), key=lambda f: f.dim)
+    def __init__(self, *programs: dict[str, Any]) -> None:
+        sites = [site for program in programs for site in program.values()]
+        # Told apart by name and dim: to compare frames themselves takes Pyro a tenth of a step.
+        stacks = [{(frame.name, frame.dim): frame for frame in site["cond_indep_stack"]} for site in sites]
+        shared = {plate for plate in set.intersection(*map(set, stacks)) if plate[1] is not None}
+        plates = sorted((stacks[0][plate] for plate in shared), key=lambda frame: frame.dim)
+        data = [frame for frame in plates if frame.name != PARTICLE_PLATE]
         if not data:
-            _refuse_loose(sites, stacks)
-        for frame in {frame for site in sites for frame in site["cond_indep_stack"]} - shared:
-            if frame.full_size is not None and frame.full_size != frame.size:
+            _refuse_loose(sites)
+        for plate, frame in itertools.chain(*(stack.items() for stack in stacks)):
+            if plate not in shared and frame.full_size is not None and frame.full_size != frame.size:
                 raise ValueError(
                     f"model and guide: plate {frame.name!r} inside the data plate is subsampled, so importance weights "
                     "of a datapoint are not known. Subsample the data plate only."
                 )
         observed = [site for site in sites if site["is_observed"] and not site_is_factor(site)]
+        shapes = [site["value"].shape[: site["value"].dim() - site["fn"].event_dim] for site in observed]
         for frame in data:
-            if frame.size > 1 and observed and not any(_size_along(frame.dim, site) > 1 for site in observed):
+            if frame.size > 1 and shapes and not any(len(s) >= -frame.dim and s[frame.dim] > 1 for s in shapes):
                 raise ValueError(
                     f"model: no observation varies along plate {frame.name!r}, so each would be counted {frame.size} "
                     "times. Take the programs out of that plate; to stand for more data, use pyro.poutine.scale; or "
                     "expand the observation, if it was made as often."
                 )
-        particles = [f.dim for f in shared if f.name == PARTICLE_PLATE]
-        self.dims = particles + [f.dim for f in data]
-        self.sizes = [1] * (not particles) + [f.size for f in sorted(shared, key=lambda f: f.dim)]
+        self.dims = [frame.dim for frame in plates]  # the plate of particles is the outermost, if there is one
+        self.sizes = [1] * (plates == data) + [frame.size for frame in plates]
         # A plate scales every site in it by (size of the data) / (size of the minibatch). Inside of a logarithm of
         # weights that would be a temperature; it belongs on the sum over datapoints.
-        self.scale = math.prod((f.full_size or f.size) / f.size for f in data)
+        self.scale = math.prod((frame.full_size or frame.size) / frame.size for frame in data)
 
     def with_particles(self, count: int) -> Layout:
         """The same of another number of particles."""
@@ -292,24 +263,10 @@ def _power(site: Any, layout: Layout) -> Tensor | float:
     return power
 
 
-def _closed_form(guide_site: Any, site: Any) -> Tensor:
-    own = guide_site["infer"].get(OWN, guide_site["fn"])
-    kl: Tensor = scale_and_mask(torch.distributions.kl_divergence(own, site["fn"]), mask=site["mask"])
-    return kl
-
-
-def _is_categorical(fn: Any) -> bool:
-    return isinstance(fn, torch.distributions.Categorical)
-
-
-def _size_along(dim: int, site: Any) -> int:
-    """How many observations there are along a plate."""
-    shape = site["value"].shape[: site["value"].dim() - site["fn"].event_dim]
-    return int(shape[dim]) if len(shape) >= -dim else 1
-
-
-def _check_sites(latents: dict[str, Any], guide_sites: dict[str, Any]) -> None:
-    for name, site in latents.items():
+def _check_sites(model_sites: dict[str, Any], guide_sites: dict[str, Any]) -> None:
+    for name, site in model_sites.items():
+        if site["is_observed"]:
+            continue
         if name not in guide_sites:
             raise ValueError(f"guide: it has no sample site {name!r}, which the model leaves unobserved. Add one.")
         if site["infer"].get("_enumerate_dim") is not None or guide_sites[name]["infer"].get("enumerate"):
@@ -325,13 +282,15 @@ def _check_sites(latents: dict[str, Any], guide_sites: dict[str, Any]) -> None:
             )
 
 
-def _refuse_loose(sites: list[Any], stacks: list[set[Any]]) -> NoReturn:
-    loose = [
-        site["name"] for site, stack in zip(sites, stacks, strict=True) if all(f.name == PARTICLE_PLATE for f in stack)
-    ]
+def _refuse_loose(sites: list[Any]) -> NoReturn:
+    loose = {
+        site["name"]
+        for site in sites
+        if not any(frame.vectorized and frame.name != PARTICLE_PLATE for frame in site["cond_indep_stack"])
+    }
     raise ValueError(
         "model and guide: expected all sample sites in one data plate, so that each datapoint has its own importance "
-        f"weights; outside of any plate: {sorted(set(loose)) or 'none, but they share no plate'}. Wrap the local "
-        'latents and the observation in `with pyro.plate("data", len(x)):`; global latents need a guide of their own. '
+        f"weights; outside of any plate: {sorted(loose) or 'none, but they share no plate'}. Wrap the local latents "
+        'and the observation in `with pyro.plate("data", len(x)):`. '
         "Of Pyro's autoguides AutoNormal, AutoDelta and AutoNormalMessenger draw each latent in its plate."
     )

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.distributions import top_and_rest
 from pyro_vmem.infer.one_site import OneSiteELBO
 from pyro_vmem.infer.particles import Particles
@@ -36,7 +36,6 @@ class RaoBlackwell_ELBO(OneSiteELBO):
         k: How many values are summed, at least 1.
         site: The name of the categorical site.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `k` is less than 1; at the first loss, if there is no such site, it is not categorical, it
@@ -55,13 +54,12 @@ class RaoBlackwell_ELBO(OneSiteELBO):
 
     def __init__(
         self,
-        k: int = 3,
+        k: Count = 3,
         site: str = "a",
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
-        self.k = check_count("k", k)
-        super().__init__(self.k + 1, site, max_plate_nesting, retain_graph)
+        self.k = k
+        super().__init__(k + 1, site, max_plate_nesting)
 
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
         slots = len(fn.enumerate_support())  # those that a truncated guide keeps

@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Count, Size
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
@@ -44,7 +45,6 @@ class RELAX_ELBO(ParticleELBO):
             Default: a :class:`Surrogate`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: At the first loss, if a site of another kind, or a sparse one, is not reparameterised.
@@ -61,13 +61,12 @@ class RELAX_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         control: nn.Module | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
-        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
         self.control = control
         self.module: nn.Module = Surrogate() if control is None else control
 
@@ -80,7 +79,7 @@ class RELAX_ELBO(ParticleELBO):
         bound, count = f.mean(0), len(f)
         signal = f.detach() - (bound.detach() * count - f.detach()) / (count - 1) if count > 1 else f.detach()
         total = signal * sum(particles.score.values(), torch.zeros_like(f))
-        for path, cross, square in particles.relaxed.values():
+        for path, cross, square in (parts.unbind(1) for parts in particles.relaxed.values()):
             # The network makes the square of signal * score + h small, of which it has no part in the first square.
             total = total + path - 0.5 * (2 * signal * cross + square)
         return bound, bound + total.mean(0)
@@ -96,7 +95,7 @@ class Surrogate(nn.Module):
         width: The width of the small network g.
     """
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: Size = 16) -> None:
         super().__init__()
         self.log_temperature = nn.Parameter(torch.tensor(0.0))
         last = nn.Linear(width, 1)

@@ -1,7 +1,8 @@
-"""Keeps a subsampled plate on the same datapoints in every run of model and guide that makes up one loss."""
+"""Keeps all runs of model and guide that make up one loss on the same datapoints."""
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -10,28 +11,17 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-__all__ = ["MasksByHandler", "SameSubsample"]
+from pyro_vmem._utils.param_store import ONE_LOSS
+
+__all__ = ["SameData"]
 
 
-class MasksByHandler(Messenger):
-    """Turns a mask of a distribution, `fn.mask(...)`, into one of its site, as `poutine.mask` makes it.
+class SameData(Messenger):
+    """Gives each plate the indices that it had in the first run, and turns masks of distributions into masks of sites.
 
-    Pyro masks the score function of such a distribution too, though what depends on the value may be left in; and what
-    asks for the kind of a distribution, or for its mask, should not have to look inside.
-    """
-
-    def _pyro_sample(self, msg: Any) -> None:
-        while isinstance(msg["fn"], MaskedDistribution):
-            mask = msg["fn"]._mask
-            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
-            msg["fn"] = msg["fn"].base_dist
-
-
-class SameSubsample(Messenger):
-    """Gives each plate the indices that it had in the first run, and counts where it is made.
-
-    Without it particles that are drawn one by one would each be of other datapoints, and `poutine.replay` would put
-    the guide's indices in place of those that a model was explicitly given, without a word.
+    Without the first, particles that are drawn one by one would each be of other datapoints, and `poutine.replay` would
+    silently put the guide's indices in place of those that a model was explicitly given. Without the second, Pyro would
+    mask a score function too, which what depends on the value may need in full.
 
     Raises:
         ValueError: If a plate is given other indices than it had before.
@@ -40,33 +30,47 @@ class SameSubsample(Messenger):
     def __init__(self) -> None:
         super().__init__()
         self.runs = 0
-        self._indices: dict[str, Tensor] = {}
-        self._sizes: dict[str, int] = {}
+        self._first: dict[str, tuple[int, Tensor]] = {}  # the size and the indices of each plate
         self._subsampled: dict[str, set[int]] = {}  # the runs in which each subsampled plate was made
+        self._done: set[Hashable] = set()
 
     def __enter__(self) -> Any:
         self.runs += 1
+        self._outer = ONE_LOSS.set(self._done)
         return super().__enter__()
 
+    def __exit__(self, *raised: Any) -> Any:
+        ONE_LOSS.reset(self._outer)
+        return super().__exit__(*raised)
+
+    def _pyro_post_param(self, msg: Any) -> None:
+        self._done.add(msg["name"])  # unless a handler within has hidden it
+
     def _pyro_sample(self, msg: Any) -> None:
-        if not site_is_subsample(msg):
-            return
-        name, fn, known = msg["name"], msg["fn"], self._indices.get(msg["name"])
-        if known is None:
-            known = self._indices[name] = msg["value"] if msg["value"] is not None else fn.sample()
-            self._sizes[name] = fn.size
-        elif fn.size != self._sizes[name]:
+        if site_is_subsample(msg):
+            self._keep_indices(msg)
+        while isinstance(msg["fn"], MaskedDistribution) and not msg["is_observed"]:
+            mask = msg["fn"]._mask
+            msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
+            msg["fn"] = msg["fn"].base_dist
+
+    def _keep_indices(self, msg: Any) -> None:
+        name, fn, given = msg["name"], msg["fn"], msg["value"]
+        if name not in self._first:
+            self._first[name] = fn.size, fn.sample() if given is None else given
+        size, indices = self._first[name]
+        if fn.size != size:
             raise ValueError(
-                f"model and guide: plate {name!r} has size {self._sizes[name]} in one and {fn.size} in the other. Give "
-                "both the same."
+                f"model and guide: plate {name!r} has size {size} in one and {fn.size} in the other. Give both the "
+                "same."
             )
-        elif msg["value"] is not None and not torch.equal(torch.as_tensor(msg["value"]), torch.as_tensor(known)):
+        if given is not None and not torch.equal(torch.as_tensor(given), torch.as_tensor(indices)):
             raise ValueError(
                 f"model and guide: plate {name!r} has other indices in one than in the other, so that latents would be "
                 "those of other datapoints. Give both the same `subsample`, or only `subsample_size`."
             )
-        msg["value"] = known
-        if len(known) < fn.size:
+        msg["value"] = indices
+        if len(indices) < size:
             self._subsampled.setdefault(name, set()).add(self.runs)
 
     def check(self) -> None:

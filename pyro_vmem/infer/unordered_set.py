@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.one_site import OneSiteELBO
 from pyro_vmem.infer.particles import Particles
 
@@ -36,7 +37,6 @@ class UnorderedSet_ELBO(OneSiteELBO):
         num_particles: The number K of values, from 2 to 10, and no more than the site has.
         site: The name of the categorical site.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `num_particles` is out of range; at the first loss, if the site has fewer values, or cannot be
@@ -55,12 +55,11 @@ class UnorderedSet_ELBO(OneSiteELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         site: str = "a",
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
-        super().__init__(num_particles, site, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, site, max_plate_nesting)
         if num_particles > MOST_PARTICLES:
             raise ValueError(
                 f"num_particles: expected at most {MOST_PARTICLES}, as all subsets are gone through, got "

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
 from pyro_vmem.infer.particles import Particles
 
@@ -52,7 +53,6 @@ class VIMCO_ELBO(ParticleELBO):
         backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
-        retain_graph: As in `pyro.infer.ELBO`.
 
     Raises:
         ValueError: If `num_particles` is less than 2 or `baseline` is neither of the two; with `dreg`, at the first
@@ -79,17 +79,14 @@ class VIMCO_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         baseline: Literal["arithmetic", "geometric"] = "arithmetic",
         dreg: bool = False,
-        backward: int | None = None,
+        backward: Count | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
-        retain_graph: bool | None = None,
     ) -> None:
-        if baseline not in ("arithmetic", "geometric"):
-            raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {baseline!r}.")
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting, retain_graph)
+        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
         self.baseline = baseline
         self.dreg = dreg
 

@@ -12,7 +12,7 @@ import math
 import time
 import warnings
 from dataclasses import asdict, fields, replace
-from typing import Any, get_args
+from typing import Any
 
 import pyro
 import torch
@@ -25,11 +25,12 @@ from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import random_states, seed_all, set_random_states
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.data import Episode
-from pyro_vmem.infer import ParticleELBO, check_objective, choose_objective
+from pyro_vmem.infer import ParticleELBO, check_objective, choose
 from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.by_name import Objective, named_objective
 from pyro_vmem.infer.elbo import Terms
 from pyro_vmem.model import VMA
+from pyro_vmem.model.checks import check_weights
 from pyro_vmem.train.config import TrainingConfig
 from pyro_vmem.train.distributed import Processes
 from pyro_vmem.train.history import FitResult, Meter, summarise
@@ -86,21 +87,9 @@ class Trainer:
         config: TrainingConfig | None = None,
         processes: Processes | None = None,
     ) -> None:
-        if not isinstance(vma, VMA):
-            raise ValueError(
-                f"vma: expected a pyro_vmem.VMA, got {type(vma).__name__}. Train other models with pyro.infer.SVI and "
-                "an objective of pyro_vmem.infer."
-            )
-        if not isinstance(objective, str | ELBO):
-            names = get_args(Objective)
-            raise ValueError(
-                f"objective: expected one of {names} or a pyro.infer.ELBO, got {type(objective).__name__}."
-            )
-        for name, parameter in vma.named_parameters():
-            if parameter.is_inference():
-                raise ValueError(f"vma: {name!r} was made in torch.inference_mode(). Build it outside to train it.")
-            if not bool(torch.isfinite(parameter).all()):
-                raise ValueError(f"vma: {name!r} holds values that are not finite. Build or load it again.")
+        check_weights(vma)
+        if any(parameter.is_inference() for parameter in vma.parameters()):
+            raise ValueError("vma: its weights were made in torch.inference_mode(). Build it outside to train it.")
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
         # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
         self.objective: Any = objective if isinstance(objective, ELBO) else None
@@ -144,8 +133,8 @@ class Trainer:
         vma = self.vma
         vma.check(episode.memory, episode.x)
         if self.objective is None:
-            name, why = choose_objective(self._values(episode))
-            self.objective, self.result.chosen = named_objective(name), f"objective {name!r}: {why}"
+            choice = choose(vma.model, vma.guide, episode.memory, episode.x)
+            self.objective, self.result.chosen = choice.objective, f"objective {choice}"
         enumerates = isinstance(self.objective, TraceEnum_ELBO)
         self.guide = config_enumerate(vma.guide, "parallel", expand=True) if enumerates else vma.guide
         particles = isinstance(self.objective, ParticleELBO)
@@ -175,9 +164,10 @@ class Trainer:
                 group["lr"] = config.lr * config.schedule(result.steps, progress)
         kl_weight = config.kl_schedule(result.steps, progress)
         self.rates = {"lr": float(self.optimizer.param_groups[0]["lr"]), "kl_weight": kl_weight}
+        own = self.processes.share(episode)
         self.whole = False
         try:
-            terms = self._gradient(episode, kl_weight)
+            terms = self._gradient(own, len(episode.x), kl_weight)
         except NotFiniteError as error:
             result.steps += 1
             self._skip(error)
@@ -185,7 +175,7 @@ class Trainer:
             self.optimizer.step()
             if self.scheduler is not None:
                 self.scheduler.step()
-            terms = self.processes.mean(terms, len(self.processes.share(episode).x) / len(episode.x))
+            terms = self.processes.mean(terms, len(own.x) / len(episode.x))
             self.meter.add(terms)
             result.steps += 1
             self.moves += 1
@@ -307,20 +297,20 @@ class Trainer:
         q_a = self.vma.address_guide(self.vma.encode(episode.memory), self.vma.encode_x(episode.x))
         return len(q_a.enumerate_support())
 
-    def _gradient(self, episode: Episode, kl_weight: float) -> dict[str, float]:
+    def _gradient(self, own: Episode, targets: int, kl_weight: float) -> dict[str, float]:
         """Puts the clipped gradient of the loss per datapoint into every `.grad`; returns this process's terms."""
         remembered = {} if self.module is None else {n: b.clone() for n, b in self.module.named_buffers()}
         self.optimizer.zero_grad(set_to_none=True)
         terms, problem = dict[str, float](), ""
         try:
             with self.autocast:
-                terms = self._backward(self.processes.share(episode), kl_weight)
+                terms = self._backward(own, kl_weight)
         except NotFiniteError as error:
             problem = str(error)
             # The sum over processes is then not finite either, so that all of them skip the step.
             self.parameters[0].grad = torch.full_like(self.parameters[0], math.nan)
         self.processes.sum_gradients(self.parameters)
-        torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(len(episode.x)))
+        torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(targets))
         try:  # which raises before it scales anything
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm, error_if_nonfinite=True)
         except RuntimeError as error:
@@ -341,9 +331,9 @@ class Trainer:
             if isinstance(self.objective, ParticleELBO):
                 with no_store():  # the optimizer has the parameters
                     terms = self.objective.terms(model, guide, memory, episode.x)
-                if not math.isfinite(terms.loss.item()):
-                    raise NotFiniteError(first_not_finite(terms))
                 terms.loss.backward()
+                if not math.isfinite(terms.loss.item()):  # asked when all is on its way: it makes a GPU wait
+                    raise NotFiniteError(first_not_finite(terms))
                 if weight == 1.0:
                     return summarise(terms)
                 return summarise(self._untempered(terms, weight)) | {"tempered_bound": float(terms.bound.mean())}
@@ -362,15 +352,10 @@ class Trainer:
     @torch.no_grad()
     def _untempered(self, terms: Terms, weight: float) -> Terms:
         """The terms of the same particles, with KL(z) in full."""
-
-        def in_full(values: dict[str, Tensor]) -> dict[str, Tensor]:
-            return values | ({"z": values["z"] / weight} if "z" in values else {})
-
+        p = terms.particles
+        log_prior, log_guide = (part | {"z": part["z"] / weight} for part in (p.log_prior, p.log_guide))
         # Without `paths`, whose factors are those of the loss that was gone backward through.
-        particles = terms.particles
-        particles = replace(
-            particles, log_prior=in_full(particles.log_prior), log_guide=in_full(particles.log_guide), paths=[]
-        )
+        particles = replace(p, log_prior=log_prior, log_guide=log_guide, paths=[])
         return replace(terms, particles=particles, bound=self.objective.estimate(particles)[0])
 
     def _skip(self, error: NotFiniteError) -> None:

@@ -24,10 +24,8 @@ def case(slots=40, batch=6):
 
 
 def saved_bytes(vma, guide, memory, x):
-    saved = enumeration._SavedBytes()
-    with saved:
-        TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(vma.model, guide, memory, x)
-    return saved.total
+    elbo = TraceEnum_ELBO(max_plate_nesting=1)
+    return enumeration.saved_bytes(lambda: elbo.differentiable_loss(vma.model, guide, memory, x))
 
 
 @pytest.mark.parametrize(("slots", "batch"), [(40, 6), (300, 20)])
