@@ -87,9 +87,9 @@ class Trainer:
         config: TrainingConfig | None = None,
         processes: Processes | None = None,
     ) -> None:
-        check_weights(vma)
         if any(parameter.is_inference() for parameter in vma.parameters()):
             raise ValueError("vma: its weights were made in torch.inference_mode(). Build it outside to train it.")
+        check_weights(vma)
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
         # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
         self.objective: Any = objective if isinstance(objective, ELBO) else None
