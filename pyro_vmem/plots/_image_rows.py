@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,9 +11,8 @@ from pyro_vmem.plots._style import BLUE, GREEN, LINE, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
 
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
+    from pyro_vmem.plots._style import AnyFigure
 
 __all__: list[str] = []
 

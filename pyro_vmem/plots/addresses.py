@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,9 +23,8 @@ from pyro_vmem.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
 
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
+    from pyro_vmem.plots._style import AnyFigure
 
 __all__ = ["address_heat_map", "lookups"]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +12,8 @@ from pyro_vmem.plots._style import Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
 
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
+    from pyro_vmem.plots._style import AnyFigure
 
 __all__ = ["completions", "images", "one_shot_generations"]
 
