@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import omniglot
@@ -106,15 +106,12 @@ class ProtocolEpisodes(Dataset[Episode]):
         self,
         protocol: Protocol,
         dataset: FewShotDataset,
-        n_classes: int,
-        shots: int,
-        seed: int,
-        num_episodes: int | None,
+        n_classes: Count,
+        shots: NonNegativeInt,
+        seed: NonNegativeInt,
+        num_episodes: Count | None,
     ) -> None:
         num_episodes = protocol.num_episodes(dataset) if num_episodes is None else num_episodes
-        for name, value, least in (("n_classes", n_classes, 1), ("shots", shots, 0), ("seed", seed, 0)):
-            check_count(name, value, least)
-        check_count("num_episodes", num_episodes)
         protocol.check(dataset, n_classes, shots)
         self.protocol, self.dataset = protocol, dataset
         self.n_classes, self.shots, self.seed, self.num_episodes = n_classes, shots, seed, num_episodes

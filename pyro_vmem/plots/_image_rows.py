@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vmem.plots._style import BLUE, GREEN, LINE, Array, as_numpy
+from pyro_vmem.plots._style import BLUE, GREEN, LINE, AnyFigure, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from pyro_vmem.plots._style import AnyFigure
 
 __all__: list[str] = []
 

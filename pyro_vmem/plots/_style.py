@@ -15,11 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
-
 __all__: list[str] = []
 
 Array = Tensor | NDArray[Any]
+AnyFigure = TypeVar("AnyFigure", bound="FigureBase")
 
 # Mid-tones of Okabe and Ito, distinct for colour-blind readers, with contrast of 3:1 against white and near-black.
 BLUE, GREEN, ORANGE, PURPLE = "#1f7fc0", "#009e73", "#d55e00", "#b8529f"

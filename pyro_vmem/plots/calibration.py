@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from pyro_vmem._utils.checks import Count, Several
 from pyro_vmem.plots._style import (
     BLUE,
     ORANGE,
+    AnyFigure,
     Array,
     as_numpy,
     empty_bar_colour,
@@ -23,8 +25,6 @@ from pyro_vmem.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from pyro_vmem.plots._style import AnyFigure
 
 __all__ = ["khat_scatter", "reliability_diagram", "sbc_histograms"]
 
@@ -108,7 +108,7 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
     return ax
 
 
-def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int, bins: int = 20) -> AnyFigure:
+def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: Count, bins: Several = 20) -> AnyFigure:
     """Draws the ranks of simulation-based calibration, one panel per quantity; flat if the posterior is right.
 
     Bars that rise at both ends mean that the posterior is too narrow, bars that rise in the middle that it is too wide,
@@ -133,8 +133,8 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
         >>> [ax.get_title() for ax in figure.axes]
         ['z[0]', 'z[1]']
     """
-    if not ranks or bins < 2:
-        raise ValueError(f"ranks: expected at least one quantity and bins of at least 2, got {len(ranks)} and {bins}.")
+    if not ranks:
+        raise ValueError("ranks: expected at least one quantity, got none.")
     columns = min(4, len(ranks))
     rows = math.ceil(len(ranks) / columns)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
