@@ -95,11 +95,6 @@ class FewShotEvaluation:
         return self.class_probs_exact.argmax(-1) == self.target_class
 
     @property
-    def unknown(self) -> Tensor:
-        """Whether the error of the evidence is unknown, as of :class:`~pyro_vmem.diagnostics.Evidence`; `(E, B)`."""
-        return self.standard_error.isnan()
-
-    @property
     def reliability(self) -> ReliabilityCurve:
         """The confidence of the guide's most probable class against its accuracy, over all targets."""
         return calibration_error(self.class_probs.flatten(0, 1), self.target_class.flatten())
