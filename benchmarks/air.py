@@ -1,6 +1,6 @@
 """Attend, infer, repeat (Eslami et al., 2016): learns to count the digits on a canvas, by any objective.
 
-Canvases of 32 x 32 pixels hold zero, one or two digits of 14 x 14, apart from each other. How many, nobody tells.
+A canvas holds none, one or two digits, apart from each other. How many, nobody tells.
 A run that is started again with the same file goes on where it was; seconds are of processor time.
 
     python -m benchmarks.air --minutes 120 --file air.pt
@@ -27,8 +27,6 @@ from benchmarks import command
 from benchmarks.examples import AIR
 from pyro_vmem.infer import RWS_ELBO, VIMCO_ELBO, Reinforce_ELBO
 
-SIDE, DIGIT, INK = 32, 14, 10  # a digit has a margin of two pixels
-
 OBJECTIVES = {
     "VIMCO_ELBO": lambda k: VIMCO_ELBO(k, max_plate_nesting=1),
     "Reinforce_ELBO": lambda k: Reinforce_ELBO(k, max_plate_nesting=1),
@@ -38,23 +36,23 @@ OBJECTIVES = {
 }
 
 
-def digits(train: bool) -> Tensor:
-    """Digits of 14 x 14 pixels: MNIST where `PYRO_VMEM_DATA` has it, else the letters that the package brings."""
+def digits(train: bool, size: int) -> Tensor:
+    """Digits of that size: MNIST where `PYRO_VMEM_DATA` has it, else the letters that the package brings."""
     if "PYRO_VMEM_DATA" in os.environ:
         images = pv.data.mnist(train=train).images
     else:
         images = pv.data.glyphs().split(seed=0)[0 if train else 1].images
-    return F.interpolate(images.float() / images.max(), DIGIT, mode="area").squeeze(1)
+    return F.interpolate(images.float() / images.max(), size, mode="area").squeeze(1)
 
 
-def canvases(images: Tensor, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Canvases `(count, 32, 32)` and how many digits each has, `(count,)`: none, one or two, as often."""
-    number = torch.randint(3, (count,), generator=generator)
-    x = torch.zeros(count, SIDE, SIDE)
-    places = torch.zeros(2, count, 2, dtype=torch.long)
-    while (over := ((places[0] - places[1]).abs() < INK).all(-1)).any():
-        places[:, over] = torch.randint(SIDE - DIGIT + 1, (2, int(over.sum()), 2), generator=generator)
-    within = torch.arange(DIGIT)
+def canvases(images: Tensor, side: int, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Canvases `(count, side, side)` and how many digits each has, `(count,)`: none, one or two, as often."""
+    number, size = torch.randint(3, (count,), generator=generator), images.shape[-1]
+    x, places = torch.zeros(count, side, side), torch.zeros(2, count, 2, dtype=torch.long)
+    # A seventh of a digit is its margin on each side.
+    while (over := ((places[0] - places[1]).abs() < 5 * size / 7).all(-1)).any():
+        places[:, over] = torch.randint(side - size + 1, (2, int(over.sum()), 2), generator=generator)
+    within = torch.arange(size)
     for i in range(2):
         rows = (number > i).nonzero().squeeze(-1)
         of_row, of_column = (places[i, rows, axis, None] + within for axis in range(2))
@@ -78,9 +76,13 @@ def main(
     objective: str = "VIMCO_ELBO",
     num_particles: int = 5,
     minutes: float = 1.0,
+    side: int = 20,
+    digit: int = 9,
+    hidden: int = 64,
+    what: int = 8,
     batch: int = 32,
     lr: float = 1e-3,
-    anneal: int = 4000,
+    anneal: int = 2000,
     every: int = 1000,
     test: int = 3000,
     seed: int = 0,
@@ -92,6 +94,10 @@ def main(
         objective: One of `VIMCO_ELBO`, `Reinforce_ELBO`, `RWS_ELBO`, `RenyiELBO`, `TraceGraph_ELBO`.
         num_particles: Its particles.
         minutes: Of processor time, in all runs of this file together.
+        side: The rows and columns of a canvas.
+        digit: Those of a digit.
+        hidden: The width of the networks.
+        what: The numbers that a digit's appearance is made of.
         batch: Canvases in a step; each is new.
         lr: The learning rate of Adam; it falls to zero in the last fifth of the time.
         anneal: In how many steps the prior probability of one more object falls, from 1 - 1e-6 to 0.01.
@@ -104,10 +110,11 @@ def main(
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "rows": []}
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         torch.manual_seed(seed)
-        air, elbo = AIR(SIDE, DIGIT), OBJECTIVES[objective](num_particles)
+        air = AIR(side, digit, what=what, hidden=hidden)
+        elbo = OBJECTIVES[objective](num_particles)
         optimizer = torch.optim.Adam(air.parameters(), lr=lr)
-        images, generator = digits(train=True), torch.Generator().manual_seed(seed)
-        held_out = canvases(digits(train=False), test, torch.Generator().manual_seed(10**6))
+        images, generator = digits(True, digit), torch.Generator().manual_seed(seed)
+        held_out = canvases(digits(False, digit), side, test, torch.Generator().manual_seed(10**6))
         if path is not None and path.exists():
             state = torch.load(path)
             air.load_state_dict(state["model"])
@@ -119,7 +126,7 @@ def main(
             # At first objects cannot be left out: they have to become of use before the model may go without.
             air.presence.fill_(torch.tensor(14 - 18.6 * min(1.0, state["step"] / anneal)).sigmoid())
             optimizer.param_groups[0]["lr"] = lr * min(1.0, 5 * (1 - spent / budget))
-            x, _ = canvases(images, batch, generator)
+            x, _ = canvases(images, side, batch, generator)
             optimizer.zero_grad()
             elbo.loss_and_grads(air.model, air.guide, x)  # RenyiELBO has nothing else
             torch.nn.utils.clip_grad_norm_(air.parameters(), 200.0 * batch)
@@ -129,8 +136,8 @@ def main(
                 row = {"step": state["step"], "seconds": round(time.process_time() - start), **evaluate(air, *held_out)}
                 state["rows"].append(row)
                 keep(state, air, optimizer, generator, time.process_time() - start, path)
-    settings = {"objective": objective, "num_particles": num_particles, "batch": batch, "seed": seed}
-    return {**settings, "minutes": minutes, "torch": torch.__version__, "rows": state["rows"]}
+    settings = {"objective": objective, "num_particles": num_particles, "batch": batch, "side": side, "digit": digit}
+    return {**settings, "minutes": minutes, "seed": seed, "torch": torch.__version__, "rows": state["rows"]}
 
 
 def keep(state: dict[str, Any], air: AIR, optimizer: Any, generator: Any, seconds: float, path: Path | None) -> None:

@@ -33,12 +33,12 @@ def bound(belief: SigmoidBelief, x: Tensor, num_particles: int) -> Tensor:
 
 def main(
     samples: list[int] | None = None,
-    steps: int = 2000,
+    steps: int = 1000,
     batch: int = 24,
     layer: int = 64,
     lr: float = 3e-3,
-    test: int = 2000,
-    common: int = 200,
+    test: int = 1000,
+    common: int = 100,
     seed: int = 0,
 ) -> dict[str, Any]:
     """Trains a network for each K.

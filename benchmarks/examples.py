@@ -192,7 +192,7 @@ class HiddenMarkov(nn.Module):
         super().__init__()
         self.steps = steps
         self.first, self.move = nn.Parameter(torch.randn(states)), nn.Parameter(torch.randn(states, states))
-        self.loc, self.log_scale = nn.Parameter(torch.randn(states)), nn.Parameter(torch.tensor(-0.5))
+        self.loc, self.log_scale = nn.Parameter(torch.linspace(-2.0, 2.0, states)), nn.Parameter(torch.tensor(-0.5))
         self.sees = nn.Linear(steps, steps * states)
         self.follows = nn.Parameter(torch.randn(states, states))
 

@@ -23,7 +23,7 @@ from pyro_vmem.data import (
 )
 from pyro_vmem.data.protocols import PROTOCOLS
 
-__all__ = ["Sources"]
+__all__ = ["Kind", "Sources"]
 
 
 @dataclass(frozen=True)

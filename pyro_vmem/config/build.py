@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -71,8 +72,6 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
     """
     if isinstance(spec, str | Path):
         spec = _read(Path(spec))
-    if not isinstance(spec, Mapping):
-        raise ValueError(f"spec: expected a dict, or the path of a JSON or YAML file, got {type(spec).__name__}.")
     if like is not None:
         if "class_path" in spec:
             raise ValueError("spec: with like, expected parts by name, got a whole model. Give its init_args.")
@@ -85,7 +84,7 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
 
 
 def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
-    """The model of a run or of a checkpoint, with its weights.
+    """The model of a run or of a checkpoint, with its weights, in the precision of the file and no less than float32.
 
     Arguments:
         path: A `.safetensors` file of :func:`pyro_vmem.fit` or :func:`save`, or the folder of a run. A folder gives the
@@ -115,7 +114,8 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
         # A small file may name a huge model, so shapes are compared before memory is allocated.
         _check_shapes(data["spec"], trusted_modules, tensors)
         vma = build(data["spec"], trusted_modules)
-        vma.load_state_dict(tensors)
+        kinds = [value.dtype for value in tensors.values() if value.is_floating_point()]
+        vma.to(functools.reduce(torch.promote_types, kinds, torch.float32)).load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"path: the weights in {str(path)!r} are not those of the model it names: {error}") from error
     return vma.eval()
@@ -177,7 +177,7 @@ def _of_run(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except ValueError as error:
             if not earlier:
                 raise
-            warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=4)
     tensors, data = load_newest(last)
     return _under("best.", tensors) or tensors, data
 

@@ -1,5 +1,6 @@
 """Data sets of images by class and alphabet, and episodes drawn from them."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode, EpisodeSampler, merge_episodes
 from pyro_vmem.data.glyphs import glyphs
@@ -36,3 +37,4 @@ __all__ = [
     "protocol",
     "within_alphabet_trials",
 ]
+check_entries(globals())

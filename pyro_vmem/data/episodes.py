@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
@@ -41,16 +43,11 @@ class Episode:
     """
 
     memory: Memory
-    x: Tensor
-    labels: Tensor | None = None
+    x: Float[Tensor, "B ..."]
+    labels: Integer[Tensor, " B"] | None = None
 
     def __post_init__(self) -> None:
         # Shapes and types only: a check of values in a training step would wait for the GPU.
-        if not hasattr(self.memory, "event_shape"):  # packed memories and test doubles have it too
-            raise ValueError(f"memory: expected a Memory, got {type(self.memory).__name__}.")
-        for name, value in (("x", self.x), ("labels", self.labels)):
-            if not isinstance(value, Tensor) and not (name == "labels" and value is None):
-                raise ValueError(f"{name}: expected a Tensor, got {type(value).__name__}.")
         event, batch = tuple(self.memory.event_shape), tuple(self.memory.batch_shape)
         if self.x.ndim != len(event) + 1 or tuple(self.x.shape[1:]) != event or len(self.x) == 0:
             raise ValueError(
@@ -59,14 +56,6 @@ class Episode:
             )
         if batch and batch != (len(self.x),):
             raise ValueError(f"x: expected {batch[0]} targets, one for each memory, got {len(self.x)}.")
-        if self.labels is None:
-            return
-        if self.labels.shape != (len(self.x),):
-            raise ValueError(
-                f"labels: expected shape ({len(self.x)},), the class of each target, got {tuple(self.labels.shape)}."
-            )
-        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
-            raise ValueError(f"labels: expected integers, got {self.labels.dtype}. Use `labels.long()`.")
 
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(torch.unique(self.labels))} classes"
@@ -133,23 +122,17 @@ class EpisodeSampler(Dataset[Episode]):
     def __init__(
         self,
         dataset: FewShotDataset,
-        n_way: int = 8,
-        k_shot: int = 4,
-        n_query: int = 4,
-        seed: int = 0,
+        n_way: Count = 8,
+        k_shot: Count = 4,
+        n_query: Count = 4,
+        seed: NonNegativeInt = 0,
         *,
         rotate: bool = False,
         flip: bool = False,
-        n_absent: int = 0,
-        num_episodes: int | None = None,
+        n_absent: NonNegativeInt = 0,
+        num_episodes: Count | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        for name, value in (("n_way", n_way), ("k_shot", k_shot), ("n_query", n_query)):
-            check_count(name, value)
-        for name, value in (("seed", seed), ("n_absent", n_absent)):
-            check_count(name, value, least=0)
-        if num_episodes is not None:
-            check_count("num_episodes", num_episodes)
         shape = dataset.image_shape
         if (rotate or flip) and (len(shape) != 3 or shape[1] != shape[2]):
             raise ValueError(
@@ -199,6 +182,7 @@ class EpisodeSampler(Dataset[Episode]):
         """The number of episodes; :math:`10^9` if endless."""
         return _ENDLESS if self.num_episodes is None else self.num_episodes
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index, which depends on the arguments and the index only."""
         generator = self._generator(index, _EPISODE)
@@ -221,6 +205,7 @@ class EpisodeSampler(Dataset[Episode]):
         for index in range(len(self)):
             yield self[index]
 
+    @usual_defaults()
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
 
@@ -270,7 +255,7 @@ class EpisodeSampler(Dataset[Episode]):
         """Draws distinct images of each class, as indices into the data set, with shape (n_way, count)."""
         classes = variants % self.dataset.num_classes
         sizes = self._sizes[classes]
-        keys = torch.rand(len(classes), int(sizes.max()), generator=generator)
+        keys = torch.rand(len(classes), int(sizes.max()), generator=generator, dtype=torch.float32)
         keys.masked_fill_(torch.arange(keys.shape[1]) >= sizes[:, None], -1.0)
         return self._by_class[self._starts[classes][:, None] + keys.topk(count).indices]
 

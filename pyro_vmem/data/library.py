@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.memory import PackedMemory
@@ -43,11 +44,15 @@ class LibraryEpisodes(Dataset[Episode]):
         Episode(24 slots, 36 targets of shape (1, 4, 4), 6 classes)
     """
 
+    @usual_defaults()
     def __init__(
-        self, dataset: FewShotDataset, k_shot: int = 1, num_targets: int = 64, seed: int = 0, rotate: bool = False
+        self,
+        dataset: FewShotDataset,
+        k_shot: Count = 1,
+        num_targets: Count = 64,
+        seed: NonNegativeInt = 0,
+        rotate: bool = False,
     ) -> None:
-        for name, value, least in (("k_shot", k_shot, 1), ("num_targets", num_targets, 1), ("seed", seed, 0)):
-            check_count(name, value, least)
         smallest = int(dataset.class_sizes.min())
         if k_shot >= smallest:
             raise ValueError(
@@ -81,6 +86,7 @@ class LibraryEpisodes(Dataset[Episode]):
     def __repr__(self) -> str:
         return f"LibraryEpisodes({self.memory!r}, {self.num_targets} targets, seed={self.seed})"
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index, which depends only on the arguments and the index."""
         if index < 0:

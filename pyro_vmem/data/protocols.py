@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt, checked
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import omniglot
 from pyro_vmem.memory import Memory
 
-__all__ = ["PROTOCOLS", "Protocol", "protocol"]
+__all__ = ["PROTOCOLS", "Protocol", "ProtocolEpisodes", "protocol"]
 
 _BLANK = -1  # the label of the blank template of an empty memory
 
@@ -64,13 +65,14 @@ class Protocol(abc.ABC):
         train, validation = omniglot(root, subset="background", resize=resize).split(test=0.15, seed=0)
         return train, validation, omniglot(root, subset="evaluation", resize=resize)
 
+    @checked
     def episodes(
         self,
         dataset: FewShotDataset,
-        n_classes: int = 1,
-        shots: int = 1,
-        seed: int = 0,
-        num_episodes: int | None = None,
+        n_classes: Count = 1,
+        shots: NonNegativeInt = 1,
+        seed: NonNegativeInt = 0,
+        num_episodes: Count | None = None,
     ) -> ProtocolEpisodes:
         """Returns the evaluation episodes of one cell of a table.
 
@@ -112,9 +114,6 @@ class ProtocolEpisodes(Dataset[Episode]):
         num_episodes: int | None,
     ) -> None:
         num_episodes = protocol.num_episodes(dataset) if num_episodes is None else num_episodes
-        for name, value, least in (("n_classes", n_classes, 1), ("shots", shots, 0), ("seed", seed, 0)):
-            check_count(name, value, least)
-        check_count("num_episodes", num_episodes)
         protocol.check(dataset, n_classes, shots)
         self.protocol, self.dataset = protocol, dataset
         self.n_classes, self.shots, self.seed, self.num_episodes = n_classes, shots, seed, num_episodes
@@ -125,6 +124,7 @@ class ProtocolEpisodes(Dataset[Episode]):
         """The number of episodes."""
         return self.num_episodes
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index: one target, or several that share a memory."""
         if not 0 <= index < len(self):

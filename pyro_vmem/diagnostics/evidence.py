@@ -10,19 +10,19 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.evidence_indexed import draw_others
 from pyro_vmem.diagnostics.evidence_refined import RefineConfig, refined_weights
 from pyro_vmem.diagnostics.slot_weights import (
     address_distributions,
-    check_numbers,
     chunks,
     found_slots,
     log_address_prior,
@@ -129,15 +129,15 @@ def estimate_evidence(
     vma: VMA,
     memory: Memory,
     x: Tensor,
-    num_samples: int = 1000,
+    num_samples: Count = 1000,
     method: Method = "exact-address",
     *,
-    k: int = 8,
+    k: Count = 8,
     refine: RefineConfig | None = None,
-    budget: int | None = None,
-    seed: int | None = None,
+    budget: NonNegativeInt | None = None,
+    seed: NonNegativeInt | None = None,
     precision: Literal["auto", "bfloat16", "float32"] | None = None,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
     warn: bool = True,
 ) -> Evidence:
@@ -215,11 +215,11 @@ def log_evidence(
     vma: VMA,
     memory: Memory,
     x: Tensor,
-    num_samples: int = 1000,
+    num_samples: Count = 1000,
     method: Method = "exact-address",
     *,
-    k: int = 8,
-    max_decodes: int = 1024,
+    k: Count = 8,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | M)` of each target, in nats, with shape `(B,)`; negated, it is the NLL.
@@ -264,9 +264,6 @@ def _plan(
     refine: RefineConfig,
     max_decodes: int,
 ) -> _Plan:
-    if method not in get_args(Method):
-        raise ValueError(f"method: expected one of {', '.join(map(repr, get_args(Method)))}, got {method!r}.")
-    check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
     vma.check(memory, x)
     encoded = vma.encode(memory)
     if encoded.index is not None and method not in ("sampled", "top-k"):
@@ -403,7 +400,7 @@ def _sampled(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights
 
 def _warn(evidence: Evidence, of_unknown: bool) -> None:
     """Warns of bad estimates at the user's line."""
-    warn_if_not_finite(evidence.log_evidence, stacklevel=5)
+    warn_if_not_finite(evidence.log_evidence, stacklevel=6)
     count = int(evidence.unknown.sum())
     if of_unknown and count > WARNED_SHARE * len(evidence.log_evidence):
         warnings.warn(
@@ -411,5 +408,5 @@ def _warn(evidence: Evidence, of_unknown: bool) -> None:
             f"few large weights (k-hat above {KHAT_LIMIT}, standard error above {ERROR_LIMIT} nats, or too few samples "
             "to tell), or slots were missed, so they are likely too low. To know them, draw more samples "
             "(num_samples), allow a larger budget, or train the guide longer.",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -6,6 +6,7 @@ It measures the evidence of each target, the information gain of its lookup, and
 from __future__ import annotations
 
 import math
+import sys
 import time
 from dataclasses import dataclass
 
@@ -13,11 +14,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, calibration_error, hit_rate, rank_correlation
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
-from pyro_vmem.diagnostics.slot_weights import check_numbers, draw_from_guide, slot_weights, warn_if_not_finite
+from pyro_vmem.diagnostics.slot_weights import draw_from_guide, slot_weights, warn_if_not_finite
 from pyro_vmem.diagnostics.weights import trust_figures
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
@@ -91,11 +93,6 @@ class FewShotEvaluation:
     def hit_exact(self) -> Tensor:
         """Whether the exact address posterior's is, `(E, B)`."""
         return self.class_probs_exact.argmax(-1) == self.target_class
-
-    @property
-    def unknown(self) -> Tensor:
-        """Whether the error of the evidence is unknown, as of :class:`~pyro_vmem.diagnostics.Evidence`; `(E, B)`."""
-        return self.standard_error.isnan()
 
     @property
     def reliability(self) -> ReliabilityCurve:
@@ -184,12 +181,12 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 def evaluate(
     vma: VMA,
     episodes: EpisodeSampler,
-    num_episodes: int = 20,
-    num_samples: int = 10,
+    num_episodes: Count = 20,
+    num_samples: Count = 10,
     *,
     wrong: bool = True,
-    seed: int = 0,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
     progress: bool = True,
 ) -> FewShotEvaluation:
     """Evaluates a model on the first episodes of a sampler; parameters and global random state stay as they are.
@@ -216,10 +213,9 @@ def evaluate(
         >>> result.log_evidence.shape, result.summary()["chance"]
         (torch.Size([2, 5]), 0.2)
     """
-    check_numbers(num_episodes=num_episodes, num_samples=num_samples, max_decodes=max_decodes)
     check_weights(vma)
     start, rows, information, decodes = time.perf_counter(), [], [], 0
-    bar = tqdm(range(num_episodes), desc="evaluating", unit="episode", disable=not progress)
+    bar = tqdm(range(num_episodes), desc="evaluating", unit="episode", disable=not (progress and sys.stderr))
     with seeded(seed):
         for index in bar:
             episode = episodes[index].to(next(vma.parameters()).device)
@@ -235,7 +231,7 @@ def evaluate(
             slots = episode.memory.num_slots + (0 if other is None else other.num_slots)
             decodes += len(episode.x) * (slots * num_samples + _DRAWS)
     columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
-    warn_if_not_finite(columns["log_evidence"].flatten(), stacklevel=4)
+    warn_if_not_finite(columns["log_evidence"].flatten(), stacklevel=5)
     return FewShotEvaluation(
         **columns,
         information=tuple(information),
@@ -251,8 +247,8 @@ def _measure(
     vma: VMA, episode: Episode, wrong: Memory | None, num_samples: int, max_decodes: int
 ) -> tuple[dict[str, Tensor], InformationSummary]:
     """Measures the targets of one episode: a value of each by name, and the summary of their lookups."""
+    vma.check(episode.memory, episode.x)
     x, encoded = episode.x, vma.encode(episode.memory)
-    vma.check(encoded, x)
     right = slot_weights(vma, encoded, x, num_samples, max_decodes=max_decodes)
     exact, columns = right.log_joint, right.estimate.honest._asdict()
     columns["log_evidence_wrong"] = torch.full_like(columns["log_evidence"], math.nan)

@@ -1,5 +1,6 @@
 """Objectives for models with discrete local latents: `pyro.infer.ELBO` subclasses."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.infer.by_name import check_objective
 from pyro_vmem.infer.disarm import DisARM_ELBO
 from pyro_vmem.infer.elbo import ParticleELBO
@@ -34,3 +35,4 @@ __all__ = [
     "check_objective",
     "choose",
 ]
+check_entries(globals(), in_steps=("Particles",))

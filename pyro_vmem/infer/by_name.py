@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, TraceEnum_ELBO
 
+from pyro_vmem._utils.checks import Program
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.infer.enumeration import EnumGuard
 from pyro_vmem.infer.iwae import IWAE_ELBO
@@ -56,7 +57,7 @@ def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO
     raise ValueError(f"objective: expected one of {get_args(Objective)} or a pyro.infer.ELBO, got {name!r}.")
 
 
-def check_objective(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> None:
+def check_objective(elbo: ELBO, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
     """Refuses an objective that would silently not train this guide.
 
     Runs the guide once, without gradients; parameters and random state stay as they are.

@@ -11,6 +11,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles, samples
 from pyro_vmem.infer.site_notes import SCORE
@@ -59,7 +60,7 @@ class DisARM_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         max_plate_nesting: float = math.inf,
     ) -> None:
         super().__init__(num_particles, max_plate_nesting=max_plate_nesting)

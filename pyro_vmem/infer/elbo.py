@@ -19,7 +19,7 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, through_values_only
 from pyro_vmem.infer.global_latents import draw_with_globals, find_globals
 from pyro_vmem.infer.particles import Particles, draw_particles
@@ -93,22 +93,20 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
 
     def __init__(
         self,
-        num_particles: int = 4,
-        backward: int | None = None,
+        num_particles: Count = 4,
+        backward: Count | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
     ) -> None:
-        count = check_count("num_particles", num_particles, 0)
-        if count < self.least_particles:
+        if num_particles < self.least_particles:
             raise ValueError(
                 f"num_particles: {type(self).__name__} needs at least {self.least_particles}, got {num_particles}. "
                 "For one particle use Reinforce_ELBO(baseline='average') or pyro.infer.TraceGraph_ELBO."
             )
         if backward is not None:
-            backward = check_count("backward", backward, 0)
-            self._check_backward(backward, count, vectorize_particles)
+            self._check_backward(backward, num_particles, vectorize_particles)
         super().__init__(
-            num_particles=count,
+            num_particles=num_particles,
             vectorize_particles=vectorize_particles,
             max_plate_nesting=max_plate_nesting,
         )
@@ -166,9 +164,9 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
                 f"backward: {type(self).__name__} does not weight its particles, so that drawing some of them would be "
                 "as good as having fewer. Use backward=None, or VIMCO_ELBO, IWAE_ELBO or RWS_ELBO."
             )
-        if not 0 < backward < num_particles:
+        if backward >= num_particles:
             raise ValueError(
-                f"backward: expected at least 1, and fewer than the {num_particles} particles, got {backward}. "
+                f"backward: expected fewer than the {num_particles} particles, got {backward}. "
                 "With backward=None the gradient is that of all."
             )
         if not vectorize_particles:

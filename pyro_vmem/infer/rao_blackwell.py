@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.distributions import top_and_rest
 from pyro_vmem.infer.one_site import OneSiteELBO
 from pyro_vmem.infer.particles import Particles
@@ -54,12 +54,12 @@ class RaoBlackwell_ELBO(OneSiteELBO):
 
     def __init__(
         self,
-        k: int = 3,
+        k: Count = 3,
         site: str = "a",
         max_plate_nesting: float = math.inf,
     ) -> None:
-        self.k = check_count("k", k)
-        super().__init__(self.k + 1, site, max_plate_nesting)
+        self.k = k
+        super().__init__(k + 1, site, max_plate_nesting)
 
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
         slots = len(fn.enumerate_support())  # those that a truncated guide keeps

@@ -11,6 +11,7 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_vmem._utils.checks import Program, Several
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.infer.by_name import NUM_PARTICLES
 from pyro_vmem.infer.elbo import ParticleELBO
@@ -49,7 +50,7 @@ class Choice:
         return f"{self.objective!r}: {self.why}; {cost}"
 
 
-def choose(model: Any, guide: Any, *args: Any, num_particles: int = NUM_PARTICLES, **kwargs: Any) -> Choice:
+def choose(model: Program, guide: Program, *args: Any, num_particles: Several = NUM_PARTICLES, **kwargs: Any) -> Choice:
     """Recommends an objective, from what latents the program has.
 
     The program is run a few times; parameters and random state stay as they are.
@@ -70,8 +71,6 @@ def choose(model: Any, guide: Any, *args: Any, num_particles: int = NUM_PARTICLE
         >>> print(pv.infer.choose(vma.model, vma.guide, memory, x))
         VIMCO_ELBO(num_particles=4): 60 values of 'a' are too many ...; 4 decoder passes per datapoint, ... GB a step
     """
-    if num_particles < 2:
-        raise ValueError(f"num_particles: expected at least 2, got {num_particles}.")
     with forked(*args, *kwargs.values()), pyro.get_param_store().scope(), torch.enable_grad():
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)

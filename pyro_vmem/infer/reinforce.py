@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Count, Fraction
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
@@ -55,23 +56,17 @@ class Reinforce_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         baseline: Literal["leave-one-out", "average", "none"] | nn.Module = "leave-one-out",
-        decay: float = 0.9,
+        decay: Fraction = 0.9,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
     ) -> None:
-        if not isinstance(baseline, nn.Module) and baseline not in ("leave-one-out", "average", "none"):
-            raise ValueError(
-                f"baseline: expected 'leave-one-out', 'average', 'none' or a torch.nn.Module, got {baseline!r}."
-            )
         if baseline == "leave-one-out" and num_particles < 2:
             raise ValueError(
                 f"num_particles: the leave-one-out baseline needs at least 2, got {num_particles}. "
                 "For one particle use baseline='average'."
             )
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay: expected a number in [0, 1), got {decay}.")
         super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
         self.baseline = baseline
         self.decay = decay

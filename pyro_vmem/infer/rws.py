@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, Fraction
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
@@ -81,19 +81,17 @@ class RWS_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         pathwise: bool = False,
         dreg: bool = False,
-        defensive: float = 0.0,
-        top: int | None = None,
-        backward: int | None = None,
+        defensive: Fraction = 0.0,
+        top: Count | None = None,
+        backward: Count | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
     ) -> None:
-        if not 0 <= defensive < 1:
-            raise ValueError(f"defensive: expected a number in [0, 1), got {defensive}.")
-        if top is not None and (check_count("top", top, 0) < 1 or not defensive):
-            raise ValueError(f"top: expected at least 1, with a share of at least something; got {top}, {defensive=}.")
+        if top is not None and not defensive:
+            raise ValueError(f"top: it has no effect without a share; got {top}. Pass defensive=0.1, or no top.")
         if dreg and not pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
         super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)

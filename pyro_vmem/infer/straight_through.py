@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, Positive
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 
@@ -48,13 +49,11 @@ class StraightThrough_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
-        temperature: float = 1.0,
+        num_particles: Count = 4,
+        temperature: Positive = 1.0,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
     ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
         super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
         self.temperature = temperature
 

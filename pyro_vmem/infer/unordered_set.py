@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.one_site import OneSiteELBO
 from pyro_vmem.infer.particles import Particles
 
@@ -54,7 +55,7 @@ class UnorderedSet_ELBO(OneSiteELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         site: str = "a",
         max_plate_nesting: float = math.inf,
     ) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
 from pyro_vmem.infer.particles import Particles
 
@@ -78,15 +79,13 @@ class VIMCO_ELBO(ParticleELBO):
 
     def __init__(
         self,
-        num_particles: int = 4,
+        num_particles: Count = 4,
         baseline: Literal["arithmetic", "geometric"] = "arithmetic",
         dreg: bool = False,
-        backward: int | None = None,
+        backward: Count | None = None,
         vectorize_particles: bool = True,
         max_plate_nesting: float = math.inf,
     ) -> None:
-        if baseline not in ("arithmetic", "geometric"):
-            raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {baseline!r}.")
         super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
         self.baseline = baseline
         self.dreg = dreg

@@ -7,12 +7,14 @@ import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem._utils.extras import require
 from pyro_vmem.memory.growing import Growing
 
@@ -247,7 +249,7 @@ class AddressIndex(abc.ABC):
 
 def checked_keys(keys: Tensor, dim: int | None = None) -> Tensor:
     expected = f"(n, {'E' if dim is None else dim})"
-    if keys.dim() != 2 or not keys.is_floating_point() or (dim is not None and keys.shape[1] != dim):
+    if keys.dim() != 2 or not keys.is_floating_point() or (len(keys) == 0 if dim is None else keys.shape[1] != dim):
         raise ValueError(f"keys: expected floating-point numbers {expected}, got {keys.dtype} {tuple(keys.shape)}.")
     if not bool(torch.isfinite(keys).all()):
         raise ValueError("keys: found NaN or infinite values. Check the weights of the encoder and of the guide.")
@@ -264,7 +266,7 @@ class KeyTable(AddressIndex):
         ValueError: If the keys are not a matrix of finite numbers.
     """
 
-    def __init__(self, keys: Tensor) -> None:
+    def __init__(self, keys: Float[Tensor, "S E"]) -> None:
         self._keys = Growing(checked_keys(keys)).with_room()
         super().__init__(keys.shape[1], keys.dtype, torch.ones(len(keys), dtype=torch.bool, device=keys.device))
 
@@ -350,11 +352,7 @@ class FaissIndex(KeyTable):
         tensor([5])
     """
 
-    def __init__(self, keys: Tensor, kind: Kind = "ivf", effort: int | None = None) -> None:
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind: expected one of {get_args(Kind)}, got {kind!r}.")
-        if effort is not None and effort < 1:
-            raise ValueError(f"effort: expected at least 1, got {effort}.")
+    def __init__(self, keys: Float[Tensor, "S E"], kind: Kind = "ivf", effort: Count | None = None) -> None:
         self._faiss: Any = require("faiss", "faiss")
         super().__init__(keys.float().cpu())
         self.kind, self.effort = kind, effort

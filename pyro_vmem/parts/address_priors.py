@@ -6,8 +6,10 @@ import abc
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Positive, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.distributions import UniformCategorical, excluding
 from pyro_vmem.memory import EncodedMemory, Memory
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 
-def over_slots(logits: Tensor, memory: Memory) -> dist.Categorical:
+def over_slots(logits: Float[Tensor, "... S"], memory: Memory) -> dist.Categorical:
     r"""A categorical distribution over the slots of a memory; slots that are not in use have probability zero.
 
     Arguments:
@@ -41,6 +43,8 @@ def over_slots(logits: Tensor, memory: Memory) -> dist.Categorical:
         >>> over_slots(torch.zeros(3), memory).probs
         tensor([0.5000, 0.5000, 0.0000])
     """
+    if logits.shape[-1] != memory.num_slots:
+        raise ValueError(f"logits: expected shape (*, {memory.num_slots}), one per slot, got {tuple(logits.shape)}.")
     logits = full_precision(logits)
     if memory.mask is not None:
         logits = excluding(logits, ~memory.mask)
@@ -97,7 +101,7 @@ class LearnedPrior(AddressPrior):
         torch.Size([4])
     """
 
-    def __init__(self, num_features: int = 128) -> None:
+    def __init__(self, num_features: Size = 128) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.zeros(num_features))
 
@@ -128,7 +132,7 @@ class ContentPrior(AddressPrior):
         torch.Size([4])
     """
 
-    def __init__(self, num_features: int = 128, hidden: int = 64) -> None:
+    def __init__(self, num_features: Size = 128, hidden: Size = 64) -> None:
         super().__init__()
         # No bias at the end: one that all slots share changes nothing.
         self.network = nn.Sequential(mlp(num_features, hidden), nn.Tanh())
@@ -193,19 +197,14 @@ class TemperedPrior(AddressPrior):
         inner: The prior :math:`p(a | M)`.
         temperature: The temperature :math:`\tau > 0`; below 1 sharpens.
 
-    Raises:
-        ValueError: If `temperature` is not positive.
-
     Example:
         >>> memory = Memory(torch.rand(4, 8), labels=torch.tensor([0, 0, 0, 7]))
         >>> TemperedPrior(ClassBalancedPrior(), 0.5)(memory).probs
         tensor([0.0833, 0.0833, 0.0833, 0.7500])
     """
 
-    def __init__(self, inner: AddressPrior, temperature: float = 1.0) -> None:
+    def __init__(self, inner: AddressPrior, temperature: Positive = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
         self.inner = inner
         self.temperature = temperature
 

@@ -6,6 +6,7 @@ channels (colours). Text, axes and background follow the matplotlib settings of 
 colour-blind readers, on white and on dark pages. `ON_ANY_PAGE` has settings for a figure that goes on both.
 """
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.plots._style import ON_ANY_PAGE
 from pyro_vmem.plots.addresses import address_heat_map, lookups
 from pyro_vmem.plots.calibration import khat_scatter, reliability_diagram, sbc_histograms
@@ -30,3 +31,4 @@ __all__ = [
     "reliability_diagram",
     "sbc_histograms",
 ]
+check_entries(globals())

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vmem.plots._style import BLUE, GREEN, LINE, Array, as_numpy
+from pyro_vmem.plots._style import BLUE, GREEN, LINE, AnyFigure, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
 
 __all__: list[str] = []
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.plots._image_rows import SPLIT, STEP, as_colours, draw_image, draw_tick, image_canvas
 from pyro_vmem.plots._style import (
     BLUE,
     GREEN,
     LINE,
     ORANGE,
+    AnyFigure,
     Array,
     as_numpy,
     empty_bar_colour,
@@ -23,9 +25,6 @@ from pyro_vmem.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
 
 __all__ = ["address_heat_map", "lookups"]
 
@@ -39,7 +38,7 @@ def lookups(
     probabilities: Array,
     labels: Array | None = None,
     target_labels: Array | None = None,
-    max_slots: int = 8,
+    max_slots: Count = 8,
     exact: Array | None = None,
 ) -> AnyFigure:
     r"""Draws targets, one per row, beside the most probable templates under :math:`q(a | M, x)`, best first.
@@ -66,8 +65,6 @@ def lookups(
         >>> len(figure.axes[0].images)
         10
     """
-    if max_slots < 1:
-        raise ValueError(f"max_slots: expected at least 1, got {max_slots}.")
     x, m, q = as_colours("targets", targets), as_colours("templates", templates), as_numpy(probabilities)
     right: NDArray[np.bool_] = np.zeros((len(x), len(m)), dtype=bool)
     if labels is not None and target_labels is not None:

@@ -43,8 +43,7 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
         ['data', 'z', 'x', 'x']
     """
     patches = require("matplotlib.patches", "plots")
-    parents = relations["sample_sample"]
-    if not parents:
+    if not (parents := relations.get("sample_sample")):
         raise ValueError("relations: the program has no site. Give what get_model_relations(program, args) returns.")
     places = _places(parents)
     for plate, sites in relations["plate_sample"].items():

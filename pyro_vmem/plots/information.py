@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_vmem._utils.checks import PositiveInt
 from pyro_vmem.plots._style import BLUE, ORANGE, Array, as_numpy, label_axes, legend_below, small_font, text_colour
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ __all__ = ["evidence_by_memory", "information_gain_against_slots", "information_
 
 
 def information_gain_histogram(
-    ax: Axes, gain: Array, num_slots: int, num_classes: int, exact: Array | None = None
+    ax: Axes, gain: Array, num_slots: PositiveInt, num_classes: PositiveInt, exact: Array | None = None
 ) -> Axes:
     r"""Draws a histogram of the information gain of lookups, :math:`KL(q(a|M,x) \| p(a|M))`, in nats.
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.plots._image_rows import as_colours, draw_rows
-from pyro_vmem.plots._style import Array, as_numpy
+from pyro_vmem.plots._style import AnyFigure, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
 
 __all__ = ["completions", "images", "one_shot_generations"]
 
@@ -22,7 +20,7 @@ _GAP = (0.7, 0.7, 0.7)  # a thin line between images, also on a dark page
 _HIDDEN = (0.62, 0.66, 0.72)  # neither ink nor paper
 
 
-def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
+def images(ax: Axes, images: Array, columns: Count = 8) -> Axes:
     """Draws a grid of images with thin gaps, row by row.
 
     Arguments:
@@ -38,8 +36,6 @@ def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
         >>> ax.images[0].get_array().shape  # with a gap of one pixel around each
         (59, 146, 4)
     """
-    if columns < 1:
-        raise ValueError(f"columns: expected at least 1, got {columns}.")
     x = as_colours("images", images)
     count, height, width, _ = x.shape
     columns = min(columns, count)

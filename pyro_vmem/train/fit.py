@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_range
+from pyro_vmem._utils.checks import NonNegativeInt, PositiveInt
 from pyro_vmem._utils.lock import alone_in
 from pyro_vmem._utils.random_state import set_aside
 from pyro_vmem._utils.signals import on_interrupt
@@ -43,13 +44,13 @@ def fit(
     config: TrainingConfig | None = None,
     *,
     validation: Dataset[Episode] | None = None,
-    validate_every: int = 500,
+    validate_every: PositiveInt = 500,
     select: Literal["best", "last"] = "best",
     out: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     device: str | torch.device | None = None,
-    workers: int = 0,
+    workers: NonNegativeInt = 0,
     progress: bool = True,
     **settings: Any,
 ) -> FitResult:
@@ -114,11 +115,11 @@ def fit(
         2
     """
     config = _config(config, settings)
-    check_range("validate_every", validate_every, 1, 10**12, int)
-    check_range("workers", workers, 0, MOST_WORKERS, int)
+    if workers > MOST_WORKERS:
+        raise ValueError(f"workers: expected at most {MOST_WORKERS}, got {workers}. Two or four are usual.")
     if config.patience is not None and validation is None:
         raise ValueError(f"patience: got {config.patience}, but there is no validation. Pass validation= as well.")
-    if device is not None and isinstance(vma, VMA):
+    if device is not None:
         vma.to(own_device(device))
     processes = Processes.join(next((p.device for p in vma.parameters()), torch.device("cpu")))
     trainer = Trainer(vma, objective, config, processes)
@@ -131,8 +132,6 @@ def fit(
         # Whatever the caller is in: in either of these nothing would be trained.
         for mode in (torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(mode)
-        if torch.get_default_device().type != "cpu":  # where the library makes what it then moves
-            stack.enter_context(torch.device("cpu"))
         stack.enter_context(set_aside(trainer.device))  # which a source of episodes may draw from
         trainer.seed()  # so that the first episode is the same one when the run is resumed
         episode = first_episode(episodes, "episodes", 1 if config.minutes is not None else config.steps)
@@ -157,7 +156,7 @@ def fit(
         for callback in called:
             callback.start(trainer, episode)
         if state is not None and trainer.finished():
-            warnings.warn(f"resume: the run is over, after {trainer.result.steps} steps.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"resume: the run is over, after {trainer.result.steps} steps.", RuntimeWarning, stacklevel=3)
         try:
             while True:
                 if trainer.result.steps and trainer.result.steps % validate_every == 0:
@@ -216,8 +215,6 @@ def _enter(stack: contextlib.ExitStack, checkpoints: Checkpoints, resume: bool) 
 
 
 def _config(config: TrainingConfig | None, settings: dict[str, Any]) -> TrainingConfig:
-    if config is not None and not isinstance(config, TrainingConfig):
-        raise ValueError(f"config: expected a TrainingConfig, got {config!r}. Give a number of steps as steps=.")
     if config is not None and settings:
         raise ValueError(f"{min(settings)}: give it in the config, or all settings as arguments; got both.")
     known = TrainingConfig.__dataclass_fields__
@@ -236,18 +233,10 @@ def _with_defaults(
     progress: bool,
 ) -> list[Callback]:
     """The callbacks of a run, in their order: what is measured, then what writes it, then the caller's own."""
-    for callback in given:
-        if not isinstance(callback, Callback):
-            raise ValueError(
-                f"callbacks: expected callbacks, got {callback!r}. A function of a step and a row goes into "
-                "pyro_vmem.train.Log."
-            )
-    if select not in ("best", "last"):
-        raise ValueError(f"select: expected 'best' or 'last', got {select!r}.")
     usual: list[Callback] = [RefreshKeys()] if looked_up(vma.address_guide) else []
     usual += [] if validation is None else [Validation(validation, select)]
     usual += [] if out is None else [Checkpoints(out)]
-    usual += [ProgressBar()] if progress else []
+    usual += [ProgressBar()] if progress and sys.stderr is not None else []  # a service may have none
     replaced = tuple(type(callback) for callback in given)
     return [callback for callback in usual if not isinstance(callback, replaced)] + list(given)
 

@@ -6,7 +6,7 @@ import abc
 import math
 from dataclasses import dataclass
 
-from pyro_vmem._utils.checks import check_range
+from pyro_vmem._utils.checks import NonNegative, NonNegativeInt, Probability
 
 __all__ = ["Constant", "LinearRise", "Schedule", "WarmupCosine"]
 
@@ -34,18 +34,12 @@ class Constant(Schedule):
     Arguments:
         value: The factor, at least 0.
 
-    Raises:
-        ValueError: If it is negative.
-
     Example:
         >>> Constant()(500, 0.5)
         1.0
     """
 
-    value: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range("value", self.value, 0.0, math.inf)
+    value: NonNegative = 1.0
 
     def __call__(self, step: int, progress: float) -> float:
         """The value."""
@@ -59,9 +53,6 @@ class WarmupCosine(Schedule):
     Arguments:
         warmup: How many steps the rise takes. Adam's estimate of the second moment is poor until then.
 
-    Raises:
-        ValueError: If it is negative.
-
     References:
         | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov and Hutter, 2017)
         | https://arxiv.org/abs/1608.03983
@@ -72,10 +63,7 @@ class WarmupCosine(Schedule):
         (0.01, 0.5, 0.0)
     """
 
-    warmup: int = 100
-
-    def __post_init__(self) -> None:
-        check_range("warmup", self.warmup, 0, 10**12, int)
+    warmup: NonNegativeInt = 100
 
     def __call__(self, step: int, progress: float) -> float:
         """The factor for the next step."""
@@ -90,21 +78,14 @@ class LinearRise(Schedule):
         start: The factor to start from, in [0, 1].
         share: The share of the run that the rise takes, in [0, 1].
 
-    Raises:
-        ValueError: If either is out of range.
-
     Example:
         >>> schedule = LinearRise(start=0.2, share=0.5)
         >>> schedule(0, 0.0), round(schedule(250, 0.25), 6), schedule(900, 0.9)
         (0.2, 0.6, 1.0)
     """
 
-    start: float = 0.1
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_range("start", self.start, 0.0, 1.0)
-        check_range("share", self.share, 0.0, 1.0)
+    start: Probability = 0.1
+    share: Probability = 0.5
 
     def __call__(self, step: int, progress: float) -> float:
         """The factor for the next step."""

@@ -120,7 +120,7 @@ def test_other_errors_of_workers_are_their_own() -> None:
 
     with pytest.raises(RuntimeError, match="a broken picture"):
         pv.fit(small_vma(), Broken(), steps=4, workers=1, progress=False)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"workers: expected a whole number in \[0,"):
+    with pytest.raises(ValueError, match=r"workers: expected a whole number of at least 0, got \-1"):
         pv.fit(small_vma(), sampler(), steps=1, workers=-1, progress=False)
 
 

@@ -201,8 +201,8 @@ def test_only_single_targets_with_equally_many_slots_can_be_merged() -> None:
 @pytest.mark.parametrize(
     ("name", "n_classes", "shots", "message"),
     [
-        ("gmn", 0, 1, r"n_classes: expected at least 1, got 0"),
-        ("gmn", 1, -1, r"shots: expected at least 0, got -1"),
+        ("gmn", 0, 1, r"n_classes: expected a whole number in \[1, 10,000,000\], got 0"),
+        ("gmn", 1, -1, r"shots: expected a whole number of at least 0, got \-1"),
         ("gmn-distinct", 2, 20, r"shots: 20 shots and a target.* need 21 drawings of a class, .* has 20"),
         ("zholus", 3, 5, r"n_classes, shots: got 3, 5; 'zholus' has 1 or 2 classes"),
         ("zholus", 1, 0, r"n_classes, shots: got 1, 0; 'zholus' .* at least 1 shot"),
@@ -220,7 +220,7 @@ def test_cells_that_a_protocol_does_not_have(name: str, n_classes: int, shots: i
 def test_unknown_names_and_numbers() -> None:
     with pytest.raises(ValueError, match=r"name: got 'vma', expected one of 'gmn', 'gmn-distinct'"):
         protocol("vma")
-    with pytest.raises(ValueError, match=r"num_episodes: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_episodes: expected a whole number in \[1, 10,000,000\], got 0"):
         protocol("gmn").episodes(numbered(), num_episodes=0)
     with pytest.raises(ValueError, match=r"n_classes: got 2, but there are 1 classes"):
         protocol("zholus").episodes(numbered(1), 2, 3)
@@ -244,9 +244,9 @@ def test_recall_targets_are_copies_of_distinct_slots() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"memory_size": 601}, r"memory_size: got 601, expected 1 to 600"),
-        ({"memory_size": 5, "n_query": 6}, r"n_query: got 6, expected 1 to 5"),
-        ({"seed": -1}, r"seed: expected at least 0, got -1"),
+        ({"memory_size": 601}, r"memory_size: got 601, expected at most 600"),
+        ({"memory_size": 5, "n_query": 6}, r"n_query: got 6, expected at most 5"),
+        ({"seed": -1}, r"seed: expected a whole number of at least 0, got \-1"),
     ],
 )
 def test_recall_arguments(arguments: dict[str, int], message: str) -> None:

@@ -69,5 +69,5 @@ def test_bytes_grow_with_the_minibatch():
 
 
 def test_a_single_pass_is_refused():
-    with pytest.raises(ValueError, match="num_particles: expected at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"num_particles: expected a whole number in \[2, 1,048,576\], got 1"):
         choose(*CASES["some"][0], X, num_particles=1)

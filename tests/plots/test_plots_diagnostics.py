@@ -86,7 +86,7 @@ class TestInformationGainAgainstSlots:
     def test_refuses_lengths_that_differ_and_empty_memories(self) -> None:
         with pytest.raises(ValueError, match=r"error: expected one value for each of the memories \(2,\), got \(1,\)"):
             plots.information_gain_against_slots(axes(), [4, 16], [1.0, 2.0], [0.1])
-        with pytest.raises(ValueError, match="num_slots: expected at least 1, got 0"):
+        with pytest.raises(ValueError, match=r"num_slots: expected at least 1, got 0"):
             plots.information_gain_against_slots(axes(), [0, 16], [1.0, 2.0])
 
 
