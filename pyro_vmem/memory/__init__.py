@@ -2,7 +2,7 @@
 
 from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.memory.encoded import EncodedMemory, Template
-from pyro_vmem.memory.index import AddressIndex, ExactIndex, FaissIndex, Hits, recall
+from pyro_vmem.memory.index import AddressIndex, ExactIndex, FaissIndex, Hits, KeyTable, recall
 from pyro_vmem.memory.memory import Memory, Store
 from pyro_vmem.memory.milvus import MilvusIndex, MilvusMemory
 from pyro_vmem.memory.packed import PackedMemory, PackedStore
@@ -13,6 +13,7 @@ __all__ = [
     "ExactIndex",
     "FaissIndex",
     "Hits",
+    "KeyTable",
     "Memory",
     "MilvusIndex",
     "MilvusMemory",

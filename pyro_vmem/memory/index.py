@@ -18,7 +18,7 @@ from pyro_vmem._utils.checks import Count
 from pyro_vmem._utils.extras import require
 from pyro_vmem.memory.growing import Growing
 
-__all__ = ["AddressIndex", "ExactIndex", "FaissIndex", "Hits", "recall"]
+__all__ = ["AddressIndex", "ExactIndex", "FaissIndex", "Hits", "KeyTable", "recall"]
 
 Kind = Literal["ivf", "hnsw"]
 
@@ -248,6 +248,7 @@ class AddressIndex(abc.ABC):
 
 
 def checked_keys(keys: Tensor, dim: int | None = None) -> Tensor:
+    """The keys without gradient; raises a `ValueError` unless they are finite and `(n, E)`, `E` as given."""
     expected = f"(n, {'E' if dim is None else dim})"
     if keys.dim() != 2 or not keys.is_floating_point() or (len(keys) == 0 if dim is None else keys.shape[1] != dim):
         raise ValueError(f"keys: expected floating-point numbers {expected}, got {keys.dtype} {tuple(keys.shape)}.")
@@ -257,7 +258,7 @@ def checked_keys(keys: Tensor, dim: int | None = None) -> Tensor:
 
 
 class KeyTable(AddressIndex):
-    """An index whose keys are here, in one tensor.
+    """An index whose keys are in one tensor of this process.
 
     Arguments:
         keys: One key per slot, with shape `(S, E)`.
