@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt, checked
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import omniglot
@@ -123,6 +124,7 @@ class ProtocolEpisodes(Dataset[Episode]):
         """The number of episodes."""
         return self.num_episodes
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index: one target, or several that share a memory."""
         if not 0 <= index < len(self):

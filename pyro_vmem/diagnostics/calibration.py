@@ -6,6 +6,7 @@ Data are drawn from the model itself, so that the true latents are known.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -183,7 +184,7 @@ def sbc(
     claimed: dict[str, list[Tensor]] = {}
     true: dict[str, list[Tensor]] = {}
     done = 0
-    with seeded(seed), tqdm(total=num_simulations, desc="calibrating", disable=not progress) as bar:
+    with seeded(seed), tqdm(total=num_simulations, desc="calibrating", disable=not (progress and sys.stderr)) as bar:
         simulations = (
             _simulate_vma(program, *args, num_simulations=num_simulations, **kwargs)
             if isinstance(program, VMA)
