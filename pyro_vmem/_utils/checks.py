@@ -127,6 +127,7 @@ def checked(function: _F, inside: bool = True) -> _F:
                     given[name] = converted
         return function(*bound.args, **bound.kwargs)
 
+    vars(entry)["is_checked"] = True
     return typing.cast(_F, entry)
 
 
@@ -145,7 +146,7 @@ def check_entries(package: dict[str, Any], in_steps: Collection[str] = ()) -> No
         if inspect.isfunction(entry):
             package[name] = checked(entry, inside)
             setattr(sys.modules[entry.__module__], name, package[name])  # where pickle looks for it
-        elif inspect.isfunction(vars(entry).get("__init__")) and not hasattr(entry.__init__, "__wrapped__"):
+        elif inspect.isfunction(own := vars(entry).get("__init__")) and "is_checked" not in vars(own):
             type.__setattr__(entry, "__init__", checked(entry.__init__, inside))
 
 
