@@ -13,6 +13,7 @@ from pyro_vmem.distributions.sparse_categorical import (
     top,
     top_and_rest,
 )
+from pyro_vmem.distributions.uniform_categorical import UniformCategorical
 
 __all__ = [
     "UNUSED_LOGIT",
@@ -23,6 +24,7 @@ __all__ = [
     "MixedCategorical",
     "SparseCategorical",
     "TruncatedCategorical",
+    "UniformCategorical",
     "excluding",
     "sparse_parts",
     "top",

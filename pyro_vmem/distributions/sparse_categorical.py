@@ -15,6 +15,7 @@ from torch.distributions.utils import lazy_property
 
 from pyro_vmem._utils.checks import Count, PositiveInt
 from pyro_vmem.distributions.masking import UNUSED_LOGIT
+from pyro_vmem.distributions.uniform_categorical import UniformCategorical
 
 __all__ = ["MixedCategorical", "SparseCategorical", "TruncatedCategorical", "sparse_parts", "top", "top_and_rest"]
 
@@ -198,7 +199,7 @@ class MixedCategorical(SparseCategorical):
 
     def sample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008  # as of torch
         kept = self.kept.sample(sample_shape)
-        if self.rest.batch_shape:
+        if self.rest.batch_shape or isinstance(self.rest, UniformCategorical):
             rest = self.rest.sample(kept.shape[: kept.dim() - len(self.rest.batch_shape)])
         else:  # Inversion of the distribution function needs one random number per draw, not a row of S probabilities.
             steps = self.rest.probs.double().cumsum(-1)
@@ -370,6 +371,8 @@ def _kl_of_mixed(q: MixedCategorical, p: dist.Categorical) -> Tensor:
 
 def _unexpanded(categorical: dist.Categorical) -> dist.Categorical:
     """One row, if all rows share their memory, as after `expand`."""
+    if isinstance(categorical, UniformCategorical):
+        return categorical.expand(())
     logits = categorical.logits
     for dim in range(logits.dim() - 1):
         if logits.stride(dim) == 0:

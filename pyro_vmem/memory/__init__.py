@@ -4,6 +4,7 @@ from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.memory.encoded import EncodedMemory, Template
 from pyro_vmem.memory.index import AddressIndex, ExactIndex, FaissIndex, Hits, recall
 from pyro_vmem.memory.memory import Memory, Store
+from pyro_vmem.memory.milvus import MilvusIndex, MilvusMemory
 from pyro_vmem.memory.packed import PackedMemory, PackedStore
 
 __all__ = [
@@ -13,6 +14,8 @@ __all__ = [
     "FaissIndex",
     "Hits",
     "Memory",
+    "MilvusIndex",
+    "MilvusMemory",
     "PackedMemory",
     "PackedStore",
     "Store",

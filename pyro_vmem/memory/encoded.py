@@ -136,7 +136,12 @@ class EncodedMemory(Memory):
             return self
         return self._map(lambda values: values[rows], lambda slots: slots[rows])
 
-    def _classes(self) -> tuple[Tensor, Tensor]:
+    @property
+    def slots_in_use(self) -> Tensor:
+        """The number of unmasked slots, with shape `batch_shape`; integers."""
+        return self.memory.slots_in_use if self.mask is self.memory.mask else super().slots_in_use
+
+    def _classes(self) -> Tensor:
         return self.memory._classes() if self.labels is self.memory.labels else super()._classes()
 
     def _map(self, values: Callable[[Tensor], Tensor], slots: Callable[[Tensor], Tensor]) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -93,29 +93,18 @@ class AddressIndex(abc.ABC):
     numbers. New slots get the next numbers, and removed slots are never found again.
 
     Arguments:
-        keys: One key per slot, with shape `(S, E)`.
+        dim: The length :math:`E` of a key.
+        dtype: The dtype of the keys.
+        present: True where a slot can be found, `(S,)`, on the device of the search.
 
     Raises:
-        ValueError: If the keys are not a matrix of finite numbers.
+        ValueError: If keys are not a matrix of finite numbers.
     """
 
-    def __init__(self, keys: Float[Tensor, "S E"]) -> None:
-        self._keys = Growing(self._checked(keys, None)).with_room()
-        self._present = Growing(torch.ones(len(keys), dtype=torch.bool, device=keys.device)).with_room()
-        self._count = len(keys)
-
-    def _checked(self, keys: Tensor, dim: int | None) -> Tensor:
-        expected = f"(n, {'E' if dim is None else dim})"
-        if keys.dim() != 2 or not keys.is_floating_point() or (len(keys) == 0 if dim is None else keys.shape[1] != dim):
-            raise ValueError(f"keys: expected floating-point numbers {expected}, got {keys.dtype} {tuple(keys.shape)}.")
-        if not bool(torch.isfinite(keys).all()):
-            raise ValueError("keys: found NaN or infinite values. Check the weights of the encoder and of the guide.")
-        return keys.detach()
-
-    @property
-    def keys(self) -> Tensor:
-        """The keys of all slots, `(S, E)`, removed ones included."""
-        return self._keys.values
+    def __init__(self, dim: int, dtype: torch.dtype, present: Tensor) -> None:
+        self.dim, self.dtype = dim, dtype
+        self._present = Growing(present).with_room()
+        self._count = int(present.sum())
 
     @property
     def present(self) -> Tensor:
@@ -125,12 +114,7 @@ class AddressIndex(abc.ABC):
     @property
     def num_slots(self) -> int:
         """The number of slots, removed ones included."""
-        return len(self.keys)
-
-    @property
-    def dim(self) -> int:
-        """The length :math:`E` of a key."""
-        return self.keys.shape[1]
+        return len(self.present)
 
     def __len__(self) -> int:
         """The number of slots that can be found."""
@@ -141,9 +125,9 @@ class AddressIndex(abc.ABC):
         """The slots that can be found, integers `(n,)`."""
         return self.present.nonzero().squeeze(-1)
 
+    @abc.abstractmethod
     def keys_of(self, slots: Tensor) -> Tensor:
         """The keys `(n, E)` of slots, integers `(n,)`; raises an `IndexError` if one is not a slot."""
-        return self.keys[self._in_range(slots)]
 
     @torch.no_grad()
     def search(self, queries: Tensor, k: int) -> Hits:
@@ -164,7 +148,7 @@ class AddressIndex(abc.ABC):
             raise ValueError(f"k: expected at least 1, got {k}.")
         if queries.shape[-1] != self.dim:
             raise ValueError(f"queries: expected shape (*, {self.dim}) as keys have, got {tuple(queries.shape)}.")
-        flat = queries.detach().reshape(-1, self.dim).to(self.keys.device, self.keys.dtype)
+        flat = queries.detach().reshape(-1, self.dim).to(self.present.device, self.dtype)
         if not bool(torch.isfinite(flat).all()):
             raise ValueError(
                 "queries: found NaN or infinite values. Check the targets, and the weights of the encoder and guide."
@@ -187,10 +171,14 @@ class AddressIndex(abc.ABC):
         Raises:
             ValueError: If the keys do not fit.
         """
-        new = self._checked(keys, self.dim).to(self.keys)
-        slots = torch.arange(self.num_slots, self.num_slots + len(new), device=self.keys.device)
-        self._keys, self._present = self._keys.append(new), self._present.append(self.present.new_ones(len(new)))
-        self._count += len(new)
+        self._append(checked_keys(keys, self.dim).to(self.present.device, self.dtype))
+        return self._numbered(len(keys))
+
+    def _numbered(self, count: int) -> Tensor:
+        """Gives numbers to slots whose keys were added."""
+        slots = torch.arange(self.num_slots, self.num_slots + count, device=self.present.device)
+        self._present = self._present.append(self.present.new_ones(count))
+        self._count += count
         self._changed(slots)
         return slots
 
@@ -200,9 +188,9 @@ class AddressIndex(abc.ABC):
         Raises:
             IndexError: If one is not a slot.
         """
-        slots = self._in_range(slots)
+        slots = self._in_range(slots).unique()
+        self._count -= int(self.present[slots].sum())
         self.present[slots] = False
-        self._count = int(self.present.sum())
         self._changed(slots)
 
     def update(self, slots: Tensor, keys: Tensor) -> None:
@@ -213,40 +201,96 @@ class AddressIndex(abc.ABC):
             IndexError: If one is not a slot.
         """
         slots = self._in_range(slots)
-        self.keys[slots] = self._checked(keys, self.dim).to(self.keys)
+        self._replace(slots, checked_keys(keys, self.dim).to(self.present.device, self.dtype))
         self._changed(slots)
+
+    @abc.abstractmethod
+    def _append(self, keys: Tensor) -> None:
+        """Stores the keys of the slots that come next."""
+
+    @abc.abstractmethod
+    def _replace(self, slots: Tensor, keys: Tensor) -> None:
+        """Stores other keys of slots."""
 
     def _in_range(self, slots: Tensor) -> Tensor:
         if bool(((slots < 0) | (slots >= self.num_slots)).any()):
             raise IndexError(f"slots: expected 0..{self.num_slots - 1}, got {slots.min()}..{slots.max()}.")
-        return slots.to(self.keys.device)
+        return slots.to(self.present.device)
 
     def _changed(self, slots: Tensor) -> None:  # noqa: B027  # an index that looks at the keys has nothing to do
         """Is called with the slots that have new keys or were removed."""
 
     def rebuild(self, keys: Tensor | None = None) -> None:
-        """Rebuilds the search structure, with new keys `(S, E)` or the present ones, for a higher recall.
+        """Rebuilds the search structure, with new keys `(n, E)` of :attr:`slots` or the present ones.
 
         Raises:
             ValueError: If the keys do not fit.
         """
-        if keys is None:
-            return
-        if len(keys) != len(self.keys):
-            raise ValueError(f"keys: expected {len(self.keys)}, one per slot, got {len(keys)}.")
-        self.keys.copy_(self._checked(keys, self.dim))
+        if keys is not None:
+            if len(keys) != len(self):
+                raise ValueError(f"keys: expected {len(self)}, one per slot, got {len(keys)}.")
+            self._replace(self.slots, checked_keys(keys, self.dim).to(self.present.device, self.dtype))
+
+    def check_model(self, model: object, fingerprint: Callable[[], str]) -> None:  # noqa: B027
+        """Raises a `ValueError` if the keys are known to be of a model with another fingerprint."""
+
+    def sign(self, model: object, fingerprint: Callable[[], str], whole: bool = True) -> None:  # noqa: B027
+        """Notes, where keys outlast the process, that all, or those added next, are of this model."""
 
     def copy(self) -> Self:
-        """A copy that shares no keys."""
+        """A copy that shares no keys and no slots."""
         other = copy.copy(self)
-        other._keys, other._present = self._keys.with_room(), self._present.with_room()
+        other._present = self._present.with_room()
         return other
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({len(self)} of {self.num_slots} slots, keys of {self.dim})"
 
 
-class ExactIndex(AddressIndex):
+def checked_keys(keys: Tensor, dim: int | None = None) -> Tensor:
+    expected = f"(n, {'E' if dim is None else dim})"
+    if keys.dim() != 2 or not keys.is_floating_point() or (len(keys) == 0 if dim is None else keys.shape[1] != dim):
+        raise ValueError(f"keys: expected floating-point numbers {expected}, got {keys.dtype} {tuple(keys.shape)}.")
+    if not bool(torch.isfinite(keys).all()):
+        raise ValueError("keys: found NaN or infinite values. Check the weights of the encoder and of the guide.")
+    return keys.detach()
+
+
+class KeyTable(AddressIndex):
+    """An index whose keys are here, in one tensor.
+
+    Arguments:
+        keys: One key per slot, with shape `(S, E)`.
+
+    Raises:
+        ValueError: If the keys are not a matrix of finite numbers.
+    """
+
+    def __init__(self, keys: Float[Tensor, "S E"]) -> None:
+        self._keys = Growing(checked_keys(keys)).with_room()
+        super().__init__(keys.shape[1], keys.dtype, torch.ones(len(keys), dtype=torch.bool, device=keys.device))
+
+    @property
+    def keys(self) -> Tensor:
+        """The keys of all slots, `(S, E)`, removed ones included."""
+        return self._keys.values
+
+    def keys_of(self, slots: Tensor) -> Tensor:
+        return self.keys[self._in_range(slots)]
+
+    def _append(self, keys: Tensor) -> None:
+        self._keys = self._keys.append(keys)
+
+    def _replace(self, slots: Tensor, keys: Tensor) -> None:
+        self.keys[slots] = keys
+
+    def copy(self) -> Self:
+        other = super().copy()
+        other._keys = self._keys.with_room()
+        return other
+
+
+class ExactIndex(KeyTable):
     """Exact search over all keys, in blocks.
 
     Arguments:
@@ -281,7 +325,7 @@ def _exact(queries: Tensor, keys: Tensor, present: Tensor, k: int) -> Hits:
     return best[0]
 
 
-class FaissIndex(AddressIndex):
+class FaissIndex(KeyTable):
     """Approximate search by faiss on the CPU, which compares a small part of the keys.
 
     New and updated keys are searched exactly. When they are 5 % of all keys, they are moved into the faiss index.

@@ -155,7 +155,7 @@ class Memory:
 
     def _hold(self, store: Store, labels: Tensor | None, mask: Tensor | None, index: AddressIndex | None) -> None:
         self.store, self.labels, self.mask, self.index = store, labels, mask, index
-        self._sorted: tuple[Tensor, int | None, tuple[Tensor, Tensor]] | None = None
+        self._sorted: tuple[Tensor, int | None, Tensor] | None = None
         self.batch_shape, self.per_datapoint = store.batch_shape, len(store.batch_shape) > 0
         self.event_shape, self.dtype, self.device = store.event_shape, store.dtype, store.device
 
@@ -225,19 +225,31 @@ class Memory:
         """
         if self.labels is None:
             raise ValueError("labels: by_class needs them, got none. Make the memory with Memory(templates, labels).")
-        classes, index = self._classes()
+        labels, classes = self.labels, self._classes()
         if slots is not None:
-            index = index[slots] if not self.per_datapoint else index.expand(*slots.shape[:-1], -1).gather(-1, slots)
+            labels = labels[slots] if not self.per_datapoint else labels.expand(*slots.shape[:-1], -1).gather(-1, slots)
+        index = torch.searchsorted(classes, labels.contiguous())
         sums = probs.new_zeros(*probs.shape[:-1], len(classes))
         return sums.scatter_add(-1, index.expand_as(probs), probs)
 
-    def _classes(self) -> tuple[Tensor, Tensor]:
-        """The sorted classes, and the column of each slot; cached per tensor of labels."""
+    def _classes(self) -> Tensor:
+        """The classes in memory, sorted once per labels."""
         assert self.labels is not None
-        version = None if self.labels.is_inference() else self.labels._version  # counts writes
-        if self._sorted is None or self._sorted[0] is not self.labels or self._sorted[1] != version:
-            self._sorted = self.labels, version, self.labels.unique(return_inverse=True)
+        if not self._knows_classes():
+            self._remember(self.labels.unique())
+        assert self._sorted is not None
         return self._sorted[2]
+
+    def _knows_classes(self) -> bool:
+        return self._sorted is not None and self._sorted[0] is self.labels and self._sorted[1] == self._version()
+
+    def _remember(self, classes: Tensor) -> None:
+        assert self.labels is not None
+        self._sorted = self.labels, self._version(), classes
+
+    def _version(self) -> int | None:
+        """A count of the writes to the labels, which inference tensors lack."""
+        return None if self.labels is None or self.labels.is_inference() else self.labels._version
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
         """Moves templates, labels and mask to a device, templates also to a dtype; takes the arguments of `Tensor.to`.
@@ -279,7 +291,7 @@ class Memory:
         kind = f"one for each of {self.batch_shape.numel()} datapoints" if self.per_datapoint else "shared"
         parts = [f"{self.num_slots} slots of {tuple(self.event_shape)}", kind]
         if self.labels is not None:
-            parts.append(f"{len(self._classes()[0])} classes")
+            parts.append(f"{len(self._classes())} classes")
         if self.mask is not None:
             parts.append(f"{int(self.mask.sum())} of {self.mask.numel()} in use")
         return f"{type(self).__name__}({', '.join(parts)})"

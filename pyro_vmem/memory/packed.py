@@ -88,12 +88,16 @@ class PackedStore:
         at = a.flatten().to(self.packed.device)
         if at.device.type == "cpu" and bool(((at < 0) | (at >= self.num_slots)).any()):
             raise IndexError(f"a: expected addresses in 0..{self.num_slots - 1}, got {at.min()}..{at.max()}.")
+        values = _unpack(self._rows(at).to(self.device), self.event_shape, self.bits, self.dtype)
+        return values.reshape(*a.shape, *self.event_shape)
+
+    def _rows(self, at: Tensor) -> Tensor:
+        """The templates at slots `(n,)` as they are stored, `(n, *row_shape)`."""
         rows, added = self.packed.index_select(0, at.clamp(max=len(self.packed) - 1)), self.added.values
         if len(added):
             is_added = at >= len(self.packed)
             rows[is_added] = added[at[is_added] - len(self.packed)]
-        values = _unpack(rows.to(self.device), self.event_shape, self.bits, self.dtype)
-        return values.reshape(*a.shape, *self.event_shape)
+        return rows
 
     def append(self, rows: Tensor) -> PackedStore:
         """The store with packed templates `(n, *row_shape)` appended; existing ones are not copied."""
@@ -156,8 +160,12 @@ class PackedMemory(Memory):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__(PackedStore(packed, event_shape, bits, dtype, device), labels, mask, index=index)
-        self._grown_labels = None if labels is None else Growing(labels)
-        self._shares_index = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._grown_labels = None if self.labels is None else Growing(self.labels)
+        self._grown_mask: Growing | None = None
+        self._in_use, self._shares_index = 0, False
 
     @classmethod
     def pack(
@@ -252,17 +260,25 @@ class PackedMemory(Memory):
                 raise ValueError(f"{name}: expected {expected}, got {got}.")
         if labels is not None:
             labels = self._new_labels(labels)
-        if keys is not None:
-            self._own_index().add(keys)  # raises if keys do not fit; all else has been checked
         slots = torch.arange(self.num_slots, self.num_slots + len(rows), device=self.device)
+        self.store = self._stored(rows, labels, keys)  # raises if keys do not fit; all else has been checked
         if labels is not None:
             assert self._grown_labels is not None
+            classes = self._classes() if self._knows_classes() else None
             self._grown_labels = self._grown_labels.append(labels)
             self.labels = self._grown_labels.values
+            if classes is not None:  # without sorting all labels again
+                self._remember(torch.cat([classes, labels]).unique())
         if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(rows))])
-        self.store = self.store.append(rows)
+            self._grown_mask = self._own_mask().append(self.mask.new_ones(len(rows)))
+            self.mask, self._in_use = self._grown_mask.values, self._in_use + len(rows)
         return slots
+
+    def _stored(self, rows: Tensor, labels: Tensor | None, keys: Tensor | None) -> PackedStore:
+        """Stores new rows and their keys; returns the store that has them. If it raises, nothing has changed."""
+        if keys is not None:
+            self._own_index().add(keys)
+        return self.store.append(rows)
 
     def remove(self, slots: Tensor) -> None:
         """Removes slots; the others keep their numbers.
@@ -276,13 +292,28 @@ class PackedMemory(Memory):
         """
         if bool(((slots < 0) | (slots >= self.num_slots)).any()):
             raise IndexError(f"slots: expected 0..{self.num_slots - 1}, got {slots.min()}..{slots.max()}.")
-        mask = torch.ones(self.num_slots, dtype=torch.bool, device=self.device) if self.mask is None else self.mask
-        mask = mask.index_fill(0, slots.to(mask.device), False)
-        if not bool(mask.any()):
+        mask, slots = self._own_mask().values, slots.to(self.device).unique()
+        left = self._in_use - int(mask[slots].sum())
+        if not left:
             raise ValueError("slots: no slot would be left in use. A memory needs at least one.")
         if self.index is not None:
             self._own_index().remove(slots)
-        self.mask = mask
+        mask[slots] = False
+        self.mask, self._in_use = mask, left
+
+    @property
+    def slots_in_use(self) -> Tensor:
+        """The number of unmasked slots, with shape `()`; an integer."""
+        known = self.mask is not None and self._grown_mask is not None and self._grown_mask.values is self.mask
+        return torch.tensor(self._in_use, device=self.device) if known else super().slots_in_use
+
+    def _own_mask(self) -> Growing:
+        """The mask as one that can be written to: a copy, the first time and after a copy of this memory by `to`."""
+        if self._grown_mask is None or self._grown_mask.values is not self.mask:
+            ones = torch.ones(self.num_slots, dtype=torch.bool, device=self.device)
+            self._grown_mask = Growing(ones if self.mask is None else self.mask).with_room()
+            self._in_use = int(self._grown_mask.values.sum())
+        return self._grown_mask
 
     def _new_labels(self, labels: Tensor) -> Tensor:
         """Labels with the dtype and device of the present ones; raises a `ValueError` if the dtype cannot hold them."""
@@ -304,7 +335,7 @@ class PackedMemory(Memory):
 
     def _map(self, values: Callable[[Tensor], Tensor], slots: Callable[[Tensor], Tensor]) -> Self:
         # Copied only when slots come or go, not each time that an episode moves.
-        self._shares_index = self.index is not None
+        self._shares_index, self._grown_mask = self.index is not None, None
         other = super()._map(values, slots)
         other._grown_labels = None if other.labels is None else Growing(other.labels)
         return other

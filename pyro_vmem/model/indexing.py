@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
-from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, PackedMemory, recall
+from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, MilvusMemory, PackedMemory, recall
 from pyro_vmem.model.vma import VMA
 from pyro_vmem.parts import AddressGuide, KeyedGuide
 
@@ -57,7 +57,8 @@ def index_memory(
     Arguments:
         vma: The model, whose address guide is an :class:`IndexedGuide`.
         memory: The memory.
-        kind: `"exact"`, or one of :class:`FaissIndex`: `"ivf"` for training, `"hnsw"` for a fixed memory.
+        kind: `"exact"`, or one of :class:`FaissIndex`: `"ivf"` for training, `"hnsw"` for a fixed memory. A
+            :class:`~pyro_vmem.memory.MilvusMemory` keeps its own index and gets new keys.
         effort: See :class:`FaissIndex`.
         batch_size: How many templates are encoded at once.
         progress: Whether to show a progress bar.
@@ -79,6 +80,9 @@ def index_memory(
         ...     vma.address_guide(vma.encode(memory), vma.encode_x(torch.rand(3, 8))).kept_values.shape
         torch.Size([3, 4])
     """
+    if isinstance(memory, MilvusMemory):
+        KeyRefresher(vma, memory).refresh(batch_size=batch_size, progress=progress)
+        return memory.index
     keys = slot_keys(vma, memory, batch_size=batch_size, progress=progress)
     index = ExactIndex(keys) if kind == "exact" else FaissIndex(keys, kind, effort)
     if memory.mask is not None:
@@ -114,7 +118,11 @@ def add_templates(
     """
     # Keys of the packed values, because lookups read those.
     packed = PackedMemory.pack(templates, memory.bits).to(memory.device, memory.dtype)
-    return memory.add(templates, labels, None if memory.index is None else slot_keys(vma, packed))
+    if memory.index is None:
+        return memory.add(templates, labels)
+    memory.index.check_model(vma, vma.fingerprint)
+    memory.index.sign(vma, vma.fingerprint, whole=False)
+    return memory.add(templates, labels, slot_keys(vma, packed))
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,19 +222,24 @@ class KeyRefresher:
         """Refreshes the next slots; returns their :attr:`Staleness.drift`."""
         index = _index_of(self.memory)
         count = min(self.slots_a_step, index.num_slots)
-        slots = (torch.arange(count, device=self.memory.device) + self.next_slot) % index.num_slots
+        slots = (torch.arange(count) + self.next_slot) % index.num_slots
         self.next_slot = int(slots[-1] + 1) % index.num_slots
+        slots = slots[index.present.cpu()[slots]].to(self.memory.device)
+        if not len(slots):
+            return 0.0
         fresh = slot_keys(self.vma, self.memory, slots)
         drift = _drift(fresh, index.keys_of(slots).to(fresh))
         index.update(slots, fresh)
         return drift
 
-    def refresh(self) -> float:
+    def refresh(self, *, batch_size: int = 1024, progress: bool = False) -> float:
         """Refreshes all slots and rebuilds the index; returns their :attr:`Staleness.drift`."""
         index = _index_of(self.memory)
-        fresh = slot_keys(self.vma, self.memory)
-        drift = _drift(fresh, index.keys_of(torch.arange(index.num_slots, device=fresh.device)).to(fresh))
+        slots = index.slots.to(self.memory.device)
+        fresh = slot_keys(self.vma, self.memory, slots, batch_size=batch_size, progress=progress)
+        drift = _drift(fresh, index.keys_of(slots).to(fresh))
         index.rebuild(fresh)
+        index.sign(self.vma, self.vma.fingerprint)
         return drift
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -295,6 +296,8 @@ class VMA(Part):
         return memory if isinstance(memory, EncodedMemory) else self._encode(memory, reads)
 
     def _encode(self, memory: Memory, reads: int | None) -> EncodedMemory:
+        if memory.index is not None:
+            memory.index.check_model(self, self.fingerprint)
         if self.templates is not None:
             memory = self.templates(memory)
         few = reads is not None and reads < memory.num_slots and not memory.per_datapoint
@@ -302,6 +305,14 @@ class VMA(Part):
             return EncodedMemory(memory, self.template_encoder)
         with record_function("encode memory"):
             return EncodedMemory(memory, self.template_encoder(memory.templates))
+
+    def fingerprint(self) -> str:
+        """A short hash of the weights that the keys of an index depend on: template encoder and address guide."""
+        digest = hashlib.sha256()
+        for part in (self.template_encoder, self.address_guide):
+            for weight in part.state_dict().values():
+                digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()[:16]
 
     def encode_x(self, x: Tensor) -> Template:
         """Targets `(*, *event)` with their features."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import Positive, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
-from pyro_vmem.distributions import excluding
+from pyro_vmem.distributions import UniformCategorical, excluding
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.parts.layers import mlp, unit
 from pyro_vmem.parts.part import Part
@@ -77,6 +77,9 @@ class UniformPrior(AddressPrior):
     """
 
     def forward(self, memory: Memory) -> dist.Categorical:
+        if not memory.store.is_decoded:  # of which there may be millions
+            like = torch.empty((), dtype=memory.dtype, device=memory.device)
+            return UniformCategorical(memory.num_slots, memory.mask, int(memory.slots_in_use), full_precision(like))
         return over_slots(
             torch.zeros(*memory.batch_shape, memory.num_slots, dtype=memory.dtype, device=memory.device), memory
         )

@@ -61,7 +61,7 @@ def validate(
             if memory.labels is None or episode.labels is None:
                 continue
             best = top(vma.address_guide(memory, vma.encode_x(episode.x)), 1)
-            chosen = memory.labels.expand(len(best), -1).gather(-1, best).squeeze(-1)
+            chosen = (memory.labels.gather(-1, best) if memory.per_datapoint else memory.labels[best]).squeeze(-1)
             hits.append((chosen == episode.labels).float().mean())
     return meter.row() | ({"hit_rate": float(torch.stack(hits).mean())} if hits else {})
 

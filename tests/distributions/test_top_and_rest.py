@@ -156,4 +156,5 @@ def test_a_step_makes_nothing_of_the_size_of_targets_times_slots(full: bool, mon
     largest = Largest()
     with largest:
         RaoBlackwell_ELBO(2).differentiable_loss(vma.model, vma.guide, vma.encode(memory), x).backward()
-    assert 4 * slots <= largest.bytes < 4 * slots * B // 2  # the prior has a logit for each slot, once
+    # The prior of a mixture is summed over all slots, once.
+    assert largest.bytes < (4 * slots * B // 2 if full else 4 * slots // 10)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from milvus_engine import index_of, needs_milvus
 from torch import Tensor
 
 import pyro_vmem.memory.index
@@ -21,8 +22,10 @@ EXACT: dict[str, Callable[[Tensor], AddressIndex]] = {
     "exact": ExactIndex,
     "ivf": lambda keys: FaissIndex(keys, "ivf", effort=10_000),
     "hnsw": lambda keys: FaissIndex(keys, "hnsw", effort=10_000),
+    "milvus": index_of,
 }
-INDICES = [pytest.param(make, id=name, marks=[needs_faiss] * (name != "exact")) for name, make in EXACT.items()]
+NEEDS = {"ivf": [needs_faiss], "hnsw": [needs_faiss], "milvus": [needs_milvus]}
+INDICES = [pytest.param(make, id=name, marks=NEEDS.get(name, [])) for name, make in EXACT.items()]
 APPROXIMATE = [pytest.param(kind, marks=needs_faiss) for kind in ("ivf", "hnsw")]
 
 

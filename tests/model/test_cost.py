@@ -94,8 +94,9 @@ def test_nothing_of_the_size_of_targets_times_slots_is_made(
     counted = Counted()
     with counted:
         ASKED[name](vma, memory, x)
-    # The prior has a logit per slot, and a categorical of it a few numbers per slot.
-    assert S <= counted.elements <= 4 * S, counted.elements / S
+    # What is mixed with a prior is summed over all slots, or its best are looked for: a few numbers per slot.
+    dense = defensive or name == "RWS, mixed"
+    assert counted.elements <= (4 * S if dense else S // 10), counted.elements / S
 
 
 def test_labels_are_sorted_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,6 +37,7 @@ ORDER = [
 ]
 OPTIONAL = [
     *("matplotlib", "PIL", "torchvision", "jsonargparse", "jinja2", "yaml", "rich", "arviz", "xarray", "faiss", "zuko"),
+    *("pymilvus", "milvus_lite"),
 ]
 ENDS = (ROOT / "__init__.py", ROOT / "__main__.py")  # they stand above everything
 FILES = sorted(path for path in ROOT.rglob("*.py") if path not in ENDS)
