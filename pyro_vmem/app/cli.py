@@ -62,7 +62,6 @@ def demo(
         seed: Seeds everything.
         pretrained: Show this model of the package, and train nothing.
         how: How to evaluate.
-        quiet: Print results and errors only.
     """
     from pyro_vmem.app.experiment import Experiment
     from pyro_vmem.train.distributed import Processes, own_device
@@ -116,7 +115,6 @@ def train_model(
         resume: Continue the run in the folder, with its settings.
         device: The device for training: cpu, cuda, cuda:1 ... Default: a GPU if there is one.
         workers: The number of processes that load episodes. Default: the trainer loads them.
-        quiet: Print results and errors only.
 
     Raises:
         ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
@@ -152,7 +150,6 @@ def evaluate(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet
         run: The folder that train or demo wrote.
         how: How to evaluate.
         device: The device for evaluation: cpu, cuda, cuda:1 ... Default: a GPU if there is one.
-        quiet: Print results and errors only.
     """
     from pyro_vmem.app.experiment import Experiment
 
@@ -172,7 +169,6 @@ def report(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet: 
         run: The folder that train or demo wrote.
         how: How to evaluate.
         device: Where to evaluate, as of evaluate.
-        quiet: Print results and errors only.
     """
     from pyro_vmem.app.experiment import Experiment, read_result
 
@@ -211,7 +207,6 @@ def sample(
         temperature: The factor of the distance of z from the mean of its prior; below 1, draws vary less.
         best_of: The number of candidates per draw, of which the guide chooses the one that it recognises best.
         device: Where to draw, as of evaluate.
-        quiet: Print results and errors only.
     """
     figure_module = require("matplotlib.figure", "plots")
     import torch
@@ -261,7 +256,6 @@ def challenge(
         samples: Samples of z per pair of images, in each direction.
         seed: Seeds the samples, and the trials if none are given.
         device: Where to evaluate, as of evaluate.
-        quiet: Print results and errors only.
     """
     from pyro_vmem._utils.precision import autocast
     from pyro_vmem.app.experiment import Experiment
