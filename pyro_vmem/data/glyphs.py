@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count, NonNegative, NonNegativeInt, Size
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 
@@ -70,6 +71,7 @@ class _Letter:
     fonts: tuple[str, ...]
 
 
+@usual_defaults(torch.float32)
 def glyphs(
     size: Size = 28, drawings: Count = 20, seed: NonNegativeInt = 0, jitter: NonNegative = 1.0
 ) -> FewShotDataset:
