@@ -11,7 +11,7 @@ import math
 import time
 import warnings
 from dataclasses import asdict, fields, replace
-from typing import Any, get_args
+from typing import Any
 
 import pyro
 import torch
@@ -91,17 +91,12 @@ class Trainer:
                 f"vma: expected a pyro_vmem.VMA, got {type(vma).__name__}. Train other models with pyro.infer.SVI and "
                 "an objective of pyro_vmem.infer."
             )
-        if not isinstance(objective, str | ELBO):
-            names = get_args(Objective)
-            raise ValueError(
-                f"objective: expected one of {names} or a pyro.infer.ELBO, got {type(objective).__name__}."
-            )
         check_weights(vma)
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
         # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
-        self.objective: Any = objective if isinstance(objective, ELBO) else None
-        if isinstance(objective, str) and objective != "auto":
-            self.objective = named_objective(objective)
+        self.objective: Any = None
+        if objective != "auto":
+            self.objective = objective if isinstance(objective, ELBO) else named_objective(objective)
         # What the objective learns, such as a baseline, is trained and kept with the model.
         self.module = self.objective.module if isinstance(self.objective, ParticleELBO) else None
         learned = [*vma.named_parameters(), *(self.module.named_parameters() if self.module is not None else ())]
