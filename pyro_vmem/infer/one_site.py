@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from pyro_vmem.infer.particles import Particles, samples
 __all__ = ["OneSiteELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class OneSiteELBO(ParticleELBO):
     """An objective whose particles have different values of one categorical site, each with a share of its own.
 
@@ -30,14 +31,9 @@ class OneSiteELBO(ParticleELBO):
             it is in a plate inside the data plate, or it is masked on its own.
     """
 
-    def __init__(
-        self,
-        num_particles: int,
-        site: str = "a",
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, max_plate_nesting=max_plate_nesting)
-        self.site = site
+    site = "a"  # an argument of each subclass
+    backward: int | None = field(default=None, init=False)
+    vectorize_particles: bool = field(default=True, init=False)
 
     @abc.abstractmethod
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:

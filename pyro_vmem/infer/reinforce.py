@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from pyro_vmem.infer.particles import Particles
 __all__ = ["Reinforce_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class Reinforce_ELBO(ParticleELBO):
     r"""The evidence lower bound of each datapoint, averaged over K particles, by the score function.
 
@@ -53,32 +55,27 @@ class Reinforce_ELBO(ParticleELBO):
         torch.Size([])
     """
 
-    def __init__(
-        self,
-        num_particles: int = 4,
-        baseline: Literal["leave-one-out", "average", "none"] | nn.Module = "leave-one-out",
-        decay: float = 0.9,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        if not isinstance(baseline, nn.Module) and baseline not in ("leave-one-out", "average", "none"):
+    baseline: Literal["leave-one-out", "average", "none"] | nn.Module = "leave-one-out"
+    decay: float = 0.9
+    backward: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.baseline, nn.Module) and self.baseline not in ("leave-one-out", "average", "none"):
             raise ValueError(
-                f"baseline: expected 'leave-one-out', 'average', 'none' or a torch.nn.Module, got {baseline!r}."
+                f"baseline: expected 'leave-one-out', 'average', 'none' or a torch.nn.Module, got {self.baseline!r}."
             )
-        if baseline == "leave-one-out" and num_particles < 2:
+        if self.baseline == "leave-one-out" and self.num_particles < 2:
             raise ValueError(
-                f"num_particles: the leave-one-out baseline needs at least 2, got {num_particles}. "
+                f"num_particles: the leave-one-out baseline needs at least 2, got {self.num_particles}. "
                 "For one particle use baseline='average'."
             )
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay: expected a number in [0, 1), got {decay}.")
-        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
-        self.baseline = baseline
-        self.decay = decay
-        if isinstance(baseline, nn.Module):
-            self.module = baseline
-        elif baseline == "average":
-            self.module = _RunningMean(decay)
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay: expected a number in [0, 1), got {self.decay}.")
+        super().__post_init__()
+        if isinstance(self.baseline, nn.Module):
+            self.module = self.baseline
+        elif self.baseline == "average":
+            self.module = _RunningMean(self.decay)
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from pyro_vmem.infer.site_notes import OWN
 __all__ = ["RWS_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class RWS_ELBO(ParticleELBO):
     r"""Reweighted wake-sleep: the model follows the importance-weighted bound, the guide the posterior.
 
@@ -79,28 +80,20 @@ class RWS_ELBO(ParticleELBO):
     global_latents: ClassVar[bool] = False  # weights compare draws of one datapoint, and a global latent has one draw
     bias: ClassVar[str] = "guide: self-normalised, O(1/K)"
 
-    def __init__(
-        self,
-        num_particles: int = 4,
-        pathwise: bool = False,
-        dreg: bool = False,
-        defensive: float = 0.0,
-        top: int | None = None,
-        backward: int | None = None,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        if not 0 <= defensive < 1:
-            raise ValueError(f"defensive: expected a number in [0, 1), got {defensive}.")
+    pathwise: bool = False
+    dreg: bool = False
+    defensive: float = 0.0
+    top: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.defensive < 1:
+            raise ValueError(f"defensive: expected a number in [0, 1), got {self.defensive}.")
+        top, defensive = self.top, self.defensive
         if top is not None and (check_count("top", top, 0) < 1 or not defensive):
             raise ValueError(f"top: expected at least 1, with a share of at least something; got {top}, {defensive=}.")
-        if dreg and not pathwise:
+        if self.dreg and not self.pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
-        self.pathwise = pathwise
-        self.dreg = dreg
-        self.defensive = defensive
-        self.top = top
+        super().__post_init__()
 
     def proposal(self, guide: Any) -> Any:
         drawn = super().proposal(guide)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from pyro_vmem.infer.particles import Particles
 __all__ = ["StraightThrough_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class StraightThrough_ELBO(ParticleELBO):
     r"""The evidence lower bound of each datapoint; discrete sites have the gradient of their relaxation.
 
@@ -46,17 +47,13 @@ class StraightThrough_ELBO(ParticleELBO):
     discrete: ClassVar[str] = "gradient of a relaxation"
     bias: ClassVar[str] = "that of a relaxation, as if values could lie between"
 
-    def __init__(
-        self,
-        num_particles: int = 4,
-        temperature: float = 1.0,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
-        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
-        self.temperature = temperature
+    temperature: float = 1.0
+    backward: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise ValueError(f"temperature: expected a positive number, got {self.temperature}.")
+        super().__post_init__()
 
     def proposal(self, guide: Any) -> Any:
         return _StraightThrough(self.temperature)(super().proposal(guide))

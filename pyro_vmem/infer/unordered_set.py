@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -16,6 +16,7 @@ __all__ = ["UnorderedSet_ELBO"]
 MOST_PARTICLES = 10  # the subsets of the values, 2^K, are gone through
 
 
+@dataclass(repr=False, eq=False)
 class UnorderedSet_ELBO(OneSiteELBO):
     r"""The evidence lower bound of each datapoint, from K different values of one categorical site.
 
@@ -52,17 +53,14 @@ class UnorderedSet_ELBO(OneSiteELBO):
     discrete: ClassVar[str] = "K different values, leave-one-out baseline"
     least_particles: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        num_particles: int = 4,
-        site: str = "a",
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, site, max_plate_nesting)
-        if num_particles > MOST_PARTICLES:
+    site: str = "a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_particles > MOST_PARTICLES:
             raise ValueError(
                 f"num_particles: expected at most {MOST_PARTICLES}, as all subsets are gone through, got "
-                f"{num_particles}. For more use RaoBlackwell_ELBO or VIMCO_ELBO."
+                f"{self.num_particles}. For more use RaoBlackwell_ELBO or VIMCO_ELBO."
             )
 
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:

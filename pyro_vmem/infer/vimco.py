@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
@@ -14,6 +15,7 @@ from pyro_vmem.infer.particles import Particles
 __all__ = ["VIMCO_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class VIMCO_ELBO(ParticleELBO):
     r"""The multi-sample bound of each datapoint, with gradients for discrete latents too.
 
@@ -76,20 +78,13 @@ class VIMCO_ELBO(ParticleELBO):
     least_particles: ClassVar[int] = 2
     weighted: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        num_particles: int = 4,
-        baseline: Literal["arithmetic", "geometric"] = "arithmetic",
-        dreg: bool = False,
-        backward: int | None = None,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        if baseline not in ("arithmetic", "geometric"):
-            raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {baseline!r}.")
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
-        self.baseline = baseline
-        self.dreg = dreg
+    baseline: Literal["arithmetic", "geometric"] = "arithmetic"
+    dreg: bool = False
+
+    def __post_init__(self) -> None:
+        if self.baseline not in ("arithmetic", "geometric"):
+            raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {self.baseline!r}.")
+        super().__post_init__()
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights
