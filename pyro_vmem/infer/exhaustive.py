@@ -23,17 +23,8 @@ def exhaustive_bound(elbo: ParticleELBO, model: Any, guide: Any, *args: Any, **k
     r"""The expectation of an objective's bound, summed over all values of all latents, as a function of the parameters.
 
     It is the multi-sample bound if the objective weights its particles, summed over all that K of them can be, and
-    else the evidence lower bound. Its gradient is what that of an unbiased objective is in expectation.
-
-    Arguments:
-        elbo: The objective.
-        model: A Pyro model; its latents are discrete, one of each name for a datapoint.
-        guide: Its guide.
-        args: Their arguments.
-        kwargs: Their keyword arguments.
-
-    Returns:
-        The bound of each datapoint in nats, `(B,)`.
+    else the evidence lower bound. Its gradient is what that of an unbiased objective is in expectation. Latents of the
+    model are discrete, one of each name for a datapoint. Bounds are in nats, `(B,)`.
 
     Raises:
         ValueError: If a latent's values cannot be gone through, or there are more than 20,000 combinations.

@@ -19,17 +19,7 @@ __all__ = ["OneSiteELBO"]
 
 @dataclass(repr=False, eq=False)
 class OneSiteELBO(ParticleELBO):
-    """An objective whose particles have different values of one categorical site, each with a share of its own.
-
-    Arguments:
-        num_particles: The number of values that are chosen.
-        site: The name of the categorical site.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
-
-    Raises:
-        ValueError: At the first loss, if there is no such site, it is not categorical, it depends on another latent,
-            it is in a plate inside the data plate, or it is masked on its own.
-    """
+    """An objective whose particles have different values of one categorical site, each with a share of its own."""
 
     site = "a"  # an argument of each subclass
     backward: int | None = field(default=None, init=False)
@@ -37,11 +27,7 @@ class OneSiteELBO(ParticleELBO):
 
     @abc.abstractmethod
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
-        """The values of all particles, with shape `(K, *)`, of the guide's distribution with batch shape `(*)`.
-
-        Raises:
-            ValueError: If the site has fewer values than the objective needs.
-        """
+        """The values of all particles, `(K, *)`, of the guide's distribution with batch shape `(*)`."""
 
     def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         chosen = _Chosen(self, int(self.max_plate_nesting))(guide)

@@ -95,17 +95,8 @@ class VIMCO_ELBO(ParticleELBO):
 
 
 def leave_one_out(log_weights: Tensor, baseline: str) -> Tensor:
-    r"""The bound :math:`L_{-k}` from all particles but the k-th.
-
-    By a masked logsumexp over K x K: the difference of two sums would lose all digits where one weight dominates.
-
-    Arguments:
-        log_weights: :math:`\log w_k`, with shape `(K, B)`.
-        baseline: `"arithmetic"` or `"geometric"`.
-
-    Returns:
-        :math:`L_{-k}`, with shape `(K, B)`.
-    """
+    r"""The bound :math:`L_{-k}` from all particles but the k-th, `(K, B)`, of log-weights `(K, B)`."""
+    # A masked logsumexp over K x K: the difference of two sums would lose all digits where one weight dominates.
     count = log_weights.shape[0]
     itself = torch.eye(count, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)
     others = log_weights.unsqueeze(0).expand(count, -1, -1)  # entry (k, j): particle j, seen from k
