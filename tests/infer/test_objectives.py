@@ -401,7 +401,7 @@ def test_truncated_categorical():
         (lambda: RaoBlackwell_ELBO(2.0), "k: expected a whole number, got 2.0"),
         (lambda: IWAE_ELBO(4, backward=1.5), "backward: expected a whole number, got 1.5"),
         (
-            lambda: ParticleELBO.__init__(Reinforce_ELBO(4), 4, 1),
+            lambda: ParticleELBO.__init__(Reinforce_ELBO(4), 4, backward=1),
             "backward: Reinforce_ELBO does not weight its particles",
         ),
         (lambda: RaoBlackwell_ELBO(0), "k: expected at least 1, got 0"),
