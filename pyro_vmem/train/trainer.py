@@ -327,7 +327,8 @@ class Trainer:
         """Adds the gradient of the loss summed over targets to every `.grad`; returns the terms per datapoint."""
         model, guide, weight = self.vma.model, self.guide, max(kl_weight, LEAST_WEIGHT)
         if weight != 1.0:
-            model, guide = (scale_sites({"z": weight})(program) for program in (model, guide))
+            scaled = scale_sites({"z": weight})
+            model, guide = scaled(model), scaled(guide)
         memory = self.vma.encode(episode.memory, reads=self.decodes * len(episode.x))
         try:
             if isinstance(self.objective, ParticleELBO):
@@ -355,7 +356,8 @@ class Trainer:
     def _untempered(self, terms: Terms, weight: float) -> Terms:
         """The terms of the same particles, with KL(z) in full."""
         p = terms.particles
-        log_prior, log_guide = (part | {"z": part["z"] / weight} for part in (p.log_prior, p.log_guide))
+        log_prior = p.log_prior | {"z": p.log_prior["z"] / weight}
+        log_guide = p.log_guide | {"z": p.log_guide["z"] / weight}
         # Without `paths`, whose factors are those of the loss that was gone backward through.
         particles = replace(p, log_prior=log_prior, log_guide=log_guide, paths=[])
         return replace(terms, particles=particles, bound=self.objective.estimate(particles)[0])
