@@ -19,7 +19,7 @@ OLDEST_TESTS := tests/memory/test_memory.py tests/train/test_checkpoint.py tests
 # Tests are shared out among so many processes, of one thread each: more threads than cores wait for each other.
 PROCESSES ?= 2
 
-.PHONY: demo test test-long test-all test-arviz1 test-oldest audit check lint types docs linkcheck notebooks clean
+.PHONY: demo test test-long test-all test-arviz1 test-oldest audit check lint types docs linkcheck notebooks jupyter clean
 
 demo: $(VENV)/.demo
 	$(BIN)/pyro-vmem demo $(ARGS)
@@ -90,17 +90,21 @@ $(OLDEST)/.oldest: pyproject.toml constraints.txt .ci/oldest.py
 	$(OLDEST)/bin/python -m pip install -q --disable-pip-version-check -r $(OLDEST)/oldest.txt pytest hypothesis scipy
 	touch $@
 
-# The site, in docs/_build/html; its notebooks run as it is built, for seconds each.
+# The site, in docs/_build/html; its notebooks have the outputs of the last `make notebooks`.
 docs: $(VENV)/.docs
 	$(BIN)/python -m sphinx -E -W --keep-going -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 # Whether the links to the outside can be reached; those between pages are tested.
 linkcheck: $(VENV)/.docs
-	PYRO_VMEM_DOCS_EXECUTE=off $(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck
+	$(BIN)/python -m sphinx -b linkcheck docs docs/_build/linkcheck
 
-# The notebooks in a browser, run in full.
-notebooks: $(VENV)/.notebooks
+# Runs in full the notebooks whose code has changed, and keeps their outputs for the site in docs/notebook_runs.
+notebooks: $(VENV)/.docs
+	$(BIN)/python docs/run_notebooks.py $(ARGS)
+
+# The notebooks in a browser.
+jupyter: $(VENV)/.notebooks
 	$(BIN)/jupyter lab notebooks
 
 $(VENV)/.docs: $(BIN)/python pyproject.toml constraints.txt

@@ -17,6 +17,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.utils.data import Dataset
 
 import pyro_vmem as pv
 from benchmarks import command
@@ -37,6 +39,7 @@ from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.app import Experiment
 from pyro_vmem.app.settings import ModelName
+from pyro_vmem.data import Episode, merge_episodes
 from pyro_vmem.data.storage import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
 from pyro_vmem.parts.learned_templates import NO_CLASS
@@ -117,6 +120,22 @@ def main(
                     break
                 evaluate_cell(results, recipe, test, vma, evaluated, *cell)
     return results.content
+
+
+def batches(episodes: Dataset[Episode], size: int) -> Iterator[Episode]:
+    """Merges `size` episodes of one target into one with a memory per datapoint; yields other episodes as they are."""
+    rows: list[Episode] = []
+    for index in range(len(episodes)):  # type: ignore[arg-type]
+        episode = episodes[index]
+        if len(episode.x) > 1:
+            yield episode
+            continue
+        rows.append(episode)
+        if len(rows) == size:
+            yield merge_episodes(rows)
+            rows = []
+    if rows:
+        yield merge_episodes(rows)
 
 
 def fit(
@@ -240,7 +259,7 @@ def evaluate_cell(
     hits: list[Tensor] = []
     parts: list[tuple[float, ...]] = []
     device = next(vma.parameters()).device
-    for number, episode in enumerate(e.to(device) for e in data.batches(episodes, BATCH)):
+    for number, episode in enumerate(e.to(device) for e in batches(episodes, BATCH)):
         with torch.no_grad(), autocast(episode.x.device, "auto"):
             memory = vma.encode(episode.memory)
             guide = vma.address_guide(memory, vma.encode_x(episode.x))

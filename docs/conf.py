@@ -6,7 +6,6 @@ import ast
 import html
 import importlib
 import inspect
-import os
 import re
 import sys
 from functools import partial
@@ -18,6 +17,7 @@ ROOT = DOCS.parent
 sys.path[:0] = [str(ROOT), str(DOCS)]
 
 import reference  # noqa: E402
+import run_notebooks  # noqa: E402
 from docutils.nodes import SkipNode  # noqa: E402
 from docutils.utils.math import MathError  # noqa: E402
 from docutils.utils.math.latex2mathml import tex2mathml  # noqa: E402
@@ -29,11 +29,6 @@ from sphinx.util.docutils import SphinxDirective  # noqa: E402
 from sphinx.util.inspect import stringify_signature  # noqa: E402
 
 import pyro_vmem  # noqa: E402
-
-# Notebooks run as the site is built, so that what they print is on the page and not in the repository.
-os.environ["PYRO_VMEM_SMOKE"] = "1"
-os.environ.pop("PYRO_VMEM_DATA", None)
-os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
 
 project = "pyro_vmem"
 author = "The pyro_vmem authors"
@@ -58,8 +53,10 @@ nitpick_ignore_regex = [
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "html_image"]
 myst_heading_anchors = 3
-nb_execution_mode = os.environ.get("PYRO_VMEM_DOCS_EXECUTE", "cache")  # "off" for a quick look at the text
-nb_execution_cache_path = str(DOCS / "_build" / "notebooks")
+# The tables of pages are made as the site is built. Notebooks have the outputs of the last `make notebooks`.
+nb_execution_mode = "cache"
+nb_execution_excludepatterns = ["notebooks/*"]
+nb_execution_cache_path = str(DOCS / "_build" / "cells")
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
@@ -89,10 +86,9 @@ html_show_sphinx = False
 
 
 def copy_notebooks() -> None:
-    """Copies the notebooks to where Sphinx looks for pages."""
-    reference.write_all(
-        DOCS / "notebooks", {path.name: path.read_text() for path in (ROOT / "notebooks").glob("*.ipynb")}
-    )
+    """Copies the notebooks, with the outputs of their last full run, to where Sphinx looks for pages."""
+    names = [path.stem for path in (ROOT / "notebooks").glob("*.ipynb")]
+    reference.write_all(DOCS / "notebooks", {f"{name}.ipynb": run_notebooks.with_outputs(name) for name in names})
 
 
 def find_public(app: Any, env: Any, node: Any, contnode: Any) -> Any:

@@ -51,13 +51,6 @@ PICTURES = (
         crop=True,
     ),
     Picture(
-        "lookup",
-        "One target and its most probable templates.",
-        "plots.lookup(figure, x[5], memory.templates, q[5], memory.labels == labels[5], max_slots=6)",
-        (4.6, 2.0),
-        crop=True,
-    ),
-    Picture(
         "address_heat_map",
         "The probability of every slot for every target, both sorted by class. Frames mark the right class.",
         "plots.address_heat_map(ax, q, memory.labels, labels)",

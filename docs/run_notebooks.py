@@ -17,6 +17,7 @@ from typing import Any
 
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 RUNS = Path(__file__).parent / "notebook_runs"
+NOTE = "\n\n*Cells without output have changed since the last full run. Run* `make notebooks` *to see theirs.*"
 
 
 def code_cells(notebook: dict[str, Any]) -> list[dict[str, Any]]:
@@ -49,7 +50,7 @@ def is_current(name: str) -> bool:
 
 
 def with_outputs(name: str) -> str:
-    """The notebook with the outputs of its last full run. A cell whose code has changed since has none."""
+    """The notebook with the outputs of its last full run; changed cells have none, and a note says so."""
     notebook = read(name)
     outputs = {meaning(cell["code"]): cell["outputs"] for cell in kept(name)}
     for number, cell in enumerate(code_cells(notebook), 1):
@@ -60,6 +61,8 @@ def with_outputs(name: str) -> str:
                 output["execution_count"] = number
             if figure := output.get("data", {}).get("image/png"):
                 output["data"]["image/png"] = base64.b64encode((RUNS / figure).read_bytes()).decode()
+    if not is_current(name):
+        notebook["cells"][0]["source"] = [*notebook["cells"][0]["source"], NOTE]
     return json.dumps(notebook)
 
 

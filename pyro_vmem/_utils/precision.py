@@ -32,16 +32,11 @@ def autocast(device: torch.device, precision: Literal["auto", "bfloat16", "float
         device: The device of the networks.
         precision: `"auto"` is bfloat16 if the processor multiplies it in hardware, else float32.
 
-    Raises:
-        ValueError: If `precision` is none of the three.
-
     Example:
         >>> with autocast(torch.device("cpu"), "bfloat16"):
         ...     print((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
         torch.bfloat16
     """
-    if precision not in ("auto", "bfloat16", "float32"):
-        raise ValueError(f"precision: expected 'auto', 'bfloat16' or 'float32', got {precision!r}.")
     enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 

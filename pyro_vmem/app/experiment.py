@@ -1,4 +1,4 @@
-"""A whole experiment in a folder: data, model, training, evaluation, report."""
+"""An experiment in a folder: data, model, training, evaluation and report."""
 
 from __future__ import annotations
 
@@ -71,9 +71,7 @@ MODELS: dict[str, Any] = {
 
 @dataclass(frozen=True)  # of no further fields, so that the check below is called
 class Experiment(Sources):
-    """An experiment in a folder: its settings, and what is done with them.
-
-    The arguments are those of :class:`pyro_vmem.app.Settings`.
+    """Trains, evaluates and reports a model in a folder, by :class:`pyro_vmem.app.Settings`.
 
     Example:
         >>> Experiment(seed=3, objective="RWS_ELBO").title
@@ -94,7 +92,7 @@ class Experiment(Sources):
 
     @property
     def title(self) -> str:
-        """What tells this experiment from others, in one line."""
+        """A line that distinguishes this experiment from others."""
         objective = self.objective["class_path"] if isinstance(self.objective, dict) else self.objective
         return f"{self.data}, {objective}, seed {self.seed}"
 
@@ -107,14 +105,14 @@ class Experiment(Sources):
         )
 
     def made_objective(self) -> ELBO | Literal["auto"]:
-        """The objective: `"auto"`, which is chosen when there is a model, or one that its spec stands for."""
+        """The objective of its spec; `"auto"` is chosen when there is a model."""
         if self.objective == "auto":
             return "auto"
         elbo: ELBO = from_spec(self._objective_spec(), ELBO, where="objective")
         return elbo
 
     def _objective_spec(self) -> dict[str, Any]:
-        """The spec of the objective, with the class and the arguments that a short name stands for."""
+        """The spec of the objective, with the class and the arguments of a short name."""
         names = get_args(Objective)
         named = {"class_path": self.objective} if not isinstance(self.objective, dict) else self.objective
         name: Any = named.get("class_path")
@@ -130,7 +128,7 @@ class Experiment(Sources):
         return named | {"init_args": {"max_plate_nesting": 1, **given} if isinstance(given, dict) else given}
 
     def written_out(self) -> dict[str, Any]:
-        """All settings, with all arguments of objective, optimizer and schedules."""
+        """Returns all settings, with all arguments of objective, optimizer and schedules."""
         values, config = asdict(self), self.config()
         values |= {name: spec_of(getattr(config, name)) for name in TRAINING if name != "objective"}
         elbo = self.made_objective()
@@ -140,7 +138,7 @@ class Experiment(Sources):
         return values
 
     def begin(self, device: torch.device | str = "cpu") -> tuple[VMA, Dataset[Episode], Dataset[Episode]]:
-        """A new model, on the CPU, and the episodes that it is trained and validated on, made on a device."""
+        """Makes a new model on the CPU, and episodes for training and validation on a device."""
         episodes, held_out = self.episodes(device)
         vma = self.new_model(episodes[0])
         if isinstance(episodes, LibraryEpisodes):
@@ -148,7 +146,7 @@ class Experiment(Sources):
         return vma, episodes, held_out
 
     def new_model(self, episode: Episode) -> VMA:
-        """A new model for images such as those of an episode; its weights depend on the seed alone.
+        """Makes a model for images like those of an episode; its weights depend on the seed alone.
 
         Raises:
             ValueError: If a part does not fit, or there is none of the name `only`.
@@ -182,15 +180,10 @@ class Experiment(Sources):
         workers: int = 0,
         callbacks: Sequence[Callback] = (),
     ) -> FitResult:
-        """Trains a new model into a folder, or goes on with the one that is there.
+        """Trains a new model into a folder, or resumes the run that it holds; see :func:`pyro_vmem.fit`.
 
-        Arguments:
-            out: The folder; it will hold `experiment.json`, the checkpoints and `history.csv`.
-            resume: Whether to go on with a run that `out` holds.
-            progress: Whether to show progress bars.
-            device: Where to train; `"auto"` takes a GPU if there is one.
-            workers: Processes that load episodes; see :func:`pyro_vmem.fit`.
-            callbacks: What is to be done between steps, likewise.
+        The folder gets `experiment.json`, the checkpoints and `history.csv`. The device `"auto"` is a GPU if there is
+        one.
 
         Raises:
             ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
@@ -219,7 +212,7 @@ class Experiment(Sources):
             )
 
     def _plan(self, vma: VMA, episode: Episode, folder: Path, device: torch.device) -> str:
-        """What a training will do, in two sentences."""
+        """Describes the training in two sentences."""
         trained = sum(p.numel() for p in vma.parameters() if p.requires_grad)
         length = f"{self.steps:,} steps" if self.minutes is None else f"{self.minutes:g} minutes"
         return (
@@ -229,7 +222,7 @@ class Experiment(Sources):
         )
 
     def adopt(self, out: str | Path) -> FitResult:
-        """Puts the pretrained model into a folder as it is, to be evaluated, reported and sampled from there.
+        """Copies the pretrained model into a folder, as a run that was not trained.
 
         Raises:
             ValueError: If `out` holds a run, or there is no model of that name.
@@ -240,10 +233,11 @@ class Experiment(Sources):
 
     @classmethod
     def read(cls, folder: str | Path) -> Experiment:
-        """The experiment of a run's folder.
+        """Reads the experiment of a run's folder.
 
         Raises:
-            FileNotFoundError: If the folder holds no run; a `ValueError`, if it is not one that can be read.
+            FileNotFoundError: If the folder holds no run.
+            ValueError: If its settings cannot be read.
         """
         path = Path(folder) / "experiment.json"
         if not path.is_file():
@@ -262,7 +256,7 @@ class Experiment(Sources):
             ) from error
 
     def test_episodes(self, how: Evaluation, device: torch.device | str = "cpu") -> EpisodeSampler:
-        """Episodes of classes that were neither trained nor validated on, made on a device."""
+        """Makes episodes of test classes on a device."""
         return EpisodeSampler(self.datasets()[2], how.ways, how.shots, how.queries, how.eval_seed, device=device)
 
     def evaluate(
@@ -270,8 +264,8 @@ class Experiment(Sources):
     ) -> dict[str, Any]:
         """Evaluates a run's model on a device; returns the metrics by name.
 
-        Most are numbers; `contribution` holds what the memory contributes to the first episode, `calibration` what
-        simulation says of the guide there, `reliability` the bins of its class probabilities, `verdict` the words.
+        Most are numbers. `contribution` and `calibration` hold those of the memory and the guide in the first episode,
+        `reliability` holds the bins of the class probabilities, and `verdict` is a text.
         """
         where = own_device(device)
         return self._evaluate(load(folder).to(where), self.test_episodes(how, where), how, progress)[2]
@@ -287,13 +281,8 @@ class Experiment(Sources):
     ) -> dict[str, Any]:
         """Evaluates a run's model, writes `metrics.json`, `report.html` and `lookup.png`; returns the metrics.
 
-        Arguments:
-            folder: The run.
-            how: How to evaluate.
-            result: What training left; by default, what `history.csv` tells of it.
-            seconds: Tells the time since the experiment began, for the metrics; by default that of this call.
-            progress: Whether to show progress bars.
-            device: Where to evaluate; `"auto"` takes a GPU if there is one.
+        The result of training is read from `history.csv` by default. `seconds` tells the time since the experiment
+        began, for the metrics; by default it is that of this call.
         """
         start, where, folder = time.perf_counter(), own_device(device), Path(folder)
         vma, episodes = load(folder).to(where), self.test_episodes(how, where)
@@ -339,7 +328,7 @@ class Experiment(Sources):
         return evaluation, found, metrics
 
     def _facts(self, vma: VMA, episodes: EpisodeSampler, metrics: dict[str, Any], result: FitResult) -> dict[str, str]:
-        """The settings by name."""
+        """The settings of the report by name."""
         slots = episodes.n_way * episodes.k_shot
         return {
             "Images": f"{self.data}, {' x '.join(map(str, vma.event_shape))}, binary",

@@ -1,6 +1,6 @@
 """The report of a run: one self-contained HTML page of figures, numbers and settings.
 
-It needs arrays only, so a page of your own results can be written too; its words and style are in `report.html.j2`.
+It is made from arrays; its words and style are in `report.html.j2`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem.app.report_text import diagnostic_rows, problems, result_rows, speed_sentence, verdict
 
-__all__ = ["Report", "write_report"]
+__all__: list[str] = []
 
 Array = Tensor | NDArray[Any]
 Arguments = Mapping[str, Any]
@@ -39,88 +39,33 @@ _INK = "svg { --ink: #3d444d; } @media (prefers-color-scheme: dark) { svg { --in
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """What a page shows; a section without contents is left out.
+    """The contents of a page; a section without contents is left out.
 
     Arrays by name are the arguments of the function of :mod:`pyro_vmem.plots` that draws them. Images are in [0, 1],
     information is in nats.
-
-    Attributes:
-        title: The heading.
-        facts: The settings by name: data, steps, seed, versions and so on.
-        metrics: The items of `FewShotEvaluation.summary()`, with `steps` and `training_seconds` of the run.
-        history: The rows of `FitResult.history`, in nats per datapoint.
-        information_gain: For :func:`~pyro_vmem.plots.information_gain_histogram`; `exact` is needed.
-        lookup: For :func:`~pyro_vmem.plots.lookups`: some targets and the memory they are looked up in.
-        generation: For :func:`~pyro_vmem.plots.one_shot_generations`.
-        addresses: For :func:`~pyro_vmem.plots.address_heat_map`, with the `exact` posterior of the same shape: the
-            addresses of all targets of one memory.
-        completion: For :func:`~pyro_vmem.plots.completions`.
-        evidence: For :func:`~pyro_vmem.plots.evidence_by_memory`; the right memory comes first.
-        reliability: For :func:`~pyro_vmem.plots.reliability_diagram`: the guide's class probabilities.
-        khat: For :func:`~pyro_vmem.plots.khat_scatter`, any shape.
-        command: The command that repeats the run, if there is one.
-        noun: What a class is, in plain words.
     """
 
     title: str
-    facts: Mapping[str, str]
-    metrics: Mapping[str, float]
-    history: Sequence[Mapping[str, float]]
-    information_gain: Arguments
-    lookup: Arguments
-    generation: Arguments
-    addresses: Arguments | None = None
-    completion: Arguments | None = None
-    evidence: Mapping[str, Array] = field(default_factory=dict)
-    reliability: Arguments | None = None
-    khat: Array | None = None
-    command: str = ""
-    noun: str = "character"
+    facts: Mapping[str, str]  # the settings by name
+    metrics: Mapping[str, float]  # FewShotEvaluation.summary(), with `steps` and `training_seconds` of the run
+    history: Sequence[Mapping[str, float]]  # FitResult.history
+    information_gain: Arguments  # of information_gain_histogram, with `exact`
+    lookup: Arguments  # of lookups: some targets and the memory
+    generation: Arguments  # of one_shot_generations
+    addresses: Arguments | None = None  # of address_heat_map, with the `exact` posterior of the same shape
+    completion: Arguments | None = None  # of completions
+    evidence: Mapping[str, Array] = field(default_factory=dict)  # of evidence_by_memory; the right memory comes first
+    reliability: Arguments | None = None  # of reliability_diagram
+    khat: Array | None = None  # of khat_scatter
+    command: str = ""  # the command that repeats the run
 
 
-def write_report(path: str | Path, report: Report) -> Path:
-    """Writes a page that needs nothing but itself: no script, no request; figures are drawn into it.
-
-    Its first lines say what is wrong, if anything is: see :func:`pyro_vmem.app.report_text.verdict`.
-
-    Arguments:
-        path: The HTML file. Folders are made, and an existing file is replaced once the page is whole.
-        report: What to show.
-
-    Returns:
-        The path.
-
-    Raises:
-        ImportError: If matplotlib or jinja2 is not installed.
-        ValueError: If metrics are missing, or shapes do not agree.
-
-    Example:
-        >>> import tempfile, pyro_vmem as pv
-        >>> sampler = pv.data.EpisodeSampler(pv.data.glyphs(size=12, drawings=12), n_way=5, k_shot=1, n_query=1)
-        >>> vma = pv.VMA.for_images((1, 12, 12), latent_dim=4, width=4)
-        >>> result = pv.diagnostics.evaluate(vma, sampler, num_episodes=2, num_samples=2, progress=False)
-        >>> memory, x, labels = sampler[0].memory, sampler[0].x, sampler[0].labels
-        >>> q = vma.address_guide(vma.encode(memory), vma.encode_x(x)).probs
-        >>> gain = {"gain": result.information_gain, "exact": result.information_gain_exact}
-        >>> report = Report(
-        ...     title="An untrained model",
-        ...     facts={"data": "glyphs", "seed": "0"},
-        ...     metrics=result.summary() | {"training_seconds": 0.0, "steps": 0},
-        ...     history=[],
-        ...     information_gain=gain | {"num_slots": 5, "num_classes": 5},
-        ...     lookup={"targets": x, "target_labels": labels, "templates": memory.templates, "labels": memory.labels}
-        ...     | {"probabilities": q},
-        ...     generation={"templates": memory.templates[:1], "samples": vma.generate(memory, 3, address=0)[None]},
-        ... )
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     page = write_report(f"{folder}/report.html", report).read_text(encoding="utf-8")
-        >>> page[:15]
-        '<!DOCTYPE html>'
-    """
+def write_report(path: Path, report: Report) -> Path:
+    """Writes a page that needs nothing but itself, whole or not at all: no script, no request."""
     page = _page(report)  # before anything is opened: a figure may fail
     with write_atomically(path) as aside:
         aside.write_text(page, encoding="utf-8")
-    return Path(path)
+    return path
 
 
 def _page(report: Report) -> str:
@@ -129,13 +74,13 @@ def _page(report: Report) -> str:
     if missing := [name for name in needed if name not in metrics]:
         raise ValueError(f"metrics: {missing} are missing. Give summary() with the run's training_seconds and steps.")
     jinja2 = require("jinja2", "cli")
-    # A name that the template needs and does not get is an error, not an empty place on the page.
+    # A missing name is an error, not an empty place on the page.
     settings = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
     environment = jinja2.Environment(autoescape=True, keep_trailing_newline=True, **settings)
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     page: str = template.render(
         title=report.title,
-        verdict=verdict(metrics, report.noun),
+        verdict=verdict(metrics),
         wrong=bool(problems(metrics)),
         speed=speed_sentence(metrics),
         metrics=metrics,
@@ -205,7 +150,7 @@ def _gain(gain: Array, exact: Array, num_slots: int, num_classes: int) -> Contex
 def _evidence(evidence: Mapping[str, Array]) -> Context | None:
     if not evidence:
         return None
-    # A blank memory, unlike all that the model has seen, loses so much that no other bar could be read beside it.
+    # A blank memory loses so much that no other bar could be read beside it.
     drawn = {name: values for name, values in evidence.items() if name != "blank"}
     means = {name: float(values.mean()) for name, values in evidence.items()}
     return {
@@ -238,26 +183,21 @@ def _curves(history: Sequence[Mapping[str, float]]) -> list[Context]:
 
 
 def _on_axes(size: tuple[float, float], plot: Callable[..., Any], *args: Any, **kwargs: Any) -> str:
-    """A drawing by a function whose first argument is an Axes."""
+    """A drawing by a function of an Axes."""
     return _drawing(size, lambda figure: plot(figure.subplots(), *args, **kwargs))
 
 
 def _drawing(size: tuple[float, float], draw: Callable[[Any], object], crop: bool = False) -> str:
-    """A figure as a data URI, its text and lines in the colour of the page's text; `crop` cuts it to what is drawn."""
+    """A figure as a data URI, in the colour of the page's text; `crop` cuts off its empty margins."""
     with require("matplotlib", "plots").rc_context(plots.ON_ANY_PAGE):
         figure = require("matplotlib.figure", "plots").Figure(size, layout=None if crop else "constrained")
         draw(figure)
         file = io.BytesIO()
         tight: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05} if crop else {}
         figure.savefig(file, format="svg", metadata={"Date": None}, **tight)
-    # matplotlib numbers the ids of each SVG alike: as an image of its own, one drawing cannot use another's.
-    data = base64.b64encode(_following_the_page(file.getvalue().decode()).encode())
-    return f"data:image/svg+xml;base64,{data.decode('ascii')}"
-
-
-def _following_the_page(svg: str) -> str:
-    """Replaces the mid-tone of text by the page's colour; where styles are not understood it stays a mid-tone."""
-    tone: str = plots.ON_ANY_PAGE["text.color"]
+    # The colour of the page's text replaces the mid-tone, which stays where styles are not understood.
+    svg, tone = file.getvalue().decode(), plots.ON_ANY_PAGE["text.color"]
     start = svg.index(">", svg.index("<svg")) + 1
-    body = svg[start:].replace(f": {tone}", f": var(--ink, {tone})")
-    return f"{svg[:start]}\n<style>{_INK}</style>{body}"
+    svg = f"{svg[:start]}\n<style>{_INK}</style>{svg[start:].replace(f': {tone}', f': var(--ink, {tone})')}"
+    # As images of their own, because matplotlib gives the same ids in every SVG.
+    return f"data:image/svg+xml;base64,{base64.b64encode(svg.encode()).decode('ascii')}"

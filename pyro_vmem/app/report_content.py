@@ -1,6 +1,6 @@
-"""What a report shows of a model: measurements and pictures of its first test episode, as arrays.
+"""The contents of a report: measurements and pictures of the first test episode, as arrays.
 
-Training is over; nothing here changes the model or the random state.
+Nothing here changes the model or the random state.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pyro_vmem.diagnostics import Calibration, Contribution, FewShotEvaluation, 
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 
-__all__ = ["check", "gather"]
+__all__: list[str] = []
 
 _TARGETS = 40  # targets whose contributions and weights are measured; more would double the time of the evaluation
 _DRAWS = 200  # draws of the guide per target: enough to estimate a k-hat
@@ -25,10 +25,7 @@ _SIMULATIONS = 300
 
 @torch.no_grad()
 def check(vma: VMA, episodes: EpisodeSampler, num_samples: int = 10, seed: int = 0) -> tuple[Contribution, Calibration]:
-    """What the memory contributes to some targets of the first episode, and the calibration of the guide there.
-
-    `num_samples` are those of z per slot. Global random state and weights stay as they are.
-    """
+    """Measures the contribution of the memory to targets of the first episode, and the calibration of the guide."""
     device = next(vma.parameters()).device
     episode, wrong = episodes[0].to(device), episodes.distractors(0).to(device)
     memory = vma.encode(episode.memory)
@@ -45,10 +42,7 @@ def gather(
     seed: int = 0,
     rows: int = 8,
 ) -> dict[str, Any]:
-    """The fields of a :class:`~pyro_vmem.app.report.Report`, on the CPU: pictures and curves of the first episode.
-
-    `evaluation` was measured on the episodes, `found` by :func:`check`; `rows` targets and templates are shown.
-    """
+    """Returns the fields of a report on the CPU, from an evaluation and the contribution that :func:`check` found."""
     device = next(vma.parameters()).device
     episode = episodes[0].to(device)
     memory, x = vma.encode(episode.memory), episode.x
@@ -79,7 +73,7 @@ def gather(
 
 
 def _complete(vma: VMA, memory: Memory, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """The lower halves of targets, filled in: the arguments of `plots.completions`."""
+    """Completes the lower halves of targets, for `plots.completions`."""
     height = x.shape[-2]
     mask = (torch.arange(height, device=x.device) < (height + 1) // 2).unsqueeze(-1)
     filled = vma.complete(memory, x.repeat_interleave(_COMPLETIONS, 0), mask, num_particles=32, mean=True)

@@ -9,37 +9,22 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from string import Template
 
-__all__ = [
-    "DIAGNOSTICS",
-    "IGNORED_SHARE",
-    "LEAST_WORTH",
-    "QUANTITIES",
-    "diagnostic_rows",
-    "problems",
-    "result_rows",
-    "speed_sentence",
-    "verdict",
-]
+__all__: list[str] = []
 
-IGNORED_SHARE = 0.05
-"""The share of log C that lookups tell about the target; below it the address guide is said to ignore the target."""
-
-LEAST_WORTH = 1.0
-"""Nats that a right memory is worth over a wrong one; below it the memory is said not to be used."""
-
-UNKNOWN_SHARE = 0.05
-"""The share of targets whose evidence has an unknown error, above which no conclusion rests on the evidence."""
-
-_ERRORS = 3.0  # standard errors above zero
+IGNORED_SHARE = 0.05  # of log C; the address guide ignores the target if its lookups tell less about it
+LEAST_WORTH = 1.0  # nats; the memory is not used if it is worth less over a wrong one
+UNKNOWN_SHARE = 0.05  # of the targets; if the error of more is unknown, no conclusion rests on the evidence
+_ERRORS = 3.0  # a difference is shown if it is so many standard errors above zero
 
 _GAIN = (
     "KL from the prior p(a | M) to the guide q(a | M, x). At 0 the guide ignores the picture; log C = $ceiling nats "
     "tell the class."
 )
 
+# The key of a metric, its name, its digits, its unit and its meaning.
 Row = tuple[str, str, int, str, str]
-"""The key of a metric, its name, its digits, its unit and its meaning."""
 
+# The rows of the table of results.
 QUANTITIES: tuple[Row, ...] = (
     ("nll", "NLL", 1, "nats", "Negative log-likelihood, lower is better; a bound from $samples samples of z per slot."),
     ("nll_wrong_memory", "NLL, wrong memory", 1, "nats", "The same pictures, with as many templates of other classes."),
@@ -55,8 +40,7 @@ QUANTITIES: tuple[Row, ...] = (
     ("hit_rate", "Hit rate", 1, "%", "How often the class that the guide finds most probable is right."),
     ("hit_rate_exact", "Hit rate, exact", 1, "%", "The same for p(a | x, M)."),
 )
-"""The rows of the table of results."""
-
+# The rows of the table of diagnostics; a row is left out where its metric is missing or NaN.
 DIAGNOSTICS: tuple[Row, ...] = (
     ("elbo", "ELBO", 1, "nats", "The one-sample bound: reconstruction minus information gain minus KL(z)."),
     ("reconstruction", "Reconstruction", 1, "nats", "E log p(x | z, m_a) over the guide."),
@@ -80,27 +64,13 @@ DIAGNOSTICS: tuple[Row, ...] = (
         "Pictures whose NLL hangs on a few large weights: it is likely too high. Above 5 %, no conclusion rests on it.",
     ),
 )
-"""The rows of the table of diagnostics; a row is left out where its metric is missing or NaN."""
 
 
 def problems(metrics: Mapping[str, float]) -> list[str]:
-    r"""Lists what is wrong with a run, in plain sentences: the guide ignores the target, or the memory is not used.
-
-    The address guide is said to ignore the target if its lookups tell less than 5 % of :math:`\log C` about it
-    (`IGNORED_SHARE`): the mutual information of address and target where it was measured, else the information gain.
-    The memory is said not to be used if it is worth less than 1 nat (`LEAST_WORTH`) over a wrong one, and not shown to
-    be used if that is not 3 standard errors above 0.
-
-    `metrics` are the items of `FewShotEvaluation.summary()`. The worst sentence comes first; without problems there
-    is none.
-
-    Example:
-        >>> metrics = {"n_way": 20, "k_shot": 1, "information_gain": 2.9, "mutual_information": 0.02}
-        >>> problems(metrics | {"memory_worth_nats": 17.2, "memory_worth_nats_se": 0.5})
-        ['The address guide ignores the target: it looks up the same slots whatever the target is.']
-    """
+    """Lists the faults of a run in plain sentences, by the items of `FewShotEvaluation.summary()`."""
     found = []
     gain, ceiling = metrics["information_gain"], math.log(metrics["n_way"])
+    # A guide that always looks up the same slots has a gain, but no mutual information with the target.
     told = metrics.get("mutual_information", gain)
     if metrics["n_way"] > 1 and min(told, gain) < IGNORED_SHARE * ceiling:
         reason = f"its lookups gain {gain:.2f} of {ceiling:.1f} nats"
@@ -123,41 +93,30 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
     return found
 
 
-def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
-    r"""Says in a few sentences what the metrics mean; the :func:`problems` come first, `noun` is what a class is.
-
-    What the memory is worth is a difference of evidence: it is left out, with the reason, where the error of the
-    evidence is unknown for more than 5 % of the targets (`UNKNOWN_SHARE`).
-
-    Example:
-        >>> metrics = {"n_way": 20, "k_shot": 1, "chance": 0.05, "hit_rate": 0.71, "hit_rate_se": 0.02}
-        >>> metrics |= {"information_gain": 2.4, "memory_worth_nats": 17.2, "memory_worth_nats_se": 0.5}
-        >>> print(verdict(metrics))
-        With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup gains
-        2.4 of 3.0 nats, and the memory is worth 17.2 nats per picture.
-    """
+def verdict(metrics: Mapping[str, float]) -> str:
+    """Says in a few sentences what the metrics mean; the :func:`problems` come first."""
     ways, shots = round(metrics["n_way"]), round(metrics["k_shot"])
     gain, ceiling = metrics["information_gain"], math.log(ways)
     wrong = problems(metrics)
     ignores = any("ignores the target" in sentence for sentence in wrong)
-    used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"
-    if any(sentence.startswith("The memory") for sentence in wrong):
-        used = ""
-    unknown, untold = metrics.get("error_unknown", 0.0), []
-    if used and unknown > UNKNOWN_SHARE:
-        used = ""
-        untold = [
-            f"What the memory is worth is not stated: for {_percent(unknown)} of the pictures the error of the "
-            "evidence is unknown."
-        ]
+    used, untold, unknown = "", [], metrics.get("error_unknown", 0.0)
+    if not any(sentence.startswith("The memory") for sentence in wrong):
+        if unknown <= UNKNOWN_SHARE:
+            used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"
+        else:  # the worth is a difference of evidence
+            untold = [
+                f"What the memory is worth is not stated: for {_percent(unknown)} of the pictures the error of the "
+                "evidence is unknown."
+            ]
+    separately = [f"T{used[1:]}."] if used else untold
     if ways == 1:
-        closing = f"With one unseen {noun} in memory there is no class to look up."
-        return " ".join([*wrong, closing, *([f"{_capital(used)}."] if used else []), *untold])
+        closing = "With one unseen character in memory there is no class to look up."
+        return " ".join([*wrong, closing, *separately])
     examples = f", {shots} examples each" if shots > 1 else ""
     found = f"the right one is found {_percent(metrics['hit_rate'])} of the time (chance {_percent(metrics['chance'])})"
     if metrics["hit_rate"] - metrics["chance"] < _ERRORS * metrics["hit_rate_se"]:
         found += ", which is not clearly better than guessing"
-    lead = f"With {ways} unseen {noun}s in memory{examples}, {found}"
+    lead = f"With {ways} unseen characters in memory{examples}, {found}"
     gains = f"gains {gain:.1f} of {ceiling:.1f} nats"
     if shots > 1:
         gains = f"gains {gain:.1f} nats, where {ceiling:.1f} tell the class and {math.log(ways * shots):.1f} the slot"
@@ -165,20 +124,11 @@ def verdict(metrics: Mapping[str, float], noun: str = "character") -> str:
         lead += f"; the lookup {gains}"
         if used:
             return " ".join([*wrong, f"{lead}, and {used}."])
-    return " ".join([*wrong, f"{lead}.", *([f"{_capital(used)}."] if used else []), *untold])
+    return " ".join([*wrong, f"{lead}.", *separately])
 
 
 def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """The table of results, what a run is judged by: name, value with standard error and unit, and meaning.
-
-    Raises:
-        ValueError: If metrics are missing.
-
-    Example:
-        >>> metrics = dict.fromkeys([f"{key}{end}" for key, *_ in QUANTITIES for end in ("", "_se")], 1.0)
-        >>> result_rows(metrics | {"n_way": 20, "k_shot": 1, "chance": 0.05, "num_samples": 10})[0][:2]
-        ('NLL', '1.0 ± 1.0 nats')
-    """
+    """The table of results: name, value with standard error and unit, and meaning."""
     names = [key for key, *_ in QUANTITIES]
     needed = [*names, *(f"{name}_se" for name in names), "n_way", "k_shot", "chance", "num_samples"]
     if missing := [name for name in needed if name not in metrics]:
@@ -196,23 +146,13 @@ def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
 
 
 def diagnostic_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
-    """The table of diagnostics, in the columns of :func:`result_rows`; metrics that are missing or NaN have no row.
-
-    Example:
-        >>> diagnostic_rows({"kl_z": 12.34, "kl_z_se": 0.5, "n_way": 20, "k_shot": 1, "num_samples": 10})[0][:2]
-        ('KL(z)', '12.3 ± 0.5 nats')
-    """
+    """The table of diagnostics, in the columns of :func:`result_rows`."""
     rows = [row for row in DIAGNOSTICS if not math.isnan(metrics.get(row[0], math.nan))]
     return [(name, value, meaning) for _, name, value, meaning in _rows(rows, metrics)]
 
 
 def speed_sentence(metrics: Mapping[str, float]) -> str:
-    """Says how long an evaluation took, and how many decoder passes per second that is.
-
-    Example:
-        >>> print(speed_sentence({"evaluation_seconds": 25.0, "decodes": 160_000, "decodes_per_second": 6400.0}))
-        The evaluation took 25 s for 160,000 decoder passes, 6,400 per second.
-    """
+    """Says how long an evaluation took."""
     return (
         f"The evaluation took {metrics['evaluation_seconds']:,.0f} s for {metrics['decodes']:,.0f} decoder passes, "
         f"{metrics['decodes_per_second']:,.0f} per second."
@@ -229,10 +169,6 @@ def _rows(rows: Iterable[Row], metrics: Mapping[str, float]) -> Iterator[tuple[s
         value, error = scale * metrics[key], scale * metrics.get(f"{key}_se", math.nan)
         text = _signed(value, digits) + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
         yield key, name, f"{text} {unit}".strip(), Template(meaning).substitute(words)
-
-
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
 
 
 def _percent(share: float) -> str:

@@ -28,12 +28,7 @@ __all__ = ["Kind", "Sources"]
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of training episodes, as :class:`pyro_vmem.data.EpisodeSampler` has them; `warp` as of `Sources`.
-
-    Example:
-        >>> Kind(n_absent=2).n_absent
-        2
-    """
+    """A kind of training episodes; see `Settings`."""
 
     n_way: int = 16
     k_shot: int = 4

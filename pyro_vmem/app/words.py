@@ -9,16 +9,13 @@ from typing import Any
 
 from pyro_vmem._utils.plain_yaml import read_yaml
 
-__all__ = ["quoted", "split_words", "with_changes"]
+__all__: list[str] = []
 
 Change = tuple[list[str], Any]
 
 
 def split_words(words: Sequence[str], names: Iterable[str]) -> tuple[list[str], dict[str, list[Change]]]:
-    """Splits what is said of arguments of the specs `names` from the other words of a command.
-
-    Returns the other words, and for each spec the path of each argument with its value, in order. Raises a `ValueError`
-    if a value is missing, or is none.
+    """Splits off the arguments of specs: returns the other words, and for each spec the path and value of each.
 
     Example:
         >>> split_words("train --address_guide.inner.temperature=0.5 --steps 10".split(), ["address_guide"])
@@ -48,7 +45,7 @@ def split_words(words: Sequence[str], names: Iterable[str]) -> tuple[list[str], 
 
 
 def with_changes(spec: Any, changes: Iterable[Change]) -> Any:
-    """A spec with some arguments changed, those of parts inside of it by their path.
+    """Changes arguments of a spec, those of parts inside of it by their path.
 
     Example:
         >>> with_changes("TruncatedGuide", [(["k"], 16)])
@@ -66,7 +63,7 @@ def with_changes(spec: Any, changes: Iterable[Change]) -> Any:
 
 
 def quoted(values: dict[str, Any]) -> str:
-    """Options as a shell takes them, each with a space before; those without a value are left out.
+    """Writes options as a shell takes them, each with a space before it, without those of no value.
 
     Example:
         >>> quoted({"minutes": None, "likelihood": {"class_path": "GaussianDecoder", "init_args": {"scale": 0.1}}})

@@ -71,8 +71,6 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
     """
     if isinstance(spec, str | Path):
         spec = _read(Path(spec))
-    if not isinstance(spec, Mapping):
-        raise ValueError(f"spec: expected a dict, or the path of a JSON or YAML file, got {type(spec).__name__}.")
     if like is not None:
         if "class_path" in spec:
             raise ValueError("spec: with like, expected parts by name, got a whole model. Give its init_args.")

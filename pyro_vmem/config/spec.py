@@ -19,6 +19,7 @@ from typing import Any
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from pyro_vmem._utils.checks import in_words
 from pyro_vmem._utils.guess import guess
 from pyro_vmem.parts import Part
 from pyro_vmem.parts.part import public_path
@@ -54,8 +55,6 @@ def from_spec(
         >>> from_spec({"class_path": "StandardPrior", "init_args": {"latent_dim": 8}}, LatentPrior)
         StandardPrior(latent_dim=8)
     """
-    if isinstance(trusted_modules, str):
-        raise ValueError(f"trusted_modules: expected a list of names, got {trusted_modules!r}. Put it in a list.")
     try:
         builder = _Builder(tuple(trusted_modules), like or {})
         return builder.make(spec, base if isinstance(base, tuple) else (base,), where)
@@ -70,7 +69,7 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
         >>> from pyro_vmem import StandardPrior
         >>> checked(StandardPrior, {"latent_dim": "many"}, "prior")
         Traceback (most recent call last):
-        ValueError: prior.latent_dim: expected int, got 'many' (str).
+        ValueError: prior.latent_dim: expected a whole number in [1, 1,048,576], got 'many' (str).
     """
     return _Builder((), {}).arguments(cls, values, where)
 
@@ -317,7 +316,7 @@ def _a(bases: tuple[type, ...]) -> str:
 def _wrong_type(value: Any, annotation: str, where: str) -> ValueError:
     literals = re.findall(r"'([^']*)'|\"([^\"]*)\"", annotation) if "Literal" in annotation else []
     hint = guess(value, ["".join(pair) for pair in literals])
-    return ValueError(f"{where}: expected {annotation or 'something else'}, got {_shown(value)}.{hint}")
+    return ValueError(f"{where}: expected {in_words(annotation) or 'something else'}, got {_shown(value)}.{hint}")
 
 
 def _shown(value: Any) -> str:

@@ -1,17 +1,17 @@
 """Data sets of images by class and alphabet, and episodes drawn from them."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.data.dataset import FewShotDataset
-from pyro_vmem.data.episodes import Episode, EpisodeSampler, batches, merge_episodes
+from pyro_vmem.data.episodes import Episode, EpisodeSampler, merge_episodes
 from pyro_vmem.data.glyphs import glyphs
 from pyro_vmem.data.image_folder import from_folder
 from pyro_vmem.data.library import LibraryEpisodes
-from pyro_vmem.data.loading import load_ahead
 from pyro_vmem.data.mixed import MixedEpisodes
 from pyro_vmem.data.mnist import mnist
 from pyro_vmem.data.npz import from_npz
 from pyro_vmem.data.omniglot import omniglot
 from pyro_vmem.data.one_shot_trials import OneShotTrial, one_shot_trials, within_alphabet_trials
-from pyro_vmem.data.protocols import PROTOCOLS, Protocol, ProtocolEpisodes, protocol
+from pyro_vmem.data.protocols import PROTOCOLS, Protocol, protocol
 from pyro_vmem.data.recall import RecallSampler
 from pyro_vmem.data.warped import Affine, WarpedEpisodes
 
@@ -25,14 +25,11 @@ __all__ = [
     "MixedEpisodes",
     "OneShotTrial",
     "Protocol",
-    "ProtocolEpisodes",
     "RecallSampler",
     "WarpedEpisodes",
-    "batches",
     "from_folder",
     "from_npz",
     "glyphs",
-    "load_ahead",
     "merge_episodes",
     "mnist",
     "omniglot",
@@ -40,3 +37,4 @@ __all__ = [
     "protocol",
     "within_alphabet_trials",
 ]
+check_entries(globals())

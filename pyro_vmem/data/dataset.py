@@ -8,8 +8,10 @@ from typing import Literal
 
 import numpy as np
 import torch
+from jaxtyping import Integer, Shaped
 from torch import Tensor
 
+from pyro_vmem._utils.checks import NonNegativeInt, Share, checked
 from pyro_vmem.data.storage import save_npz
 
 __all__ = ["FewShotDataset"]
@@ -47,21 +49,23 @@ class FewShotDataset:
 
     def __init__(
         self,
-        images: Tensor,
-        classes: Tensor,
+        images: Shaped[Tensor, "N ..."],
+        classes: Integer[Tensor, " N"],
         class_names: Sequence[str] | None = None,
-        alphabets: Tensor | None = None,
+        alphabets: Integer[Tensor, " n"] | None = None,
         alphabet_names: Sequence[str] | None = None,
     ) -> None:
         _check_images(images)
-        _check_index("classes", classes, length=len(images), of="images")
         num_classes = int(classes.max()) + 1 if class_names is None else len(class_names)
         names = [str(i) for i in range(num_classes)] if class_names is None else [str(n) for n in class_names]
         _check_groups("classes", classes, names, "class", "image")
 
         if alphabets is None:
             alphabets = torch.zeros(num_classes, dtype=torch.long)
-        _check_index("alphabets", alphabets, length=num_classes, of="classes")
+        if len(alphabets) != num_classes:
+            raise ValueError(
+                f"alphabets: got shape {tuple(alphabets.shape)}, expected ({num_classes},), one for each class."
+            )
         num_alphabets = int(alphabets.max()) + 1 if alphabet_names is None else len(alphabet_names)
         if alphabet_names is None:
             alphabet_names = [str(i) for i in range(num_alphabets)]
@@ -123,7 +127,8 @@ class FewShotDataset:
             return images.float().div_(255)
         return images.float()
 
-    def subset(self, class_indices: Sequence[int] | Tensor) -> FewShotDataset:
+    @checked
+    def subset(self, class_indices: Integer[Tensor, " n"]) -> FewShotDataset:
         r"""Returns the data set of some classes, renumbered from 0 in the order given.
 
         Arguments:
@@ -141,13 +146,9 @@ class FewShotDataset:
             >>> dataset.subset([3, 1]).class_names
             ['d', 'b']
         """
-        chosen = torch.as_tensor(class_indices)
-        if chosen.ndim != 1 or len(chosen) == 0 or chosen.is_floating_point() or chosen.dtype == torch.bool:
-            raise ValueError(
-                f"class_indices: got {tuple(chosen.shape)} of {chosen.dtype}, expected a list of at least "
-                "one class index."
-            )
-        chosen = chosen.long()
+        chosen = class_indices.long()
+        if len(chosen) == 0:
+            raise ValueError("class_indices: expected at least one class index, got none.")
         if int(chosen.min()) < 0 or int(chosen.max()) >= self.num_classes:
             raise ValueError(
                 f"class_indices: got values {int(chosen.min())}..{int(chosen.max())}, expected 0 to "
@@ -169,11 +170,12 @@ class FewShotDataset:
             alphabet_names=[self.alphabet_names[i] for i in alphabets_in_use.tolist()],
         )
 
+    @checked
     def split(
         self,
         by: Literal["alphabet", "class"] = "alphabet",
-        test: float | Sequence[str] = 0.2,
-        seed: int = 0,
+        test: Share | Sequence[str] = 0.2,
+        seed: NonNegativeInt = 0,
     ) -> tuple[FewShotDataset, FewShotDataset]:
         """Splits into two data sets that share no class, and by default no alphabet.
 
@@ -202,8 +204,6 @@ class FewShotDataset:
             >>> train.num_classes, test.num_classes
             (3, 3)
         """
-        if by not in ("alphabet", "class"):
-            raise ValueError(f"by: got {by!r}, expected 'alphabet' or 'class'.")
         names = self.alphabet_names if by == "alphabet" else self.class_names
         group = self.alphabets if by == "alphabet" else torch.arange(self.num_classes)
         if len(names) < 2:
@@ -211,10 +211,8 @@ class FewShotDataset:
                 f"by: got {by!r}, but this data set has one {by} ({names[0]!r}), and both sides of a split "
                 "need one. " + ("Use by='class'." if by == "alphabet" and self.num_classes > 1 else "Add classes.")
             )
-        if isinstance(test, str):
-            raise ValueError(f"test: got the string {test!r}, expected a share or a list of names: [{test!r}].")
-        if isinstance(test, (int, float)):
-            held_out = _draw_groups(group, len(names), float(test), seed)
+        if isinstance(test, float):
+            held_out = _draw_groups(group, len(names), test, seed)
         else:
             held_out = _named_groups(names, list(test), by)
         is_test = torch.isin(group, held_out)
@@ -251,8 +249,6 @@ class FewShotDataset:
 
 
 def _check_images(images: Tensor) -> None:
-    if not isinstance(images, Tensor):
-        raise ValueError(f"images: got {type(images).__name__}, expected a torch.Tensor (torch.as_tensor makes one).")
     if images.ndim < 2 or 0 in images.shape:
         raise ValueError(
             f"images: got shape {tuple(images.shape)}, expected (N, C, H, W) or (N, D), with at least one entry."
@@ -267,14 +263,6 @@ def _check_images(images: Tensor) -> None:
         raise ValueError(f"images: got {images.dtype}, expected torch.uint8 in 0..255 or floating point.")
     elif not bool(torch.isfinite(images).all()):
         raise ValueError("images: got NaN or infinite values, expected finite ones. Drop or fill them first.")
-
-
-def _check_index(name: str, index: Tensor, *, length: int, of: str) -> None:
-    if not isinstance(index, Tensor) or index.is_floating_point() or index.dtype == torch.bool:
-        got = index.dtype if isinstance(index, Tensor) else type(index).__name__
-        raise ValueError(f"{name}: got {got}, expected a torch.Tensor of integer indices.")
-    if index.shape != (length,):
-        raise ValueError(f"{name}: got shape {tuple(index.shape)}, expected ({length},), one for each of the {of}.")
 
 
 def _check_groups(name: str, index: Tensor, names: list[str], group: str, member: str) -> None:
@@ -295,8 +283,6 @@ def _check_groups(name: str, index: Tensor, names: list[str], group: str, member
 
 def _draw_groups(group: Tensor, num_groups: int, share: float, seed: int) -> Tensor:
     """Draws whole groups until their number of classes is closest to a share of all classes."""
-    if not 0 < share < 1:
-        raise ValueError(f"test: got {share}, expected a share between 0 and 1, or a list of names.")
     sizes = torch.bincount(group, minlength=num_groups)
     target = share * len(group)
     order = torch.randperm(num_groups, generator=torch.Generator().manual_seed(seed)).tolist()

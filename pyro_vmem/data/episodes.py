@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
-__all__ = ["Episode", "EpisodeSampler", "batches", "merge_episodes"]
+__all__ = ["Episode", "EpisodeSampler", "merge_episodes"]
 
 # The length of an endless sampler, for a DataLoader: more episodes than a training run draws.
 _ENDLESS = 10**9
@@ -41,16 +42,11 @@ class Episode:
     """
 
     memory: Memory
-    x: Tensor
-    labels: Tensor | None = None
+    x: Float[Tensor, "B ..."]
+    labels: Integer[Tensor, " B"] | None = None
 
     def __post_init__(self) -> None:
         # Shapes and types only: a check of values in a training step would wait for the GPU.
-        if not hasattr(self.memory, "event_shape"):  # packed memories and test doubles have it too
-            raise ValueError(f"memory: expected a Memory, got {type(self.memory).__name__}.")
-        for name, value in (("x", self.x), ("labels", self.labels)):
-            if not isinstance(value, Tensor) and not (name == "labels" and value is None):
-                raise ValueError(f"{name}: expected a Tensor, got {type(value).__name__}.")
         event, batch = tuple(self.memory.event_shape), tuple(self.memory.batch_shape)
         if self.x.ndim != len(event) + 1 or tuple(self.x.shape[1:]) != event or len(self.x) == 0:
             raise ValueError(
@@ -59,14 +55,6 @@ class Episode:
             )
         if batch and batch != (len(self.x),):
             raise ValueError(f"x: expected {batch[0]} targets, one for each memory, got {len(self.x)}.")
-        if self.labels is None:
-            return
-        if self.labels.shape != (len(self.x),):
-            raise ValueError(
-                f"labels: expected shape ({len(self.x)},), the class of each target, got {tuple(self.labels.shape)}."
-            )
-        if self.labels.is_floating_point() or self.labels.is_complex() or self.labels.dtype == torch.bool:
-            raise ValueError(f"labels: expected integers, got {self.labels.dtype}. Use `labels.long()`.")
 
     def __repr__(self) -> str:
         classes = "no labels" if self.labels is None else f"{len(torch.unique(self.labels))} classes"
@@ -74,17 +62,7 @@ class Episode:
         return f"Episode({self.memory.num_slots} slots, {len(self.x)} targets of shape {shape}, {classes})"
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
-        """Returns the episode on a device.
-
-        Arguments:
-            device: The device.
-            non_blocking: Whether a copy from pinned memory may overlap with computation.
-
-        Example:
-            >>> episode = Episode(Memory(torch.rand(3, 2)), torch.rand(1, 2), torch.tensor([0]))
-            >>> episode.to("cpu").x.device
-            device(type='cpu')
-        """
+        """Returns the episode on a device; with `non_blocking`, a copy from pinned memory may overlap computation."""
         return Episode(
             self.memory.to(device, non_blocking=non_blocking),
             self.x.to(device, non_blocking=non_blocking),
@@ -119,7 +97,6 @@ class EpisodeSampler(Dataset[Episode]):
         n_way: The number of classes in an episode.
         k_shot: The number of memory slots of each class; :math:`S` = `n_way * k_shot`.
         n_query: The number of targets of each class; :math:`B` = `n_way * n_query`.
-        seed: The seed of the episodes.
         rotate: Whether to add the classes rotated by 90, 180 and 270 degrees.
         flip: Whether to add the mirrored classes.
         n_absent: The number of further classes with targets and without slots; :math:`B` = ``(n_way + n_absent) *
@@ -144,23 +121,17 @@ class EpisodeSampler(Dataset[Episode]):
     def __init__(
         self,
         dataset: FewShotDataset,
-        n_way: int = 8,
-        k_shot: int = 4,
-        n_query: int = 4,
-        seed: int = 0,
+        n_way: Count = 8,
+        k_shot: Count = 4,
+        n_query: Count = 4,
+        seed: NonNegativeInt = 0,
         *,
         rotate: bool = False,
         flip: bool = False,
-        n_absent: int = 0,
-        num_episodes: int | None = None,
+        n_absent: NonNegativeInt = 0,
+        num_episodes: Count | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        for name, value in (("n_way", n_way), ("k_shot", k_shot), ("n_query", n_query)):
-            check_count(name, value)
-        for name, value in (("seed", seed), ("n_absent", n_absent)):
-            check_count(name, value, least=0)
-        if num_episodes is not None:
-            check_count("num_episodes", num_episodes)
         shape = dataset.image_shape
         if (rotate or flip) and (len(shape) != 3 or shape[1] != shape[2]):
             raise ValueError(
@@ -188,8 +159,6 @@ class EpisodeSampler(Dataset[Episode]):
         self.dataset, self.seed, self.num_episodes = dataset, seed, num_episodes
         self.n_way, self.k_shot, self.n_query, self.n_absent = n_way, k_shot, n_query, n_absent
         self.rotate, self.flip = rotate, flip
-        self.position = 0
-        """The index of the episode that :meth:`sample` returns next; setting it resumes an earlier run."""
         self._images = dataset.images if device is None else dataset.images.to(device)
         self._sizes = sizes
         self._starts = sizes.cumsum(0) - sizes
@@ -230,25 +199,9 @@ class EpisodeSampler(Dataset[Episode]):
         return Episode(Memory(events[:size], labels=labels[:size]), events[size:], labels[size:])
 
     def __iter__(self) -> Iterator[Episode]:
-        """Iterates over the episodes from the first, independently of :meth:`sample`."""
+        """Iterates over the episodes."""
         for index in range(len(self)):
             yield self[index]
-
-    def sample(self) -> Episode:
-        """Returns the next episode: `sampler[0]`, then `sampler[1]` and so on.
-
-        Raises:
-            IndexError: If all `num_episodes` episodes were returned.
-
-        Example:
-            >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
-            >>> sampler = EpisodeSampler(dataset, n_way=3)
-            >>> torch.equal(sampler.sample().x, sampler[0].x), torch.equal(sampler.sample().x, sampler[1].x)
-            (True, True)
-        """
-        episode = self[self.position]
-        self.position += 1
-        return episode
 
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
@@ -319,35 +272,6 @@ class EpisodeSampler(Dataset[Episode]):
             chosen = events[rows]
             events[rows] = torch.rot90(chosen.flip(-1) if mirror else chosen, turn, (-2, -1))
         return events, there
-
-
-def batches(episodes: Dataset[Episode], size: int, start: int = 0, stop: int | None = None) -> Iterator[Episode]:
-    """Iterates over batches for evaluation: merges up to `size` episodes of one target, and yields others singly.
-
-    Arguments:
-        episodes: The source of episodes.
-        size: How many episodes of one target to merge.
-        start: The first episode.
-        stop: The end, exclusive. Default: all episodes.
-
-    Example:
-        >>> from pyro_vmem.data import protocol
-        >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 3)
-        >>> [len(e.x) for e in batches(protocol("gmn").episodes(dataset, shots=2), 4, stop=10)]
-        [4, 4, 2]
-    """
-    rows: list[Episode] = []
-    for index in range(start, len(episodes) if stop is None else stop):  # type: ignore[arg-type]
-        episode = episodes[index]
-        if len(episode.x) > 1:
-            yield episode
-            continue
-        rows.append(episode)
-        if len(rows) == size:
-            yield merge_episodes(rows)
-            rows = []
-    if rows:
-        yield merge_episodes(rows)
 
 
 def merge_episodes(episodes: Sequence[Episode]) -> Episode:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pyro_vmem._utils.checks import check_count, check_range
+from pyro_vmem._utils.checks import Count, NonNegative, NonNegativeInt, Size
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 
@@ -70,7 +70,7 @@ class _Letter:
 
 
 def glyphs(
-    size: int = 28, drawings: int = 20, min_styles: int = 4, seed: int = 0, jitter: float = 1.0
+    size: Size = 28, drawings: Count = 20, min_styles: Count = 4, seed: NonNegativeInt = 0, jitter: NonNegative = 1.0
 ) -> FewShotDataset:
     r"""Letters of many scripts as binary images: a data set the size of Omniglot, without a download.
 
@@ -104,9 +104,8 @@ def glyphs(
         >>> dataset.class_names[0], dataset.alphabet_names[0]
         ('ARABIC LETTER HAMZA', 'Arabic')
     """
-    for name, value, least in (("size", size, 12), ("drawings", drawings, 1), ("min_styles", min_styles, 1)):
-        check_count(name, value, least)
-    check_range("jitter", jitter, 0, 2)
+    if not 12 <= size <= 1024 or jitter > 2:
+        raise ValueError(f"size, jitter: expected 12 to 1024 and at most 2, got {size} and {jitter}.")
     letters = _letters(min_styles)
     # Bitmaps of about the final size, smoothed by FreeType: sampling a finer bitmap would miss thin strokes.
     sources = _render_styles(letters, drawings, resolution=math.ceil(1.5 * size))

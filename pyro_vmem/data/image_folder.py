@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyro_vmem._utils.checks import Fraction, Size
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.npz import number_names
@@ -29,9 +30,9 @@ _MAX_PIXELS = 1 << 26  # 8192 x 8192, more than a camera has; a small file may d
 def from_folder(
     path: str | os.PathLike[str],
     *,
-    size: tuple[int, int] | None = None,
+    size: tuple[Size, Size] | None = None,
     ink: Literal["dark", "light"] = "dark",
-    threshold: float | None = 0.5,
+    threshold: Fraction | None = 0.5,
 ) -> FewShotDataset:
     r"""Images from `path/<class>/*` or from `path/<alphabet>/<class>/*`.
 
@@ -66,12 +67,6 @@ def from_folder(
     root = Path(path).expanduser()
     if not root.is_dir():
         raise FileNotFoundError(f"path: got {printable(root)}, expected a folder of class folders.")
-    if ink not in ("dark", "light"):
-        raise ValueError(f"ink: got {ink!r}, expected 'dark' or 'light'.")
-    if threshold is not None and not 0 <= threshold < 1:
-        raise ValueError(f"threshold: got {threshold}, expected 0 <= threshold < 1, or None to keep grey values.")
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ValueError(f"size: got {size}, expected a height and a width of at least 1.")
 
     class_folders = _class_folders(root)
     images: list[Array] = []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.memory import PackedMemory
@@ -44,10 +44,13 @@ class LibraryEpisodes(Dataset[Episode]):
     """
 
     def __init__(
-        self, dataset: FewShotDataset, k_shot: int = 1, num_targets: int = 64, seed: int = 0, rotate: bool = False
+        self,
+        dataset: FewShotDataset,
+        k_shot: Count = 1,
+        num_targets: Count = 64,
+        seed: NonNegativeInt = 0,
+        rotate: bool = False,
     ) -> None:
-        for name, value, least in (("k_shot", k_shot, 1), ("num_targets", num_targets, 1), ("seed", seed, 0)):
-            check_count(name, value, least)
         smallest = int(dataset.class_sizes.min())
         if k_shot >= smallest:
             raise ValueError(

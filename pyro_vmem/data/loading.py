@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from pyro_vmem.data.episodes import Episode
 
-__all__ = ["load_ahead", "lost_worker"]
+__all__: list[str] = []
 
 # How many episodes each loader prepares ahead.
 AHEAD = 2
@@ -31,22 +31,8 @@ def load_ahead(
     The episodes and the global random state do not depend on how they are loaded. An error in an episode is raised in
     its turn.
 
-    Arguments:
-        episodes: The source of episodes.
-        start: The first episode.
-        stop: The end, exclusive.
-        device: The device of the episodes. Copies to a GPU come from page-locked memory and overlap with computation.
-        workers: The number of processes that load episodes. With 0, a thread loads ahead for a GPU, and for the CPU
-            episodes are loaded in their turn.
-
     Raises:
-        ValueError: If processes are not forked on this system, and the source cannot be pickled.
-
-    Example:
-        >>> from pyro_vmem.data import EpisodeSampler, FewShotDataset
-        >>> sampler = EpisodeSampler(FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6), n_way=3)
-        >>> [bool((e.x == sampler[i].x).all()) for i, e in enumerate(load_ahead(sampler, 2, 4), start=2)]
-        [True, True]
+        ValueError: If processes are not forked here, and the source cannot be pickled.
     """
     device = torch.device(device)
     pin = device.type == "cuda"

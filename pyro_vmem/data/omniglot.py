@@ -105,10 +105,6 @@ def omniglot(
         ...     omniglot(root, subset="background", cache_dir=root)
         FewShotDataset(1 image of shape (1, 28, 28), 1 class, 1 alphabet, 1 drawing per class)
     """
-    if subset not in _PARTS:
-        raise ValueError(f"subset: got {subset!r}, expected 'all', 'background' or 'evaluation'.")
-    if resize not in _RESIZE:
-        raise ValueError(f"resize: got {resize!r}, expected 'index28', 'nearest26', 'maxpool26' or None.")
     folder = data_root(root, "Omniglot")
     sources = [_find(folder, part) or _fetch(folder, part, download) for part in _PARTS[subset]]
     listings = [source.drawings() for source in sources]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt, Several
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.omniglot import read_drawing
 from pyro_vmem.data.storage import printable
@@ -76,7 +76,7 @@ def one_shot_trials(
 
 
 def within_alphabet_trials(
-    dataset: FewShotDataset, num_trials: int = 20, n_way: int = 20, seed: int = 0
+    dataset: FewShotDataset, num_trials: Count = 20, n_way: Several = 20, seed: NonNegativeInt = 0
 ) -> list[OneShotTrial]:
     """Draws trials like the published ones: characters of one alphabet, training and test images by two drawers.
 
@@ -97,8 +97,6 @@ def within_alphabet_trials(
         >>> len(trials), trials[0].test.shape
         (2, torch.Size([5, 1, 12, 12]))
     """
-    check_count("num_trials", num_trials)
-    check_count("n_way", n_way, 2)
     alphabets = [
         which.nonzero().squeeze(-1) for which in dataset.alphabets == torch.arange(len(dataset.alphabet_names))[:, None]
     ]

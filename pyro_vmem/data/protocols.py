@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import omniglot
@@ -21,6 +21,9 @@ from pyro_vmem.memory import Memory
 __all__ = ["PROTOCOLS", "Protocol", "ProtocolEpisodes", "protocol"]
 
 _BLANK = -1  # the label of the blank template of an empty memory
+
+Splits = tuple[FewShotDataset, FewShotDataset, FewShotDataset]
+Indices = tuple[Sequence[int], Sequence[int]]  # of the templates and of the targets, in the data set
 
 
 class Protocol(abc.ABC):
@@ -47,9 +50,7 @@ class Protocol(abc.ABC):
     resize: ClassVar[Literal["index28", "nearest26", "maxpool26"]] = "index28"
     copies: ClassVar[bool] = False
 
-    def datasets(
-        self, root: str | os.PathLike[str] | None = None, *, full: bool = False
-    ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
+    def datasets(self, root: str | os.PathLike[str] | None = None, *, full: bool = False) -> Splits:
         """Returns the classes for training, validation and test.
 
         Validation classes are whole alphabets, held out of the training classes. Make every choice of development on
@@ -94,56 +95,28 @@ class Protocol(abc.ABC):
         """Raises a `ValueError` if the protocol does not have this cell."""
 
     @abc.abstractmethod
-    def draw(
-        self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
-    ) -> tuple[Sequence[int], Sequence[int]]:
-        """Draws episode `index`: the indices of the templates and of the targets in the data set.
-
-        `drawings` has the indices of the images of each class, one tensor `(n,)` per class. The other arguments are
-        those of `episodes`.
-        """
+    def draw(self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int) -> Indices:
+        """Draws episode `index` from the indices of the images of each class, one tensor `(n,)` per class."""
 
 
 class ProtocolEpisodes(Dataset[Episode]):
-    r"""The episodes of one cell of the table of a protocol; :meth:`Protocol.episodes` makes them.
-
-    `episodes[i]` depends only on the arguments and `i`. With no shots, memory holds one blank template. A `ValueError`
-    is raised if the protocol does not have the cell, or the data set has too few drawings for it.
-
-    Example:
-        >>> from pyro_vmem.data import batches
-        >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 3)
-        >>> episodes = ProtocolEpisodes(PROTOCOLS["zholus"], dataset, n_classes=2, shots=5, seed=0)
-        >>> len(episodes)
-        60
-        >>> next(batches(episodes, 32)).memory
-        Memory(5 slots of (3,), one for each of 32 datapoints, 3 classes)
-    """
+    """The episodes of one cell of the table of a protocol; `episodes[i]` depends only on the arguments and `i`."""
 
     def __init__(
         self,
         protocol: Protocol,
         dataset: FewShotDataset,
-        n_classes: int,
-        shots: int,
-        seed: int = 0,
-        num_episodes: int | None = None,
+        n_classes: Count,
+        shots: NonNegativeInt,
+        seed: NonNegativeInt,
+        num_episodes: Count | None,
     ) -> None:
         num_episodes = protocol.num_episodes(dataset) if num_episodes is None else num_episodes
-        for name, value, least in (("n_classes", n_classes, 1), ("shots", shots, 0), ("seed", seed, 0)):
-            check_count(name, value, least)
-        check_count("num_episodes", num_episodes)
         protocol.check(dataset, n_classes, shots)
         self.protocol, self.dataset = protocol, dataset
         self.n_classes, self.shots, self.seed, self.num_episodes = n_classes, shots, seed, num_episodes
         by_class = dataset.classes.argsort(stable=True)
         self._drawings = list(by_class.split(dataset.class_sizes.tolist()))
-
-    def __repr__(self) -> str:
-        return (
-            f"ProtocolEpisodes({self.protocol.name!r}, {self.dataset.num_classes:,} classes, "
-            f"n_classes={self.n_classes}, shots={self.shots}, seed={self.seed}, num_episodes={self.num_episodes})"
-        )
 
     def __len__(self) -> int:
         """The number of episodes."""
@@ -194,9 +167,7 @@ class _Gmn(Protocol):
     def check(self, dataset: FewShotDataset, n_classes: int, shots: int) -> None:
         """Accepts every number of classes and shots."""
 
-    def draw(
-        self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
-    ) -> tuple[Sequence[int], Sequence[int]]:
+    def draw(self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int) -> Indices:
         generator = _generator(seed, index)
         classes = generator.integers(len(drawings), size=n_classes)
         items: list[int] = []
@@ -245,9 +216,7 @@ class _Zholus(Protocol):
             raise ValueError(f"n_classes: got {n_classes}, but there are {dataset.num_classes} classes. Use more.")
         _check_enough(dataset, shots + 1, f"{shots} shots and a target of one class")
 
-    def draw(
-        self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
-    ) -> tuple[Sequence[int], Sequence[int]]:
+    def draw(self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int) -> Indices:
         images = torch.cat(drawings)
         owner = np.repeat(np.arange(len(drawings)), [len(d) for d in drawings])
         # The order of the targets is random, so the first ones represent all.
@@ -286,9 +255,7 @@ class _Shared(Protocol):
         each = shots // n_classes
         _check_enough(dataset, each + 1, f"{each} of each class in memory and a target")
 
-    def draw(
-        self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int
-    ) -> tuple[Sequence[int], Sequence[int]]:
+    def draw(self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int) -> Indices:
         generator, each = _generator(seed, index), shots // n_classes
         order = generator.permutation(len(drawings))[:n_classes]
         shuffled = [generator.permutation(drawings[c].numpy()) for c in order]
@@ -303,9 +270,7 @@ class _Vma(_Shared):
     resize = "maxpool26"
     test_alphabets: ClassVar[tuple[str, ...]] = ("Tengwar", "Sylheti", "Tibetan", "Syriac_(Serto)", "ULOG")
 
-    def datasets(
-        self, root: str | os.PathLike[str] | None = None, *, full: bool = False
-    ) -> tuple[FewShotDataset, FewShotDataset, FewShotDataset]:
+    def datasets(self, root: str | os.PathLike[str] | None = None, *, full: bool = False) -> Splits:
         rest, test = omniglot(root, resize=self.resize).split(test=self.test_alphabets)
         train, validation = rest.split(test=0.1, seed=0)
         return train, validation, test
@@ -335,9 +300,6 @@ def protocol(name: str) -> Protocol:
         | https://arxiv.org/abs/1709.07116
         | Few-shot Generative Modelling with Generative Matching Networks (Bartunov, Vetrov, 2018)
         | https://arxiv.org/abs/1612.02192
-
-    Arguments:
-        name: One of the five.
 
     Raises:
         ValueError: If the name is unknown.

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.memory import Memory
@@ -40,12 +40,13 @@ class RecallSampler(Dataset[Episode]):
         True
     """
 
-    def __init__(self, dataset: FewShotDataset, memory_size: int = 256, n_query: int = 64, seed: int = 0) -> None:
-        if not 1 <= memory_size <= len(dataset):
-            raise ValueError(f"memory_size: got {memory_size}, expected 1 to {len(dataset)}, the images there are.")
-        if not 1 <= n_query <= memory_size:
-            raise ValueError(f"n_query: got {n_query}, expected 1 to {memory_size}, the slots there are.")
-        check_count("seed", seed, least=0)
+    def __init__(
+        self, dataset: FewShotDataset, memory_size: Count = 256, n_query: Count = 64, seed: NonNegativeInt = 0
+    ) -> None:
+        if memory_size > len(dataset):
+            raise ValueError(f"memory_size: got {memory_size}, expected at most {len(dataset)}, the images there are.")
+        if n_query > memory_size:
+            raise ValueError(f"n_query: got {n_query}, expected at most {memory_size}, the slots there are.")
         self.dataset, self.memory_size, self.n_query, self.seed = dataset, memory_size, n_query, seed
 
     def __getitem__(self, index: int) -> Episode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 from typing import Literal
@@ -13,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import NonNegative, NonNegativeInt
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import LATTICES
 from pyro_vmem.memory import Memory
@@ -23,31 +22,12 @@ __all__ = ["Affine", "WarpedEpisodes"]
 
 @dataclass(frozen=True)
 class Affine:
-    """The range of random affine maps of the plane; each number is uniform between minus and plus its bound.
+    """The range of random affine maps of the plane; each number is uniform between minus and plus its bound."""
 
-    Attributes:
-        rotation: The angle, in degrees.
-        scale: The logarithm of the factors of width and height, drawn independently.
-        shear: The sideways shift of a point, as a share of its height.
-        shift: The shift in each direction, as a share of the side of the image.
-
-    Raises:
-        ValueError: If one is negative.
-
-    Example:
-        >>> Affine(rotation=10).maps(3, np.random.default_rng(0)).shape
-        (3, 3, 3)
-    """
-
-    rotation: float = 0.0
-    scale: float = 0.0
-    shear: float = 0.0
-    shift: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name, value in dataclasses.asdict(self).items():
-            if value < 0:
-                raise ValueError(f"{name}: got {value}, expected 0 or more.")
+    rotation: NonNegative = 0.0  # the angle, in degrees
+    scale: NonNegative = 0.0  # the logarithm of the factors of width and height, drawn independently
+    shear: NonNegative = 0.0  # the sideways shift of a point, as a share of its height
+    shift: NonNegative = 0.0  # the shift in each direction, as a share of the side of the image
 
     def maps(self, count: int, generator: np.random.Generator) -> NDArray[np.float64]:
         """Draws maps as matrices on (x, y, 1), with the centre as origin and the side as unit: `(count, 3, 3)`."""
@@ -94,11 +74,8 @@ class WarpedEpisodes(Dataset[Episode]):
         of_class: Affine = Affine(rotation=20.0, scale=0.2, shear=0.3),
         of_image: Affine = Affine(rotation=10.0, scale=0.1, shear=0.15, shift=0.07),
         resize: Literal["index28", "nearest26"] | None = None,
-        seed: int = 0,
+        seed: NonNegativeInt = 0,
     ) -> None:
-        check_count("seed", seed, least=0)
-        if resize is not None and resize not in LATTICES:
-            raise ValueError(f"resize: got {resize!r}, expected {', '.join(map(repr, LATTICES))} or None.")
         self.episodes, self.of_class, self.of_image = episodes, of_class, of_image
         self.resize, self.seed = resize, seed
 

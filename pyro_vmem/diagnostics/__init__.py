@@ -6,6 +6,7 @@ draws and leaves the global random state as it is. `max_decodes` is the number o
 at once: on a CPU more are slower, on a GPU faster. `progress` shows a progress bar.
 """
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, calibration_error, hit_rate
 from pyro_vmem.diagnostics.calibration import Calibration, sbc
 from pyro_vmem.diagnostics.contribution import Contribution, contribution
@@ -46,3 +47,4 @@ __all__ = [
     "to_arviz",
     "to_datatree",
 ]
+check_entries(globals())

@@ -8,14 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.distributions import UNUSED_LOGIT
 
 __all__ = ["ReliabilityCurve", "calibration_error", "hit_rate"]
 
 
-def hit_rate(probabilities: Tensor, labels: Tensor, k: int = 1) -> Tensor:
+def hit_rate(probabilities: Float[Tensor, "*batch C"], labels: Integer[Tensor, "*batch"], k: Count = 1) -> Tensor:
     r"""Computes the accuracy: the share of targets whose right class, or slot, is among the :math:`k` most probable.
 
     Ties count as if broken at random. Equal probabilities thus reach chance level in any order.
@@ -36,8 +38,6 @@ def hit_rate(probabilities: Tensor, labels: Tensor, k: int = 1) -> Tensor:
         >>> hit_rate(probabilities, torch.tensor([1, 0])), hit_rate(probabilities, torch.tensor([1, 0]), k=2)
         (tensor(0.), tensor(0.5000))
     """
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}.")
     return _hits(probabilities, labels, k).mean()
 
 
@@ -58,7 +58,9 @@ class ReliabilityCurve:
     count: Tensor
 
 
-def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> ReliabilityCurve:
+def calibration_error(
+    probabilities: Float[Tensor, "N C"], labels: Integer[Tensor, " N"], bins: Count = 15
+) -> ReliabilityCurve:
     r"""Computes the expected calibration error of addresses: the distance between their confidence and accuracy.
 
     Targets are sorted into bins of equal width by the probability of their most probable column. The error is
@@ -86,13 +88,8 @@ def calibration_error(probabilities: Tensor, labels: Tensor, bins: int = 15) -> 
         >>> round(found.error, 3), found.accuracy, found.count
         (0.3, tensor([   nan, 0.6000]), tensor([ 0, 10]))
     """
-    if bins < 1:
-        raise ValueError(f"bins: expected at least 1, got {bins}.")
-    if probabilities.dim() != 2 or not bool(((probabilities.sum(-1) - 1).abs() < 1e-2).all()):
-        raise ValueError(
-            f"probabilities: expected shape (N, C) with rows that add up to 1, got {tuple(probabilities.shape)}. "
-            "Take logits.softmax(-1)."
-        )
+    if not bool(((probabilities.sum(-1) - 1).abs() < 1e-2).all()):
+        raise ValueError("probabilities: expected rows that add up to 1, got others. Take logits.softmax(-1).")
     hits, confidence = _hits(probabilities, labels, 1), probabilities.amax(-1)
     index = (confidence * bins).long().clamp(max=bins - 1)
     count = index.bincount(minlength=bins)
@@ -118,13 +115,10 @@ def rank_correlation(q_logits: Tensor, p_logits: Tensor) -> Tensor:
 
 def _hits(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
     """The probability that the right column is among the first k, with ties broken at random: `(*, C)` to `(*)`."""
-    columns = probabilities.shape[-1] if probabilities.dim() else 0
-    if labels.shape != probabilities.shape[:-1] or labels.numel() == 0 or columns == 0:
-        raise ValueError(
-            f"labels: expected one for each row of probabilities {tuple(probabilities.shape)}, "
-            f"got {tuple(labels.shape)}."
-        )
-    if labels.is_floating_point() or bool(((labels < 0) | (labels >= columns)).any()):
+    columns = probabilities.shape[-1]
+    if probabilities.numel() == 0:
+        raise ValueError(f"probabilities: expected at least one row, got none, {tuple(probabilities.shape)}.")
+    if bool(((labels < 0) | (labels >= columns)).any()):
         raise ValueError(
             f"labels: expected integers in 0..{columns - 1}, the right columns, got {labels.min()}..{labels.max()}. "
             "Columns of classes are those of memory.labels.unique(): use torch.searchsorted."

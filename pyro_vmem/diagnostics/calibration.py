@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.distributions import Categorical
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt, Share, checked
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.program_diagnosis import as_rows, data_dims, sample_sites
 from pyro_vmem.memory import Memory
@@ -89,7 +90,8 @@ class Calibration:
             scores[name] = _score(centred, grid) if ordered else _score(centred.square(), grid.square())
         return scores
 
-    def verdicts(self, level: float = 0.01) -> dict[str, Verdict]:
+    @checked
+    def verdicts(self, level: Share = 0.01) -> dict[str, Verdict]:
         """Names the fault of each site, by the worst coordinate whose ranks are not uniform.
 
         Arguments:
@@ -98,8 +100,6 @@ class Calibration:
         Raises:
             ValueError: If `level` is not between 0 and 1.
         """
-        if not 0 < level < 1:
-            raise ValueError(f"level: expected a probability between 0 and 1, got {level}. 0.01 is usual.")
         bias, spread, adjusted = self.bias, self.spread, self.adjusted_p_values
         return {
             name: _verdict(adjusted[name] < level, bias.get(name, torch.zeros_like(spread[name])), spread[name])
@@ -131,9 +131,9 @@ class Calibration:
 def sbc(
     program: VMA | tuple[Any, Any],
     *args: Any,
-    num_simulations: int = 1000,
-    num_draws: int = 99,
-    seed: int = 0,
+    num_simulations: Count = 1000,
+    num_draws: Count = 99,
+    seed: NonNegativeInt = 0,
     progress: bool = False,
     **kwargs: Any,
 ) -> Calibration:
@@ -180,9 +180,8 @@ def sbc(
         >>> sbc(reference.vma(exact=True), memory, num_simulations=500).verdicts()
         {'a': 'calibrated', 'z': 'calibrated'}
     """
-    for name, number, least in (("num_simulations", num_simulations, 20), ("num_draws", num_draws, 1)):
-        if number < least:
-            raise ValueError(f"{name}: expected at least {least}, got {number}.")
+    if num_simulations < 20:
+        raise ValueError(f"num_simulations: expected at least 20, got {num_simulations}. 1000 are usual.")
     ranks: dict[str, list[Tensor]] = {}
     claimed: dict[str, list[Tensor]] = {}
     true: dict[str, list[Tensor]] = {}

@@ -9,8 +9,9 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
-from pyro_vmem.diagnostics.slot_weights import SlotWeights, check_numbers, slot_weights
+from pyro_vmem.diagnostics.slot_weights import SlotWeights, slot_weights
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
@@ -66,9 +67,9 @@ def contribution(
     x: Tensor,
     *,
     wrong: Memory | None = None,
-    num_samples: int = 10,
-    seed: int = 0,
-    max_decodes: int = 1024,
+    num_samples: Count = 10,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
 ) -> Contribution:
     """Measures what the memory contributes to the evidence of each target, in nats.
 
@@ -89,7 +90,6 @@ def contribution(
         >>> sorted(found.worth), found.slot.shape
         (['blank', 'shuffled', 'wrong'], torch.Size([3, 10]))
     """
-    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     check_weights(vma)
     vma.check(memory, x)
     if wrong is not None:

@@ -10,8 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
@@ -20,7 +22,6 @@ from pyro_vmem.diagnostics.information import information_gain
 from pyro_vmem.diagnostics.program_diagnosis import diagnose_program
 from pyro_vmem.diagnostics.slot_weights import (
     GuideDraws,
-    check_numbers,
     draw_from_guide,
     slot_weights,
     slots_in_use,
@@ -82,12 +83,12 @@ DESCRIPTIONS = {
 def diagnose(
     program: VMA | tuple[Any, Any],
     *args: Any,
-    num_samples: int = 200,
-    per_slot: int = 25,
-    labels: Tensor | None = None,
+    num_samples: Count = 200,
+    per_slot: NonNegativeInt = 25,
+    labels: Integer[Tensor, " B"] | None = None,
     site: str | None = "a",
-    seed: int = 0,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
     progress: bool = False,
     **kwargs: Any,
 ) -> xarray.Dataset:
@@ -143,7 +144,6 @@ def diagnose(
         ({'datapoint': 3, 'slot': 10}, 'nats')
     """
     require("xarray", "arviz")
-    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     shared: dict[str, Any] = {"num_samples": num_samples, "max_decodes": max_decodes, "progress": progress}
     with torch.no_grad(), seeded(seed):
         if isinstance(program, VMA):
@@ -288,8 +288,6 @@ def labelled(variables: dict[str, Any], facts: dict[str, Any]) -> xarray.Dataset
 
 
 def _check(per_slot: int, labels: Tensor | None, memory: Memory, x: Tensor) -> None:
-    if per_slot < 0:
-        raise ValueError(f"per_slot: expected at least 0, got {per_slot}. 0 leaves out what needs every slot.")
     if labels is None:
         return
     if memory.labels is None:

@@ -10,19 +10,19 @@ import math
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.evidence_indexed import draw_others
 from pyro_vmem.diagnostics.evidence_refined import RefineConfig, refined_weights
 from pyro_vmem.diagnostics.slot_weights import (
     address_distributions,
-    check_numbers,
     chunks,
     found_slots,
     log_address_prior,
@@ -129,15 +129,15 @@ def estimate_evidence(
     vma: VMA,
     memory: Memory,
     x: Tensor,
-    num_samples: int = 1000,
+    num_samples: Count = 1000,
     method: Method = "exact-address",
     *,
-    k: int = 8,
+    k: Count = 8,
     refine: RefineConfig | None = None,
-    budget: int | None = None,
-    seed: int | None = None,
+    budget: NonNegativeInt | None = None,
+    seed: NonNegativeInt | None = None,
     precision: Literal["auto", "bfloat16", "float32"] | None = None,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
     warn: bool = True,
 ) -> Evidence:
@@ -215,11 +215,11 @@ def log_evidence(
     vma: VMA,
     memory: Memory,
     x: Tensor,
-    num_samples: int = 1000,
+    num_samples: Count = 1000,
     method: Method = "exact-address",
     *,
-    k: int = 8,
-    max_decodes: int = 1024,
+    k: Count = 8,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | M)` of each target, in nats, with shape `(B,)`; negated, it is the NLL.
@@ -264,9 +264,6 @@ def _plan(
     refine: RefineConfig,
     max_decodes: int,
 ) -> _Plan:
-    if method not in get_args(Method):
-        raise ValueError(f"method: expected one of {', '.join(map(repr, get_args(Method)))}, got {method!r}.")
-    check_numbers(num_samples=num_samples, k=k, max_decodes=max_decodes)
     vma.check(memory, x)
     encoded = vma.encode(memory)
     if encoded.index is not None and method not in ("sampled", "top-k"):

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.slot_weights import (
-    check_numbers,
     chunks,
     log_address_prior,
     log_weights_at_slots,
@@ -40,11 +40,11 @@ class EvidenceBounds(NamedTuple):
 def evidence_bounds(
     vma: VMA,
     memory: Memory,
-    num_targets: int = 100,
-    num_samples: int = 50,
+    num_targets: Count = 100,
+    num_samples: Count = 50,
     *,
-    seed: int | None = None,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt | None = None,
+    max_decodes: Count = 1024,
 ) -> EvidenceBounds:
     r"""Bounds :math:`\log p(x | M)`, in nats, from both sides, for targets that the model draws.
 
@@ -74,7 +74,6 @@ def evidence_bounds(
         >>> bool(found.lower.mean() <= found.upper.mean())
         True
     """
-    check_numbers(num_targets=num_targets, num_samples=num_samples, max_decodes=max_decodes)
     if memory.per_datapoint:
         raise ValueError("memory: expected one that all targets share, got one for each. Give that of one target.")
     encoded = vma.encode(memory)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, MultivariateNormal
 
+from pyro_vmem._utils.checks import Count, NonNegative, Positive, Share
 from pyro_vmem.diagnostics.pathfinder import DECODES_PER_GRADIENT, OptimizationPath, moments
 from pyro_vmem.diagnostics.weights import StratifiedWeights, strata_of
 from pyro_vmem.memory import EncodedMemory, Template
@@ -55,36 +56,30 @@ class RefineConfig:
         (4, 8)
     """
 
-    decodes_per_slot: int = 48
-    max_slots: int = 4
-    starts_per_slot: int = 3
-    start_gradients: int = 2
-    gradients: tuple[int, ...] = (4, 8)
-    mixture: tuple[float, ...] = (0.25, 0.25, 0.5)
-    tried_share: float = 0.1
-    tried_roots: float = 1.25
-    tried_limit: float = 1 / 3
-    guide_share: float = 0.25
-    prior_share: float = 0.1
-    equal_share: float = 0.25
-    longest_step: float = 4.0
-    variances: tuple[float, float] = (1e-4, 4.0)
-    slack: float = 0.5
+    decodes_per_slot: Count = 48
+    max_slots: Count = 4
+    starts_per_slot: Count = 3
+    start_gradients: Count = 2
+    gradients: tuple[Count, ...] = (4, 8)
+    mixture: tuple[Share, ...] = (0.25, 0.25, 0.5)
+    tried_share: Share = 0.1
+    tried_roots: Positive = 1.25
+    tried_limit: Share = 1 / 3
+    guide_share: Share = 0.25
+    prior_share: Share = 0.1
+    equal_share: Share = 0.25
+    longest_step: Positive = 4.0
+    variances: tuple[Positive, Positive] = (1e-4, 4.0)
+    slack: NonNegative = 0.5
 
     def __post_init__(self) -> None:
-        for name in ("decodes_per_slot", "max_slots", "starts_per_slot", "start_gradients"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}.")
-        for name in ("tried_share", "tried_limit", "guide_share", "prior_share", "equal_share"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected a share between 0 and 1, got {getattr(self, name)}.")
         if not self.gradients or list(self.gradients) != sorted(set(self.gradients)):
             raise ValueError(f"gradients: expected increasing numbers, got {self.gradients}.")
         if self.gradients[0] < self.start_gradients:
             raise ValueError(
                 f"gradients: expected at least start_gradients, {self.start_gradients}, got {self.gradients}."
             )
-        if len(self.mixture) != len(self.gradients) + 1 or min(self.mixture) <= 0 or abs(sum(self.mixture) - 1) > 1e-6:
+        if len(self.mixture) != len(self.gradients) + 1 or abs(sum(self.mixture) - 1) > 1e-6:
             raise ValueError(
                 f"mixture: expected {len(self.gradients) + 1} positive shares that add up to 1, one of the guide and "
                 f"one of each of gradients, got {self.mixture}."

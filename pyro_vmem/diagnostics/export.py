@@ -12,11 +12,12 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.diagnostics.diagnose import labelled, measure
-from pyro_vmem.diagnostics.slot_weights import GuideDraws, check_numbers
+from pyro_vmem.diagnostics.slot_weights import GuideDraws
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
 
@@ -33,11 +34,11 @@ def to_datatree(
     memory: Memory,
     x: Tensor,
     *,
-    num_samples: int = 200,
-    per_slot: int = 25,
+    num_samples: Count = 200,
+    per_slot: NonNegativeInt = 25,
     labels: Tensor | None = None,
-    seed: int = 0,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> xarray.DataTree:
     r"""Draws, data and diagnostics as one tree of labelled arrays, which ArviZ, xarray and netCDF understand.
@@ -80,7 +81,6 @@ def to_datatree(
         ('datapoint',)
     """
     xr = require("xarray", "arviz")
-    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     settings: dict[str, Any] = {"num_samples": num_samples, "per_slot": per_slot, "labels": labels}
     settings |= {"max_decodes": max_decodes, "progress": progress}
     with torch.no_grad(), seeded(seed):

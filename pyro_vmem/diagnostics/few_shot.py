@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import Episode, EpisodeSampler
 from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, calibration_error, hit_rate, rank_correlation
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
-from pyro_vmem.diagnostics.slot_weights import check_numbers, draw_from_guide, slot_weights, warn_if_not_finite
+from pyro_vmem.diagnostics.slot_weights import draw_from_guide, slot_weights, warn_if_not_finite
 from pyro_vmem.diagnostics.weights import trust_figures
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
@@ -184,12 +185,12 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 def evaluate(
     vma: VMA,
     episodes: EpisodeSampler,
-    num_episodes: int = 20,
-    num_samples: int = 10,
+    num_episodes: Count = 20,
+    num_samples: Count = 10,
     *,
     wrong: bool = True,
-    seed: int = 0,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
     progress: bool = True,
 ) -> FewShotEvaluation:
     """Evaluates a model on the first episodes of a sampler; parameters and global random state stay as they are.
@@ -216,7 +217,6 @@ def evaluate(
         >>> result.log_evidence.shape, result.summary()["chance"]
         (torch.Size([2, 5]), 0.2)
     """
-    check_numbers(num_episodes=num_episodes, num_samples=num_samples, max_decodes=max_decodes)
     check_weights(vma)
     start, rows, information, decodes = time.perf_counter(), [], [], 0
     bar = tqdm(range(num_episodes), desc="evaluating", unit="episode", disable=not progress)

@@ -6,12 +6,13 @@ import math
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["address_entropy", "information_gain"]
+__all__ = ["InformationSummary", "address_entropy", "information_gain"]
 
 
-def information_gain(q_logits: Tensor, p_logits: Tensor) -> Tensor:
+def information_gain(q_logits: Float[Tensor, "*#batch S"], p_logits: Float[Tensor, "*#batch S"]) -> Tensor:
     r"""Computes the information that a lookup gains, :math:`KL(q(a | x, M) \| p(a | M))`, in nats.
 
     The guide's logits give the gain that the guide claims. The logits of the exact address posterior give the true one.
@@ -36,18 +37,13 @@ def information_gain(q_logits: Tensor, p_logits: Tensor) -> Tensor:
         >>> information_gain(torch.tensor([0.0, -torch.inf]), torch.zeros(2))  # one slot of two, for certain: log 2
         tensor(0.6931)
     """
-    if q_logits.shape[-1] != p_logits.shape[-1]:
-        raise ValueError(
-            f"p_logits: expected {q_logits.shape[-1]} slots in the last dim as q_logits {tuple(q_logits.shape)} has, "
-            f"got {tuple(p_logits.shape)}."
-        )
     log_q, log_p = q_logits.log_softmax(-1), p_logits.log_softmax(-1)
     # 0 log 0 = 0: a slot that the guide excludes adds nothing, whatever the prior says of it.
     terms = (log_q.exp() * (log_q - log_p)).masked_fill(log_q.exp() == 0, 0.0)
     return terms.sum(-1)
 
 
-def address_entropy(logits: Tensor) -> Tensor:
+def address_entropy(logits: Float[Tensor, "... S"]) -> Tensor:
     r"""Computes the entropy :math:`-\sum_a q_a \log q_a` of addresses, in nats: `(*, S)` to `(*)`.
 
     Its exponential, the perplexity, is the effective number of slots per lookup.

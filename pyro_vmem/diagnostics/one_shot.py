@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import OneShotTrial
 from pyro_vmem.diagnostics.slot_weights import log_weights_at_slots
@@ -51,10 +51,10 @@ class OneShotErrors:
 def one_shot_errors(
     vma: VMA,
     trials: Sequence[OneShotTrial],
-    num_samples: int = 20,
+    num_samples: Count = 20,
     *,
-    seed: int = 0,
-    max_decodes: int = 1024,
+    seed: NonNegativeInt = 0,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> OneShotErrors:
     r"""Classifies the test images of one-shot trials with a model that was not trained on their classes.
@@ -81,8 +81,6 @@ def one_shot_errors(
         >>> one_shot_errors(vma, trials, num_samples=2).two_way.shape
         torch.Size([2])
     """
-    check_count("num_samples", num_samples)
-    check_count("max_decodes", max_decodes)
     if not trials:
         raise ValueError("trials: expected at least one, got none.")
     device = next(vma.parameters()).device

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from pyro.distributions import Distribution
 from torch import Tensor
 from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.weights import Estimate, StratifiedWeights, strata_of
 from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
@@ -51,7 +53,7 @@ def slot_weights(
     num_samples: int,
     *,
     slots: Tensor | None = None,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> SlotWeights:
     """Weighs the same number of samples of z at every slot in use, or at the given ones `(n,)`."""
@@ -72,7 +74,7 @@ def slot_weights(
 
 @torch.no_grad()
 def slot_log_evidence(
-    vma: VMA, memory: Memory, x: Tensor, num_samples: int = 50, *, max_decodes: int = 1024, progress: bool = False
+    vma: VMA, memory: Memory, x: Tensor, num_samples: Count = 50, *, max_decodes: Count = 1024, progress: bool = False
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | m_a)` of each target from each slot, in nats.
 
@@ -94,7 +96,6 @@ def slot_log_evidence(
         >>> slot_log_evidence(vma, Memory(torch.randn(10, 5)), torch.randn(3, 5)).shape
         torch.Size([3, 10])
     """
-    check_numbers(num_samples=num_samples, max_decodes=max_decodes)
     vma.check(memory, x)
     encoded = vma.encode(memory)
     slots = torch.arange(encoded.num_slots, device=x.device)
@@ -145,7 +146,7 @@ def weights_in_strata(
     memory: EncodedMemory,
     x: Tensor,
     slots: Tensor,
-    log_prior: Tensor,
+    log_prior: Float[Tensor, "..."],
     counts: Tensor,
     others: tuple[Tensor, Tensor] | None,
     max_decodes: int,
@@ -199,7 +200,7 @@ def draw_from_guide(
     num_samples: int,
     *,
     predict: bool = False,
-    max_decodes: int = 1024,
+    max_decodes: Count = 1024,
     progress: bool = False,
 ) -> GuideDraws:
     """Draws from the guide of each target, and with `predict` an observation at each draw."""
@@ -289,13 +290,6 @@ def chunks(
     for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not progress):
         rows = slice(start, start + size)
         yield memory.of_datapoints(rows), x[rows]
-
-
-def check_numbers(**numbers: int) -> None:
-    """Raises a `ValueError` for a number below 1."""
-    for name, value in numbers.items():
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value}.")
 
 
 def warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+from jaxtyping import Float
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
@@ -25,7 +26,7 @@ MISSING_SHARE = 0.05  # of a sum; a smaller missing part is ignored
 KHAT_SHARE = 0.99  # k-hat is that of the strata with this share of the estimate
 
 
-def pareto_k(log_weights: Tensor) -> Tensor:
+def pareto_k(log_weights: Float[Tensor, "K ..."]) -> Tensor:
     r"""Estimates the Pareto tail index :math:`\hat k` of importance weights, for each datapoint by itself.
 
     A generalised Pareto distribution is fitted to the largest :math:`\min(K / 5, 3 \sqrt K)` weights. Weights have
@@ -54,11 +55,8 @@ def pareto_k(log_weights: Tensor) -> Tensor:
         >>> bool(good < 0.7), bool(poor > 0.7), pareto_k(torch.zeros(1000))
         (True, True, tensor(-inf))
     """
-    if log_weights.dim() == 0 or len(log_weights) == 0:
-        raise ValueError(
-            f"log_weights: expected shape (K, *) with K >= 1 samples, got {tuple(log_weights.shape)}. "
-            "One datapoint's weights have shape (K,)."
-        )
+    if len(log_weights) == 0:
+        raise ValueError("log_weights: expected shape (K, *) with K >= 1 samples, got none.")
     rows = log_weights.detach().reshape(len(log_weights), -1).mT.cpu()
     return log_weights.new_tensor([_tail_index(row, float(row.max())) for row in rows]).reshape(log_weights.shape[1:])
 
@@ -99,7 +97,7 @@ class StratifiedWeights:
     expected: Tensor | None = None
 
     @classmethod
-    def unstratified(cls, log_weights: Tensor) -> StratifiedWeights:
+    def unstratified(cls, log_weights: Float[Tensor, "..."]) -> StratifiedWeights:
         """All samples `(K, B)` in one stratum."""
         stratum = torch.zeros_like(log_weights, dtype=torch.long)
         return cls(log_weights, stratum, torch.full_like(stratum[:1], len(log_weights)))

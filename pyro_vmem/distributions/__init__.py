@@ -1,5 +1,6 @@
 """Distributions that Pyro lacks."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.distributions.autoregressive import CausalBernoulli
 from pyro_vmem.distributions.causal_network import CausalNetwork
 from pyro_vmem.distributions.discretised import CategoricalLevels, DiscretisedLogistic
@@ -27,3 +28,4 @@ __all__ = [
     "top",
     "top_and_rest",
 ]
+check_entries(globals(), in_steps=__all__)

@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Few, Size
+
 __all__ = ["CausalNetwork"]
 
 
@@ -31,7 +33,7 @@ class CausalNetwork(nn.Module):
         (torch.Size([5, 3, 8, 28, 28]), torch.Size([7, 5, 3, 1, 28, 28]))
     """
 
-    def __init__(self, channels: int, context: int = 8, hidden: int = 64, radius: int = 5) -> None:
+    def __init__(self, channels: Size, context: Size = 8, hidden: Size = 64, radius: Few = 5) -> None:
         super().__init__()
         self.channels, self.context, self.radius = channels, context, radius
         self.window = (radius + 1, 2 * radius + 1)

@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
+
+from pyro_vmem._utils.checks import Several
 
 __all__ = ["CategoricalLevels", "DiscretisedLogistic"]
 
@@ -40,7 +43,13 @@ class DiscretisedLogistic(TorchDistribution):
     arg_constraints = {"loc": constraints.real, "scale": constraints.positive}  # noqa: RUF012
     support = constraints.unit_interval
 
-    def __init__(self, loc: Tensor, scale: Tensor, num_levels: int = 256, validate_args: bool | None = None) -> None:
+    def __init__(
+        self,
+        loc: Float[Tensor, "*#batch"],
+        scale: Float[Tensor, "*#batch"],
+        num_levels: Several = 256,
+        validate_args: bool | None = None,
+    ) -> None:
         self.loc, self.scale = broadcast_all(loc, scale)
         self.num_levels = num_levels
         super().__init__(self.loc.shape, validate_args=validate_args)
@@ -90,7 +99,7 @@ class CategoricalLevels(TorchDistribution):
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
     support = constraints.unit_interval
 
-    def __init__(self, logits: Tensor, validate_args: bool | None = None) -> None:
+    def __init__(self, logits: Float[Tensor, "... L"], validate_args: bool | None = None) -> None:
         self.logits = logits.log_softmax(-1)
         self.num_levels = logits.shape[-1]
         super().__init__(logits.shape[:-1], validate_args=validate_args)

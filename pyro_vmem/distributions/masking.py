@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 __all__ = ["UNUSED_LOGIT", "excluding"]
@@ -12,7 +13,7 @@ __all__ = ["UNUSED_LOGIT", "excluding"]
 UNUSED_LOGIT = -1e4
 
 
-def excluding(logits: Tensor, excluded: Tensor) -> Tensor:
+def excluding(logits: Float[Tensor, "*#batch S"], excluded: Bool[Tensor, "*#batch S"]) -> Tensor:
     """Logits `(*, S)` that give some values probability zero, however large the others are."""
     # The largest remaining logit becomes zero, so UNUSED_LOGIT is far below it.
     best = logits.detach().masked_fill(excluded, -torch.inf).amax(-1, keepdim=True)

@@ -8,10 +8,12 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
 from torch.distributions.utils import lazy_property
 
+from pyro_vmem._utils.checks import Count, PositiveInt
 from pyro_vmem.distributions.masking import UNUSED_LOGIT
 
 __all__ = ["MixedCategorical", "SparseCategorical", "TruncatedCategorical", "sparse_parts", "top", "top_and_rest"]
@@ -77,7 +79,13 @@ class TruncatedCategorical(SparseCategorical):
 
     arg_constraints = {"kept_logits": dist.constraints.real_vector}  # noqa: RUF012  # as of torch
 
-    def __init__(self, logits: Tensor, support: Tensor, num_values: int, validate_args: bool | None = None) -> None:
+    def __init__(
+        self,
+        logits: Float[Tensor, "*#batch k"],
+        support: Integer[Tensor, "*#batch k"],
+        num_values: PositiveInt,
+        validate_args: bool | None = None,
+    ) -> None:
         self.kept_values = support
         self.kept_logits = logits.log_softmax(-1)
         self._begin(logits, num_values, logits.shape[:-1], validate_args)
@@ -281,7 +289,7 @@ def sparse_parts(q: torch.distributions.Categorical) -> list[tuple[Tensor, Tenso
     return q.parts() if isinstance(q, SparseCategorical) else [(q.probs, None)]
 
 
-def top(q: torch.distributions.Categorical, k: int) -> Tensor:
+def top(q: torch.distributions.Categorical, k: Count) -> Tensor:
     """The `k` most probable values of each row, `(*, k)`, best first. A row must have at least `k` values.
 
     Example:
@@ -292,7 +300,7 @@ def top(q: torch.distributions.Categorical, k: int) -> Tensor:
 
 
 @torch.no_grad()
-def top_and_rest(q: torch.distributions.Categorical, k: int) -> Tensor:
+def top_and_rest(q: torch.distributions.Categorical, k: Count) -> Tensor:
     r"""The :math:`k` most probable values of each row, and a draw from :math:`q` given that it is none of these.
 
     Arguments:

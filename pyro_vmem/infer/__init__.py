@@ -1,6 +1,7 @@
 """Objectives for models with discrete local latents: `pyro.infer.ELBO` subclasses."""
 
-from pyro_vmem.infer.by_name import check_objective, choose_objective
+from pyro_vmem._utils.checks import check_entries
+from pyro_vmem.infer.by_name import check_objective
 from pyro_vmem.infer.disarm import DisARM_ELBO
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.enumeration import EnumGuard
@@ -33,5 +34,5 @@ __all__ = [
     "UnorderedSet_ELBO",
     "check_objective",
     "choose",
-    "choose_objective",
 ]
+check_entries(globals(), in_steps=("Particles",))

@@ -1,4 +1,4 @@
-"""Objectives by name: which there are, which to choose, and whether one can train a given guide."""
+"""Objectives by name: which there are, and whether one can train a given guide."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from pyro import poutine
 from pyro.infer import ELBO, RenyiELBO, ReweightedWakeSleep, TraceEnum_ELBO
 
+from pyro_vmem._utils.checks import Program
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.infer.enumeration import EnumGuard
 from pyro_vmem.infer.iwae import IWAE_ELBO
@@ -18,12 +19,11 @@ from pyro_vmem.infer.reinforce import Reinforce_ELBO
 from pyro_vmem.infer.rws import RWS_ELBO
 from pyro_vmem.infer.vimco import VIMCO_ELBO
 
-__all__ = ["Objective", "check_objective", "choose_objective", "named_objective"]
+__all__ = ["Objective", "check_objective", "named_objective"]
 
 Objective = Literal["auto", "vimco", "rws", "iwae", "reinforce", "rao-blackwell", "enumerate"]
 
 NUM_PARTICLES = 4  # the decoder passes per datapoint of a named objective; all names cost the same, but for "enumerate"
-MANY_VALUES = 128  # from here on the noise of sampled addresses costs more than a looser bound: docs/objectives.md
 
 
 def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO:
@@ -31,8 +31,8 @@ def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO
 
     Arguments:
         name: `"vimco"`, `"rws"` (with pathwise latents), `"iwae"`, `"reinforce"`, `"rao-blackwell"`, or `"enumerate"`
-            for Pyro's own enumeration, guarded; its guide has to be marked by `config_enumerate`. `"auto"` needs
-            :func:`choose_objective`.
+            for Pyro's own enumeration, guarded; its guide has to be marked by `config_enumerate`. `"auto"` is
+            for :func:`choose`.
         num_particles: The decoder passes per datapoint; `"enumerate"` has as many as there are values.
 
     Raises:
@@ -53,38 +53,11 @@ def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO
     if isinstance(name, str) and name in made:
         return made[name]()
     if name == "auto":
-        raise ValueError("objective: 'auto' is chosen by choose_objective(num_values); pass its answer.")
+        raise ValueError("objective: 'auto' depends on the model; pass what choose(model, guide, ...) recommends.")
     raise ValueError(f"objective: expected one of {get_args(Objective)} or a pyro.infer.ELBO, got {name!r}.")
 
 
-def choose_objective(num_values: int, num_particles: int = NUM_PARTICLES) -> tuple[Objective, str]:
-    """The objective for a discrete site with so many values, and why.
-
-    Arguments:
-        num_values: The values of the site: the slots of the memory, or those that a :class:`TruncatedGuide` keeps.
-        num_particles: The decoder passes per datapoint that a sampled objective would take.
-
-    Raises:
-        ValueError: If a number is less than 1.
-
-    Example:
-        >>> choose_objective(64, 4)
-        ('vimco', '64 values are too many to sum at 4 decodes, few enough for the tighter bound of 4 samples')
-    """
-    for name, number in (("num_values", num_values), ("num_particles", num_particles)):
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number}.")
-    if num_values <= max(num_particles, 2):
-        return "enumerate", f"{num_values} values can be summed at no more than {num_particles} decodes"
-    if num_particles < 2:
-        raise ValueError(f"num_particles: 'auto' with {num_values} values needs at least 2, got {num_particles}.")
-    many = f"{num_values} values are too many to sum at {num_particles} decodes"
-    if num_values <= MANY_VALUES:
-        return "vimco", f"{many}, few enough for the tighter bound of {num_particles} samples"
-    return "rao-blackwell", f"{many} or to sample all: the {num_particles - 1} most probable are summed"
-
-
-def check_objective(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> None:
+def check_objective(elbo: ELBO, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
     """Refuses an objective that would silently not train this guide.
 
     Runs the guide once, without gradients; parameters and random state stay as they are.

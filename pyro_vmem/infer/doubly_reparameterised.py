@@ -81,7 +81,7 @@ def through_values_only(guide_trace: Trace) -> None:
 
 
 def depends_on(log_prob: Any, values: dict[str, Tensor]) -> list[str]:
-    """The names of the values, of any shape, that a log-probability would send a gradient to."""
+    """The names of the values (of any shape) on which a log-probability depends, so that they get a gradient."""
     if not values or not isinstance(log_prob, Tensor) or not log_prob.requires_grad:
         return []
     found = torch.autograd.grad(log_prob.sum(), list(values.values()), retain_graph=True, allow_unused=True)

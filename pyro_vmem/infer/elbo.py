@@ -19,7 +19,7 @@ from pyro.poutine import Trace
 from pyro.util import warn_if_nan
 from torch import Tensor
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.doubly_reparameterised import doubly_reparameterised, through_values_only
 from pyro_vmem.infer.global_latents import draw_with_globals, find_globals
 from pyro_vmem.infer.particles import Particles, draw_particles
@@ -90,25 +90,25 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
     global_latents: ClassVar[bool] = True
     dreg = False  # not annotated, so no argument until a subclass makes it one
 
-    num_particles: int = 4
-    backward: int | None = field(default=None, kw_only=True)
+    num_particles: Count = 4
+    backward: Count | None = field(default=None, kw_only=True)
     vectorize_particles: bool = field(default=True, kw_only=True)
     max_plate_nesting: float = field(default=math.inf, kw_only=True)
     global_names: frozenset[str] = field(default=frozenset(), init=False)
     module: torch.nn.Module | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        count = check_count("num_particles", self.num_particles, 0)
-        if count < self.least_particles:
+        if (count := self.num_particles) < self.least_particles:
             raise ValueError(
                 f"num_particles: {type(self).__name__} needs at least {self.least_particles}, got {count}. "
                 "For one particle use Reinforce_ELBO(baseline='average') or pyro.infer.TraceGraph_ELBO."
             )
         if self.backward is not None:
-            self.backward = check_count("backward", self.backward, 0)
             self._check_backward(self.backward)
         super().__init__(
-            num_particles=count, vectorize_particles=self.vectorize_particles, max_plate_nesting=self.max_plate_nesting
+            num_particles=count,
+            vectorize_particles=self.vectorize_particles,
+            max_plate_nesting=self.max_plate_nesting,
         )
 
     @property
@@ -163,9 +163,9 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
                 f"backward: {type(self).__name__} does not weight its particles, so that drawing some of them would be "
                 "as good as having fewer. Use backward=None, or VIMCO_ELBO, IWAE_ELBO or RWS_ELBO."
             )
-        if not 0 < backward < self.num_particles:
+        if backward >= self.num_particles:
             raise ValueError(
-                f"backward: expected at least 1, and fewer than the {self.num_particles} particles, got {backward}. "
+                f"backward: expected fewer than the {self.num_particles} particles, got {backward}. "
                 "With backward=None the gradient is that of all."
             )
         if not self.vectorize_particles:
@@ -175,12 +175,19 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
 
     def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
         if self.backward is not None and torch.is_grad_enabled():
-            return resampled_particles(self, model, guide, *args, **kwargs)
+            try:
+                return resampled_particles(self, model, guide, *args, **kwargs)
+            except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
+                if names := sorted(find_globals(model, guide, args, kwargs)):
+                    raise ValueError(
+                        f"backward: not with latents outside of the data plate, {names}. Use none."
+                    ) from None
+                raise
         if not self.global_names:
             # Most programs have no latents outside of the data plate, so they are looked for where it does not go well.
             try:
                 return draw_particles(self, model, guide, *args, **kwargs)
-            except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
+            except Exception:  # likewise
                 self.global_names = find_globals(model, guide, args, kwargs)
                 if not self.global_names:
                     raise

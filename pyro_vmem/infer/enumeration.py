@@ -16,6 +16,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Positive
 from pyro_vmem._utils.random_state import forked
 
 __all__ = ["EnumGuard", "EnumerationCost", "saved_bytes"]
@@ -58,9 +59,7 @@ class EnumGuard(TraceEnum_ELBO):
         ValueError: enumeration: 60 values, about ... GB a step; the limit is 1e-06 GB. ...
     """
 
-    def __init__(self, max_gigabytes: float | None = None, max_plate_nesting: float = math.inf) -> None:
-        if max_gigabytes is not None and not max_gigabytes > 0:
-            raise ValueError(f"max_gigabytes: expected a positive number, got {max_gigabytes}.")
+    def __init__(self, max_gigabytes: Positive | None = None, max_plate_nesting: float = math.inf) -> None:
         super().__init__(max_plate_nesting=max_plate_nesting)
         self.max_gigabytes = max_gigabytes
         self._accepted: set[tuple[torch.Size, ...]] = set()

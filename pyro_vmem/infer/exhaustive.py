@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-import itertools
+import math
 from typing import Any
 
+import numpy as np
+import pyro
 import torch
 from pyro import poutine
+from pyro.distributions import Delta
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import prune_subsample_sites, site_is_subsample
 from torch import Tensor
+from torch.distributions import Dirichlet, Independent, Normal
 
-from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
-from pyro_vmem.infer.particles import particles_of, samples
+from pyro_vmem._utils.random_state import forked
+from pyro_vmem.infer.elbo import log_mean_exp
+from pyro_vmem.infer.global_latents import global_names, globals_of, only
+from pyro_vmem.infer.particles import PARTICLE_PLATE, Layout, particles_of, samples
+from pyro_vmem.infer.subsampling import SameData
 
 __all__ = ["exhaustive_bound"]
 
-MOST_DRAWS = 20_000  # combinations of K particles that are summed
+MOST_DRAWS = 2_000_000  # combinations of K particles that are summed
+MOST_RUNS = 2_000  # of the program, one for each joint value of what is outside of the data plate
 
 
-def exhaustive_bound(elbo: ParticleELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int = 8, **kwargs: Any) -> Tensor:
     r"""The expectation of an objective's bound, summed over all values of all latents, as a function of the parameters.
 
     It is the multi-sample bound if the objective weights its particles, summed over all that K of them can be, and
-    else the evidence lower bound. Its gradient is what that of an unbiased objective is in expectation. Latents of the
-    model are discrete, one of each name for a datapoint. Bounds are in nats, `(B,)`.
+    else the evidence lower bound. Its gradient is what that of an unbiased objective is in expectation. Discrete
+    latents have all their values. Continuous ones have the nodes of a quadrature: a Normal, of Gauss and Hermite; a
+    Dirichlet over two, twice as many of Gauss and Legendre.
+
+    Arguments:
+        elbo: The objective.
+        model: A Pyro model with few and small latents, of each datapoint or outside of the data plate.
+        guide: Its guide.
+        args: Their arguments.
+        nodes: The nodes of each number that is continuous.
+        kwargs: Their keyword arguments.
+
+    Returns:
+        The bound of all datapoints together in nats, a scalar.
 
     Raises:
-        ValueError: If a latent's values cannot be gone through, or there are more than 20,000 combinations.
+        ValueError: If a latent's values cannot be gone through, or there are too many.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyro_vmem as pv
@@ -39,54 +60,140 @@ def exhaustive_bound(elbo: ParticleELBO, model: Any, guide: Any, *args: Any, **k
         ...     with pyro.plate("data", len(x)):
         ...         pyro.sample("on", dist.Bernoulli(0.5))
         >>> exhaustive_bound(pv.infer.VIMCO_ELBO(2), model, guide, torch.tensor([0.5, 2.0]))
-        tensor([-1.0439, -2.0398])
+        tensor(-3.0837)
     """
-    sizes: dict[str, int] = {}
-    _run(model, guide, args, kwargs, {}, sizes)
-    count = int(elbo.num_particles) if elbo.weighted else 1
-    states = list(itertools.product(*map(range, sizes.values())))
-    if len(states) ** count > MOST_DRAWS:
-        raise ValueError(
-            f"model: {len(states)} joint values of {list(sizes)} in {count} particles are more than {MOST_DRAWS:,} "
-            "combinations. Take a smaller program or fewer particles."
+    own = getattr(elbo, "local", elbo)  # several draws of what is outside of the data plate have the same mean
+    count = int(own.num_particles) if getattr(own, "weighted", False) else 1
+    guide = SameData()(guide)  # a mask of a distribution becomes one of its site
+    with torch.no_grad(), forked(*args, *kwargs.values()), pyro.get_param_store().scope():
+        run, drawn = _traces(model, guide, args, kwargs)
+    outside = global_names(run, drawn)
+    data = Layout(*(samples(only(trace, outside, False)) for trace in (run, drawn))).dims
+    latents = samples(drawn)
+    of_data, of_globals = (
+        _states(
+            {n: site["fn"] for n, site in latents.items() if (n in outside) is shared}, [] if shared else data, nodes
         )
-    rows = [_run(model, guide, args, kwargs, dict(zip(sizes, state, strict=True)), sizes) for state in states]
-    log_w, log_q = (torch.stack(parts) for parts in zip(*rows, strict=True))  # (S, B) each
-    draws = torch.tensor(list(itertools.product(range(len(states)), repeat=count)))
-    return (log_q[draws].sum(1).exp() * log_mean_exp(log_w[draws], 1)).sum(0)
+        for shared in (False, True)
+    )
+    size, runs = (len(next(iter(table.values()))) if table else 1 for table in (of_data, of_globals))
+    if size**count > MOST_DRAWS or runs > MOST_RUNS:
+        raise ValueError(
+            f"model: {size:,} joint values of the latents of a datapoint in {count} particles are more than "
+            f"{MOST_DRAWS:,} combinations, or {runs:,} of those outside of the data plate more than {MOST_RUNS:,}. "
+            "Take a smaller program, fewer particles or fewer nodes."
+        )
+    tuples = torch.cartesian_prod(*[torch.arange(size)] * count).reshape(-1, count)
+    nesting = max(
+        -frame.dim for site in samples(run).values() for frame in site["cond_indep_stack"] if frame.vectorized
+    )
+    plate = pyro.plate(PARTICLE_PLATE, size, dim=-1 - nesting)  # all states of a datapoint at once
+    total = torch.zeros(())
+    for i in range(runs):
+        given = _Given(of_data, {name: rows[i] for name, rows in of_globals.items()}, nesting, nodes)
+        run, drawn = _traces(plate(model), plate(given(guide)), args, kwargs)
+        pair = only(run, outside, False), only(drawn, outside, False)
+        particles, layout = particles_of(*pair), Layout(*map(samples, pair))
+        zero = torch.zeros_like(particles.log_likelihood)
+        log_q = sum((layout.per_datapoint(given.log_probability[n], scaled=False) for n in of_data), zero)
+        bound = (log_q[tuples].sum(1).exp() * log_mean_exp(particles.log_weights[tuples], 1)).sum() * particles.scale
+        if of_globals:
+            bound = bound + globals_of(only(run, outside, True), only(drawn, outside, True)).log_ratio
+        shared = sum((given.log_probability[name].sum() for name in of_globals), torch.zeros(()))
+        total = total + shared.exp() * bound
+    return total
 
 
-def _run(model: Any, guide: Any, args: Any, kwargs: Any, state: dict[str, int], sizes: dict[str, int]) -> Any:
-    """log w and log q of one joint value that all datapoints have, each `(B,)`."""
-    drawn = poutine.trace(_Given(state, sizes)(guide)).get_trace(*args, **kwargs)
+def _traces(model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+    """Model and guide, run once, with their densities."""
+    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
     run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
     drawn, run = prune_subsample_sites(drawn), prune_subsample_sites(run)
     drawn.compute_score_parts()
     run.compute_log_prob()
-    particles = particles_of(run, drawn)
-    elements = particles.log_likelihood.shape[1]
-    for name, site in samples(drawn).items():
-        if site["fn"].batch_shape.numel() > elements:
-            raise ValueError(f"guide: a datapoint has several of site {name!r}, and its values cannot be gone through.")
-    return particles.log_weights[0], sum(log_q[0] for log_q in particles.log_guide.values())
+    return run, drawn
+
+
+def _states(latents: dict[str, Any], data: list[int], nodes: int) -> dict[str, Tensor]:
+    """All joint values of some latents: of each the numbers of its outcomes, `(S, *)`, of size 1 along the data."""
+    shapes, columns = {}, []
+    for name, fn in latents.items():
+        base, event = _base(fn)
+        shape = list(base.batch_shape)
+        for dim in data:
+            if -dim <= len(fn.batch_shape):
+                shape[dim - event] = 1
+        shapes[name] = shape
+        columns += [torch.arange(_num_outcomes(name, base, nodes))] * math.prod(shape)
+    if not columns:
+        return {}
+    if math.prod(map(len, columns)) > MOST_DRAWS:
+        raise ValueError(f"model: {list(latents)} have more than {MOST_DRAWS:,} joint values. Take a smaller program.")
+    table = torch.cartesian_prod(*columns).reshape(-1, len(columns))
+    parts = table.split([math.prod(shape) for shape in shapes.values()], -1)
+    return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def _base(fn: Any) -> tuple[Any, int]:
+    """A distribution whose events are single, and how many of its batch dims are those of an event."""
+    base, event = fn, 0
+    while isinstance(base, Independent):
+        base, event = base.base_dist, event + base.reinterpreted_batch_ndims
+    return base, event
+
+
+def _num_outcomes(name: str, base: Any, nodes: int) -> int:
+    if isinstance(base, Delta):
+        return 1
+    if isinstance(base, Normal):
+        return nodes
+    if isinstance(base, Dirichlet) and base.event_shape == (2,):
+        return 2 * nodes
+    if not base.has_enumerate_support:
+        raise ValueError(
+            f"guide: the values of site {name!r}, {type(base).__name__}, cannot be gone through. Take a program whose "
+            "latents are Categorical, OneHotCategorical, Bernoulli, Normal, or a Dirichlet over two."
+        )
+    return len(base.enumerate_support(expand=False))
 
 
 class _Given(Messenger):
-    """Gives each latent its value by number, and notes how many there are."""
+    """Gives each latent its value by number, and notes the probability of that.
 
-    def __init__(self, state: dict[str, int], sizes: dict[str, int]) -> None:
+    Arguments:
+        of_data: The numbers of each latent of the data, `(S, *)`.
+        of_globals: Those of each latent outside of the data plate, in one state.
+        nesting: How many plates there are inside of that of all states.
+        nodes: The nodes of a quadrature.
+    """
+
+    def __init__(self, of_data: dict[str, Tensor], of_globals: dict[str, Tensor], nesting: int, nodes: int) -> None:
         super().__init__()
-        self.state, self.sizes = state, sizes
+        self.of_data, self.of_globals, self.nesting, self.nodes = of_data, of_globals, nesting, nodes
+        self.log_probability: dict[str, Tensor] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg):
             return
-        try:
-            support = msg["fn"].enumerate_support(expand=True)
-        except NotImplementedError:
-            raise ValueError(
-                f"guide: the values of site {msg['name']!r}, {type(msg['fn']).__name__}, cannot be gone through. "
-                "Take a program whose latents are Categorical, OneHotCategorical or Bernoulli."
-            ) from None
-        self.sizes[msg["name"]] = len(support)
-        msg["value"] = support[self.state.get(msg["name"], 0)]
+        name, (base, event) = msg["name"], _base(msg["fn"])
+        index = self.of_globals.get(name)
+        if index is None:
+            index = self.of_data[name]
+            index = index.reshape(len(index), *[1] * (self.nesting + event + 1 - index.dim()), *index.shape[1:])
+        if isinstance(base, Delta):
+            value, log_probability = base.v, torch.zeros(base.batch_shape)
+        elif isinstance(base, Normal):
+            places, weights = map(torch.tensor, np.polynomial.hermite_e.hermegauss(self.nodes))
+            value = base.loc + base.scale * places.to(base.loc)[index]
+            log_probability = (weights / weights.sum()).log().to(value)[index].expand(value.shape)
+        elif isinstance(base, Dirichlet):
+            rule = np.polynomial.legendre.leggauss(2 * self.nodes)
+            places, weights = (torch.tensor(part / 2).to(base.concentration) for part in rule)
+            value = torch.stack([0.5 + places, 0.5 - places], -1)[index]
+            log_probability = base.log_prob(value) + weights.log()[index]
+        else:
+            support = base.enumerate_support(expand=False)
+            value = support.reshape(len(support), *base.event_shape)[index]
+            log_probability = base.log_prob(value)
+        msg["value"] = value.expand(log_probability.shape + base.event_shape)
+        self.log_probability[name] = log_probability.sum(list(range(-event, 0))) if event else log_probability

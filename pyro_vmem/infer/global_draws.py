@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Several
 from pyro_vmem.infer.elbo import DifferentiableELBO, ParticleELBO
 
 __all__ = ["GlobalDraws_ELBO"]
@@ -39,9 +39,7 @@ class GlobalDraws_ELBO(DifferentiableELBO):
         GlobalDraws_ELBO(VIMCO_ELBO(num_particles=4), draws=3)
     """
 
-    def __init__(self, local: ParticleELBO, draws: int = 2) -> None:
-        if check_count("draws", draws) < 2:
-            raise ValueError(f"draws: expected at least 2, got {draws}. For one, use {local!r} itself.")
+    def __init__(self, local: ParticleELBO, draws: Several = 2) -> None:
         super().__init__(max_plate_nesting=math.inf, retain_graph=local.retain_graph)
         self.local, self.draws = local, draws
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_vmem.infer.doubly_reparameterised import is_delta
 from pyro_vmem.infer.particles import PARTICLE_PLATE, Globals, Particles, draw_particles, particles_of, samples, stacked
 
-__all__ = ["draw_with_globals", "find_globals", "global_names"]
+__all__ = ["draw_with_globals", "find_globals", "global_names", "globals_of", "only"]
 
 
 def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
@@ -39,8 +39,8 @@ def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: A
         elbo.global_names = found
         draw = draw_with_globals if found else draw_particles
         return draw(elbo, model, guide, *args, **kwargs)
-    rows = [particles_of(*(_only(trace, found, False) for trace in pair)) for pair in traces]
-    of_globals = _globals(*(samples(_only(trace, found, True)) for trace in traces[0]))
+    rows = [particles_of(*(only(trace, found, False) for trace in pair)) for pair in traces]
+    of_globals = globals_of(*(only(trace, found, True) for trace in traces[0]))
     return replace(stacked(rows), arguments=(args, kwargs), of_globals=of_globals)
 
 
@@ -88,7 +88,7 @@ def find_globals(model: Any, guide: Any, args: Any, kwargs: Any) -> frozenset[st
     return global_names(prune_subsample_sites(run), prune_subsample_sites(drawn))
 
 
-def _only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
+def only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
     """A trace with only the named sites, or without them."""
     kept = trace.copy()
     for name in [name for name in trace.nodes if (name in names) != inside]:
@@ -96,7 +96,9 @@ def _only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
     return kept
 
 
-def _globals(of_model: dict[str, Any], of_guide: dict[str, Any]) -> Globals:
+def globals_of(model_trace: Trace, guide_trace: Trace) -> Globals:
+    """What one draw of the latents outside of the data plate adds to the bound, from the traces of these alone."""
+    of_model, of_guide = samples(model_trace), samples(guide_trace)
     for site in [*of_model.values(), *of_guide.values()]:
         for frame in site["cond_indep_stack"]:
             if frame.full_size is not None and frame.full_size != frame.size:

@@ -82,12 +82,14 @@ class _Chosen(Messenger):
         if msg["value"] is not None:
             raise ValueError(f"site: {name!r} is outside of the data plate. Name a latent of each datapoint.")
         if not isinstance(fn, torch.distributions.Categorical):
-            raise ValueError(f"site: {name!r} is {type(fn).__name__}, expected a Categorical. Name one that is.")
+            raise ValueError(
+                f"site: {name!r} is {type(fn).__name__}, expected a Categorical. Name one that is, or use VIMCO_ELBO."
+            )
         batch = fn.batch_shape[-(self.dims - 1) :] if self.dims > 1 else torch.Size()
         if batch.numel() < fn.batch_shape.numel():
             raise ValueError(
                 f"site: {name!r} depends on another latent, so its most probable values differ between particles. "
-                "Name the first categorical site of the guide."
+                "Name the first categorical site of the guide, or use VIMCO_ELBO."
             )
         values = self.elbo.choose(fn)
         missing = self.dims - 1 - len(batch)

@@ -286,6 +286,6 @@ def _refuse_loose(sites: list[Any]) -> NoReturn:
     raise ValueError(
         "model and guide: expected all sample sites in one data plate, so that each datapoint has its own importance "
         f"weights; outside of any plate: {sorted(loose) or 'none, but they share no plate'}. Wrap the local latents "
-        'and the observation in `with pyro.plate("data", len(x)):`; global latents need a guide of their own. '
+        'and the observation in `with pyro.plate("data", len(x)):`. '
         "Of Pyro's autoguides AutoNormal, AutoDelta and AutoNormalMessenger draw each latent in its plate."
     )

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.distributions import top_and_rest
 from pyro_vmem.infer.one_site import OneSiteELBO
 from pyro_vmem.infer.particles import Particles
@@ -53,12 +53,11 @@ class RaoBlackwell_ELBO(OneSiteELBO):
     discrete: ClassVar[str] = "k values summed, the rest by the score function"
     least_particles: ClassVar[int] = 2
 
-    k: int = 3
+    k: Count = 3
     site: str = "a"
     num_particles: int = field(default=4, init=False)
 
     def __post_init__(self) -> None:
-        self.k = check_count("k", self.k)
         self.num_particles = self.k + 1
         super().__post_init__()
 

@@ -11,8 +11,9 @@ from pyro import poutine
 from pyro.infer import ELBO
 from pyro.poutine.util import prune_subsample_sites
 
+from pyro_vmem._utils.checks import Program, Several
 from pyro_vmem._utils.random_state import forked
-from pyro_vmem.infer.by_name import NUM_PARTICLES, choose_objective
+from pyro_vmem.infer.by_name import NUM_PARTICLES
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.enumeration import saved_bytes
 from pyro_vmem.infer.global_draws import GlobalDraws_ELBO
@@ -24,6 +25,8 @@ from pyro_vmem.infer.unordered_set import UnorderedSet_ELBO
 from pyro_vmem.infer.vimco import VIMCO_ELBO
 
 __all__ = ["Choice", "choose"]
+
+MANY_VALUES = 128  # from here on the noise of sampled addresses costs more than a looser bound: docs/objectives.md
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Choice:
         return f"{self.objective!r}: {self.why}; {cost}"
 
 
-def choose(model: Any, guide: Any, *args: Any, num_particles: int = NUM_PARTICLES, **kwargs: Any) -> Choice:
+def choose(model: Program, guide: Program, *args: Any, num_particles: Several = NUM_PARTICLES, **kwargs: Any) -> Choice:
     """Recommends an objective, from what latents the program has.
 
     The program is run a few times; parameters and random state stay as they are.
@@ -68,15 +71,15 @@ def choose(model: Any, guide: Any, *args: Any, num_particles: int = NUM_PARTICLE
         >>> print(pv.infer.choose(vma.model, vma.guide, memory, x))
         VIMCO_ELBO(num_particles=4): 60 values of 'a' are too many ...; 4 decoder passes per datapoint, ... GB a step
     """
-    if num_particles < 2:
-        raise ValueError(f"num_particles: expected at least 2, got {num_particles}.")
     with forked(*args, *kwargs.values()), pyro.get_param_store().scope(), torch.enable_grad():
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)
         run = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
         drawn, run = prune_subsample_sites(drawn), prune_subsample_sites(run)
         outside = global_names(run, drawn)
         discrete = {name: s["fn"] for name, s in samples(drawn).items() if not s["fn"].has_rsample}
-        local, why = _local({name: fn for name, fn in discrete.items() if name not in outside}, num_particles)
+        frames = [frame for site in run.nodes.values() for frame in site.get("cond_indep_stack", ())]
+        nesting = max((-frame.dim for frame in frames if frame.dim is not None), default=0)
+        local, why = _local({n: fn for n, fn in discrete.items() if n not in outside}, num_particles, nesting)
         objective: Any = local
         if shared := sorted(set(discrete) & outside):
             objective = GlobalDraws_ELBO(local, 2)
@@ -85,18 +88,19 @@ def choose(model: Any, guide: Any, *args: Any, num_particles: int = NUM_PARTICLE
     return Choice(objective, why, local.decodes * (2 if shared else 1), kept / 1e9)
 
 
-def _local(discrete: dict[str, Any], num_particles: int) -> tuple[ParticleELBO, str]:
+def _local(discrete: dict[str, Any], passes: int, nesting: int) -> tuple[ParticleELBO, str]:
     """The objective for the discrete latents of a datapoint, and why."""
     if not discrete:
-        return IWAE_ELBO(num_particles), "all latents of a datapoint are reparameterised"
-    name, fn = next(iter(discrete.items()))
+        return IWAE_ELBO(passes, max_plate_nesting=nesting), "all latents of a datapoint are reparameterised"
+    vimco, (name, fn) = VIMCO_ELBO(passes, max_plate_nesting=nesting), next(iter(discrete.items()))
     if len(discrete) > 1 or not isinstance(fn, torch.distributions.Categorical):
-        return VIMCO_ELBO(num_particles), f"it samples any discrete latents: {sorted(discrete)}"
-    values = len(fn.enumerate_support())
-    chosen, why = choose_objective(values, num_particles)
-    why = why.replace(" values ", f" values of {name!r} ", 1)
-    if chosen == "enumerate" and 1 < values <= num_particles:
-        return UnorderedSet_ELBO(values, name), why
-    if chosen == "rao-blackwell":
-        return RaoBlackwell_ELBO(num_particles - 1, name), why
-    return VIMCO_ELBO(num_particles), why
+        return vimco, f"it samples any discrete latents: {sorted(discrete)}"
+    values = len(fn.enumerate_support())  # those that a truncated guide keeps
+    if 1 < values <= passes:
+        few = f"{values} values of {name!r} can be summed at no more than {passes} decoder passes"
+        return UnorderedSet_ELBO(values, name, max_plate_nesting=nesting), few
+    many = f"{values} values of {name!r} are too many to sum at {passes} decoder passes"
+    if values > MANY_VALUES:
+        summed = RaoBlackwell_ELBO(passes - 1, name, max_plate_nesting=nesting)
+        return summed, f"{many} or to sample all: the {passes - 1} likeliest are summed"
+    return vimco, f"{many}, few enough for the tighter bound of {passes} samples" if values > 1 else "any will do"

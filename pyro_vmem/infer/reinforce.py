@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Fraction
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
@@ -56,21 +57,15 @@ class Reinforce_ELBO(ParticleELBO):
     """
 
     baseline: Literal["leave-one-out", "average", "none"] | nn.Module = "leave-one-out"
-    decay: float = 0.9
+    decay: Fraction = 0.9
     backward: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.baseline, nn.Module) and self.baseline not in ("leave-one-out", "average", "none"):
-            raise ValueError(
-                f"baseline: expected 'leave-one-out', 'average', 'none' or a torch.nn.Module, got {self.baseline!r}."
-            )
         if self.baseline == "leave-one-out" and self.num_particles < 2:
             raise ValueError(
                 f"num_particles: the leave-one-out baseline needs at least 2, got {self.num_particles}. "
                 "For one particle use baseline='average'."
             )
-        if not 0 <= self.decay < 1:
-            raise ValueError(f"decay: expected a number in [0, 1), got {self.decay}.")
         super().__post_init__()
         if isinstance(self.baseline, nn.Module):
             self.module = self.baseline

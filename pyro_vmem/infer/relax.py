@@ -9,6 +9,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Size
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
@@ -92,7 +93,7 @@ class Surrogate(nn.Module):
         width: The width of the small network g.
     """
 
-    def __init__(self, width: int = 16) -> None:
+    def __init__(self, width: Size = 16) -> None:
         super().__init__()
         self.log_temperature = nn.Parameter(torch.tensor(0.0))
         last = nn.Linear(width, 1)

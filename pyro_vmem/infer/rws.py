@@ -14,7 +14,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_vmem._utils.checks import check_count
+from pyro_vmem._utils.checks import Count, Fraction
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
@@ -82,15 +82,12 @@ class RWS_ELBO(ParticleELBO):
 
     pathwise: bool = False
     dreg: bool = False
-    defensive: float = 0.0
-    top: int | None = None
+    defensive: Fraction = 0.0
+    top: Count | None = None
 
     def __post_init__(self) -> None:
-        if not 0 <= self.defensive < 1:
-            raise ValueError(f"defensive: expected a number in [0, 1), got {self.defensive}.")
-        top, defensive = self.top, self.defensive
-        if top is not None and (check_count("top", top, 0) < 1 or not defensive):
-            raise ValueError(f"top: expected at least 1, with a share of at least something; got {top}, {defensive=}.")
+        if self.top is not None and not self.defensive:
+            raise ValueError(f"top: it has no effect without a share; got {self.top}. Pass defensive=0.1, or no top.")
         if self.dreg and not self.pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
         super().__post_init__()

@@ -10,6 +10,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Positive
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 
@@ -47,13 +48,8 @@ class StraightThrough_ELBO(ParticleELBO):
     discrete: ClassVar[str] = "gradient of a relaxation"
     bias: ClassVar[str] = "that of a relaxation, as if values could lie between"
 
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     backward: int | None = field(default=None, init=False)
-
-    def __post_init__(self) -> None:
-        if not self.temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {self.temperature}.")
-        super().__post_init__()
 
     def proposal(self, guide: Any) -> Any:
         return _StraightThrough(self.temperature)(super().proposal(guide))

@@ -81,11 +81,6 @@ class VIMCO_ELBO(ParticleELBO):
     baseline: Literal["arithmetic", "geometric"] = "arithmetic"
     dreg: bool = False
 
-    def __post_init__(self) -> None:
-        if self.baseline not in ("arithmetic", "geometric"):
-            raise ValueError(f"baseline: expected 'arithmetic' or 'geometric', got {self.baseline!r}.")
-        super().__post_init__()
-
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights
         particles.weight_paths(log_weights.detach().softmax(0))

@@ -1,5 +1,6 @@
 """Memories: templates in slots, how they are stored, encoded, read and searched."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.memory.encoded import EncodedMemory, Template
 from pyro_vmem.memory.index import AddressIndex, ExactIndex, FaissIndex, Hits, recall
 from pyro_vmem.memory.memory import Memory, Store
@@ -18,3 +19,4 @@ __all__ = [
     "Template",
     "recall",
 ]
+check_entries(globals(), in_steps=("EncodedMemory", "Hits", "Memory", "Template"))

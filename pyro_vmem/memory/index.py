@@ -7,12 +7,14 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem._utils.extras import require
 from pyro_vmem.memory.growing import Growing
 
@@ -97,14 +99,14 @@ class AddressIndex(abc.ABC):
         ValueError: If the keys are not a matrix of finite numbers.
     """
 
-    def __init__(self, keys: Tensor) -> None:
+    def __init__(self, keys: Float[Tensor, "S E"]) -> None:
         self._keys = Growing(self._checked(keys, None)).with_room()
         self._present = Growing(torch.ones(len(keys), dtype=torch.bool, device=keys.device)).with_room()
         self._count = len(keys)
 
     def _checked(self, keys: Tensor, dim: int | None) -> Tensor:
         expected = f"(n, {'E' if dim is None else dim})"
-        if keys.dim() != 2 or not keys.is_floating_point() or (dim is not None and keys.shape[1] != dim):
+        if keys.dim() != 2 or not keys.is_floating_point() or (len(keys) == 0 if dim is None else keys.shape[1] != dim):
             raise ValueError(f"keys: expected floating-point numbers {expected}, got {keys.dtype} {tuple(keys.shape)}.")
         if not bool(torch.isfinite(keys).all()):
             raise ValueError("keys: found NaN or infinite values. Check the weights of the encoder and of the guide.")
@@ -306,11 +308,7 @@ class FaissIndex(AddressIndex):
         tensor([5])
     """
 
-    def __init__(self, keys: Tensor, kind: Kind = "ivf", effort: int | None = None) -> None:
-        if kind not in get_args(Kind):
-            raise ValueError(f"kind: expected one of {get_args(Kind)}, got {kind!r}.")
-        if effort is not None and effort < 1:
-            raise ValueError(f"effort: expected at least 1, got {effort}.")
+    def __init__(self, keys: Float[Tensor, "S E"], kind: Kind = "ivf", effort: Count | None = None) -> None:
         self._faiss: Any = require("faiss", "faiss")
         super().__init__(keys.float().cpu())
         self.kind, self.effort = kind, effort

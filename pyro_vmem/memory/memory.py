@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer
 from torch import Tensor
 
 from pyro_vmem.memory.index import AddressIndex
@@ -94,11 +95,6 @@ def gather(values: Tensor, a: Tensor, per_datapoint: bool) -> Tensor:
 
 def _check_templates(templates: Tensor, per_datapoint: bool) -> None:
     layout = "(B, S, *event)" if per_datapoint else "(S, *event)"
-    if not templates.is_floating_point():
-        raise ValueError(
-            f"templates: expected floating-point values, got {templates.dtype}. "
-            "Convert them: images in 0..255 become `images / 255`."
-        )
     if templates.dim() <= (2 if per_datapoint else 1) or templates.numel() == 0:
         raise ValueError(
             f"templates: expected shape {layout} with at least one slot, got {tuple(templates.shape)}. "
@@ -141,9 +137,9 @@ class Memory:
 
     def __init__(
         self,
-        templates: Tensor | Store,
-        labels: Tensor | None = None,
-        mask: Tensor | None = None,
+        templates: Float[Tensor, "..."] | Store,
+        labels: Integer[Tensor, "..."] | None = None,
+        mask: Bool[Tensor, "..."] | None = None,
         *,
         per_datapoint: bool | None = None,
         index: AddressIndex | None = None,
@@ -172,10 +168,6 @@ class Memory:
                     f"{(*slots, *self.event_shape)}, got {tuple(value.shape)}. For one memory per datapoint pass "
                     "per_datapoint=True."
                 )
-        if self.labels is not None and (self.labels.is_floating_point() or self.labels.is_complex()):
-            raise ValueError(f"labels: expected integers, got {self.labels.dtype}. Use `labels.long()`.")
-        if self.mask is not None and self.mask.dtype != torch.bool:
-            raise ValueError(f"mask: expected dtype torch.bool, got {self.mask.dtype}. Use `mask.bool()`.")
         if self.mask is not None and not bool(self.mask.any(-1).all()):
             raise ValueError("mask: no slot is in use. A memory needs at least one; add a blank template.")
         if self.index is not None and (self.per_datapoint or self.index.num_slots != self.num_slots):

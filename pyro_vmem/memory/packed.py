@@ -13,8 +13,10 @@ from typing import Literal, Self
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Size, checked
 from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex
 from pyro_vmem.memory.memory import Memory
@@ -39,19 +41,17 @@ class PackedStore:
 
     def __init__(
         self,
-        packed: Tensor,
-        event_shape: Sequence[int],
+        packed: UInt8[Tensor, "S ..."],
+        event_shape: Sequence[Size],
         bits: Literal[1, 8] = 1,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
     ) -> None:
-        if bits not in (1, 8):
-            raise ValueError(f"bits: expected 1 or 8, got {bits!r}.")
         self.packed, self.event_shape, self.bits, self.dtype = packed, torch.Size(event_shape), bits, dtype
         self.device = torch.device(device) if device is not None else packed.device
         self.added = Growing(packed[:0])  # rows added to what may be a file
         row = self.row_shape
-        if packed.dtype != torch.uint8 or tuple(packed.shape[1:]) != row or len(packed) == 0:
+        if tuple(packed.shape[1:]) != row or len(packed) == 0:
             raise ValueError(
                 f"packed: expected uint8 values (S, {', '.join(map(str, row))}) for {bits}-bit templates of shape "
                 f"{tuple(self.event_shape)}, got {packed.dtype} {tuple(packed.shape)}. "
@@ -79,8 +79,8 @@ class PackedStore:
         if self.num_slots * self.event_shape.numel() > MOST_AT_ONCE:
             gigabytes = 4e-9 * self.num_slots * self.event_shape.numel()
             raise ValueError(
-                f"memory: what was asked for looks at all of its {self.num_slots:,} templates, {gigabytes:.1f} GB when "
-                "decoded. Use parts that do not, IndexedGuide and UniformPrior, and memory.read(a) for some."
+                f"memory: this would decode all {self.num_slots:,} templates, {gigabytes:.1f} GB. Use parts that read "
+                "few slots, IndexedGuide and UniformPrior, or read some templates by memory.read(a)."
             )
 
     def read(self, a: Tensor) -> Tensor:
@@ -146,11 +146,11 @@ class PackedMemory(Memory):
 
     def __init__(
         self,
-        packed: Tensor,
-        event_shape: Sequence[int],
+        packed: UInt8[Tensor, "S ..."],
+        event_shape: Sequence[Size],
         bits: Literal[1, 8] = 1,
-        labels: Tensor | None = None,
-        mask: Tensor | None = None,
+        labels: Integer[Tensor, " S"] | None = None,
+        mask: Bool[Tensor, " S"] | None = None,
         index: AddressIndex | None = None,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str | None = None,
@@ -226,7 +226,13 @@ class PackedMemory(Memory):
         """The number of bits per value."""
         return self.store.bits
 
-    def add(self, templates: Tensor, labels: Tensor | None = None, keys: Tensor | None = None) -> Tensor:
+    @checked
+    def add(
+        self,
+        templates: Float[Tensor, "n ..."],
+        labels: Integer[Tensor, " n"] | None = None,
+        keys: Float[Tensor, "n E"] | None = None,
+    ) -> Tensor:
         """Appends templates; returns their slots, integers `(n,)`. :func:`add_templates` computes the keys.
 
         After an error nothing is changed. Existing templates are not copied.
@@ -241,9 +247,9 @@ class PackedMemory(Memory):
         """
         rows = _pack(templates, self.event_shape, self.bits).to(self.packed.device)
         for name, value, here in (("labels", labels, self.labels), ("keys", keys, self.index)):
-            if (value is None) != (here is None) or (value is not None and len(value) != len(rows)):
-                expected = "none, as the memory has" if here is None else f"{len(rows)}, one a template"
-                raise ValueError(f"{name}: expected {expected}, got {'none' if value is None else len(value)}.")
+            if (value is None) != (here is None):
+                expected, got = ("none, as the memory has", "some") if here is None else ("one a template", "none")
+                raise ValueError(f"{name}: expected {expected}, got {got}.")
         if labels is not None:
             labels = self._new_labels(labels)
         if keys is not None:
@@ -281,11 +287,6 @@ class PackedMemory(Memory):
     def _new_labels(self, labels: Tensor) -> Tensor:
         """Labels with the dtype and device of the present ones; raises a `ValueError` if the dtype cannot hold them."""
         assert self.labels is not None
-        if labels.dim() != 1 or labels.is_floating_point() or labels.is_complex():
-            raise ValueError(
-                f"labels: expected integers ({len(labels)},), got {labels.dtype} {tuple(labels.shape)}. Use "
-                "`labels.flatten().long()`."
-            )
         converted = labels.to(self.labels)
         if not bool((converted == labels.to(converted.device)).all()):
             raise ValueError(

@@ -1,5 +1,6 @@
 """Models made of parts: the VMA, the baselines and the linear-Gaussian reference."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.model.baselines import (
     NoMemoryVAE,
     SetStatisticsVAE,
@@ -29,3 +30,4 @@ __all__ = [
     "index_memory",
     "staleness",
 ]
+check_entries(globals())

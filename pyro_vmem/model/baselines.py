@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.vma import VMA
@@ -241,7 +242,7 @@ class _Whole(Template):
 class SoftAttentionDecoder(Decoder):
     """A decoder on a mixture of the templates, with weights from the latent."""
 
-    def __init__(self, inner: Decoder, num_features: int) -> None:
+    def __init__(self, inner: Decoder, num_features: Size) -> None:
         super().__init__()
         self.inner, self.num_features = inner, num_features
         self.event_shape, self.latent_dim = inner.event_shape, inner.latent_dim
@@ -258,7 +259,7 @@ class SoftAttentionDecoder(Decoder):
 class SoftAttentionGuide(LatentGuide):
     """A latent guide on a mixture of the templates, with weights from the target."""
 
-    def __init__(self, inner: LatentGuide, num_features: int) -> None:
+    def __init__(self, inner: LatentGuide, num_features: Size) -> None:
         super().__init__()
         self.inner, self.num_features, self.latent_dim = inner, num_features, inner.latent_dim
         self.attention = SimilarityGuide(num_features)

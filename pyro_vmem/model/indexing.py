@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from jaxtyping import Float, Integer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Memory, PackedMemory, recall
 from pyro_vmem.model.vma import VMA
 from pyro_vmem.parts import AddressGuide, KeyedGuide
@@ -30,7 +32,7 @@ def keyed(guide: AddressGuide) -> KeyedGuide:
 
 @torch.no_grad()
 def slot_keys(
-    vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: int = 1024, progress: bool = False
+    vma: VMA, memory: Memory, slots: Tensor | None = None, *, batch_size: Count = 1024, progress: bool = False
 ) -> Tensor:
     """The present keys `(n, E)` of slots `(n,)` or of all, computed in batches."""
     vma.check(memory, None)
@@ -45,8 +47,8 @@ def index_memory(
     memory: Memory,
     kind: Literal["exact", "ivf", "hnsw"] = "exact",
     *,
-    effort: int | None = None,
-    batch_size: int = 1024,
+    effort: Count | None = None,
+    batch_size: Count = 1024,
     progress: bool = False,
 ) -> AddressIndex:
     """Makes an index of the keys of all slots and attaches it to the memory, as `memory.index`.
@@ -84,7 +86,12 @@ def index_memory(
     return index
 
 
-def add_templates(vma: VMA, memory: PackedMemory, templates: Tensor, labels: Tensor | None = None) -> Tensor:
+def add_templates(
+    vma: VMA,
+    memory: PackedMemory,
+    templates: Float[Tensor, "n ..."],
+    labels: Integer[Tensor, " n"] | None = None,
+) -> Tensor:
     """Adds templates to a memory and their keys to its index. The next lookup finds them, without retraining.
 
     Arguments:
@@ -131,7 +138,7 @@ class Staleness:
 
 @torch.no_grad()
 def staleness(
-    vma: VMA, memory: Memory, x: Tensor, k: int = 8, *, sample: int | None = 4096, seed: int = 0
+    vma: VMA, memory: Memory, x: Tensor, k: Count = 8, *, sample: Count | None = 4096, seed: NonNegativeInt = 0
 ) -> Staleness:
     """Compares lookups by the cached keys of an index with lookups by fresh keys.
 
@@ -200,9 +207,7 @@ class KeyRefresher:
         0.0
     """
 
-    def __init__(self, vma: VMA, memory: Memory, slots_a_step: int = 256) -> None:
-        if slots_a_step < 1:
-            raise ValueError(f"slots_a_step: expected at least 1, got {slots_a_step}.")
+    def __init__(self, vma: VMA, memory: Memory, slots_a_step: Count = 256) -> None:
         _index_of(memory)
         self.vma, self.memory, self.slots_a_step = vma, memory, slots_a_step
         self.next_slot = 0

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Positive, Size
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.vma import VMA
 from pyro_vmem.parts import (
@@ -59,15 +60,13 @@ class LinearGaussianMemory(nn.Module):
 
     def __init__(
         self,
-        dim: int = 3,
-        latent_dim: int = 2,
-        noise: float = 0.5,
+        dim: Size = 3,
+        latent_dim: Size = 2,
+        noise: Positive = 0.5,
         address_prior: AddressPrior | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        if not noise > 0:
-            raise ValueError(f"noise: expected a positive number, got {noise}.")
 
         def matrix(rows: int, columns: int) -> nn.Parameter:
             return nn.Parameter(torch.randn(rows, columns, generator=generator) / math.sqrt(columns))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
@@ -11,10 +10,12 @@ from typing import Any, Literal, Self
 
 import pyro
 import torch
+from jaxtyping import Bool, Float
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from torch.profiler import record_function
 
+from pyro_vmem._utils.checks import Count, NonNegative, NonNegativeInt, Share, Size, checked
 from pyro_vmem._utils.param_store import ONE_LOSS, register
 from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
@@ -143,15 +144,16 @@ class VMA(Part):
         return vma
 
     @classmethod
+    @checked
     def for_images(
         cls,
-        image_shape: Sequence[int] = (1, 28, 28),
-        latent_dim: int = 32,
-        num_features: int = 128,
-        width: int = 32,
+        image_shape: Sequence[Size] = (1, 28, 28),
+        latent_dim: Size = 32,
+        num_features: Size = 128,
+        width: Size = 32,
         decoder: Literal["warp", "conv"] = "warp",
         pixels: Literal["independent", "causal"] = "independent",
-        ink: float = 0.1,
+        ink: Share = 0.1,
         **parts: Any,
     ) -> VMA:
         """A convolutional VMA for binary images; raises a `ValueError` if given parts do not fit.
@@ -173,9 +175,6 @@ class VMA(Part):
         """
         decoders = {"warp": WarpDecoder, "conv": ConvDecoder}
         likelihoods = {"independent": (BernoulliDecoder, 0), "causal": (CausalBernoulliDecoder, 8)}
-        for name, value, choices in (("decoder", decoder, decoders), ("pixels", pixels, likelihoods)):
-            if value not in choices:
-                raise ValueError(f"{name}: expected one of {', '.join(map(repr, choices))}, got {value!r}.")
         likelihood, more = likelihoods[pixels]
         sizes = (latent_dim, num_features, (width, 2 * width), width, image_shape[0] + more)
         defaults: dict[str, Any] = {
@@ -189,8 +188,9 @@ class VMA(Part):
         return cls(**(defaults | parts))
 
     @classmethod
+    @checked
     def for_vectors(
-        cls, dim: int, latent_dim: int = 8, num_features: int = 64, hidden: tuple[int, ...] = (64,), **parts: Any
+        cls, dim: Size, latent_dim: Size = 8, num_features: Size = 64, hidden: tuple[Size, ...] = (64,), **parts: Any
     ) -> VMA:
         """A VMA of multilayer perceptrons for real vectors.
 
@@ -316,7 +316,8 @@ class VMA(Part):
         importlib.import_module("pyro_vmem.config").save(self, path)
 
     @torch.no_grad()
-    def lookup(self, memory: Memory, x: Tensor, k: int = 3) -> Lookup:
+    @checked
+    def lookup(self, memory: Memory, x: Float[Tensor, "B ..."], k: Count = 3) -> Lookup:
         r"""Looks up targets: returns :math:`q(a | M, x)`, the prior, the information gain and the most probable slots.
 
         Arguments:
@@ -335,14 +336,15 @@ class VMA(Part):
             >>> found.slots.shape, found.gain.shape
             (torch.Size([3, 3]), torch.Size([3]))
         """
-        if k < 1:
-            raise ValueError(f"k: expected at least 1, got {k}.")
         self.check(memory, x)
         encoded = self.encode(memory)
         return lookup(self.address_guide(encoded, self.encode_x(x)), self.address_prior(encoded), encoded, x, k)
 
     @torch.no_grad()
-    def posterior_predictive(self, memory: Memory, x: Tensor, n: int = 1, mean: bool = False) -> Tensor:
+    @checked
+    def posterior_predictive(
+        self, memory: Memory, x: Float[Tensor, "B ..."], n: Count = 1, mean: bool = False
+    ) -> Tensor:
         r"""Draws new observations :math:`x' \sim p(x' | z, m_a)` with :math:`a, z \sim q(a, z | x, M)`.
 
         Arguments:
@@ -361,8 +363,6 @@ class VMA(Part):
             >>> VMA.for_vectors(5).posterior_predictive(Memory(torch.randn(10, 5)), torch.randn(3, 5), n=4).shape
             torch.Size([4, 3, 5])
         """
-        if n < 1:
-            raise ValueError(f"n: expected at least 1, got {n}.")
         self.check(memory, x)
         encoded, target = self.encode(memory), self.encode_x(x)
         template = encoded.read(self.address_guide(encoded, target).sample(torch.Size([n])))
@@ -377,15 +377,16 @@ class VMA(Part):
         return self.posterior_predictive(memory, x, mean=True)[0]
 
     @torch.no_grad()
+    @checked
     def generate(
         self,
         memory: Memory,
-        n: int = 1,
-        address: int | None = None,
+        n: Count = 1,
+        address: NonNegativeInt | None = None,
         mean: bool = False,
         *,
-        temperature: float = 1.0,
-        best_of: int = 1,
+        temperature: NonNegative = 1.0,
+        best_of: Count = 1,
     ) -> Tensor:
         r"""Draws :math:`x \sim p(x | M)`, or :math:`x \sim p(x | m_a)` at a given address.
 
@@ -409,18 +410,13 @@ class VMA(Part):
             ValueError: If `n` or `best_of` is less than 1, `temperature` is negative, `address` is not a slot in use,
                 or the memory does not fit.
         """
-        for name, value in (("n", n), ("best_of", best_of)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}.")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"temperature: expected a number of at least 0, got {temperature}.")
         self.check(memory, None)
         n *= best_of
         encoded = self.encode(memory, reads=n)
         if address is None:
             a = self.address_prior(encoded).sample(torch.Size([n]))
         else:
-            in_range = 0 <= address < encoded.num_slots
+            in_range = address < encoded.num_slots
             if not in_range or (encoded.mask is not None and not bool(encoded.mask[..., address].all())):
                 raise ValueError(f"address: expected a slot in use out of 0..{encoded.num_slots - 1}, got {address}.")
             a = torch.full((n, *encoded.batch_shape), address, device=encoded.device)
@@ -447,8 +443,15 @@ class VMA(Part):
         )
 
     @torch.no_grad()
+    @checked
     def complete(
-        self, memory: Memory, x: Tensor, mask: Tensor, num_particles: int = 64, rounds: int = 4, mean: bool = False
+        self,
+        memory: Memory,
+        x: Float[Tensor, "B ..."],
+        mask: Bool[Tensor, "..."],
+        num_particles: Count = 64,
+        rounds: Count = 4,
+        mean: bool = False,
     ) -> Tensor:
         r"""Fills in the missing part of each target by a draw from :math:`p(a, z, x_{mis} | x_{obs}, M)`.
 
@@ -471,11 +474,6 @@ class VMA(Part):
         Raises:
             ValueError: If `mask` is not boolean or does not broadcast, a number is below 1, or memory or x do not fit.
         """
-        for name, n in (("num_particles", num_particles), ("rounds", rounds)):
-            if n < 1:
-                raise ValueError(f"{name}: expected at least 1, got {n}.")
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask: expected dtype torch.bool, True where observed, got {mask.dtype}.")
         try:
             mask = mask.expand_as(x)
         except RuntimeError as error:
@@ -485,7 +483,8 @@ class VMA(Part):
         return complete(self, encoded, blank, mask, num_particles, rounds, mean)
 
     @torch.no_grad()
-    def classify(self, memory: Memory, x: Tensor) -> Tensor:
+    @checked
+    def classify(self, memory: Memory, x: Float[Tensor, "B ..."]) -> Tensor:
         r"""The probability of each class in memory: :math:`\sum_{a: c_a = c} q(a | M, x)`.
 
         Arguments:

@@ -1,5 +1,6 @@
 """The swappable parts of a model: modules that return a Pyro distribution, and the networks inside them."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.parts.address_guides import (
     AddressGuide,
     DefensiveGuide,
@@ -88,3 +89,4 @@ __all__ = [
     "mlp",
     "over_slots",
 ]
+check_entries(globals(), in_steps=("over_slots",))

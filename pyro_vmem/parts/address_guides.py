@@ -10,6 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Positive, Share, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.memory import EncodedMemory, Template
@@ -96,17 +97,13 @@ class SimilarityGuide(KeyedGuide):
 
     def __init__(
         self,
-        num_features: int = 128,
-        embed_dim: int = 64,
+        num_features: Size = 128,
+        embed_dim: Size = 64,
         normalise: Literal["memory", "cosine", "dot"] = "cosine",
-        temperature: float = 0.1,
+        temperature: Positive = 0.1,
         tied: bool = True,
     ) -> None:
         super().__init__()
-        if normalise not in ("memory", "cosine", "dot"):
-            raise ValueError(f"normalise: expected 'memory', 'cosine' or 'dot', got {normalise!r}.")
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
         self.normalise = normalise
         self.embed_memory = nn.Linear(num_features, embed_dim)
         self.embed_x = self.embed_memory if tied else nn.Linear(num_features, embed_dim)
@@ -154,7 +151,7 @@ class PairwiseGuide(AddressGuide):
         torch.Size([3, 4])
     """
 
-    def __init__(self, num_features: int = 128, hidden: int = 64) -> None:
+    def __init__(self, num_features: Size = 128, hidden: Size = 64) -> None:
         super().__init__()
         self.join = Join(num_features, num_features, hidden)
         self.score = nn.Linear(hidden, 1, bias=False)
@@ -198,10 +195,8 @@ class DefensiveGuide(AddressGuide):
         0.050
     """
 
-    def __init__(self, inner: AddressGuide, share: float = 0.05, prior: AddressPrior | None = None) -> None:
+    def __init__(self, inner: AddressGuide, share: Share = 0.05, prior: AddressPrior | None = None) -> None:
         super().__init__()
-        if not 0 < share < 1:
-            raise ValueError(f"share: expected a number between 0 and 1, got {share}.")
         self.inner, self.share, self.prior = inner, share, prior or UniformPrior()
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
@@ -249,10 +244,8 @@ class EncoderGuide(AddressGuide):
         torch.Size([3, 4])
     """
 
-    def __init__(self, inner: AddressGuide, encoder: Encoder, views: int = 1) -> None:
+    def __init__(self, inner: AddressGuide, encoder: Encoder, views: Literal[1, 4, 8] = 1) -> None:
         super().__init__()
-        if views not in (1, 4, 8):
-            raise ValueError(f"views: expected 1, 4 (quarter turns) or 8 (mirrored as well), got {views}.")
         shape = encoder.event_shape
         if views > 1 and (len(shape) != 3 or shape[1] != shape[2]):
             raise ValueError(f"views: {views} need square images (C, H, H), the encoder's are {shape}. Pass views=1.")

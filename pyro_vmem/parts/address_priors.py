@@ -6,8 +6,10 @@ import abc
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Positive, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.distributions import excluding
 from pyro_vmem.memory import EncodedMemory, Memory
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 
-def over_slots(logits: Tensor, memory: Memory) -> dist.Categorical:
+def over_slots(logits: Float[Tensor, "... S"], memory: Memory) -> dist.Categorical:
     r"""A categorical distribution over the slots of a memory; slots that are not in use have probability zero.
 
     Arguments:
@@ -94,7 +96,7 @@ class LearnedPrior(AddressPrior):
         torch.Size([4])
     """
 
-    def __init__(self, num_features: int = 128) -> None:
+    def __init__(self, num_features: Size = 128) -> None:
         super().__init__()
         self.query = nn.Parameter(torch.zeros(num_features))
 
@@ -125,7 +127,7 @@ class ContentPrior(AddressPrior):
         torch.Size([4])
     """
 
-    def __init__(self, num_features: int = 128, hidden: int = 64) -> None:
+    def __init__(self, num_features: Size = 128, hidden: Size = 64) -> None:
         super().__init__()
         # No bias at the end: one that all slots share changes nothing.
         self.network = nn.Sequential(mlp(num_features, hidden), nn.Tanh())
@@ -199,10 +201,8 @@ class TemperedPrior(AddressPrior):
         tensor([0.0833, 0.0833, 0.0833, 0.7500])
     """
 
-    def __init__(self, inner: AddressPrior, temperature: float = 1.0) -> None:
+    def __init__(self, inner: AddressPrior, temperature: Positive = 1.0) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"temperature: expected a positive number, got {temperature}.")
         self.inner = inner
         self.temperature = temperature
 

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Share, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import (
@@ -51,7 +52,7 @@ class Decoder(Part):
         """
 
 
-def log_odds(mean: float) -> float:
+def log_odds(mean: Share) -> float:
     r"""The log-odds :math:`\log \frac{p}{1 - p}` of a mean :math:`p`: the initial output for binary pixels.
 
     Raises:
@@ -61,8 +62,6 @@ def log_odds(mean: float) -> float:
         >>> log_odds(0.5)
         0.0
     """
-    if not 0 < mean < 1:
-        raise ValueError(f"mean: expected a number between 0 and 1, got {mean}.")
     return math.log(mean / (1 - mean))
 
 
@@ -87,10 +86,10 @@ class MLPDecoder(Decoder):
 
     def __init__(
         self,
-        event_shape: Sequence[int],
-        latent_dim: int = 32,
-        num_features: int = 128,
-        hidden: tuple[int, ...] = (256,),
+        event_shape: Sequence[Size],
+        latent_dim: Size = 32,
+        num_features: Size = 128,
+        hidden: tuple[Size, ...] = (256,),
         level: float | None = None,
     ) -> None:
         super().__init__()
@@ -137,12 +136,12 @@ class ConvDecoder(Decoder):
 
     def __init__(
         self,
-        image_shape: Sequence[int],
-        latent_dim: int = 32,
-        num_features: int = 128,
-        map_channels: tuple[int, int] | None = (32, 64),
-        width: int = 32,
-        out_channels: int | None = None,
+        image_shape: Sequence[Size],
+        latent_dim: Size = 32,
+        num_features: Size = 128,
+        map_channels: tuple[Size, Size] | None = (32, 64),
+        width: Size = 32,
+        out_channels: Size | None = None,
         level: float | None = None,
     ) -> None:
         super().__init__()
@@ -191,12 +190,12 @@ class WarpDecoder(Decoder):
 
     def __init__(
         self,
-        image_shape: Sequence[int],
-        latent_dim: int = 32,
-        num_features: int = 128,
-        map_channels: tuple[int, int] | None = (32, 64),
-        width: int = 32,
-        out_channels: int | None = None,
+        image_shape: Sequence[Size],
+        latent_dim: Size = 32,
+        num_features: Size = 128,
+        map_channels: tuple[Size, Size] | None = (32, 64),
+        width: Size = 32,
+        out_channels: Size | None = None,
         level: float | None = None,
     ) -> None:
         super().__init__()

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Size
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import Residual, as_images, check_image_shape, conv3, half_size, in_patches, mlp
 from pyro_vmem.parts.part import Part
@@ -51,7 +52,7 @@ class FlatEncoder(Encoder):
         torch.Size([5, 6])
     """
 
-    def __init__(self, event_shape: Sequence[int]) -> None:
+    def __init__(self, event_shape: Sequence[Size]) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
         self.num_features = math.prod(self.event_shape)
@@ -74,7 +75,9 @@ class MLPEncoder(Encoder):
         torch.Size([5, 7, 16])
     """
 
-    def __init__(self, event_shape: Sequence[int], num_features: int = 128, hidden: tuple[int, ...] = (256,)) -> None:
+    def __init__(
+        self, event_shape: Sequence[Size], num_features: Size = 128, hidden: tuple[Size, ...] = (256,)
+    ) -> None:
         super().__init__()
         self.event_shape = tuple(event_shape)
         self.num_features = num_features
@@ -104,7 +107,7 @@ class ConvEncoder(Encoder):
         (torch.Size([5, 128]), [(5, 32, 14, 14), (5, 64, 7, 7)])
     """
 
-    def __init__(self, image_shape: Sequence[int], num_features: int = 128, width: int = 32) -> None:
+    def __init__(self, image_shape: Sequence[Size], num_features: Size = 128, width: Size = 32) -> None:
         super().__init__()
         channels, *size = check_image_shape(image_shape)
         self.event_shape = (channels, *size)

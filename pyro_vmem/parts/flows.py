@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.transforms import AffineTransform, Transform
 
+from pyro_vmem._utils.checks import Few, Several, Size
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.memory import Template
@@ -48,7 +49,7 @@ class FlowPrior(TemplatePrior):
     """
 
     def __init__(
-        self, latent_dim: int = 32, num_features: int = 128, hidden: tuple[int, ...] = (128,), transforms: int = 2
+        self, latent_dim: Several = 32, num_features: Size = 128, hidden: tuple[Size, ...] = (128,), transforms: Few = 2
     ) -> None:
         super().__init__(latent_dim, num_features, hidden)
         self.flow = _Flow(latent_dim, num_features, hidden, transforms)
@@ -87,7 +88,7 @@ class FlowGuide(GaussianGuide):
     """
 
     def __init__(
-        self, latent_dim: int = 32, num_features: int = 128, hidden: tuple[int, ...] = (256,), transforms: int = 2
+        self, latent_dim: Several = 32, num_features: Size = 128, hidden: tuple[Size, ...] = (256,), transforms: Few = 2
     ) -> None:
         super().__init__(latent_dim, num_features, hidden)
         self.context = Join(num_features, num_features, hidden[0])
@@ -103,12 +104,6 @@ class _Flow(nn.Module):
 
     def __init__(self, latent_dim: int, context: int, hidden: tuple[int, ...], transforms: int) -> None:
         super().__init__()
-        if latent_dim < 2:
-            raise ValueError(
-                f"latent_dim: expected at least 2, got {latent_dim}. A coupling layer moves one half given the other."
-            )
-        if transforms < 1:
-            raise ValueError(f"transforms: expected at least 1, got {transforms}.")
         zuko = _zuko()
         self.layers = nn.ModuleList()
         for index in range(transforms):

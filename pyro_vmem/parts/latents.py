@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Several, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
 from pyro_vmem.memory import Template
 from pyro_vmem.parts.layers import Join, mlp
@@ -78,7 +79,7 @@ class StandardPrior(LatentPrior):
         Independent(Normal(loc: torch.Size([3, 8]), scale: torch.Size([3, 8])), 1)
     """
 
-    def __init__(self, latent_dim: int = 32) -> None:
+    def __init__(self, latent_dim: Size = 32) -> None:
         super().__init__()
         self.latent_dim = latent_dim
 
@@ -106,7 +107,7 @@ class TemplatePrior(LatentPrior):
         torch.Size([8])
     """
 
-    def __init__(self, latent_dim: int = 32, num_features: int = 128, hidden: tuple[int, ...] = (128,)) -> None:
+    def __init__(self, latent_dim: Size = 32, num_features: Size = 128, hidden: tuple[Size, ...] = (128,)) -> None:
         super().__init__()
         self.latent_dim = latent_dim
         self.network = mlp(num_features, *hidden, 2 * latent_dim)
@@ -133,7 +134,7 @@ class GaussianGuide(LatentGuide):
         Independent(Normal(loc: torch.Size([5, 3, 8]), scale: torch.Size([5, 3, 8])), 1)
     """
 
-    def __init__(self, latent_dim: int = 32, num_features: int = 128, hidden: tuple[int, ...] = (256,)) -> None:
+    def __init__(self, latent_dim: Size = 32, num_features: Size = 128, hidden: tuple[Size, ...] = (256,)) -> None:
         super().__init__()
         if len(hidden) == 0:
             raise ValueError("hidden: expected at least one hidden width, got (). Try hidden=(256,).")
@@ -170,7 +171,7 @@ class FullCovariancePrior(TemplatePrior):
         torch.Size([3, 8, 8])
     """
 
-    def __init__(self, latent_dim: int = 32, num_features: int = 128, hidden: tuple[int, ...] = (128,)) -> None:
+    def __init__(self, latent_dim: Several = 32, num_features: Size = 128, hidden: tuple[Size, ...] = (128,)) -> None:
         super().__init__(latent_dim, num_features, hidden)
         self.below = nn.Linear(num_features, _num_below(latent_dim))
         _shrink(self.below, 0.1)
@@ -204,7 +205,7 @@ class FullCovarianceGuide(GaussianGuide):
         FullPrecisionNormal(loc: torch.Size([5, 3, 8]), scale_tril: torch.Size([5, 3, 8, 8]))
     """
 
-    def __init__(self, latent_dim: int = 32, num_features: int = 128, hidden: tuple[int, ...] = (256,)) -> None:
+    def __init__(self, latent_dim: Several = 32, num_features: Size = 128, hidden: tuple[Size, ...] = (256,)) -> None:
         super().__init__(latent_dim, num_features, hidden)
         self.below = nn.Sequential(nn.ReLU(), nn.Linear(hidden[0], _num_below(latent_dim)))
         _shrink(self.below, 0.1)
@@ -232,10 +233,6 @@ class FullPrecisionNormal(dist.MultivariateNormal):
 
 def _num_below(latent_dim: int) -> int:
     """How many entries a triangular matrix has below its diagonal."""
-    if latent_dim < 2:
-        raise ValueError(
-            f"latent_dim: expected at least 2, got {latent_dim}. One value has no correlations: use the diagonal part."
-        )
     return latent_dim * (latent_dim - 1) // 2
 
 

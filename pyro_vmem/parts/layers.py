@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Size
 from pyro_vmem._utils.precision import full_precision
 
 __all__ = [
@@ -46,7 +47,7 @@ def conv3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
 class Residual(nn.Module):
     """`x + conv(relu(conv(relu(x))))`; the second convolution starts at zero, so the block starts as the identity."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: Size) -> None:
         super().__init__()
         self.first, self.second = conv3(channels, channels), conv3(channels, channels)
         nn.init.zeros_(self.second.weight)

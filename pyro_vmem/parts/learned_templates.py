@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Size
 from pyro_vmem.memory import Memory
 from pyro_vmem.parts.part import Part
 
@@ -31,10 +32,8 @@ class Templates(Part):
             to start from data: `values.data.copy_(x[:num_slots])`.
     """
 
-    def __init__(self, num_slots: int, event_shape: Sequence[int]) -> None:
+    def __init__(self, num_slots: Size, event_shape: Sequence[Size]) -> None:
         super().__init__()
-        if num_slots < 1:
-            raise ValueError(f"num_slots: expected at least 1, got {num_slots}.")
         self.event_shape = tuple(event_shape)
         self.values = nn.Parameter(torch.rand(num_slots, *self.event_shape))
 

@@ -9,6 +9,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor, nn
 
+from pyro_vmem._utils.checks import Few, Positive, Several, Size
 from pyro_vmem._utils.precision import full_precision
 from pyro_vmem.distributions import CategoricalLevels, CausalBernoulli, CausalNetwork, DiscretisedLogistic
 from pyro_vmem.memory import Template
@@ -133,11 +134,8 @@ class CausalBernoulliDecoder(Likelihood):
         torch.Size([5, 3, 1, 12, 12])
     """
 
-    def __init__(self, network: Decoder, context: int = 8, hidden: int = 64, radius: int = 5) -> None:
+    def __init__(self, network: Decoder, context: Size = 8, hidden: Size = 64, radius: Few = 5) -> None:
         super().__init__(network)
-        for name, value in (("context", context), ("hidden", hidden), ("radius", radius)):
-            if value < 1:
-                raise ValueError(f"{name}: expected at least 1, got {value}.")
         if len(network.event_shape) != 3 or network.event_shape[0] <= context:
             raise ValueError(
                 f"network: expected images with more than context={context} channels, got outputs of shape "
@@ -185,10 +183,8 @@ class GaussianDecoder(Likelihood):
         torch.Size([7, 3])
     """
 
-    def __init__(self, network: Decoder, scale: float = 1.0, learn_scale: bool = True) -> None:
+    def __init__(self, network: Decoder, scale: Positive = 1.0, learn_scale: bool = True) -> None:
         super().__init__(network)
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive number, got {scale}.")
         log_scale = torch.tensor(scale).log()
         if learn_scale:
             self.log_scale = nn.Parameter(log_scale)
@@ -237,11 +233,8 @@ class DiscretisedLogisticDecoder(Likelihood):
         ValueError: x: DiscretisedLogisticDecoder expects 16 levels, 0, 1/15, ..., 1, got others in [0, ...]...
     """
 
-    def __init__(self, network: Decoder, num_levels: int = 256, scale: float = 0.1) -> None:
+    def __init__(self, network: Decoder, num_levels: Several = 256, scale: Positive = 0.1) -> None:
         super().__init__(network)
-        _check_levels(num_levels)
-        if not scale > 0:
-            raise ValueError(f"scale: expected a positive number, got {scale}.")
         self.num_levels = num_levels
         self.log_scale = nn.Parameter(torch.tensor(scale).log())
 
@@ -285,9 +278,8 @@ class CategoricalDecoder(Likelihood):
         torch.Size([3, 5])
     """
 
-    def __init__(self, network: Decoder, num_levels: int = 256) -> None:
+    def __init__(self, network: Decoder, num_levels: Several = 256) -> None:
         super().__init__(network)
-        _check_levels(num_levels)
         if network.event_shape[0] % num_levels:
             raise ValueError(
                 f"network: expected {num_levels} outputs for each value, got outputs of shape {network.event_shape}. "
@@ -317,11 +309,6 @@ def _check_binary(part: Likelihood, x: Tensor) -> None:
             f"x: {type(part).__name__} expects binary values, 0 or 1, got values in [{x.min():.3g}, {x.max():.3g}]. "
             "Binarise them, `(x > 0.5).float()`, or use a GaussianDecoder."
         )
-
-
-def _check_levels(num_levels: int) -> None:
-    if num_levels < 2:
-        raise ValueError(f"num_levels: expected at least 2, got {num_levels}.")
 
 
 def _check_on_levels(part: Likelihood, x: Tensor, n: int) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import abc
 import difflib
-import functools
 import inspect
 import sys
-import types
-from typing import Any, Self, Union, get_args, get_origin, get_type_hints
+from typing import Any, Self
 
 from torch import Tensor, nn
+
+from pyro_vmem._utils.checks import checked
 
 __all__ = ["Part", "public_path"]
 
@@ -32,6 +32,11 @@ class Part(nn.Module, abc.ABC):
 
     _arguments: dict[str, Any]
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "__init__" in vars(cls):
+            cls.__init__ = checked(cls.__init__)  # type: ignore[method-assign]
+
     def __new__(cls, *args: Any, **kwargs: Any) -> Part:
         part = super().__new__(cls)
         try:
@@ -42,7 +47,6 @@ class Part(nn.Module, abc.ABC):
             for parameter in signature.parameters.values():
                 if parameter.kind is parameter.VAR_KEYWORD:  # each by its own name
                     arguments |= arguments.pop(parameter.name)
-            _check_parts(cls, arguments)
             part.__dict__["_arguments"] = arguments
         except TypeError:  # Wrong arguments, which __init__ reports better, or a copy, which restores __dict__.
             part.__dict__["_arguments"] = {}
@@ -125,38 +129,6 @@ def public_path(cls: type) -> str:
         if getattr(sys.modules.get(".".join(packages[:depth])), cls.__qualname__, None) is cls:
             return f"{'.'.join(packages[:depth])}.{cls.__qualname__}"
     return f"{cls.__module__}.{cls.__qualname__}"
-
-
-def _check_parts(cls: type[Part], arguments: dict[str, Any]) -> None:
-    """Raises a `ValueError` if an argument is annotated as a part and the value is not one."""
-    for name, kinds in _kinds_of_parts(cls).items():
-        value = arguments.get(name)
-        if not isinstance(value, kinds):
-            kind = " or ".join(one.__name__ for one in kinds if issubclass(one, Part))
-            if isinstance(value, type):
-                got, remedy = f"the class {value.__name__}", f"Write {value.__name__}(), with its arguments."
-            else:
-                got, remedy = repr(value), f"Write {cls.__name__}({', '.join(arguments)})."
-            raise ValueError(f"{name}: expected a part of kind {kind}, got {got}. {remedy}")
-
-
-@functools.cache
-def _kinds_of_parts(cls: type[Part]) -> dict[str, tuple[type, ...]]:
-    """The arguments of a constructor that are parts, with their classes; `NoneType` marks an optional one."""
-    found = {}
-    for name, annotation in inspect.get_annotations(cls.__init__).items():
-        # One at a time: names imported under TYPE_CHECKING cannot be resolved.
-        one = types.SimpleNamespace(__annotations__={name: annotation})
-        try:
-            hint = get_type_hints(one, getattr(cls.__init__, "__globals__", {}))[name]
-        except NameError:
-            continue
-        kinds = get_args(hint) if get_origin(hint) in (types.UnionType, Union) else (hint,)
-        if {*kinds} != {types.NoneType} and all(
-            inspect.isclass(k) and issubclass(k, Part | types.NoneType) for k in kinds
-        ):
-            found[name] = kinds
-    return found
 
 
 def _shapes(held: nn.Module | Tensor | None) -> Any:

@@ -6,6 +6,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.distributions import TruncatedCategorical, excluding, top
 from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.parts.address_guides import AddressGuide, KeyedGuide
@@ -38,9 +39,8 @@ class TruncatedGuide(AddressGuide):
         (torch.Size([3, 5]), 15)
     """
 
-    def __init__(self, inner: AddressGuide, k: int = 8) -> None:
+    def __init__(self, inner: AddressGuide, k: Count = 8) -> None:
         super().__init__()
-        _check_k(k)
         self.inner, self.k = inner, k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
@@ -79,9 +79,8 @@ class IndexedGuide(AddressGuide):
         (torch.Size([3, 5]), torch.Size([5, 3]))
     """
 
-    def __init__(self, inner: KeyedGuide, k: int = 8) -> None:
+    def __init__(self, inner: KeyedGuide, k: Count = 8) -> None:
         super().__init__()
-        _check_k(k)
         self.inner, self.k = inner, k
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
@@ -109,8 +108,3 @@ def _scored_again(
     scores = inner.scores(memory.read(slots.movedim(-1, 0)), x).movedim(0, -1)
     logits = scores if missing is None else excluding(scores, missing)
     return TruncatedCategorical(logits, slots, memory.num_slots)
-
-
-def _check_k(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"k: expected at least 1, got {k}.")

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pyro_vmem.plots._style import GREEN, LINE, Array, as_numpy
+from pyro_vmem.plots._style import BLUE, GREEN, LINE, AnyFigure, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
 
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
-
-__all__ = ["SPLIT", "STEP", "as_colours", "draw_image", "draw_tick", "image_canvas"]
+__all__: list[str] = []
 
 # In units of an image's width.
 STEP = 1.14  # from one image to the next
@@ -58,6 +55,25 @@ def draw_image(
     corners = ([left, left + 1, left + 1, left, left], [top, top, bottom, bottom, top])
     style: dict[str, Any] = {"color": frame or LINE, "linewidth": line if frame else 0.6, "clip_on": False}
     ax.plot(*corners, solid_joinstyle="miter", solid_capstyle="projecting", **style)
+
+
+def draw_rows(
+    figure: AnyFigure, columns: dict[str, NDArray[np.float64]], name: str, samples: list[NDArray[np.float64]]
+) -> AnyFigure:
+    """Draws rows of a framed image and further ones, each column by its title, and of samples under a title."""
+    height = next(iter(columns.values())).shape[1] / samples[0].shape[2]
+    left, step = len(columns) * SPLIT, height + STEP - 1
+    ax, font = image_canvas(figure, left + max(len(samples[0]) * STEP, 3.0), 0.5 + len(samples) * step)
+    for place, title in enumerate(columns):
+        ax.text(place * SPLIT + 0.5, 0.3, title, ha="center", fontsize=font)
+    ax.text(left, 0.3, name, fontsize=font)
+    for row, drawn in enumerate(samples):
+        top = 0.5 + row * step
+        for place, images in enumerate(columns.values()):
+            draw_image(ax, place * SPLIT, top, images[row], frame=None if place else BLUE, line=font / 4)
+        for place, image in enumerate(drawn):
+            draw_image(ax, left + place * STEP, top, image)
+    return figure
 
 
 def draw_tick(ax: Axes, x: float, y: float, font: float) -> None:

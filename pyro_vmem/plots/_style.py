@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,25 +13,12 @@ from pyro_vmem._utils.extras import require
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import FigureBase
 
-__all__ = [
-    "BLUE",
-    "GREEN",
-    "LINE",
-    "MID_TONE",
-    "ON_ANY_PAGE",
-    "ORANGE",
-    "PURPLE",
-    "Array",
-    "as_numpy",
-    "empty_bar_colour",
-    "label_axes",
-    "legend_below",
-    "small_font",
-    "text_colour",
-]
+__all__: list[str] = []
 
 Array = Tensor | NDArray[Any]
+AnyFigure = TypeVar("AnyFigure", bound="FigureBase")
 
 # Mid-tones of Okabe and Ito, distinct for colour-blind readers, with contrast of 3:1 against white and near-black.
 BLUE, GREEN, ORANGE, PURPLE = "#1f7fc0", "#009e73", "#d55e00", "#b8529f"

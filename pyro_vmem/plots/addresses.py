@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_vmem._utils.checks import Count
 from pyro_vmem.plots._image_rows import SPLIT, STEP, as_colours, draw_image, draw_tick, image_canvas
 from pyro_vmem.plots._style import (
     BLUE,
     GREEN,
     LINE,
     ORANGE,
+    AnyFigure,
     Array,
     as_numpy,
     empty_bar_colour,
@@ -23,54 +25,10 @@ from pyro_vmem.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
 
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
-
-__all__ = ["address_heat_map", "lookup", "lookups"]
+__all__ = ["address_heat_map", "lookups"]
 
 _BAR = 0.14  # in image widths, with the gap below it
-
-
-def lookup(
-    figure: AnyFigure,
-    target: Array,
-    templates: Array,
-    probabilities: Array,
-    correct: Array,
-    max_slots: int = 8,
-    exact: Array | None = None,
-) -> AnyFigure:
-    r"""Draws a target beside the most probable templates under :math:`q(a | M, x)`, best first.
-
-    The probability stands below each template. A tick and a green frame mark templates of the class of the target. If
-    none of these is among the most probable, the best of them takes the last place, after an ellipsis.
-
-    Arguments:
-        figure: An empty figure or subfigure; text is scaled to its size.
-        target: The target :math:`x`, `(C, H, W)`.
-        templates: The templates :math:`m_1, ..., m_S`, `(S, C, H, W)`.
-        probabilities: :math:`q(a | M, x)`, `(S,)`.
-        correct: Whether each template has the class of the target, `(S,)`.
-        max_slots: How many templates to show.
-        exact: The exact posterior :math:`p(a | x, M)`, `(S,)`, drawn as a second bar.
-
-    Returns:
-        The figure.
-
-    Raises:
-        ValueError: If the shapes do not agree, or `max_slots` is less than 1.
-
-    Example:
-        >>> from matplotlib.figure import Figure
-        >>> q, correct = np.array([0.05, 0.93, 0.02]), np.array([False, True, False])
-        >>> figure = lookup(Figure((5, 2)), np.random.rand(1, 28, 28), np.random.rand(3, 1, 28, 28), q, correct)
-        >>> [text.get_text() for text in figure.axes[0].texts]
-        ['target', 'looked up, most probable first', 'right class', '93 %', '5 %', '2 %']
-    """
-    labels = as_numpy(correct).astype(bool).astype(np.int64)
-    rows = None if exact is None else exact[None]
-    return lookups(figure, target[None], templates, probabilities[None], labels, np.ones(1), max_slots, rows)
 
 
 def lookups(
@@ -80,23 +38,22 @@ def lookups(
     probabilities: Array,
     labels: Array | None = None,
     target_labels: Array | None = None,
-    max_slots: int = 8,
+    max_slots: Count = 8,
     exact: Array | None = None,
 ) -> AnyFigure:
-    """Draws several lookups in one memory, one per row; see :func:`lookup`.
+    r"""Draws targets, one per row, beside the most probable templates under :math:`q(a | M, x)`, best first.
+
+    The probability stands below each template. A tick and a green frame mark templates of the class of the target. If
+    none of these is among the most probable, the best of them takes the last place, after an ellipsis.
 
     Arguments:
-        figure: An empty figure or subfigure.
-        targets: `(T, C, H, W)`.
-        templates: `(S, C, H, W)`.
-        probabilities: `(T, S)`.
+        targets: The targets :math:`x`, `(T, C, H, W)`.
+        templates: The templates :math:`m_1, ..., m_S`, `(S, C, H, W)`.
+        probabilities: :math:`q(a | M, x)`, `(T, S)`.
         labels: The class of each template, `(S,)`. Without classes, no template is marked as right.
         target_labels: The class of each target, `(T,)`.
         max_slots: How many templates to show.
-        exact: The exact posterior, `(T, S)`, drawn as a second bar.
-
-    Returns:
-        The figure.
+        exact: The exact posterior :math:`p(a | x, M)`, `(T, S)`, drawn as a second bar.
 
     Raises:
         ValueError: If the shapes do not agree, or `max_slots` is less than 1.
@@ -108,8 +65,6 @@ def lookups(
         >>> len(figure.axes[0].images)
         10
     """
-    if max_slots < 1:
-        raise ValueError(f"max_slots: expected at least 1, got {max_slots}.")
     x, m, q = as_colours("targets", targets), as_colours("templates", templates), as_numpy(probabilities)
     right: NDArray[np.bool_] = np.zeros((len(x), len(m)), dtype=bool)
     if labels is not None and target_labels is not None:
@@ -176,9 +131,6 @@ def address_heat_map(
         labels: The class of each slot, `(S,)`.
         target_labels: The class of each target, `(T,)`.
         name: The label of the colour bar.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If the shapes do not agree.

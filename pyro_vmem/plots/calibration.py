@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
 
+from pyro_vmem._utils.checks import Count, Several
 from pyro_vmem.plots._style import (
     BLUE,
     ORANGE,
+    AnyFigure,
     Array,
     as_numpy,
     empty_bar_colour,
@@ -23,9 +25,6 @@ from pyro_vmem.plots._style import (
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
 
 __all__ = ["khat_scatter", "reliability_diagram", "sbc_histograms"]
 
@@ -40,12 +39,8 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
     counts those that could not be estimated (NaN).
 
     Arguments:
-        ax: Where to draw.
         khat: :math:`\hat k` of each datapoint, any shape; see `pyro_vmem.diagnostics.pareto_k`.
         threshold: The position of the line.
-
-    Returns:
-        The Axes.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -79,14 +74,10 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
     Each point is a bin, with an area proportional to its number of datapoints and a line to the diagonal.
 
     Arguments:
-        ax: Where to draw.
         confidence: The mean probability of the most probable class in each bin, `(N,)`; empty bins are ignored.
         accuracy: The share of right classes in each bin, `(N,)`.
         count: The number of datapoints in each bin, `(N,)`.
         name: The label of the axis of probabilities.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If the lengths differ, or all bins are empty.
@@ -117,7 +108,7 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
     return ax
 
 
-def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int, bins: int = 20) -> AnyFigure:
+def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: Count, bins: Several = 20) -> AnyFigure:
     """Draws the ranks of simulation-based calibration, one panel per quantity; flat if the posterior is right.
 
     Bars that rise at both ends mean that the posterior is too narrow, bars that rise in the middle that it is too wide,
@@ -128,13 +119,9 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
         | https://arxiv.org/abs/1804.06788
 
     Arguments:
-        figure: An empty figure or subfigure.
         ranks: The rank of the true value among `num_draws` posterior draws, 0 to `num_draws`, any shape, by quantity.
         num_draws: The number of draws of each rank.
         bins: The largest number of bars per panel.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there is no quantity, a rank is out of range, or `bins` is less than 2.
@@ -146,8 +133,8 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
         >>> [ax.get_title() for ax in figure.axes]
         ['z[0]', 'z[1]']
     """
-    if not ranks or bins < 2:
-        raise ValueError(f"ranks: expected at least one quantity and bins of at least 2, got {len(ranks)} and {bins}.")
+    if not ranks:
+        raise ValueError("ranks: expected at least one quantity, got none.")
     columns = min(4, len(ranks))
     rows = math.ceil(len(ranks) / columns)
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
@@ -177,14 +164,10 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: int
 
 
 def _binomial_band(total: int, probability: float) -> tuple[float, float]:
-    """The central 99 % of a binomial count, without SciPy, which the extra for plots does not install."""
-    k = np.arange(total + 1)
-    log_choose = math.lgamma(total + 1) - _log_factorial(k) - _log_factorial(total - k)
-    cumulative = np.exp(log_choose + k * math.log(probability) + (total - k) * math.log1p(-probability)).cumsum()
-    low = np.searchsorted(cumulative, (1 - _BAND) / 2)
-    high = np.searchsorted(cumulative, 1 - (1 - _BAND) / 2)
-    return float(low) - 0.5, float(high) + 0.5
-
-
-def _log_factorial(k: NDArray[np.int64]) -> NDArray[np.float64]:
-    return np.concatenate([[0.0], np.log(np.arange(1, k.max() + 1)).cumsum()])[k]
+    """The central 99 % of a binomial count."""
+    log_probs = torch.distributions.Binomial(total, torch.tensor(probability).double()).log_prob(
+        torch.arange(total + 1.0).double()
+    )
+    cumulative = log_probs.exp().cumsum(0)
+    low, high = torch.searchsorted(cumulative, torch.tensor([(1 - _BAND) / 2, (1 + _BAND) / 2]).double()).tolist()
+    return low - 0.5, high + 0.5

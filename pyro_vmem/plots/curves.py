@@ -26,13 +26,9 @@ def learning_curves(ax: Axes, history: Sequence[Mapping[str, float]], columns: S
     Validation terms are dashed, with a mark at each validation.
 
     Arguments:
-        ax: Where to draw.
         history: Rows with `step` and some of the columns, as in `FitResult.history`; a row may lack a column.
         columns: `bound`, `reconstruction`, `kl_a`, `kl_z`, and the same with the prefix `val_`. Default: `bound`, and
             `val_bound` if the history has it.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If a column is not one of these, or no row has it.

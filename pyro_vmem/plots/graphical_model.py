@@ -24,12 +24,8 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
     Observed sites are grey. Sites without parents are on top, and a site is below all of its parents.
 
     Arguments:
-        ax: Where to draw.
         relations: The result of `pyro.infer.inspect.get_model_relations(program, args)`.
         arguments: Names of the arguments of the program, drawn as squares with an arrow to every site.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If the program has no site.
@@ -47,8 +43,7 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
         ['data', 'z', 'x', 'x']
     """
     patches = require("matplotlib.patches", "plots")
-    parents = relations["sample_sample"]
-    if not parents:
+    if not (parents := relations.get("sample_sample")):
         raise ValueError("relations: the program has no site. Give what get_model_relations(program, args) returns.")
     places = _places(parents)
     for plate, sites in relations["plate_sample"].items():

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pyro_vmem._utils.checks import PositiveInt
 from pyro_vmem.plots._style import BLUE, ORANGE, Array, as_numpy, label_axes, legend_below, small_font, text_colour
 
 if TYPE_CHECKING:
@@ -18,21 +19,17 @@ __all__ = ["evidence_by_memory", "information_gain_against_slots", "information_
 
 
 def information_gain_histogram(
-    ax: Axes, gain: Array, num_slots: int, num_classes: int, exact: Array | None = None
+    ax: Axes, gain: Array, num_slots: PositiveInt, num_classes: PositiveInt, exact: Array | None = None
 ) -> Axes:
     r"""Draws a histogram of the information gain of lookups, :math:`KL(q(a|M,x) \| p(a|M))`, in nats.
 
     Lines mark the gain that identifies the slot, :math:`\log |M|`, and the class, :math:`\log C`.
 
     Arguments:
-        ax: Where to draw.
         gain: The information gain of each datapoint, any shape, in nats.
         num_slots: The number of slots :math:`|M|`.
         num_classes: The number of classes :math:`C` in memory.
         exact: The gain of the exact posterior, drawn as an outline.
-
-    Returns:
-        The Axes.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -88,14 +85,10 @@ def information_gain_against_slots(
     r"""Draws the information gain against the size of memory, with its upper limit :math:`\log |M|`.
 
     Arguments:
-        ax: Where to draw.
         num_slots: The number of slots :math:`|M|` of each memory, `(N,)`, at least 1.
         gain: The mean information gain of the guide, `(N,)`, in nats.
         error: Its standard error, `(N,)`, drawn as bars.
         exact: The mean information gain of the exact posterior, `(N,)`, in nats.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If the lengths differ, or a memory has no slots.
@@ -135,12 +128,8 @@ def evidence_by_memory(ax: Axes, evidence: Mapping[str, Array]) -> Axes:
     r"""Draws the mean evidence :math:`\log p(x | M)` of the same targets under several memories, with standard errors.
 
     Arguments:
-        ax: Where to draw.
         evidence: The evidence of each datapoint, `(B,)`, by the name of the memory. The first memory is the right one.
             Labels of the others show their difference to it.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If there is no memory.

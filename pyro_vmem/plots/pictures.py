@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pyro_vmem.plots._image_rows import SPLIT, STEP, as_colours, draw_image, image_canvas
-from pyro_vmem.plots._style import BLUE, Array, as_numpy
+from pyro_vmem._utils.checks import Count
+from pyro_vmem.plots._image_rows import as_colours, draw_rows
+from pyro_vmem.plots._style import AnyFigure, Array, as_numpy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import FigureBase
-
-    AnyFigure = TypeVar("AnyFigure", bound=FigureBase)
 
 __all__ = ["completions", "images", "one_shot_generations"]
 
@@ -22,16 +20,12 @@ _GAP = (0.7, 0.7, 0.7)  # a thin line between images, also on a dark page
 _HIDDEN = (0.62, 0.66, 0.72)  # neither ink nor paper
 
 
-def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
+def images(ax: Axes, images: Array, columns: Count = 8) -> Axes:
     """Draws a grid of images with thin gaps, row by row.
 
     Arguments:
-        ax: Where to draw.
         images: `(N, C, H, W)` in [0, 1].
         columns: Images per row.
-
-    Returns:
-        The Axes.
 
     Raises:
         ValueError: If `images` are no images, or `columns` is less than 1.
@@ -42,8 +36,6 @@ def images(ax: Axes, images: Array, columns: int = 8) -> Axes:
         >>> ax.images[0].get_array().shape  # with a gap of one pixel around each
         (59, 146, 4)
     """
-    if columns < 1:
-        raise ValueError(f"columns: expected at least 1, got {columns}.")
     x = as_colours("images", images)
     count, height, width, _ = x.shape
     columns = min(columns, count)
@@ -62,12 +54,8 @@ def one_shot_generations(figure: AnyFigure, templates: Array, samples: Array) ->
     r"""Draws framed templates, each beside its samples of :math:`p(x | z, m_a)`.
 
     Arguments:
-        figure: An empty figure or subfigure; text is scaled to its size.
         templates: `(R, C, H, W)`.
         samples: `(R, N, C, H, W)`.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there are not as many rows of samples as templates.
@@ -82,29 +70,17 @@ def one_shot_generations(figure: AnyFigure, templates: Array, samples: Array) ->
         raise ValueError(
             f"samples: expected shape (R, N, C, H, W) with R = {len(templates)}, got {tuple(samples.shape)}."
         )
-    m, rows = as_colours("templates", templates), [as_colours("samples", row) for row in samples]
-    step = m.shape[1] / m.shape[2] + STEP - 1
-    ax, font = image_canvas(figure, SPLIT + max(len(rows[0]) * STEP, 3.0), 0.5 + len(m) * step)
-    ax.text(0.5, 0.3, "template", ha="center", fontsize=font)
-    ax.text(SPLIT, 0.3, "samples", fontsize=font)
-    for row, (template, drawn) in enumerate(zip(m, rows, strict=True)):
-        draw_image(ax, 0, 0.5 + row * step, template, frame=BLUE, line=font / 4)
-        for column, image in enumerate(drawn):
-            draw_image(ax, SPLIT + column * STEP, 0.5 + row * step, image)
-    return figure
+    rows = [as_colours("samples", row) for row in samples]
+    return draw_rows(figure, {"template": as_colours("templates", templates)}, "samples", rows)
 
 
 def completions(figure: AnyFigure, targets: Array, mask: Array, samples: Array) -> AnyFigure:
     r"""Draws framed targets, each beside its observed part and completions.
 
     Arguments:
-        figure: An empty figure or subfigure; text is scaled to its size.
         targets: The targets :math:`x`, `(R, C, H, W)`.
         mask: True where a value was observed; broadcasts with `targets`. Missing values are grey-blue.
         samples: Completions of `VMA.complete`, `(R, N, C, H, W)`.
-
-    Returns:
-        The figure.
 
     Raises:
         ValueError: If there are not as many rows of completions as targets, or `mask` does not broadcast.
@@ -128,18 +104,6 @@ def completions(figure: AnyFigure, targets: Array, mask: Array, samples: Array) 
         raise ValueError(
             f"mask: {tuple(mask.shape)} does not broadcast with targets {tuple(targets.shape)}. Give one like x."
         ) from None
-    x, rows = as_colours("targets", targets), [as_colours("samples", row) for row in samples]
-    step = x.shape[1] / x.shape[2] + STEP - 1
-    ax, font = image_canvas(figure, 2 * SPLIT + max(len(rows[0]) * STEP, 2.0), 0.5 + len(x) * step)
-    for left, name in enumerate(("target", "observed", "filled in")):
-        place: dict[str, Any] = (
-            {"ha": "center", "x": left * SPLIT + 0.5} if left < 2 else {"ha": "left", "x": 2 * SPLIT}
-        )
-        ax.text(y=0.3, s=name, fontsize=font, **place)
-    for row, (target, drawn) in enumerate(zip(x, rows, strict=True)):
-        top = 0.5 + row * step
-        draw_image(ax, 0, top, target, frame=BLUE, line=font / 4)
-        draw_image(ax, SPLIT, top, np.where(observed[row].all(-1, keepdims=True), target, _HIDDEN))
-        for column, image in enumerate(drawn):
-            draw_image(ax, 2 * SPLIT + column * STEP, top, image)
-    return figure
+    x = as_colours("targets", targets)
+    shown = {"target": x, "observed": np.where(observed.all(-1, keepdims=True), x, _HIDDEN)}
+    return draw_rows(figure, shown, "filled in", [as_colours("samples", row) for row in samples])

@@ -1,5 +1,6 @@
 """Training: configuration, the trainer, checkpoints and the history of a run."""
 
+from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.train.callbacks import Callback, Checkpoints, Log, ProgressBar, RefreshKeys, StopAfter, Validation
 from pyro_vmem.train.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.train.config import TrainingConfig
@@ -30,3 +31,4 @@ __all__ = [
     "save_checkpoint",
     "validate",
 ]
+check_entries(globals())

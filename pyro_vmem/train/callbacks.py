@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 import warnings
@@ -14,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from pyro_vmem._utils.checks import check_range
+from pyro_vmem._utils.checks import Few, Limit, NonNegativeInt
 from pyro_vmem.data import Episode
 from pyro_vmem.memory import AddressIndex, Memory
 from pyro_vmem.model.indexing import KeyRefresher, staleness
@@ -62,8 +61,8 @@ class Validation(Callback):
 
     Arguments:
         episodes: The source of episodes, of held-out classes.
-        select: Which weights the model has in the end: `"best"`, those of the best bound, or `"last"`, those of the
-            last validation. The bound hardly tells them apart where only a guide is trained.
+        select: The weights that the model gets at the end: `"best"`, those with the best bound, or `"last"`, those of
+            the last validation. If only a guide is trained, the bound hardly differs; use `"last"`.
 
     Raises:
         ValueError: If `select` is neither.
@@ -72,12 +71,10 @@ class Validation(Callback):
     everywhere = True
 
     def __init__(self, episodes: Dataset[Episode], select: Literal["best", "last"] = "best") -> None:
-        if select not in ("best", "last"):
-            raise ValueError(f"select: expected 'best' or 'last', got {select!r}.")
         self.episodes, self.select = episodes, select
 
     def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
-        """The terms of the validation, their names beginning with `val_`."""
+        """The terms of the validation, with names that begin with `val_`."""
         trainer.vma.eval()
         with trainer.autocast:
             found = trainer.processes.first(lambda: validate(trainer.vma, self.episodes))
@@ -102,8 +99,7 @@ class Checkpoints(Callback):
         unwritten: Why the newest state is not in the folder, if it should be; `None` if it is.
     """
 
-    def __init__(self, folder: str | Path, keep: int = 2) -> None:
-        check_range("keep", keep, 1, 10**12, int)
+    def __init__(self, folder: str | Path, keep: Few = 2) -> None:
         self.folder, self.keep = Path(folder).absolute(), keep  # wherever the process goes to meanwhile
         self.unwritten: OSError | None = None
         self._written: tuple[Any, int] = (None, 0)  # the best weights and the step that are in the folder
@@ -264,8 +260,7 @@ class StopAfter(Callback):
         minutes: After how long, more than 0; the step that is being taken is finished.
     """
 
-    def __init__(self, minutes: float) -> None:
-        check_range("minutes", minutes, 1e-9, math.inf)
+    def __init__(self, minutes: Limit) -> None:
         self.minutes = minutes
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
@@ -291,8 +286,7 @@ class RefreshKeys(Callback):
 
     everywhere = True
 
-    def __init__(self, slots_per_step: int = 256) -> None:
-        check_range("slots_per_step", slots_per_step, 0, 10**12, int)
+    def __init__(self, slots_per_step: NonNegativeInt = 256) -> None:
         self.slots_per_step = slots_per_step
         self._met: dict[AddressIndex, KeyRefresher] = {}
 

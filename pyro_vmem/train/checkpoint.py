@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from pyro_vmem._utils.checks import Few
 from pyro_vmem._utils.files import versions_of, write_atomically
 from pyro_vmem._utils.version import __version__
 
@@ -25,7 +26,7 @@ FORMAT = 2
 _PICKLES = (b"PK\x03\x04", b"\x80")  # how torch.save and pickle.dump begin a file
 
 
-def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], data: dict[str, Any], keep: int = 1) -> None:
+def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], data: dict[str, Any], keep: Few = 1) -> None:
     """Writes a checkpoint beside its place and moves it there, so that a reader never sees half of one.
 
     Arguments:

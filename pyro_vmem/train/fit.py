@@ -14,7 +14,7 @@ from pyro.infer import ELBO
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_range
+from pyro_vmem._utils.checks import NonNegativeInt, PositiveInt
 from pyro_vmem._utils.lock import alone_in
 from pyro_vmem._utils.random_state import set_aside
 from pyro_vmem._utils.signals import on_interrupt
@@ -43,13 +43,13 @@ def fit(
     config: TrainingConfig | None = None,
     *,
     validation: Dataset[Episode] | None = None,
-    validate_every: int = 500,
+    validate_every: PositiveInt = 500,
     select: Literal["best", "last"] = "best",
     out: str | Path | None = None,
     resume: bool = False,
     callbacks: Sequence[Callback] = (),
     device: str | torch.device | None = None,
-    workers: int = 0,
+    workers: NonNegativeInt = 0,
     progress: bool = True,
     **settings: Any,
 ) -> FitResult:
@@ -114,11 +114,11 @@ def fit(
         2
     """
     config = _config(config, settings)
-    check_range("validate_every", validate_every, 1, 10**12, int)
-    check_range("workers", workers, 0, MOST_WORKERS, int)
+    if workers > MOST_WORKERS:
+        raise ValueError(f"workers: expected at most {MOST_WORKERS}, got {workers}. Two or four are usual.")
     if config.patience is not None and validation is None:
         raise ValueError(f"patience: got {config.patience}, but there is no validation. Pass validation= as well.")
-    if device is not None and isinstance(vma, VMA):
+    if device is not None:
         vma.to(own_device(device))
     processes = Processes.join(next((p.device for p in vma.parameters()), torch.device("cpu")))
     trainer = Trainer(vma, objective, config, processes)
@@ -216,8 +216,6 @@ def _enter(stack: contextlib.ExitStack, checkpoints: Checkpoints, resume: bool) 
 
 
 def _config(config: TrainingConfig | None, settings: dict[str, Any]) -> TrainingConfig:
-    if config is not None and not isinstance(config, TrainingConfig):
-        raise ValueError(f"config: expected a TrainingConfig, got {config!r}. Give a number of steps as steps=.")
     if config is not None and settings:
         raise ValueError(f"{min(settings)}: give it in the config, or all settings as arguments; got both.")
     known = TrainingConfig.__dataclass_fields__
@@ -236,14 +234,6 @@ def _with_defaults(
     progress: bool,
 ) -> list[Callback]:
     """The callbacks of a run, in their order: what is measured, then what writes it, then the caller's own."""
-    for callback in given:
-        if not isinstance(callback, Callback):
-            raise ValueError(
-                f"callbacks: expected callbacks, got {callback!r}. A function of a step and a row goes into "
-                "pyro_vmem.train.Log."
-            )
-    if select not in ("best", "last"):
-        raise ValueError(f"select: expected 'best' or 'last', got {select!r}.")
     usual: list[Callback] = [RefreshKeys()] if looked_up(vma.address_guide) else []
     usual += [] if validation is None else [Validation(validation, select)]
     usual += [] if out is None else [Checkpoints(out)]

@@ -103,7 +103,7 @@ def read_result(folder: str | Path) -> FitResult:
     """
     path = Path(folder) / "history.csv"
     if not path.is_file():
-        raise FileNotFoundError(f"run: {str(path)!r} is missing, so its training is not known. Train a run first.")
+        raise FileNotFoundError(f"folder: {str(path)!r} is missing, so its training is not known. Train a run first.")
     try:
         with path.open(newline="", encoding="utf-8") as file:
             history = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]

@@ -6,7 +6,7 @@ import abc
 import math
 from dataclasses import dataclass
 
-from pyro_vmem._utils.checks import check_range
+from pyro_vmem._utils.checks import NonNegative, NonNegativeInt, Probability
 
 __all__ = ["Constant", "LinearRise", "Schedule", "WarmupCosine"]
 
@@ -42,10 +42,7 @@ class Constant(Schedule):
         1.0
     """
 
-    value: float = 1.0
-
-    def __post_init__(self) -> None:
-        check_range("value", self.value, 0.0, math.inf)
+    value: NonNegative = 1.0
 
     def __call__(self, step: int, progress: float) -> float:
         """The value."""
@@ -72,10 +69,7 @@ class WarmupCosine(Schedule):
         (0.01, 0.5, 0.0)
     """
 
-    warmup: int = 100
-
-    def __post_init__(self) -> None:
-        check_range("warmup", self.warmup, 0, 10**12, int)
+    warmup: NonNegativeInt = 100
 
     def __call__(self, step: int, progress: float) -> float:
         """The factor for the next step."""
@@ -99,12 +93,8 @@ class LinearRise(Schedule):
         (0.2, 0.6, 1.0)
     """
 
-    start: float = 0.1
-    share: float = 0.5
-
-    def __post_init__(self) -> None:
-        check_range("start", self.start, 0.0, 1.0)
-        check_range("share", self.share, 0.0, 1.0)
+    start: Probability = 0.1
+    share: Probability = 0.5
 
     def __call__(self, step: int, progress: float) -> float:
         """The factor for the next step."""

@@ -24,7 +24,7 @@ from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.random_state import random_states, seed_all, set_random_states
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.data import Episode
-from pyro_vmem.infer import ParticleELBO, check_objective, choose_objective
+from pyro_vmem.infer import ParticleELBO, check_objective, choose
 from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.by_name import Objective, named_objective
 from pyro_vmem.infer.elbo import Terms
@@ -86,11 +86,6 @@ class Trainer:
         config: TrainingConfig | None = None,
         processes: Processes | None = None,
     ) -> None:
-        if not isinstance(vma, VMA):
-            raise ValueError(
-                f"vma: expected a pyro_vmem.VMA, got {type(vma).__name__}. Train other models with pyro.infer.SVI and "
-                "an objective of pyro_vmem.infer."
-            )
         check_weights(vma)
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
         # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
@@ -135,8 +130,8 @@ class Trainer:
         vma = self.vma
         vma.check(episode.memory, episode.x)
         if self.objective is None:
-            name, why = choose_objective(self._values(episode))
-            self.objective, self.result.chosen = named_objective(name), f"objective {name!r}: {why}"
+            choice = choose(vma.model, vma.guide, episode.memory, episode.x)
+            self.objective, self.result.chosen = choice.objective, f"objective {choice}"
         enumerates = isinstance(self.objective, TraceEnum_ELBO)
         self.guide = config_enumerate(vma.guide, "parallel", expand=True) if enumerates else vma.guide
         particles = isinstance(self.objective, ParticleELBO)

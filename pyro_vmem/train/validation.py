@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import pyro
 import torch
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import check_range
+from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.data import Episode
 from pyro_vmem.distributions import top
@@ -21,7 +19,7 @@ __all__ = ["first_episode", "validate"]
 
 @torch.no_grad()
 def validate(
-    vma: VMA, episodes: Dataset[Episode], num_episodes: int = 8, num_particles: int = 8, seed: int = 0
+    vma: VMA, episodes: Dataset[Episode], num_episodes: Count = 8, num_particles: Count = 8, seed: NonNegativeInt = 0
 ) -> dict[str, float]:
     """The multi-sample bound and its terms on the first episodes of a sampler, in nats per datapoint.
 
@@ -48,7 +46,6 @@ def validate(
         ['bound', 'hit_rate', 'kl_a', 'kl_z', 'reconstruction']
     """
     elbo = VIMCO_ELBO(num_particles=num_particles, max_plate_nesting=1)
-    check_range("num_episodes", num_episodes, 1, math.inf, int)
     first_episode(episodes, "episodes", 1)
     if hasattr(type(episodes), "__len__"):
         num_episodes = min(num_episodes, len(episodes))  # type: ignore[arg-type]

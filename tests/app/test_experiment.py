@@ -141,7 +141,7 @@ def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message:
     [
         ("[1]", "it holds list, expected a mapping"),
         ('{"stepz": 3}', r"has no argument 'stepz'. Did you mean 'steps'\?"),
-        ('{"steps": "many"}', r"settings.steps: expected int, got 'many' \(str\)"),
+        ('{"steps": "many"}', r"settings.steps: expected a whole number, got 'many' \(str\)"),
         ('{"pixels": "casual"}', r"got 'casual' \(str\). Did you mean 'causal'\?"),
         ('{"objective": {"class_path": "os.system"}}', "got 'os.system'"),
         ("{", "does not hold the settings of a run"),

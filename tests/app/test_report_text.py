@@ -109,8 +109,8 @@ def test_confident_but_wrong() -> None:
 
 
 def test_several_shots() -> None:
-    text = verdict(METRICS | {"k_shot": 5, "information_gain": 4.0}, noun="digit")
-    assert text.startswith("With 20 unseen digits in memory, 5 examples each, the right one")
+    text = verdict(METRICS | {"k_shot": 5, "information_gain": 4.0})
+    assert text.startswith("With 20 unseen characters in memory, 5 examples each, the right one")
     assert "gains 4.0 nats, where 3.0 tell the class and 4.6 the slot" in text
 
 

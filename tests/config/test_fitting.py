@@ -197,7 +197,10 @@ def test_a_part_of_ones_own(toy: Path, capsys: pytest.CaptureFixture[str]) -> No
         (["--address_guide", "os.system"], "expected the name of an AddressGuide, got 'os.system'. Choices:"),
         (["--likelihood", "UniformPrior"], "got 'UniformPrior', which is an AddressPrior. Choices: BernoulliDecoder"),
         (["--address_guide.temprature", "1"], "has no argument 'temprature'. Did you mean 'temperature'?"),
-        (["--address_guide.temperature", "hot"], "address_guide.temperature: expected float, got 'hot' (str)."),
+        (
+            ["--address_guide.temperature", "hot"],
+            "temperature: expected a positive number, got 'hot' (str).",
+        ),
         (["--address_guide.temperature"], "--address_guide.temperature: expected a value after it, got none."),
         (["--address_guide.temperature=["], "--address_guide.temperature: '[' is not a value (while parsing"),
         (["--import", "no_such_module_of_test"], "import: No module named 'no_such_module_of_test'"),

@@ -63,9 +63,9 @@ def test_subset_renumbers_in_the_order_given() -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ([], "expected a list of at least one"),
-        ([0.5], "expected a list of at least one"),
-        ([[0]], "expected a list of at least one"),
+        ([], "expected a tensor of dtype Integer"),
+        ([0.5], "expected a tensor of dtype Integer"),
+        ([[0]], "expected a tensor of dtype Integer"),
         ([0, 3], r"got values 0\.\.3, expected 0 to 2"),
         ([-1], r"got values -1\.\.-1, expected 0 to 2"),
         ([1, 1], "more than once"),
@@ -117,14 +117,14 @@ def test_split_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"by": "script"}, "by: got 'script', expected 'alphabet' or 'class'"),
-        ({"test": "alphabet0"}, r"test: got the string 'alphabet0'.*\['alphabet0'\]"),
+        ({"by": "script"}, r"by: expected 'alphabet' or 'class', got 'script'"),
+        ({"test": "alphabet0"}, r"test: expected a number in \(0, 1\) or Sequence\[str\], got 'alphabet0'"),
         ({"test": ["Klingon"]}, "test: got 'Klingon', expected names of alphabet groups such as 'alphabet0'"),
         ({"test": ["alphabet0", "alphabet0"]}, "expected each name once"),
         ({"test": []}, "test: got 0 of 2 names"),
         ({"test": ["alphabet0", "alphabet1"]}, "test: got 2 of 2 names"),
-        ({"test": 0.0}, "expected a share between 0 and 1"),
-        ({"test": 1.0}, "expected a share between 0 and 1"),
+        ({"test": 0.0}, r"test: expected a number in \(0, 1\) or Sequence\[str\], got 1\.0"),
+        ({"test": 1.0}, r"test: expected a number in \(0, 1\) or Sequence\[str\], got 1\.0"),
     ],
 )
 def test_split_refuses(arguments: dict[str, object], message: str) -> None:
@@ -146,14 +146,19 @@ CLASSES = torch.tensor([0, 0, 1, 1])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"images": IMAGES.numpy()}, "images: got ndarray, expected a torch.Tensor"),
         ({"images": torch.zeros(4)}, r"images: got shape \(4,\)"),
         ({"images": IMAGES[:0], "classes": CLASSES[:0]}, "images: got shape .* at least one"),
         ({"images": IMAGES.long()}, r"images: got torch\.int64, expected torch\.uint8 in 0\.\.255"),
         ({"images": IMAGES + 1}, r"images: got uint8 values 0 and 1, expected 0\.\.255"),
         ({"images": IMAGES / 0}, "images: got NaN or infinite"),
-        ({"classes": CLASSES[:3]}, r"classes: got shape \(3,\), expected \(4,\)"),
-        ({"classes": CLASSES.float()}, r"classes: got torch\.float32, expected .* integer"),
+        (
+            {"classes": CLASSES[:3]},
+            r"classes: expected a tensor of dtype Integer .*\(3,\), where images has shape \(4, 1, 2, 2\)",
+        ),
+        (
+            {"classes": CLASSES.float()},
+            r"classes: expected a tensor of dtype Integer .*torch\.float32.*Use classes\.long\(\)",
+        ),
         ({"classes": CLASSES * 2}, r"classes: class 1 \('1'\) is empty"),
         ({"classes": CLASSES - 1}, r"classes: got indices -1\.\.0"),
         ({"class_names": ["a"]}, r"classes: got indices 0\.\.1, expected 0 to 0"),

@@ -156,12 +156,12 @@ def test_without_jitter_drawings_are_the_styles_in_turn() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"size": 11}, "size: expected at least 12, got 11"),
-        ({"drawings": 0}, "drawings: expected at least 1, got 0"),
-        ({"min_styles": 0}, "min_styles: expected at least 1, got 0"),
+        ({"size": 11}, r"size, jitter: expected 12 to 1024 and at most 2, got 11 and 1\.0"),
+        ({"drawings": 0}, r"drawings: expected a whole number in \[1, 10,000,000\], got 0"),
+        ({"min_styles": 0}, r"min_styles: expected a whole number in \[1, 10,000,000\], got 0"),
         ({"min_styles": 40}, "min_styles: got 40, but no script"),
-        ({"jitter": -0.1}, "jitter: expected a number in \\[0, 2\\], got -0.1"),
-        ({"jitter": 2.5}, "jitter: expected a number in \\[0, 2\\], got 2.5"),
+        ({"jitter": -0.1}, r"jitter: expected a number of at least 0, got \-0\.1"),
+        ({"jitter": 2.5}, r"size, jitter: expected 12 to 1024 and at most 2, got 28 and 2\.5"),
     ],
 )
 def test_refuses(arguments: dict[str, float], message: str) -> None:

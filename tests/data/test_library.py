@@ -57,10 +57,10 @@ def test_binary_images_are_stored_as_bits() -> None:
 
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "none in memory": ({"k_shot": 0}, "k_shot: expected at least 1, got 0"),
+    "none in memory": ({"k_shot": 0}, r"k_shot: expected a whole number in \[1, 10,000,000\], got 0"),
     "none left": ({"k_shot": 6}, "k_shot: got 6, expected less than 6"),
-    "no target": ({"num_targets": 0}, "num_targets: expected at least 1, got 0"),
-    "seed": ({"seed": -1}, "seed: expected at least 0, got -1"),
+    "no target": ({"num_targets": 0}, r"num_targets: expected a whole number in \[1, 10,000,000\], got 0"),
+    "seed": ({"seed": -1}, r"seed: expected a whole number of at least 0, got \-1"),
 }
 
 

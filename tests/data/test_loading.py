@@ -16,8 +16,9 @@ import torch
 from small_run import equal, rows, same_state, sampler, small_vma, weights
 
 import pyro_vmem as pv
-from pyro_vmem.data import Episode, MixedEpisodes, RecallSampler, load_ahead, protocol
+from pyro_vmem.data import Episode, MixedEpisodes, RecallSampler, protocol
 from pyro_vmem.data import loading as loading_module
+from pyro_vmem.data.loading import load_ahead
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # says torch where cores are few
 
@@ -119,7 +120,7 @@ def test_other_errors_of_workers_are_their_own() -> None:
 
     with pytest.raises(RuntimeError, match="a broken picture"):
         pv.fit(small_vma(), Broken(), steps=4, workers=1, progress=False)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"workers: expected a whole number in \[0,"):
+    with pytest.raises(ValueError, match=r"workers: expected a whole number of at least 0, got \-1"):
         pv.fit(small_vma(), sampler(), steps=1, workers=-1, progress=False)
 
 

@@ -98,8 +98,6 @@ def test_each_image_has_a_map_of_its_own_which_index_and_seed_decide() -> None:
 
 
 def test_what_cannot_be_warped_is_refused() -> None:
-    with pytest.raises(ValueError, match="shear: got -1"):
-        Affine(shear=-1)
     with pytest.raises(ValueError, match="seed: expected at least 0, got -1"):
         WarpedEpisodes(plain(drawings(21)), seed=-1)
     with pytest.raises(ValueError, match="resize: got 'max', expected 'index28', 'nearest26' or None"):

@@ -115,12 +115,24 @@ def test_the_guide_s_divergence_is_what_the_bound_loses():
 @pytest.mark.parametrize(
     ("call", "match"),
     [
-        (lambda: hit_rate(torch.rand(3, 2), torch.tensor([0, 1])), r"labels: expected one for each row .*\(3, 2\)"),
+        (
+            lambda: hit_rate(torch.rand(3, 2), torch.tensor([0, 1])),
+            r"labels: expected a tensor of dtype Integer .*\(2,\), where probabilities has shape \(3, 2\)",
+        ),
         (lambda: hit_rate(torch.rand(2, 2), torch.tensor([0, 2])), r"labels: expected integers in 0..1, .* got 0..2"),
-        (lambda: hit_rate(torch.rand(2, 2), torch.tensor([0.0, 1.0])), "labels: expected integers"),
-        (lambda: hit_rate(torch.rand(2, 2), torch.tensor([0, 1]), 0), "k: expected at least 1, got 0"),
+        (
+            lambda: hit_rate(torch.rand(2, 2), torch.tensor([0.0, 1.0])),
+            r"labels: expected a tensor of dtype Integer .*torch\.float64.*Use labels\.long\(\)",
+        ),
+        (
+            lambda: hit_rate(torch.rand(2, 2), torch.tensor([0, 1]), 0),
+            r"k: expected a whole number in \[1, 10,000,000\], got 0",
+        ),
         (lambda: calibration_error(torch.randn(2, 2), torch.tensor([0, 1])), "rows that add up to 1"),
-        (lambda: calibration_error(torch.full((2, 2), 0.5), torch.tensor([0, 1]), 0), "bins: expected at least 1"),
+        (
+            lambda: calibration_error(torch.full((2, 2), 0.5), torch.tensor([0, 1]), 0),
+            r"bins: expected a whole number in \[1, 10,000,000\], got 0",
+        ),
     ],
 )
 def test_bad_arguments(call, match):

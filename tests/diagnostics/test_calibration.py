@@ -257,7 +257,7 @@ def test_bad_arguments():
     reference, memory = case()
     with pytest.raises(ValueError, match="num_simulations: expected at least 20, got 5"):
         sbc(reference.vma(), memory, num_simulations=5)
-    with pytest.raises(ValueError, match="num_draws: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_draws: expected a whole number in \[1, 10,000,000\], got 0"):
         sbc(reference.vma(), memory, num_draws=0)
     with pytest.raises(ValueError, match="memory: its templates"):
         sbc(reference.vma(), pv.Memory(torch.randn(4, 7)))

@@ -167,7 +167,7 @@ def test_summary_is_means_with_errors_over_targets() -> None:
 
 def test_bad_arguments() -> None:
     _, vma, memory, x = case()
-    with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_samples: expected a whole number in \[1, 10,000,000\], got 0"):
         contribution(vma, memory, x, num_samples=0)
     with pytest.raises(ValueError, match="memory: its templates"):
         contribution(vma, memory, x, wrong=pv.Memory(torch.randn(4, 2)))

@@ -392,5 +392,5 @@ def test_bad_pairs():
         diagnose((mixture, lambda x: None), x, site="k")
     with pytest.raises(ValueError, match="labels: they are compared with those of a VMA's memory"):
         diagnose((mixture, assignment(1.0)), x, site="k", labels=x.long())
-    with pytest.raises(ValueError, match="num_samples: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"num_samples: expected a whole number in \[1, 10,000,000\], got 0"):
         diagnose((mixture, assignment(1.0)), x, site="k", num_samples=0)

@@ -55,7 +55,10 @@ def test_gradient_is_finite_where_the_guide_is_certain():
 
 
 def test_different_numbers_of_slots_are_refused():
-    with pytest.raises(ValueError, match=r"p_logits: expected 3 slots .* got \(4,\)"):
+    with pytest.raises(
+        ValueError,
+        match=r"p_logits: expected a tensor of dtype Float .*\(4,\), where q_logits has shape \(2, 3\)",
+    ):
         information_gain(torch.zeros(2, 3), torch.zeros(4))
 
 

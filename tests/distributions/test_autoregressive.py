@@ -139,9 +139,9 @@ def test_a_model_with_causal_pixels_completes_what_it_is_shown() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"context": 0}, "context: expected at least 1, got 0"),
-        ({"radius": 0}, "radius: expected at least 1, got 0"),
-        ({"hidden": -1}, "hidden: expected at least 1, got -1"),
+        ({"context": 0}, r"context: expected a whole number in \[1, 1,048,576\], got 0"),
+        ({"radius": 0}, r"radius: expected a whole number in \[1, 1000\], got 0"),
+        ({"hidden": -1}, r"hidden: expected a whole number in \[1, 1,048,576\], got \-1"),
         (
             {"context": 9},
             r"network: expected images with more than context=9 channels, got outputs of shape \(9, 6, 5\)",

@@ -131,14 +131,14 @@ def fit(**changes: Any) -> Callable[[Path], Any]:
 
 
 NUMBERS: dict[str, tuple[list[Any], str]] = {
-    "steps": ([0, -1, 2.5, NAN, "ten", None], r"expected a whole number in \[1, "),
-    "minutes": ([-1.0, NAN, "x"], r"expected a number in \[1e-06, inf\], got"),
-    "lr": ([0.0, -1.0, NAN, INF, "fast"], r"expected a number in \[1e-12, 1000\], got"),
-    "clip_norm": ([0.0], r"expected a number in"),
-    "validate_every": ([0, 1.5], r"expected a whole number in \[1, "),
-    "seed": (["a", 1.5, -1], r"expected a whole number in \[0, "),
-    "precision": (["half"], r"expected 'auto', 'bfloat16' or 'float32', got 'half'"),
-    "objective": (["elbo", 3, None], r"expected one of \('auto', .* or a pyro.infer.ELBO, got"),
+    "steps": ([0, -1, 2.5, NAN, "ten", None], r"expected a whole number"),
+    "minutes": ([-1.0, NAN, "x"], r"expected a number above 0 or None, got"),
+    "lr": ([0.0, -1.0, NAN, INF, "fast"], r"expected a positive number, got"),
+    "clip_norm": ([0.0], r"expected a number above 0, got 0"),
+    "validate_every": ([0, 1.5], r"expected a whole number"),
+    "seed": (["a", 1.5, -1], r"expected a whole number.*, got"),
+    "precision": (["half"], r"expected 'auto' or 'bfloat16' or 'float32', got 'half'"),
+    "objective": (["elbo", 3, None], r"expected 'auto' or 'vimco' .* or ELBO, got"),
 }
 for argument, (values, said) in NUMBERS.items():
     refused("fit", ValueError, {f"{argument}={v!r}": (fit(**{argument: v}), said) for v in values}, f"^{argument}: ")
@@ -169,11 +169,14 @@ refused(
         ),
         "backward through all": (
             lambda d: pv.infer.VIMCO_ELBO(4, backward=4),
-            r"^backward: expected at least 1, and fewer than the 4 .* got 4\.",
+            r"^backward: expected fewer than the 4 .* got 4\.",
         ),
         "a share of more than all": (lambda d: LinearRise(share=1.5), r"^share: expected a number in \[0, 1\], got 1"),
-        "a warm-up of less than nothing": (lambda d: WarmupCosine(-5), r"^warmup: expected a whole number in"),
-        "no time": (lambda d: StopAfter(0.0), r"^minutes: expected a number in"),
+        "a warm-up of less than nothing": (
+            lambda d: WarmupCosine(-5),
+            r"^warmup: expected a whole number of at least 0, got -5",
+        ),
+        "no time": (lambda d: StopAfter(0.0), r"^minutes: expected a number above 0, got 0"),
         "config and settings": (
             fit(config=pv.TrainingConfig(), steps=3),
             r"^steps: give it in the config, or all settings as arguments; got both",
@@ -201,14 +204,20 @@ refused(
             fit(episodes=[EPISODES[0]], steps=3),
             r"^episodes: got 1, but 3 are needed\. .* fewer steps",
         ),
-        "None for episodes": (fit(episodes=None), r"^episodes: expected a map .* got NoneType .* Use .*EpisodeSampler"),
-        "a data set for episodes": (fit(episodes=DATA), r"^episodes: expected a map .* got FewShotDataset"),
+        "None for episodes": (
+            fit(episodes=None),
+            r"^episodes: expected Dataset\[Episode\], got None\. See help\(fit\)",
+        ),
+        "a data set for episodes": (
+            fit(episodes=DATA),
+            r"^episodes: expected Dataset\[Episode\], got FewShotDataset\. See",
+        ),
         "tuples for episodes": (fit(episodes=[(1, 2)]), r"^episodes: expected each to be a .*Episode, got tuple\. Use"),
         "no validation": (fit(validation=[]), r"^validation: got 0, but 1 are needed"),
         "numbers to validate": (fit(validation=[1]), r"^validation: expected each to be a .*Episode, got int\. Use"),
         "another module": (
             fit(vma=torch.nn.Linear(2, 2)),
-            r"^vma: expected a pyro_vmem\.VMA, got Linear\. Train other",
+            r"^vma: expected VMA, got Linear\. See help",
         ),
         "a model of vectors": (fit(vma=VECTORS), r"^memory: its templates \(6, 1, 8, 8\) .* this model's are \(3,\)"),
         "frozen parameters": (fit(vma=FROZEN), r"^vma: all parameters are frozen\. Unfreeze"),
@@ -231,9 +240,12 @@ refused(
     {
         "integers": (
             lambda _: pv.Memory(torch.ones(3, 2).long()),
-            "templates: expected floating-point .*images / 255",
+            r"templates: expected a tensor of dtype Float .*Use templates.float\(\)",
         ),
-        "complex": (lambda _: pv.Memory(T + 1j), "templates: expected floating-point values, got torch.complex64"),
+        "complex": (
+            lambda _: pv.Memory(T + 1j),
+            r"templates: expected a tensor of dtype Float .* got a tensor of torch.complex64",
+        ),
         "no slot": (
             lambda _: pv.Memory(torch.zeros(0, 3)),
             r"templates: expected shape .* at least one slot, got \(0, 3\)",
@@ -250,9 +262,9 @@ refused(
         ),
         "labels of floats": (
             lambda _: pv.Memory(T, torch.rand(4)),
-            r"labels: expected integers, .* Use `labels.long\(\)`",
+            r"labels: expected a tensor of dtype Integer .* Use labels.long\(\)",
         ),
-        "mask of floats": (lambda _: pv.Memory(T, mask=torch.ones(4)), r"mask: expected .* Use `mask.bool\(\)`"),
+        "mask of floats": (lambda _: pv.Memory(T, mask=torch.ones(4)), r"mask: expected .* Use mask.bool\(\)"),
         "mask too long": (
             lambda _: pv.Memory(T, mask=torch.ones(5).bool()),
             r"mask: expected shape \(4,\), .* got \(5,\)",
@@ -309,12 +321,15 @@ refused(
     "VMA",
     ValueError,
     {
-        "generate nothing": (lambda _: VECTORS.generate(MEMORY, 0), r"n: expected at least 1, got 0"),
+        "generate nothing": (lambda _: VECTORS.generate(MEMORY, 0), r"n: expected .*, got 0"),
         "generate from no slot": (
             lambda _: VECTORS.generate(MEMORY, 1, 7),
             r"address: .* slot in use out of 0\.\.3, got 7",
         ),
-        "generate from slot -1": (lambda _: VECTORS.generate(MEMORY, 1, -1), r"address: expected a slot .* got -1"),
+        "generate from slot -1": (
+            lambda _: VECTORS.generate(MEMORY, 1, -1),
+            r"address: expected a whole number of at least 0 or None, got -1",
+        ),
         "generate from a masked slot": (
             lambda _: VECTORS.generate(MASKED, 1, 1),
             r"address: expected a slot in use .* got 1",
@@ -325,7 +340,7 @@ refused(
         ),
         "complete a mask of floats": (
             lambda _: VECTORS.complete(MEMORY, X, torch.ones(2, 3)),
-            r"mask: expected dtype torch.bool, True where observed, got torch.float32",
+            r"mask: expected a tensor of dtype Bool .*, got a tensor of torch.float32 .* Use mask.bool\(\)",
         ),
         "complete another mask": (
             lambda _: VECTORS.complete(MEMORY, X, torch.ones(2, 5).bool()),
@@ -333,9 +348,9 @@ refused(
         ),
         "complete without particles": (
             lambda _: VECTORS.complete(MEMORY, X, ALL, num_particles=0),
-            r"num_particles: expected at least 1, got 0",
+            r"num_particles: expected .*, got 0",
         ),
-        "complete in no round": (lambda _: VECTORS.complete(MEMORY, X, ALL, rounds=0), r"rounds: .* at least 1, got 0"),
+        "complete in no round": (lambda _: VECTORS.complete(MEMORY, X, ALL, rounds=0), r"rounds: expected .*, got 0"),
         "classify without labels": (
             lambda _: VECTORS.classify(UNLABELLED, X),
             r"memory: classify needs labels, .* Make it",
@@ -343,20 +358,23 @@ refused(
         "classify other targets": (lambda _: VECTORS.classify(MEMORY, torch.rand(2, 2)), r"x: expected shape \(B, 3\)"),
         "no such decoder": (
             lambda _: pv.VMA.for_images(decoder="x"),
-            r"decoder: expected one of 'warp', 'conv', got 'x'",
+            r"decoder: expected 'warp' or 'conv', got 'x'",
         ),  # type: ignore[arg-type]
         "pictures without channels": (
             lambda _: pv.VMA.for_images((28, 28)),
             r"image_shape: .* got \(28, 28\)\. For one ch",
         ),
-        "pictures without rows": (lambda _: pv.VMA.for_images((1, 0, 8)), r"image_shape: expected .* got \(1, 0, 8\)"),
+        "pictures without rows": (
+            lambda _: pv.VMA.for_images((1, 0, 8)),
+            r"image_shape: expected .* got .*\(1, 0, 8\)",
+        ),
         "no ink": (
             lambda _: pv.VMA.for_images((1, 8, 8), ink=0.0),
-            r"mean: expected a number between 0 and 1, got 0\.0",
+            r"ink: expected a number in \(0, 1\), got 0\.0",
         ),
         "NaN ink": (
             lambda _: pv.VMA.for_images((1, 8, 8), ink=NAN),
-            r"mean: expected a number between 0 and 1, got nan",
+            r"ink: expected a number in \(0, 1\), got nan",
         ),
         "no hidden layer": (
             lambda _: pv.VMA.for_vectors(3, hidden=()),
@@ -372,12 +390,12 @@ refused(
         ),
         "a guide of no slot": (
             lambda _: pv.TruncatedGuide(VECTORS.address_guide, k=0),
-            r"k: expected at least 1, got 0",
+            r"k: expected .*, got 0",
         ),
         "temperature 0": (lambda _: pv.SimilarityGuide(4, temperature=0.0), r"temperature: expected a positive number"),
         "scale 0": (
             lambda _: pv.GaussianDecoder(VECTORS.likelihood.network, scale=0.0),
-            r"scale: expected a positive number, got 0\.0",
+            r"scale: expected a positive number.*, got 0\.0",
         ),
     },
     "^",
@@ -419,14 +437,14 @@ refused(
         "RWS of one": (lambda _: pv.infer.RWS_ELBO(1), r"num_particles: RWS_ELBO needs at least 2, got 1"),
         "Reinforce baseline": (
             lambda _: pv.infer.Reinforce_ELBO(2, "x"),
-            r"baseline: expected 'leave-one-out', .* got 'x'",
+            r"baseline: expected 'leave-one-out' or .* or nn.Module, got 'x'",
         ),  # type: ignore[arg-type]
         "Reinforce of one": (lambda _: pv.infer.Reinforce_ELBO(1), r"num_particles: .* at least 2, got 1\. For one"),
         "Reinforce decay": (
             lambda _: pv.infer.Reinforce_ELBO(1, "average", 1.0),
             r"decay: expected .*\[0, 1\), got 1\.0",
         ),
-        "Rao-Blackwell of none": (lambda _: pv.infer.RaoBlackwell_ELBO(0), r"k: expected at least 1, got 0"),
+        "Rao-Blackwell of none": (lambda _: pv.infer.RaoBlackwell_ELBO(0), r"k: expected .*, got 0"),
         "a negative scale": (lambda _: scale_sites({"z": -1.0}), r"scales: .* got -1\.0 for site 'z'"),
         "a scale of NaN": (lambda _: scale_sites({"z": NAN}), r"scales: .* got nan for site 'z'"),
         "no memory to enumerate in": (lambda _: pv.infer.EnumGuard(0.0), r"max_gigabytes: expected a positive number"),
@@ -435,7 +453,10 @@ refused(
             r"enumeration: 4 values, .* the limit is 1e-09 GB\. Sum fewer values",
         ),
         "no such name": (lambda _: named_objective("x"), r"objective: expected one of .* got 'x'"),  # type: ignore[arg-type]
-        "half a particle": (lambda _: pv.infer.VIMCO_ELBO(2.5), r"num_particles: expected a whole number, got 2"),
+        "half a particle": (
+            lambda _: pv.infer.VIMCO_ELBO(2.5),
+            r"num_particles: expected a whole number in .*, got 2\.5",
+        ),
         "no site to enumerate": (
             lambda _: pv.infer.check_objective(TraceEnum_ELBO(), VECTORS.model, VECTORS.guide, MEMORY, X),
             r"objective: TraceEnum_ELBO would sample .*\['a'\] .* Pass config_enumerate",
@@ -456,26 +477,29 @@ refused(
             r"p_logits: expected 3 slots .* \(2, 5\)",
         ),
         "no weights": (lambda _: pareto_k(torch.zeros(0, 3)), r"log_weights: expected .* K >= 1 samples"),
-        "no samples": (lambda _: log_evidence(VECTORS, MEMORY, X, 0), r"num_samples: expected at least 1, got 0"),
+        "no samples": (
+            lambda _: log_evidence(VECTORS, MEMORY, X, 0),
+            r"num_samples: expected a whole number in \[1, 10,000,000\], got 0",
+        ),
         "no such method": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, "x"),
-            r"method: expected one of 'exact-address', .* 'x'",
+            r"method: expected 'exact-address' or .* 'x'",
         ),  # type: ignore[arg-type]
-        "top none": (lambda _: log_evidence(VECTORS, MEMORY, X, 9, "top-k", k=0), r"k: expected at least 1, got 0"),
+        "top none": (lambda _: log_evidence(VECTORS, MEMORY, X, 9, "top-k", k=0), r"k: expected .*, got 0"),
         "no decodes": (
             lambda _: log_evidence(VECTORS, MEMORY, X, 9, max_decodes=0),
-            r"max_decodes: expected at least 1",
+            r"max_decodes: expected .*, got",
         ),
         "other targets": (lambda _: log_evidence(VECTORS, MEMORY, torch.rand(2, 9), 9), r"x: expected shape \(B, 3\)"),
-        "a tensor for memory": (lambda _: log_evidence(VECTORS, T, X, 9), r"memory: expected a pyro_vmem.Memory"),  # type: ignore[arg-type]
+        "a tensor for memory": (lambda _: log_evidence(VECTORS, T, X, 9), r"memory: expected Memory, got a tensor"),  # type: ignore[arg-type]
         "evaluate nothing": (
             lambda _: evaluate(PICTURES, EPISODES, 0, 10),
-            r"num_episodes: expected at least 1, got 0",
+            r"num_episodes: expected .*, got 0",
         ),
-        "evaluate without samples": (lambda _: evaluate(PICTURES, EPISODES, 1, 0), r"num_samples: expected at least 1"),
+        "evaluate without samples": (lambda _: evaluate(PICTURES, EPISODES, 1, 0), r"num_samples: expected .*, got"),
         "diagnose without samples": (
             lambda _: diagnose(VECTORS, MEMORY, X, num_samples=0),
-            r"num_samples: expected at",
+            r"num_samples: expected .*, got",
         ),
     },
     "^",
@@ -503,7 +527,7 @@ refused(
     "FewShotDataset",
     ValueError,
     {
-        "a list": (dataset([1]), r"images: got list, expected a torch.Tensor \(torch.as_tensor makes one\)"),
+        "a list": (dataset([1]), r"classes: expected .* \(N\), got .* \(6,\), where images has shape \(1,\)"),
         "no images": (dataset(IMAGES[:0], CLASSES[:0]), r"images: got shape \(0, 1, 4, 4\), expected"),
         "numbers": (dataset(torch.rand(6)), r"images: got shape \(6,\), expected \(N, C, H, W\) or \(N, D\)"),
         "int64": (dataset(IMAGES.long()), r"images: got torch.int64, expected torch.uint8"),
@@ -511,10 +535,12 @@ refused(
         "NaN": (dataset(IMAGES * NAN), r"images: got NaN or infinite values, .* Drop or fill"),
         "classes of floats": (
             dataset(IMAGES, CLASSES.float()),
-            r"classes: got torch.float32, expected .* integer indices",
+            r"classes: expected a tensor of dtype Integer .* got .* torch.float32 .* Use classes.long\(\)",
         ),
-        "a list of classes": (dataset(IMAGES, [0] * 6), r"classes: got list, expected a torch.Tensor"),
-        "too few classes": (dataset(IMAGES, CLASSES[:4]), r"classes: got shape \(4,\), expected \(6,\)"),
+        "too few classes": (
+            dataset(IMAGES, CLASSES[:4]),
+            r"classes: expected .*, got .* \(4,\), where images has shape \(6, 1, 4, 4\)",
+        ),
         "class -1": (dataset(IMAGES, CLASSES - 1), r"classes: got indices -1\.\.1, expected 0 to 1"),
         "an empty class": (dataset(IMAGES, CLASSES * 2), r"classes: class 1 \('1'\) is empty, .* Leave it out"),
         "too few names": (dataset(IMAGES, CLASSES, ["a", "b"]), r"classes: got indices 0\.\.2, expected 0 to 1"),
@@ -529,15 +555,18 @@ refused(
             dataset(alphabets=torch.tensor([0, 0, 1]), alphabet_names=["x", "x"]),
             r"alphabet_names: got 'x' more than once",
         ),
-        "subset of none": (lambda _: DATA.subset([]), r"class_indices: .* expected a list of at least one"),
+        "subset of none": (
+            lambda _: DATA.subset([]),
+            r"class_indices: expected a tensor of dtype Integer .*, got \[\]",
+        ),
         "subset with one twice": (lambda _: DATA.subset([1, 1]), r"class_indices: got a class more than once"),
         "subset beyond": (lambda _: DATA.subset([99]), r"class_indices: got values 99\.\.99, expected 0 to 15"),
-        "split by what": (split(by="x"), r"by: got 'x', expected 'alphabet' or 'class'"),
+        "split by what": (split(by="x"), r"by: expected 'alphabet' or 'class', got 'x'"),
         "split of one alphabet": (split(by="alphabet"), r"by: .* one alphabet .* Use by='class'"),
-        "split of nothing": (split(test=0.0), r"test: got 0\.0, expected a share between 0 and 1, or a list of names"),
-        "split of all": (split(test=1.0), r"test: got 1\.0, expected a share between 0 and 1"),
-        "split of NaN": (split(test=NAN), r"test: got nan, expected a share"),
-        "split by a string": (split(test="3"), r"test: got the string '3', .* \['3'\]"),
+        "split of nothing": (split(test=0.0), r"test: expected a number in \(0, 1\) or Sequence\[str\], got 0\.0"),
+        "split of all": (split(test=1.0), r"test: expected a number in \(0, 1\) .*, got 1\.0"),
+        "split of NaN": (split(test=NAN), r"test: expected a number .*, got nan"),
+        "split by a string": (split(test="3"), r"test: expected .* Sequence\[str\], got '3'\. See"),
         "split by no class": (split(test=["zz"]), r"test: got 'zz', expected names of class groups such as '0'"),
         "split by all classes": (
             split(test=DATA.class_names),
@@ -551,19 +580,22 @@ refused(
     "EpisodeSampler",
     ValueError,
     {
-        "no ways": (lambda _: EpisodeSampler(DATA, 0), r"n_way: expected at least 1, got 0"),
+        "no ways": (lambda _: EpisodeSampler(DATA, 0), r"n_way: expected .*, got 0"),
         "too many ways": (lambda _: EpisodeSampler(DATA, 17, 1, 1), r"n_way: got 17, expected at most 16, .* Lower it"),
-        "no shots": (lambda _: EpisodeSampler(DATA, 2, 0), r"k_shot: expected at least 1, got 0"),
-        "no queries": (lambda _: EpisodeSampler(DATA, 2, 1, 0), r"n_query: expected at least 1, got 0"),
+        "no shots": (lambda _: EpisodeSampler(DATA, 2, 0), r"k_shot: expected .*, got 0"),
+        "no queries": (lambda _: EpisodeSampler(DATA, 2, 1, 0), r"n_query: expected .*, got 0"),
         "too many drawings": (lambda _: EpisodeSampler(DATA, 2, 4, 3), r"k_shot \+ n_query: got 4 \+ 3, .* Lower them"),
-        "seed -1": (lambda _: EpisodeSampler(DATA, 2, 1, 1, -1), r"seed: expected at least 0, got -1"),
+        "seed -1": (
+            lambda _: EpisodeSampler(DATA, 2, 1, 1, -1),
+            r"seed: expected a whole number of at least 0, got -1",
+        ),
         "pictures that are not square": (
             lambda _: EpisodeSampler(WIDE, 2, 1, 1, rotate=True),
             r"rotate, flip: got images of shape \(1, 4, 6\), .* Pass rotate=False",
         ),
         "no episodes": (
             lambda _: EpisodeSampler(DATA, 2, 1, 1, num_episodes=0),
-            r"num_episodes: expected at least 1, got 0",
+            r"num_episodes: expected .*, got 0",
         ),
         "too few other classes": (
             lambda _: EpisodeSampler(DATA, 9, 1, 1).distractors(0),
@@ -572,8 +604,8 @@ refused(
         "merge nothing": (lambda _: merge_episodes([]), r"episodes: expected one target each .* got .*\[\]"),
         "merge many targets": (lambda _: merge_episodes([EPISODES[0]]), r"episodes: expected one target each"),
         "no such protocol": (lambda _: pv.data.protocol("gnm"), r"name: got 'gnm', expected one of 'gmn'"),
-        "no such cell": (lambda _: pv.data.protocol("gmn").episodes(DATA, 0), r"n_classes: expected at least 1, got 0"),
-        "no memory": (lambda _: RecallSampler(DATA, 0), r"memory_size: got 0, expected 1 to 96"),
+        "no such cell": (lambda _: pv.data.protocol("gmn").episodes(DATA, 0), r"n_classes: expected .*, got 0"),
+        "no memory": (lambda _: RecallSampler(DATA, 0), r"memory_size: expected a whole number in \[1, .*, got 0"),
     },
     "^",
 )
@@ -685,14 +717,17 @@ refused(
             folder_with(lambda d: Image.new("I", (6, 6), 255).save(d / "a/2.tif")),
             r"path: cannot read .*a/2\.tif \(pixels of 32 bits, mode 'I', .* Replace or remove it",
         ),
-        "size 0": (folder_with(nothing, size=(0, 4)), r"size: got \(0, 4\), expected a height and a width"),
-        "one size": (folder_with(nothing, size=(4,)), r"size: got \(4,\), expected a height and a width"),
-        "red ink": (folder_with(nothing, ink="red"), r"ink: got 'red', expected 'dark' or 'light'"),
+        "size 0": (folder_with(nothing, size=(0, 4)), r"size: expected tuple\[a whole number .*, got \(0, 4\)"),
+        "one size": (folder_with(nothing, size=(4,)), r"size: expected tuple\[a whole number .*, got \(4,\)"),
+        "red ink": (folder_with(nothing, ink="red"), r"ink: expected 'dark' or 'light', got 'red'"),
         "threshold 1": (
             folder_with(nothing, threshold=1.0),
-            r"threshold: got 1\.0, expected 0 <= threshold < 1, or None",
+            r"threshold: expected a number in \[0, 1\) or None, got 1\.0",
         ),
-        "threshold NaN": (folder_with(nothing, threshold=NAN), r"threshold: got nan, expected 0 <= threshold < 1"),
+        "threshold NaN": (
+            folder_with(nothing, threshold=NAN),
+            r"threshold: expected a number in \[0, 1\) or None, got nan",
+        ),
     },
     "^",
 )
@@ -764,10 +799,16 @@ refused(
         "a zip bomb": (npz_of(npz_bomb()), READ),
         "zip slip": (npz_of(zipped(**{"../evil.npy": b"x"})), r"path: .* holds the arrays \['../evil'\], expected"),
         "arrays that are not known": (npz(labels=NPZ_CLASSES), r"path: .* holds the arrays .*'labels'\], expected"),
-        "too few classes": (npz(classes=NPZ_CLASSES[:2]), SET + r".* classes: got shape \(2,\), expected \(3,\)"),
+        "too few classes": (
+            npz(classes=NPZ_CLASSES[:2]),
+            SET + r".* classes: expected .* got .* \(2,\), where images has shape \(3, 1, 4, 4\)",
+        ),
         "class -1": (npz(classes=NPZ_CLASSES - 1), SET + r".* classes: got indices -1"),
         "an empty class": (npz(classes=NPZ_CLASSES * 2), SET + r".* is empty, .* Leave it out"),
-        "classes of floats": (npz(classes=NPZ_CLASSES * 1.0), SET + r".* classes: got torch.float64"),
+        "classes of floats": (
+            npz(classes=NPZ_CLASSES * 1.0),
+            SET + r".* classes: expected .* Integer .*, got .* torch.float64",
+        ),
         "classes in a table": (npz(classes=NPZ_CLASSES[None]), SET + r".* classes: got shape \(1, 3\)"),
         "0 and 1": (npz(images=NPZ_IMAGES + 1), SET + r".* values 0 and 1, .* Multiply by 255"),
         "NaN": (npz(images=NPZ_IMAGES * NAN), SET + r".* NaN or infinite values, .* Drop or fill"),
@@ -855,8 +896,8 @@ refused(
     "omniglot",
     ValueError,
     {
-        "no such subset": (lambda d: read_omniglot(d, subset="x"), r"subset: got 'x', expected 'all'"),  # type: ignore[arg-type]
-        "no such size": (lambda d: read_omniglot(d, resize="x"), r"resize: got 'x', expected 'index28'"),  # type: ignore[arg-type]
+        "no such subset": (lambda d: read_omniglot(d, subset="x"), r"subset: expected 'all' or .* got 'x'"),  # type: ignore[arg-type]
+        "no such size": (lambda d: read_omniglot(d, resize="x"), r"resize: expected 'index28' or .* got 'x'"),  # type: ignore[arg-type]
         "text as a zip": (drawings(**{"images_background.zip": b"hello"}), NO_ZIP),
         "an empty zip": (drawings(**{"images_background.zip": b""}), NO_ZIP),
         "a truncated zip": (drawings(**{"images_background.zip": zipped(**{DRAWING: png_bytes()})[:-20]}), NO_ZIP),
@@ -905,8 +946,8 @@ refused(
     "build",
     ValueError,
     {
-        "nothing": (lambda _: pv.build(None), r"spec: expected a dict, or the path .* got NoneType"),  # type: ignore[arg-type]
-        "a list": (lambda _: pv.build([1]), r"spec: expected a dict, or the path .* got list"),  # type: ignore[arg-type]
+        "nothing": (lambda _: pv.build(None), r"spec: expected Mapping\[str, Any\] or str or Path, got None"),  # type: ignore[arg-type]
+        "a list": (lambda _: pv.build([1]), r"spec: expected Mapping\[str, Any\] or str or Path, got \[1\]"),  # type: ignore[arg-type]
         "no file": (lambda d: pv.build(d / "x.yaml"), r"spec: there is no file '.*x\.yaml'\. Give a dict"),
         "a folder": (lambda d: pv.build(d), r"spec: there is no file"),
         "broken YAML": (spec_file("x.yaml", b"a: [1"), r"spec: '.*x\.yaml' is not valid .yaml .* Correct it"),
@@ -939,11 +980,11 @@ refused(
         ),
         "a word for a number": (
             spec(address_guide={"class_path": "SimilarityGuide", "init_args": {"num_features": "four"}}),
-            r"spec\.address_guide\.num_features: expected int, got 'four'",
+            r"spec\.address_guide\.num_features: expected a whole number .*, got 'four'",
         ),
         "a flag for a number": (
             spec(latent_prior={"class_path": "StandardPrior", "init_args": {"latent_dim": True}}),
-            r"spec\.latent_prior\.latent_dim: expected int, got True",
+            r"spec\.latent_prior\.latent_dim: expected a whole number .*, got True",
         ),
         "NaN": (
             spec(address_guide={"class_path": "SimilarityGuide", "init_args": {"num_features": 4, "temperature": NAN}}),
@@ -1148,12 +1189,12 @@ refused(
         "none": (command(), r"expected \"command\" to be one of|required|is required"),
         "no such command": (command("trian"), r"trian"),
         "no such option": (train("--stesp", "3"), r"stesp"),
-        "no steps": (train("--steps", "0"), r"pyro-vmem train: --steps: expected a whole number in .*, got 0"),
+        "no steps": (train("--steps", "0"), r"pyro-vmem train: --steps: expected a whole number of at least 1, got 0"),
         "a word for steps": (train("--steps", "many"), r"steps.*many"),
         "half a step": (train("--steps", "1.5"), r"steps.*1\.5"),
-        "a negative lr": (train("--lr", "-1"), r"pyro-vmem train: --lr: expected a number in .*, got -1"),
-        "no time": (train("--minutes", "-1"), r"pyro-vmem train: --minutes: expected a number in .*, got -1"),
-        "no latent": (train("--latent-dim", "0"), r"latent_dim: expected a positive number, got 0"),
+        "a negative lr": (train("--lr", "-1"), r"pyro-vmem train: --lr: expected a positive number, got -1"),
+        "no time": (train("--minutes", "-1"), r"pyro-vmem train: --minutes: expected a number above 0 or None, got -1"),
+        "no latent": (train("--latent-dim", "0"), r"latent_dim: expected a positive number.*, got 0"),
         "a negative width": (train("--width", "-4"), r"width: expected a positive number, got -4"),
         "no such decoder": (train("--decoder", "x"), r"decoder.*'?x'?"),
         "no such objective": (train("--objective", "elbo"), r"objective.*elbo"),

@@ -31,7 +31,6 @@ from pyro_vmem.infer import (
     StraightThrough_ELBO,
     UnorderedSet_ELBO,
     check_objective,
-    choose_objective,
 )
 from pyro_vmem.infer.by_name import Objective, named_objective
 
@@ -118,27 +117,8 @@ def test_continuous_guides_may_use_renyi_and_one_datapoint_wake_sleep():
     check_objective(ReweightedWakeSleep(num_particles=4), vma.model, vma.guide, memory, x)
 
 
-@pytest.mark.parametrize(
-    ("values", "particles", "name"),
-    [(1, 1, "enumerate"), (4, 4, "enumerate"), (5, 4, "vimco"), (128, 4, "vimco"), (129, 4, "rao-blackwell")],
-)
-def test_the_choice_goes_by_the_number_of_values(values, particles, name):
-    chosen, why = choose_objective(values, particles)
-    assert chosen == name
-    assert f"{values} values" in why
-
-
-@pytest.mark.parametrize(
-    ("arguments", "match"),
-    [((0, 4), "num_values: expected at least 1"), ((4, 0), "num_particles: expected"), ((9, 1), "needs at least 2")],
-)
-def test_bad_numbers(arguments, match):
-    with pytest.raises(ValueError, match=match):
-        choose_objective(*arguments)
-
-
 def test_auto_is_no_objective_of_its_own():
-    with pytest.raises(ValueError, match="objective: 'auto' is chosen by choose_objective"):
+    with pytest.raises(ValueError, match="objective: 'auto' depends on the model; pass what choose"):
         named_objective("auto")
 
 

@@ -34,7 +34,11 @@ CASES = {
     "continuous": (program(lambda: dist.Normal(0.0, 1.0)), "IWAE_ELBO(num_particles=4)", 4, "reparameterised"),
     "few": (program(categorical(3)), "UnorderedSet_ELBO(num_particles=3, site='k')", 3, "3 values of 'k' can be"),
     "some": (program(categorical(60)), "VIMCO_ELBO(num_particles=4)", 4, "60 values of 'k' are too many"),
-    "many": (program(categorical(500)), "RaoBlackwell_ELBO(k=3, site='k')", 4, "3 most probable are summed"),
+    "four": (program(categorical(4)), "UnorderedSet_ELBO(num_particles=4, site='k')", 4, "4 values of 'k' can be"),
+    "five": (program(categorical(5)), "VIMCO_ELBO(num_particles=4)", 4, "5 values of 'k' are too many"),
+    "last of some": (program(categorical(128)), "VIMCO_ELBO(num_particles=4)", 4, "tighter bound of 4 samples"),
+    "first of many": (program(categorical(129)), "RaoBlackwell_ELBO(k=3, site='k')", 4, "3 likeliest are summed"),
+    "one": (program(categorical(1)), "VIMCO_ELBO(num_particles=4)", 4, "any will do"),
     "binary": (program(lambda: dist.Bernoulli(0.3)), "VIMCO_ELBO(num_particles=4)", 4, "['k']"),
     "global": (
         program(categorical(60), lambda: dist.Bernoulli(0.4)),
@@ -65,5 +69,5 @@ def test_bytes_grow_with_the_minibatch():
 
 
 def test_a_single_pass_is_refused():
-    with pytest.raises(ValueError, match="num_particles: expected at least 2, got 1"):
+    with pytest.raises(ValueError, match=r"num_particles: expected a whole number in \[2, 1,048,576\], got 1"):
         choose(*CASES["some"][0], X, num_particles=1)

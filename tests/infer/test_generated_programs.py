@@ -7,7 +7,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from programs import CONTINUOUS, Program, Site, Sum, estimated, exact, nodes_for, programs
+from programs import CONTINUOUS, SIZES, Program, Runnable, Site, Sum, estimated, exact, nodes_for, programs
 from pyro.infer.autoguide import (
     AutoDiagonalNormal,
     AutoIAFNormal,
@@ -38,6 +38,7 @@ from pyro_vmem.infer import (
     UnorderedSet_ELBO,
 )
 from pyro_vmem.infer.elbo import log_mean_exp
+from pyro_vmem.infer.exhaustive import exhaustive_bound
 from pyro_vmem.infer.relax import Surrogate
 
 pytestmark = pytest.mark.usefixtures("float64")
@@ -179,6 +180,26 @@ def test_a_program_is_right_or_refused(name, data):
     seed = data.draw(st.integers(0, 1000))
     assume(nodes_for(program, case.num_particles) is not None)
     check(case, program, seed)
+
+
+@SOME
+@given(data=st.data())
+def test_two_exact_sums_agree(data):
+    """That of the package, on the program itself, and that of these tests, on its description: with gradients."""
+    kinds = tuple(kind for kind in SIZES if kind not in ("scored", "lognormal"))
+    program = replace(data.draw(programs(kinds)), guide="written", subsample=False)
+    program = replace(program, sites=tuple(replace(site, auxiliary=False) for site in program.sites))
+    elbo = data.draw(st.sampled_from([VIMCO_ELBO(2), Reinforce_ELBO(2)]))
+    assume((nodes := nodes_for(program, elbo.num_particles)) is not None)
+    total = Sum(program, 0, nodes)
+    expected = exact(total, total.bound(2) if elbo.weighted else total.elbo())
+    run = Runnable(program, 1, 0)
+    bound = exhaustive_bound(elbo, *run.model_and_guide(), nodes=nodes)
+    torch.testing.assert_close(bound.detach(), expected[0])
+    for (name, leaf), g in zip(
+        run.leaves.items(), torch.autograd.grad(-bound, list(run.leaves.values()), allow_unused=True), strict=True
+    ):
+        torch.testing.assert_close((torch.zeros_like(leaf) if g is None else g)[0], expected[1][name], msg=name)
 
 
 FOUND = [

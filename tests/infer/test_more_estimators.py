@@ -119,7 +119,7 @@ def test_gradient_is_exact_in_expectation(name):
     parameters = list(toy.parameters())
     exact = gradients(-exact_elbo(*toy.states(X)).sum(), parameters)
     samples = estimates(make(), toy.model, toy.guide, [X.repeat(500)], parameters, 500, 40)
-    assert_unbiased(samples, exact, resolution=0.1)
+    assert_unbiased(samples, exact, resolution=0.02)
 
 
 @each
@@ -261,7 +261,7 @@ def test_straight_through_is_biased_as_it_declares():
         (lambda: UnorderedSet_ELBO(1), "num_particles: UnorderedSet_ELBO needs at least 2, got 1"),
         (lambda: UnorderedSet_ELBO(11), "num_particles: expected at most 10.*RaoBlackwell_ELBO"),
         (lambda: DisARM_ELBO(3), "num_particles: expected an even number"),
-        (lambda: RELAX_ELBO(0), "num_particles: RELAX_ELBO needs at least 1"),
+        (lambda: RELAX_ELBO(0), r"num_particles: expected a whole number in \[1, 10,000,000\], got 0"),
         (lambda: StraightThrough_ELBO(1, 0.0), "temperature: expected a positive number, got 0.0"),
     ],
 )
@@ -300,9 +300,9 @@ def test_a_site_without_a_table_of_values_is_refused(make):
 def test_the_sum_over_all_values_is_that_by_hand():
     toy, x, parameters = discrete_case()
     for elbo, by_hand in ((Reinforce_ELBO(2), exact_elbo), (VIMCO_ELBO(2), lambda w, q: exact_bound(w, q, 2))):
-        ours, expected = exhaustive_bound(elbo, toy.model, toy.guide, x), by_hand(*toy.states(x))
+        ours, expected = exhaustive_bound(elbo, toy.model, toy.guide, x), by_hand(*toy.states(x)).sum()
         torch.testing.assert_close(ours, expected)
-        torch.testing.assert_close(gradients(ours.sum(), parameters), gradients(expected.sum(), parameters))
+        torch.testing.assert_close(gradients(ours, parameters), gradients(expected, parameters))
 
 
 def test_assertions_on_programs_hold_and_can_fail():
@@ -318,12 +318,12 @@ def test_assertions_on_programs_hold_and_can_fail():
 def test_values_that_cannot_be_summed_are_refused():
     def program(x, given):
         with pyro.plate("data", len(x), dim=-1):
-            k = pyro.sample("k", dist.Normal(0.0, 1.0))
+            k = pyro.sample("k", dist.Poisson(1.0))
             if not given:
                 pyro.sample("x", dist.Normal(k, 1.0), obs=x)
 
-    with pytest.raises(ValueError, match="the values of site 'k', Normal, cannot be gone through"):
+    with pytest.raises(ValueError, match="the values of site 'k', Poisson, cannot be gone through"):
         exhaustive_bound(VIMCO_ELBO(2), lambda x: program(x, False), lambda x: program(x, True), X)
     toy, x, _ = discrete_case()
-    with pytest.raises(ValueError, match=r"6 joint values .* in 6 particles are more than 20,000 combinations"):
-        exhaustive_bound(VIMCO_ELBO(6), toy.model, toy.guide, x)
+    with pytest.raises(ValueError, match=r"6 joint values .* in 9 particles are more than 2,000,000 combinations"):
+        exhaustive_bound(VIMCO_ELBO(9), toy.model, toy.guide, x)

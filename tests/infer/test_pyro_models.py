@@ -10,6 +10,7 @@ from pyro.distributions import constraints
 from pyro.infer import SVI, TraceEnum_ELBO, TraceGraph_ELBO, config_enumerate
 from pyro.optim import Adam
 
+from benchmarks.examples import SemiSupervised
 from pyro_vmem.infer import RWS_ELBO, VIMCO_ELBO, RaoBlackwell_ELBO, Reinforce_ELBO
 
 
@@ -108,48 +109,6 @@ def semi_supervised_data():
     return x, y, torch.where(torch.arange(200) % 20 == 0, y, -1)
 
 
-def join(values, labels):
-    """Vectors beside one-hot labels, whatever the dims on the left are."""
-    shape = torch.broadcast_shapes(values.shape[:-1], labels.shape)
-    one_hot = torch.nn.functional.one_hot(labels, 2).to(values)
-    return torch.cat([values.expand(*shape, -1), one_hot.expand(*shape, -1)], -1)
-
-
-class SemiSupervised(torch.nn.Module):
-    """A semi-supervised variational autoencoder: a class that is sometimes seen, and a latent within the class.
-
-    References:
-        | Semi-Supervised Learning with Deep Generative Models (Kingma et al., 2014), section 2.2
-        | https://arxiv.org/abs/1406.5298
-    """
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-
-        def net(n_in, n_out):
-            return torch.nn.Sequential(torch.nn.Linear(n_in, 32), torch.nn.Tanh(), torch.nn.Linear(32, n_out))
-
-        self.decoder, self.classifier, self.encoder = net(3, 2), net(2, 2), net(4, 2)
-
-    def model(self, x):
-        pyro.module("ss", self)
-        with pyro.plate("data", len(x), dim=-1):
-            y = pyro.sample("y", dist.Categorical(torch.ones(2)))
-            z = pyro.sample("z", dist.Normal(torch.zeros(1), 1.0).to_event(1))
-            pyro.sample("x", dist.Normal(self.decoder(join(z, y)), 0.15).to_event(1), obs=x)
-
-    def guide(self, x):
-        pyro.module("ss", self)
-        with pyro.plate("data", len(x), dim=-1):
-            y = pyro.sample("y", dist.Categorical(logits=self.classifier(x)))
-            loc, log_scale = self.encoder(join(x, y)).chunk(2, -1)
-            pyro.sample("z", dist.Normal(loc, log_scale.exp()).to_event(1))
-
-    def accuracy(self, x, y):
-        return (self.classifier(x).argmax(-1) == y).float().mean()
-
-
 SEMI_SUPERVISED = {
     "vimco": (VIMCO_ELBO(4, dreg=True), lambda guide: guide),
     "rws": (RWS_ELBO(4, pathwise=True), lambda guide: guide),
@@ -162,7 +121,8 @@ SEMI_SUPERVISED = {
 def test_semi_supervised_autoencoder(name):
     """Ten labels and 190 unlabelled points: the discrete site is conditioned where it is seen, inferred where not."""
     x, y, seen = semi_supervised_data()
-    toy = SemiSupervised()
+    torch.manual_seed(0)
+    toy = SemiSupervised(features=2, classes=2, latent=1, hidden=32)
     known = seen >= 0
     elbo, wrap = SEMI_SUPERVISED[name]
     optimizer = torch.optim.Adam(toy.parameters(), lr=0.01)
@@ -187,4 +147,4 @@ def test_semi_supervised_autoencoder(name):
     before = float(loss(True).detach())
     train(100, True)
     assert float(loss(True).detach()) < before - 100
-    assert toy.accuracy(x, y) > 0.95
+    assert (toy.classifier(x).argmax(-1) == y).float().mean() > 0.95

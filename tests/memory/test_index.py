@@ -136,14 +136,26 @@ def test_recall_counts_what_was_found() -> None:
 
 
 WRONG = {
-    "keys that are integers": (lambda: ExactIndex(torch.ones(3, 2, dtype=torch.long)), "keys: expected floating"),
-    "keys that are a vector": (lambda: ExactIndex(torch.rand(3)), r"keys: expected .* got torch.float32 \(3,\)"),
+    "keys that are integers": (
+        lambda: ExactIndex(torch.ones(3, 2, dtype=torch.long)),
+        r"keys: expected a tensor of dtype Float and shape \(S E\), got .*torch\.int64.*Use keys\.float\(\)",
+    ),
+    "keys that are a vector": (
+        lambda: ExactIndex(torch.rand(3)),
+        r"keys: expected a tensor of dtype Float and shape \(S E\), got .*\(3,\)",
+    ),
     "keys that are not finite": (lambda: ExactIndex(torch.full((2, 2), torch.nan)), "keys: found NaN"),
     "queries of another length": (lambda: ExactIndex(torch.rand(3, 2)).search(torch.rand(3), 1), r"queries: .*\(\*, 2"),
     "no hits": (lambda: ExactIndex(torch.rand(3, 2)).search(torch.rand(2), 0), "k: expected at least 1"),
     "keys added of another length": (lambda: ExactIndex(torch.rand(3, 2)).add(torch.rand(1, 3)), r"keys: .*\(n, 2\)"),
-    "a kind there is not": (lambda: FaissIndex(torch.rand(3, 2), "ivfpq"), "kind: expected one of"),  # type: ignore[arg-type]
-    "no effort": (lambda: FaissIndex(torch.rand(3, 2), "ivf", effort=0), "effort: expected at least 1"),
+    "a kind there is not": (
+        lambda: FaissIndex(torch.rand(3, 2), "ivfpq"),
+        r"kind: expected 'ivf' or 'hnsw', got 'ivfpq'",
+    ),  # type: ignore[arg-type]
+    "no effort": (
+        lambda: FaissIndex(torch.rand(3, 2), "ivf", effort=0),
+        r"effort: expected a whole number in \[1, 10,000,000\] or None, got 0",
+    ),
 }
 
 

@@ -98,7 +98,7 @@ def test_a_file_larger_than_the_ram_can_be_read(tmp_path: Path) -> None:
     memory = pv.PackedMemory.open(path, (1, 28, 28))
     read = memory.read(torch.tensor([0, rows // 2, rows - 1]))
     assert read.mean((1, 2, 3)).tolist() == [0, 0, 1]
-    with pytest.raises(ValueError, match=r"looks at all of its 4,000,000,000 templates, 12544\.0 GB"):
+    with pytest.raises(ValueError, match=r"would decode all 4,000,000,000 templates, 12544\.0 GB"):
         memory.templates  # noqa: B018  # a property that refuses
 
 
@@ -118,14 +118,17 @@ WRONG: dict[str, tuple[Callable[[], Any], str]] = {
     "batches that differ": (lambda: pv.PackedMemory.pack([binary(2, 3), binary(2, 4)]), r"\(n, 3\), got .*\(2, 4\)"),
     "bits there are not": (lambda: pv.PackedMemory.pack(binary(2, 3), bits=2), "bits: expected 1 or 8, got 2"),  # type: ignore[arg-type]
     "another event": (lambda: pv.PackedMemory(torch.zeros(3, 2, dtype=torch.uint8), (17,)), r"packed: .*\(S, 3\)"),
-    "labels of others": (lambda: pv.PackedMemory.pack(binary(2, 3), labels=torch.arange(3)), r"labels: .*\(2,\)"),
+    "labels of others": (
+        lambda: pv.PackedMemory.pack(binary(2, 3), labels=torch.arange(3)),
+        r"labels: expected a tensor of dtype Integer and shape \(S\) .*, got .*\(3,\).*where packed has shape \(2, 1\)",
+    ),
     "no labels to add": (
         lambda: pv.PackedMemory.pack(binary(2, 3)).add(binary(1, 3), torch.arange(1)),
         "labels: .*none",
     ),
     "labels left out": (
         lambda: pv.PackedMemory.pack(binary(2, 3), labels=torch.arange(2)).add(binary(1, 3)),
-        "labels: expected 1, one a template, got none",
+        r"labels: expected one a template, got none",
     ),
     "no slot left": (
         lambda: pv.PackedMemory.pack(binary(2, 3)).remove(torch.arange(2)),
@@ -200,7 +203,7 @@ def test_a_step_encodes_what_was_chosen_once(kind: Any, few: bool, monkeypatch: 
 def test_a_guide_that_looks_at_all_is_refused() -> None:
     vma = model(address_guide=pv.SimilarityGuide(8))
     large = pv.PackedMemory(torch.zeros(300_000_000, 4, dtype=torch.uint8), EVENT)
-    with pytest.raises(ValueError, match="Use parts that do not, IndexedGuide and UniformPrior"):
+    with pytest.raises(ValueError, match="Use parts that read few slots, IndexedGuide and UniformPrior"):
         vma.guide(large, binary(B, *EVENT))
 
 

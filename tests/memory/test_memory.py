@@ -201,7 +201,11 @@ def test_repr() -> None:
 @pytest.mark.parametrize(
     ("args", "kwargs", "message"),
     [
-        ((torch.zeros(5, 4, dtype=torch.uint8),), {}, r"templates: expected floating-point .*uint8.*images / 255"),
+        (
+            (torch.zeros(5, 4, dtype=torch.uint8),),
+            {},
+            r"templates: expected a tensor of dtype Float .*, got .*torch\.uint8.*Use templates / 255",
+        ),
         ((torch.zeros(5),), {}, r"templates: expected shape \(S, \*event\).*got \(5,\).*trailing dim of size 1"),
         ((torch.zeros(0, 4),), {}, r"at least one slot, got \(0, 4\)"),
         ((torch.zeros(5, 4),), {"per_datapoint": True}, r"expected shape \(B, S, \*event\).*got \(5, 4\)"),
@@ -211,9 +215,17 @@ def test_repr() -> None:
             {},
             r"labels: expected shape \(2,\).*per_datapoint=True",
         ),
-        ((torch.zeros(5, 4), torch.zeros(5)), {}, r"labels: expected integers, got torch.float32.*labels.long\(\)"),
+        (
+            (torch.zeros(5, 4), torch.zeros(5)),
+            {},
+            r"labels: expected a tensor of dtype Integer and shape .*, got .*torch\.float32.*Use labels\.long\(\)",
+        ),
         ((torch.zeros(5, 4), None, torch.ones(3, dtype=torch.bool)), {}, r"mask: expected shape \(5,\).*got \(3,\)"),
-        ((torch.zeros(5, 4), None, torch.ones(5)), {}, r"mask: expected dtype torch.bool, got torch.float32"),
+        (
+            (torch.zeros(5, 4), None, torch.ones(5)),
+            {},
+            r"mask: expected a tensor of dtype Bool and shape \(\.\.\.\) .*, got .*torch\.float32.*Use mask\.bool\(\)",
+        ),
         ((torch.zeros(5, 4), None, torch.zeros(5, dtype=torch.bool)), {}, r"mask: no slot is in use"),
         (
             (torch.zeros(2, 3, 4), None, torch.tensor([[True] * 3, [False] * 3])),

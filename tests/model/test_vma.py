@@ -669,7 +669,7 @@ def test_half_precision_data_goes_with_autocast() -> None:
         vma.check(memory, x)
 
 
-@pytest.mark.parametrize("address", [-1, 2, 4, S, 99])
+@pytest.mark.parametrize("address", [2, 4, S, 99])
 def test_generate_refuses_an_address_that_is_no_slot_in_use(address: int) -> None:
     for shared in (True, False):
         with pytest.raises(ValueError, match=rf"address: expected a slot in use out of 0..4, got {address}"):
@@ -678,18 +678,18 @@ def test_generate_refuses_an_address_that_is_no_slot_in_use(address: int) -> Non
 
 def test_questions_with_wrong_arguments_are_refused() -> None:
     vma, memory, x = model_of("vectors"), memory_of("vectors"), targets("vectors")
-    with pytest.raises(ValueError, match="n: expected at least 1, got 0"):
+    with pytest.raises(ValueError, match=r"n: expected a whole number in .*, got 0"):
         vma.generate(memory, 0)
     with pytest.raises(ValueError, match=r"memory: classify needs labels.*Memory\(templates, labels\)"):
         vma.classify(memory, x)
-    with pytest.raises(ValueError, match=r"mask: expected dtype torch.bool, True where observed, got torch.float32"):
+    with pytest.raises(ValueError, match=r"mask: expected a tensor of dtype Bool .* got .* torch.float32"):
         vma.complete(memory, x, torch.ones_like(x))
     with pytest.raises(ValueError, match=r"mask: \(5,\) does not broadcast with x \(3, 4\)"):
         vma.complete(memory, x, torch.ones(5, dtype=torch.bool))
     with pytest.raises(ValueError, match="x: expected shape"):
         vma.complete(memory, x[:, :3], torch.ones(3, dtype=torch.bool))
     for name in ("num_particles", "rounds"):
-        with pytest.raises(ValueError, match=rf"{name}: expected at least 1, got 0"):
+        with pytest.raises(ValueError, match=rf"{name}: expected a whole number in .*, got 0"):
             vma.complete(memory, x, torch.ones(4, dtype=torch.bool), **{name: 0})
 
 
@@ -708,7 +708,7 @@ def test_parts_that_do_not_fit_together_are_refused() -> None:
 def test_for_images_takes_either_decoder() -> None:
     assert isinstance(model_of("images").likelihood.network, WarpDecoder)
     assert isinstance(model_of("images", decoder="conv").likelihood.network, ConvDecoder)
-    with pytest.raises(ValueError, match=r"decoder: expected one of 'warp', 'conv', got 'wrap'"):
+    with pytest.raises(ValueError, match=r"decoder: expected 'warp' or 'conv', got 'wrap'"):
         model_of("images", decoder="wrap")
 
 

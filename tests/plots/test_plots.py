@@ -63,7 +63,6 @@ DRAW: dict[str, Callable[[], Any]] = {
         axes(), torch.tensor([0.2, 0.7]), torch.tensor([0.3, 0.9]), torch.tensor([5, 9])
     ),
     "address_heat_map": lambda: plots.address_heat_map(axes(), Q, FIVE, TWO),
-    "lookup": lambda: plots.lookup(Figure(), M[0], M, Q[0], FIVE == 1),
     "lookups": lambda: plots.lookups(Figure(), M[:2], M, Q, FIVE, TWO, exact=Q.flip(0)),
     "one_shot_generations": lambda: plots.one_shot_generations(Figure(), M[:2], SAMPLES),
     "completions": lambda: plots.completions(Figure(), M[:2], torch.arange(6) < 3, SAMPLES),
@@ -208,7 +207,7 @@ class TestImages:
             plots.images(axes(), torch.zeros(shape))
 
     def test_refuses_no_columns(self) -> None:
-        with pytest.raises(ValueError, match="columns: expected at least 1"):
+        with pytest.raises(ValueError, match=r"columns: expected a whole number in \[1, 10,000,000\], got 0"):
             plots.images(axes(), pictures(2), columns=0)
 
 
@@ -227,6 +226,13 @@ def ticks(figure: Figure) -> int:
     return sum(line.get_marker() == "o" for line in figure.axes[0].lines)
 
 
+def lookup(figure, target, templates, probabilities, correct, max_slots=8, exact=None):
+    """One lookup, with the classes 1 for correct templates and 0 for others."""
+    rows = None if exact is None else exact[None]
+    labels = correct.long(), torch.ones(1, dtype=torch.long)
+    return plots.lookups(figure, target[None], templates, probabilities[None], *labels, max_slots, rows)
+
+
 class TestLookup:
     m = pictures(4)
     q = torch.tensor([0.002, 0.06, 0.008, 0.93])
@@ -234,7 +240,7 @@ class TestLookup:
     def test_most_probable_first(self) -> None:
         figure = Figure((5, 2))
         correct = torch.tensor([False, True, False, False])
-        assert plots.lookup(figure, self.m[0], self.m, self.q, correct) is figure
+        assert lookup(figure, self.m[0], self.m, self.q, correct) is figure
         assert bars(figure) == pytest.approx([0.93, 0.06, 0.008, 0.002])
         assert texts(figure)[3:] == ["93 %", "6 %", "1 %", "<1 %"]
         drawn = [np.asarray(image.get_array())[..., 0] for image in figure.axes[0].images]
@@ -242,30 +248,30 @@ class TestLookup:
             np.testing.assert_allclose(got, 1 - self.m[source, 0], rtol=1e-6)
 
     def test_right_class_has_a_frame_and_a_tick(self) -> None:
-        figure = plots.lookup(Figure(), self.m[0], self.m, self.q, torch.tensor([True, True, False, False]))
+        figure = lookup(Figure(), self.m[0], self.m, self.q, torch.tensor([True, True, False, False]))
         assert framed(figure) == [2, 4]  # 0 is the target
         assert ticks(figure) == 3  # one is the key's
 
     def test_right_template_far_down_takes_the_last_place(self) -> None:
         correct = torch.tensor([True, False, False, False])
-        figure = plots.lookup(Figure(), self.m[0], self.m, self.q, correct, max_slots=2)
+        figure = lookup(Figure(), self.m[0], self.m, self.q, correct, max_slots=2)
         assert bars(figure) == pytest.approx([0.93, 0.002])
         assert framed(figure) == [2]
         assert sum(line.get_marker() == "." for line in figure.axes[0].lines) == 1  # the ellipsis
 
     def test_no_right_template(self) -> None:
-        figure = plots.lookup(Figure(), self.m[0], self.m, self.q, torch.zeros(4), max_slots=3)
+        figure = lookup(Figure(), self.m[0], self.m, self.q, torch.zeros(4), max_slots=3)
         assert bars(figure) == pytest.approx([0.93, 0.06, 0.008])
         assert framed(figure) == []
 
     @pytest.mark.parametrize(("p", "text"), [(1.0, "100 %"), (0.9999, ">99 %"), (0.5, "50 %"), (0.0, "0 %")])
     def test_percent(self, p, text) -> None:
-        figure = plots.lookup(Figure(), self.m[0], self.m[:2], torch.tensor([p, 0.0]), torch.zeros(2))
+        figure = lookup(Figure(), self.m[0], self.m[:2], torch.tensor([p, 0.0]), torch.zeros(2))
         assert texts(figure)[3] == text
 
     def test_draws_on_a_subfigure(self) -> None:
         left, right = Figure((8, 2)).subfigures(1, 2)
-        assert plots.lookup(left, self.m[0], self.m, self.q, torch.zeros(4)) is left
+        assert lookup(left, self.m[0], self.m, self.q, torch.zeros(4)) is left
         assert (len(left.axes), len(right.axes)) == (1, 0)
 
     def test_rows_are_lookups(self) -> None:
@@ -280,7 +286,7 @@ class TestLookup:
         with pytest.raises(ValueError, match="with 2 and 3 labels"):
             plots.lookups(Figure(), self.m[:2], self.m, self.q.expand(2, 4), torch.arange(3), torch.arange(2))
         with pytest.raises(ValueError, match="max_slots: expected at least 1"):
-            plots.lookup(Figure(), self.m[0], self.m, self.q, torch.zeros(4), max_slots=0)
+            lookup(Figure(), self.m[0], self.m, self.q, torch.zeros(4), max_slots=0)
 
 
 class TestInformationGain:

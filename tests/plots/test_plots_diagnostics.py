@@ -20,12 +20,19 @@ def legend(ax: Axes) -> list[str]:
     return [text.get_text() for text in ax.get_legend().get_texts()]
 
 
+def lookup(figure, target, templates, probabilities, correct, max_slots=8, exact=None):
+    """One lookup, with the classes 1 for correct templates and 0 for others."""
+    rows = None if exact is None else exact[None]
+    labels = correct.long(), torch.ones(1, dtype=torch.long)
+    return plots.lookups(figure, target[None], templates, probabilities[None], *labels, max_slots, rows)
+
+
 class TestLookupsWithTheExactPosterior:
     m = torch.rand(3, 1, 4, 4, generator=torch.Generator().manual_seed(0))
     q, p = torch.tensor([0.2, 0.7, 0.1]), torch.tensor([0.9, 0.08, 0.02])
 
     def test_second_bar_is_the_exact_posterior_of_the_same_slot(self) -> None:
-        figure = plots.lookup(Figure(), self.m[0], self.m, self.q, torch.tensor([False, True, False]), exact=self.p)
+        figure = lookup(Figure(), self.m[0], self.m, self.q, torch.tensor([False, True, False]), exact=self.p)
         containers = figure.axes[0].containers
         tracks, guide, _, exact = ([bar.get_width() for bar in c] for c in containers[2:])  # after two of the key
         assert tracks == [1, 1, 1]
@@ -35,7 +42,7 @@ class TestLookupsWithTheExactPosterior:
 
     def test_refuses_another_shape(self) -> None:
         with pytest.raises(ValueError, match=r"exact: expected shape \(1, 3\) as probabilities, got \(1, 2\)"):
-            plots.lookup(Figure(), self.m[0], self.m, self.q, torch.zeros(3), exact=self.p[:2])
+            lookup(Figure(), self.m[0], self.m, self.q, torch.zeros(3), exact=self.p[:2])
 
 
 class TestAddressHeatMap:
@@ -79,7 +86,7 @@ class TestInformationGainAgainstSlots:
     def test_refuses_lengths_that_differ_and_empty_memories(self) -> None:
         with pytest.raises(ValueError, match=r"error: expected one value for each of the memories \(2,\), got \(1,\)"):
             plots.information_gain_against_slots(axes(), [4, 16], [1.0, 2.0], [0.1])
-        with pytest.raises(ValueError, match="num_slots: expected at least 1, got 0"):
+        with pytest.raises(ValueError, match=r"num_slots: expected at least 1, got 0"):
             plots.information_gain_against_slots(axes(), [0, 16], [1.0, 2.0])
 
 

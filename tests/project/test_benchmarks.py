@@ -39,14 +39,17 @@ SMALL = {
     "precision": ["--pairs", "2", "--steps", "1", "--width", "2", "--episodes", "1"],
     "calls": [],
     "overhead": ["--repeats", "2"],
+    "programs": ["--draws", "10", "--steps", "3", "--only", "['hidden Markov']", "--by", "['vimco', 'disarm']"],
+    "air": ["--minutes", "0.02", "--test", "20", "--batch", "2"],
+    "belief_network": ["--samples", "[2, 3]", "--steps", "2", "--test", "10", "--layer", "4"],
     "objectives": ["--seconds", "0.1", "--episodes", "1", "--timed_steps", "1"],
 }
 
 
-NO_COMMANDS = {"__init__", "timing", "killing", "sequences", "hostile"}
+NO_COMMANDS = {"__init__", "timing", "killing", "sequences", "hostile", "examples"}
 
-# Those that read Omniglot.
-READS = {"refined"}
+# Those that read Omniglot or MNIST.
+READS = {"refined", "belief_network"}
 
 # Those whose figures no page shows.
 NOT_KEPT = {"profile_step"}
@@ -63,7 +66,7 @@ def test_every_benchmark_is_listed():
 @pytest.mark.parametrize("name", SMALL)
 def test_benchmark_prints_json(name):
     if name in READS and "PYRO_VMEM_DATA" not in os.environ:
-        pytest.skip("PYRO_VMEM_DATA is not set, and this benchmark reads Omniglot")
+        pytest.skip("PYRO_VMEM_DATA is not set, and this benchmark reads what is there")
     done = subprocess.run(
         [sys.executable, "-m", f"benchmarks.{name}", *SMALL[name], "--json"],
         capture_output=True,

@@ -25,6 +25,7 @@ NOTEBOOKS = (
     "07_own_data",
     "08_save_resume",
     "09_million_templates",
+    "10_any_pyro_model",
 )
 SECONDS = 300  # a cell's; a hang ends, a slow machine does not fail
 
@@ -52,6 +53,17 @@ def read(name: str) -> dict[str, Any]:
     return notebook
 
 
+@pytest.fixture(scope="module")
+def runs() -> Any:
+    """The module that runs the notebooks for the site."""
+    spec = importlib.util.spec_from_file_location("run_notebooks", ROOT / "docs" / "run_notebooks.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
 def code(notebook: dict[str, Any]) -> list[dict[str, Any]]:
     return [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
 
@@ -77,6 +89,36 @@ def test_a_notebook_begins_with_a_title_and_its_code_is_python(name: str) -> Non
     assert "".join(first["source"]).startswith("# ")
     for cell in code(notebook):
         ast.parse("".join(cell["source"]))
+
+
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_the_site_shows_the_full_run_of_the_code_as_it_is(name: str, runs: Any) -> None:
+    if not runs.kept(name):
+        pytest.skip(f"there is no full run yet: make notebooks ARGS={name}")
+    assert runs.is_current(name), f"make notebooks ARGS={name}, or delete docs/notebook_runs/{name}*"
+    shown = code(json.loads(runs.with_outputs(name)))
+    outputs = [output for cell in shown for output in cell["outputs"]]
+    assert not [output for output in outputs if output["output_type"] == "error" or output.get("name") == "stderr"]
+    figures = sorted(path.name for path in runs.RUNS.glob(f"{name}_*.png"))
+    assert len([output for output in outputs if "image/png" in output.get("data", {})]) == len(figures)
+    assert sum((runs.RUNS / figure).stat().st_size for figure in figures) < 250_000
+
+
+def test_an_output_is_shown_at_its_own_cell_alone(tmp_path: Path, runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runs, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(runs, "RUNS", tmp_path)
+    cells = [{"cell_type": "code", "source": [line], "outputs": []} for line in ("1 + 1", "changed()")]
+    title = {"cell_type": "markdown", "source": ["# Title"]}
+    (tmp_path / "a.ipynb").write_text(json.dumps({"cells": [title, *cells]}))
+    assert not runs.is_current("a")
+    two = {"output_type": "execute_result", "data": {"text/plain": "2"}}
+    (tmp_path / "a.json").write_text(json.dumps([{"code": c, "outputs": [two]} for c in ("1+1  # two", "old()")]))
+    assert not runs.is_current("a")
+    shown = json.loads(runs.with_outputs("a"))
+    assert [len(cell["outputs"]) for cell in code(shown)] == [1, 0]
+    assert shown["cells"][0]["source"] == ["# Title", runs.NOTE]
+    (tmp_path / "a.json").write_text(json.dumps([{"code": c, "outputs": [two]} for c in ("1 + 1", "changed()")]))
+    assert json.loads(runs.with_outputs("a"))["cells"][0] == title
 
 
 @pytest.mark.long

@@ -73,7 +73,7 @@ def test_every_recipe_has_cells_that_its_protocol_has(name):
     )  # as many classes and drawings as the largest set has
     for n_classes, shots, _ in recipe.cells():
         episodes = recipe.test_episodes(dataset, n_classes, shots, num_targets=32)
-        assert sum(len(e.x) for e in data.batches(episodes, 32)) >= 32
+        assert sum(len(e.x) for e in reproduce.batches(episodes, 32)) >= 32
     for model in experiment.MODELS:
         built = new_model(recipe, model, side=26 if name in ("zholus", "vma-45-5") else 28)
         assert recipes.model_name(built) == model

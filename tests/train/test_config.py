@@ -41,19 +41,25 @@ def test_numbers_of_numpy_are_taken_as_plain_ones():
 @pytest.mark.parametrize(
     ("settings", "match"),
     [
-        ({"steps": 0}, "steps: expected a whole number in"),
-        ({"steps": 2.5}, "steps: expected a whole number in"),
-        ({"steps": True}, "steps: expected a whole number in"),
-        ({"minutes": -1.0}, "minutes: expected a number in"),
-        ({"lr": 0.0}, "lr: expected a number"),
-        ({"lr": math.nan}, "lr: expected a number"),
+        ({"steps": 0}, r"steps: expected a whole number of at least 1, got 0"),
+        ({"steps": 2.5}, r"steps: expected a whole number of at least 1, got 0"),
+        ({"steps": True}, r"steps: expected a whole number of at least 1, got 0"),
+        ({"minutes": -1.0}, r"minutes: expected a number above 0 or None, got \-1\.0"),
+        ({"lr": 0.0}, r"lr: expected a positive number, got 0\.0"),
+        ({"lr": math.nan}, r"lr: expected a positive number, got 0\.0"),
         ({"clip_norm": 0.0}, "clip_norm: expected a number"),
         ({"seed": -1}, "seed: expected a whole number"),
-        ({"precision": "half"}, "precision: expected 'auto', 'bfloat16' or 'float32', got 'half'"),
-        ({"optimizer": "Adam"}, "optimizer: expected a class or a function, got 'Adam'"),
-        ({"schedule": 0.1}, "schedule: expected a class or a function, got 0.1"),
-        ({"schedule": WarmupCosine}, r"schedule: expected a schedule, such as LinearRise\(\), got <class"),
-        ({"kl_schedule": torch.optim.lr_scheduler.ConstantLR}, "kl_schedule: expected a schedule"),
+        ({"precision": "half"}, r"precision: expected 'auto' or 'bfloat16' or 'float32', got 'half'"),
+        ({"optimizer": "Adam"}, r"optimizer: expected Callable\[\.\.\., Optimizer\], got 'Adam'"),
+        ({"schedule": 0.1}, r"schedule: expected Schedule or Callable\[\[Optimizer\], .*, got 0\.1"),
+        (
+            {"schedule": WarmupCosine},
+            r"schedule: expected a schedule, such as WarmupCosine\(\), got <class",
+        ),
+        (
+            {"kl_schedule": torch.optim.lr_scheduler.ConstantLR},
+            r"kl_schedule: expected Schedule, got the class ConstantLR",
+        ),
     ],
 )
 def test_what_is_out_of_range_is_refused(settings: dict[str, Any], match: str):
