@@ -19,6 +19,7 @@ Corruption: checkpoints with a bit turned over, cut off, or written by something
 
     python -m benchmarks.faults
     python -m benchmarks.faults --kills 500 --soak_steps 100000 --json
+    python -m benchmarks.faults --kept faults-kept.json --json   # goes on where it was, if it was stopped
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ import errno
 import importlib
 import io
 import itertools
+import json
 import os
 import random
 import signal
@@ -39,6 +41,7 @@ import tempfile
 import threading
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -56,7 +59,7 @@ from benchmarks import command
 from benchmarks.hostile import open_all
 from benchmarks.killing import POINTS, armed, die, in_a_fork, same, state
 from benchmarks.sequences import sequences
-from pyro_vmem._utils.files import versions_of
+from pyro_vmem._utils.files import versions_of, write_json
 from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset
 from pyro_vmem.train import load_checkpoint
 
@@ -307,7 +310,7 @@ def train_until_full(nth: int, disk: Path, setting: dict[str, Any], is_real: boo
     raise RuntimeError("nothing was said of the full disk")
 
 
-def fill_disks(count: int, seed: int) -> tuple[int, str]:
+def fill_disks(count: int, seed: int) -> dict[str, Any]:
     """Fills disks under runs; returns how many of these lost nothing, and what the disks were."""
     draw, survived, kind = random.Random(seed), 0, ""
     for number in tqdm(range(count), desc="filled", unit="disk"):
@@ -325,7 +328,7 @@ def fill_disks(count: int, seed: int) -> tuple[int, str]:
                 good = kept is None or same(kept, whole[kept[1]["result"]["steps"]])
                 good &= same(last, whole[STEPS])
                 survived += said and resumed and good and not list((disk / "run").glob(".*.tmp"))
-    return survived, kind
+    return {"full_disks": count, "full_disks_survived": survived, "full_disk": kind}
 
 
 # Damaged files
@@ -347,7 +350,7 @@ def damaged(whole: bytes, count: int, draw: random.Random) -> Iterator[bytes]:
             yield (whole[:place] + bytes(512) + whole[place + 512 :])[: len(whole)]
 
 
-def corrupt(count: int, seed: int) -> tuple[int, int]:
+def corrupt(count: int, seed: int) -> dict[str, Any]:
     """Damages checkpoints; returns how many were refused, of how many."""
     draw = random.Random(seed)
     detected = total = 0
@@ -362,20 +365,20 @@ def corrupt(count: int, seed: int) -> tuple[int, int]:
                 load_checkpoint(path)
                 continue
             detected += 1
-    return detected, total
+    return {"corrupt_files": total, "corrupt_files_detected": detected}
 
 
 # Bad input
 
 
-def refuse() -> tuple[int, int]:
+def refuse() -> dict[str, Any]:
     """Tries all that is bad input; returns how many were refused as they should be, of how many."""
     cases = helper("bad_input").CASES
     refused = 0
     for case in tqdm(cases, desc="refused", unit="input"):
         with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
             refused += case.is_refused(Path(folder))
-    return refused, len(cases)
+    return {"bad_inputs": len(cases), "bad_inputs_refused": refused}
 
 
 # Soak
@@ -431,7 +434,7 @@ def growth(rows: list[dict[str, float]]) -> float:
 # Threads
 
 
-def wrong_in_threads(times: int, threads: int = 4) -> int:
+def wrong_in_threads(times: int, threads: int = 4) -> dict[str, Any]:
     """Evaluates in threads, and trains in pairs of them; returns how many calls were neither right nor refused."""
     torch.manual_seed(0)
     vma = pv.VMA.for_vectors(6, latent_dim=2, num_features=8, hidden=(16,))
@@ -453,7 +456,32 @@ def wrong_in_threads(times: int, threads: int = 4) -> int:
     for pair in zip(models[1::2], models[2::2], strict=True):
         with ThreadPoolExecutor(2) as pool:
             wrong += sum(not right for right in pool.map(fit, pair))
-    return wrong
+    return {"thread_runs": (threads + 2) * times, "thread_runs_wrong": wrong}
+
+
+SLICE = 10  # sequences that are kept together
+
+
+class Parts:
+    """The parts of this benchmark that are done, in a file if there is one: the next process does the others.
+
+    Arguments:
+        path: The JSON file.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self.path = path
+        self.done: dict[str, Any] = json.loads(path.read_text()) if path is not None and path.exists() else {}
+
+    def part(self, name: str, work: Callable[..., dict[str, Any]], *arguments: int) -> dict[str, Any]:
+        """What some work found, done with these arguments or kept, with the seconds that it took."""
+        key, start = " ".join([name, *map(str, arguments)]), time.perf_counter()
+        if key not in self.done:
+            self.done[key] = work(*arguments)
+            self.done[key] |= {"seconds": round(time.perf_counter() - start, 1)}
+            if self.path is not None:
+                write_json(self.path, self.done)
+        return dict(self.done[key])
 
 
 def main(
@@ -465,6 +493,7 @@ def main(
     sequences_of_faults: int = 200,
     thread_runs: int = 10,
     seed: int = 0,
+    kept: Path | None = None,
 ) -> dict[str, Any]:
     """Does all of it.
 
@@ -477,47 +506,48 @@ def main(
         sequences_of_faults: Random sequences of what may happen to runs; see `benchmarks/sequences.py`.
         thread_runs: How often four threads evaluate, and two train, at the same time.
         seed: Seeds moments and places.
+        kept: A file where each part is kept once it is done; a part that is in it is not done again.
     """
     torch.set_num_threads(1)  # a pool of threads does not survive a fork
-    start = time.perf_counter()
-    counts = sequences(sequences_of_faults)
-    hostile = open_all()
-    rows = kill_runs(kills, seed)
-    rows.append(kill_one_of_two(kills_of_two, seed))
-    survived, disk = fill_disks(full_disks, seed)
-    detected, damaged_files = corrupt(corruptions, seed)
-    held = soak(soak_steps, seed)
-    refused, bad_inputs = refuse()
-    wrong = wrong_in_threads(thread_runs)  # last, because pools of threads do not survive a fork
+    do, counts = Parts(kept).part, Counter[str]()
+    for begin in range(0, sequences_of_faults, SLICE):
+        counts.update(do("sequences", _sequences, min(SLICE, sequences_of_faults - begin), seed + begin))
+    hostile = do("hostile", lambda: {"files": open_all()})
+    killed = do("kills", lambda *given: {"rows": kill_runs(*given)}, kills, seed)
+    of_two = do("two", kill_one_of_two, kills_of_two, seed)
+    disks = do("disks", fill_disks, full_disks, seed)
+    damage = do("damage", corrupt, corruptions, seed)
+    held = do("soak", lambda *given: {"rows": soak(*given)}, soak_steps, seed)
+    inputs = do("inputs", refuse)
+    threads = do("threads", wrong_in_threads, thread_runs)  # last, because pools of threads do not survive a fork
+    parts = [hostile, killed, of_two, disks, damage, held, inputs, threads]
+    seconds = counts.pop("seconds") + sum(part.pop("seconds") for part in parts)
+    rows, soaked = [*killed["rows"], of_two], held["rows"]
     return {
         "torch": torch.__version__,
         "kills": sum(row["kills"] for row in rows),
         "bit_equal_resumes": sum(row["bit_equal"] for row in rows),
         "kills_during_a_write": sum(row["kills"] for row in rows if row["place"] in POINTS),
-        "full_disks": full_disks,
-        "full_disks_survived": survived,
-        "full_disk": disk,
-        "corrupt_files": damaged_files,
-        "corrupt_files_detected": detected,
-        "bad_inputs": bad_inputs,
-        "bad_inputs_refused": refused,
-        "sequences": counts["sequences"],
-        "sequences_kills": counts["kills"],
-        "lost_models": counts["lost_models"],
-        "silent_changes": counts["silent_changes"],
-        "refused_wrongly": counts["refused_wrongly"],
-        "programs_started": sum(row["programs"] for row in hostile),
-        "largest_allocation_of_a_hostile_file_mb": max(row["mb"] for row in hostile),
-        "thread_runs": 6 * thread_runs,
-        "thread_runs_wrong": wrong,
-        "soak_steps": int(held[-1]["steps"]),
-        "soak_rss_mb": round(held[-1]["rss_mb"], 1),
-        "soak_rss_growth_mb": round(growth(held), 2),
-        "seconds": round(time.perf_counter() - start, 1),
+        **disks,
+        **damage,
+        **inputs,
+        **{name: counts[name] for name in ("sequences", "lost_models", "silent_changes", "refused_wrongly")},
+        **{f"sequences_{name}": counts[name] for name in ("processes", "kills", "damaged", "told", "refused")},
+        "programs_started": sum(file["programs"] for file in hostile["files"]),
+        "largest_allocation_of_a_hostile_file_mb": max(file["mb"] for file in hostile["files"]),
+        **threads,
+        "soak_steps": int(soaked[-1]["steps"]),
+        "soak_rss_mb": round(soaked[-1]["rss_mb"], 1),
+        "soak_rss_growth_mb": round(growth(soaked), 2),
+        "seconds": round(seconds, 1),
         "rows": rows,
-        "soak": held,
-        "hostile": hostile,
+        "soak": soaked,
+        "hostile": hostile["files"],
     }
+
+
+def _sequences(count: int, begin: int) -> dict[str, Any]:
+    return dict(sequences(count, begin=begin))
 
 
 def show(result: dict[str, Any]) -> None:

@@ -75,7 +75,7 @@ def assert_objective_unbiased(
 
     Arguments:
         elbo: The objective.
-        model: A Pyro model with few discrete latents; see :func:`pyro_vmem.infer.exhaustive.exhaustive_bound`.
+        model: A Pyro model with few and small latents; see :func:`pyro_vmem.infer.exhaustive.exhaustive_bound`.
         guide: Its guide.
         args: Their arguments.
         parameters: The parameters of model and guide whose gradients are compared.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,6 +25,22 @@ def no_autocast(values: Tensor) -> torch.autocast:
     return torch.autocast(values.device.type, enabled=False)
 
 
+class _Autocast(torch.autocast):
+    """An autocast that keeps no rounded weights, also within another one.
+
+    torch keeps them until it leaves the outermost: those of the caller's type would be taken here, and those of one
+    training step in the next.
+    """
+
+    def __enter__(self) -> None:
+        torch.clear_autocast_cache()
+        super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.clear_autocast_cache()
+
+
 def autocast(device: torch.device, precision: Literal["auto", "bfloat16", "float32"]) -> torch.autocast:
     """A context in which networks run in the given precision. Densities are always computed in full.
 
@@ -38,7 +54,7 @@ def autocast(device: torch.device, precision: Literal["auto", "bfloat16", "float
         torch.bfloat16
     """
     enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
-    return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
+    return _Autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
 def has_bfloat16(device: torch.device) -> bool:

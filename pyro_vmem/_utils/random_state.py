@@ -1,6 +1,6 @@
 """The global random generators of torch, Python and NumPy. A process has one of each.
 
-A block that seeds them keeps other threads out until they are restored.
+A block that seeds them keeps other threads out until they are restored, and has the CPU as default device.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.one_thread import one_thread
 
 __all__ = ["forked", "random_states", "seed_all", "seeded", "set_aside", "set_random_states"]
@@ -61,7 +62,8 @@ def forked(*places: Any) -> Iterator[None]:
     `torch.random.fork_rng()` alone would initialise all GPUs of the machine.
     """
     devices = {device for place in places if isinstance(device := getattr(place, "device", place), torch.device)}
-    with one_thread(), torch.random.fork_rng(devices=[device for device in devices if device.type == "cuda"]):
+    used = [device for device in devices if device.type == "cuda"]
+    with one_thread(), usual_defaults(), torch.random.fork_rng(devices=used):
         yield
 
 
@@ -79,7 +81,7 @@ def set_aside(device: torch.device) -> Iterator[None]:
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
     """Seeds the torch generators in the block and restores them after it; None does nothing."""
-    with one_thread():
+    with one_thread(), usual_defaults():
         if seed is None:
             yield
             return

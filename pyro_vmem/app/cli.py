@@ -58,11 +58,10 @@ def demo(
         data_root: Where Omniglot is: the folder with images_background and images_evaluation, or their zip files.
         minutes: How long to train; evaluation comes on top.
         steps: Train this many steps instead, for the same numbers on any machine of the kind.
-        out: A new folder for report, metrics and checkpoints. By default runs/demo, or the next number that is free.
+        out: A new folder for report, metrics and checkpoints. Default: runs/demo, or the next free number.
         seed: Seeds everything.
         pretrained: Show this model of the package, and train nothing.
         how: How to evaluate.
-        quiet: Print results and errors only.
     """
     from pyro_vmem.app.experiment import Experiment
     from pyro_vmem.train.distributed import Processes, own_device
@@ -99,8 +98,8 @@ def train_model(
 ) -> dict[str, Any]:
     """Trains a model into a folder.
 
-    A part of the model is named by its class, and its arguments follow it; a file says the same in YAML. A part, or an
-    argument, that is not given is one that fits. `--import MODULE` makes classes of your own known.
+    Name a part of the model by its class and give its arguments after it, here or in a YAML file. Parts and arguments
+    that you leave out get compatible defaults. `--import MODULE` makes your own classes known.
 
     Examples:
         pyro-vmem train --out runs/glyphs --steps 5000
@@ -111,12 +110,11 @@ def train_model(
 
     Args:
         experiment: What to train, on what, and how.
-        out: A new folder for checkpoints and history, or that of a run to resume. By default runs/train, or the next
-            number that is free.
-        resume: Go on with the run that the folder holds, with its own settings.
-        device: Where to train: cpu, cuda, cuda:1 ... By default a GPU if there is one.
-        workers: Processes that load episodes; by default the trainer loads them itself.
-        quiet: Print results and errors only.
+        out: A new folder for checkpoints and history, or that of a run to resume. Default: runs/train, or the next free
+            number.
+        resume: Continue the run in the folder, with its settings.
+        device: The device for training: cpu, cuda, cuda:1 ... Default: a GPU if there is one.
+        workers: The number of processes that load episodes. Default: the trainer loads them.
 
     Raises:
         ValueError: If it does not fit: a run to resume without its folder, a part, a number out of range.
@@ -151,8 +149,7 @@ def evaluate(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet
     Args:
         run: The folder that train or demo wrote.
         how: How to evaluate.
-        device: Where to evaluate: cpu, cuda, cuda:1 ... By default a GPU if there is one.
-        quiet: Print results and errors only.
+        device: The device for evaluation: cpu, cuda, cuda:1 ... Default: a GPU if there is one.
     """
     from pyro_vmem.app.experiment import Experiment
 
@@ -172,7 +169,6 @@ def report(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet: 
         run: The folder that train or demo wrote.
         how: How to evaluate.
         device: Where to evaluate, as of evaluate.
-        quiet: Print results and errors only.
     """
     from pyro_vmem.app.experiment import Experiment, read_result
 
@@ -196,14 +192,14 @@ def sample(
     device: str = "auto",
     quiet: bool = False,
 ) -> dict[str, Any]:
-    """Draws new examples of unseen characters, one row a template, into a PNG file.
+    """Draws new examples of unseen characters into a PNG file, one row per template.
 
     Examples:
         pyro-vmem sample runs/glyphs --out samples.png
 
     Args:
         run: The folder that train or demo wrote.
-        out: The PNG file; by default samples.png in the folder.
+        out: The PNG file. Default: samples.png in the folder.
         rows: How many templates.
         columns: How many draws of each.
         seed: Seeds the templates and the draws.
@@ -211,7 +207,6 @@ def sample(
         temperature: The factor of the distance of z from the mean of its prior; below 1, draws vary less.
         best_of: The number of candidates per draw, of which the guide chooses the one that it recognises best.
         device: Where to draw, as of evaluate.
-        quiet: Print results and errors only.
     """
     figure_module = require("matplotlib.figure", "plots")
     import torch
@@ -261,7 +256,6 @@ def challenge(
         samples: Samples of z per pair of images, in each direction.
         seed: Seeds the samples, and the trials if none are given.
         device: Where to evaluate, as of evaluate.
-        quiet: Print results and errors only.
     """
     from pyro_vmem._utils.precision import autocast
     from pyro_vmem.app.experiment import Experiment
@@ -382,7 +376,7 @@ def _parser(with_choices: bool) -> Any:
         skip: set[str | int] = set({"resume", "quiet", *GROUPS} & set(annotations))
         sub.add_function_arguments(command, skip=skip, as_positional="run" in annotations)
         if "resume" in annotations:
-            sub.add_argument("--resume", action="store_true", help="Go on with the run that the folder holds.")
+            sub.add_argument("--resume", action="store_true", help="Continue the run in the folder, with its settings.")
         for group in GROUPS:
             if group in annotations:
                 sub.add_class_arguments(GROUPS[group])
@@ -391,9 +385,7 @@ def _parser(with_choices: bool) -> Any:
         if "experiment" in annotations:
             text = "Read options from a YAML file; options given after it override the file."
             sub.add_argument("--config", action="config", help=text)
-            sub.add_argument(
-                "--print_config", action="store_true", help="Print all options as such a file, and do nothing else."
-            )
+            sub.add_argument("--print_config", action="store_true", help="Print all options as such a file and exit.")
         sub.add_argument("--quiet", action="store_true", help="Print results and errors only.")
         sub.add_argument(
             "--json", action="store_true", help="Print the result as one JSON object, and all else to stderr."

@@ -93,7 +93,7 @@ def _page(report: Report) -> str:
         and _rows_of_pictures(plots.completions, report.completion, "targets", _MAX_COLUMNS - 1),
         gain=_gain(**report.information_gain),
         evidence=_evidence(report.evidence),
-        reliability=report.reliability and _reliability(report.reliability, metrics),
+        reliability=report.reliability and _on_axes(_SQUARE, plots.reliability_diagram, **report.reliability),
         khat=None if report.khat is None else _khat(report.khat),
         curves=_curves(report.history),
         facts=report.facts,
@@ -158,11 +158,6 @@ def _evidence(evidence: Mapping[str, Array]) -> Context | None:
         "means": means,
         "blank_loss": next(iter(means.values())) - means["blank"] if "blank" in means else None,
     }
-
-
-def _reliability(arguments: Arguments, metrics: Mapping[str, float]) -> Context:
-    drawing = _on_axes(_SQUARE, plots.reliability_diagram, **arguments)
-    return {"drawing": drawing, "error": metrics.get("calibration_error", math.nan)}
 
 
 def _khat(khat: Array) -> Context:

@@ -19,6 +19,7 @@ __all__: list[str] = []
 
 _TARGETS = 40  # targets whose contributions and weights are measured; more would double the time of the evaluation
 _DRAWS = 200  # draws of the guide per target: enough to estimate a k-hat
+_ROWS = 8  # targets and templates that are shown
 _COMPLETIONS = 5
 _SIMULATIONS = 300
 
@@ -40,7 +41,6 @@ def gather(
     evaluation: FewShotEvaluation,
     found: Contribution,
     seed: int = 0,
-    rows: int = 8,
 ) -> dict[str, Any]:
     """Returns the fields of a report on the CPU, from an evaluation and the contribution that :func:`check` found."""
     device = next(vma.parameters()).device
@@ -50,8 +50,8 @@ def gather(
     assert episode.labels is not None
     measured = slice(min(_TARGETS, len(x)))
     with seeded(seed):
-        chosen = torch.arange(0, measured.stop, max(1, measured.stop // rows))[:rows]
-        slots = range(min(rows, memory.num_slots))
+        chosen = torch.arange(0, measured.stop, max(1, measured.stop // _ROWS))[:_ROWS]
+        slots = range(min(_ROWS, memory.num_slots))
         samples = torch.stack([vma.generate(memory, 8, address=slot, mean=True) for slot in slots])
         completion = _complete(vma, memory, x[chosen.to(device)])
     weights = estimate_evidence(vma, memory, x[measured], _DRAWS, "sampled", seed=seed, max_decodes=1024, warn=False)

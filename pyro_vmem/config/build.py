@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -83,7 +84,7 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
 
 
 def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
-    """The model of a run or of a checkpoint, with its weights.
+    """The model of a run or of a checkpoint, with its weights, in the precision of the file and no less than float32.
 
     Arguments:
         path: A `.safetensors` file of :func:`pyro_vmem.fit` or :func:`save`, or the folder of a run. A folder gives the
@@ -113,7 +114,8 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
         # A small file may name a huge model, so shapes are compared before memory is allocated.
         _check_shapes(data["spec"], trusted_modules, tensors)
         vma = build(data["spec"], trusted_modules)
-        vma.load_state_dict(tensors)
+        kinds = [value.dtype for value in tensors.values() if value.is_floating_point()]
+        vma.to(functools.reduce(torch.promote_types, kinds, torch.float32)).load_state_dict(tensors)
     except RuntimeError as error:
         raise ValueError(f"path: the weights in {str(path)!r} are not those of the model it names: {error}") from error
     return vma.eval()
@@ -175,7 +177,7 @@ def _of_run(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         except ValueError as error:
             if not earlier:
                 raise
-            warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=3)
+            warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=4)
     tensors, data = load_newest(last)
     return _under("best.", tensors) or tensors, data
 

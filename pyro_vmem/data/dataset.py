@@ -12,6 +12,7 @@ from jaxtyping import Integer, Shaped
 from torch import Tensor
 
 from pyro_vmem._utils.checks import NonNegativeInt, Share, checked
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.storage import save_npz
 
 __all__ = ["FewShotDataset"]
@@ -47,6 +48,7 @@ class FewShotDataset:
     alphabets: Tensor
     alphabet_names: list[str]
 
+    @usual_defaults()
     def __init__(
         self,
         images: Shaped[Tensor, "N ..."],
@@ -111,7 +113,7 @@ class FewShotDataset:
 
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
-        """Converts observations to `float32`; `uint8` values 0..255 become 0..1.
+        """Converts observations to the default dtype of torch; `uint8` values 0..255 become 0..1.
 
         Arguments:
             images: Observations, with shape :math:`(*)`.
@@ -124,10 +126,11 @@ class FewShotDataset:
             tensor([0., 1.])
         """
         if images.dtype == torch.uint8:
-            return images.float().div_(255)
-        return images.float()
+            return images.to(torch.get_default_dtype()).div_(255)
+        return images.to(torch.get_default_dtype())
 
     @checked
+    @usual_defaults()
     def subset(self, class_indices: Integer[Tensor, " n"]) -> FewShotDataset:
         r"""Returns the data set of some classes, renumbered from 0 in the order given.
 
@@ -171,6 +174,7 @@ class FewShotDataset:
         )
 
     @checked
+    @usual_defaults()
     def split(
         self,
         by: Literal["alphabet", "class"] = "alphabet",

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
@@ -181,6 +182,7 @@ class EpisodeSampler(Dataset[Episode]):
         """The number of episodes; :math:`10^9` if endless."""
         return _ENDLESS if self.num_episodes is None else self.num_episodes
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index, which depends on the arguments and the index only."""
         generator = self._generator(index, _EPISODE)
@@ -203,6 +205,7 @@ class EpisodeSampler(Dataset[Episode]):
         for index in range(len(self)):
             yield self[index]
 
+    @usual_defaults()
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
 
@@ -252,7 +255,7 @@ class EpisodeSampler(Dataset[Episode]):
         """Draws distinct images of each class, as indices into the data set, with shape (n_way, count)."""
         classes = variants % self.dataset.num_classes
         sizes = self._sizes[classes]
-        keys = torch.rand(len(classes), int(sizes.max()), generator=generator)
+        keys = torch.rand(len(classes), int(sizes.max()), generator=generator, dtype=torch.float32)
         keys.masked_fill_(torch.arange(keys.shape[1]) >= sizes[:, None], -1.0)
         return self._by_class[self._starts[classes][:, None] + keys.topk(count).indices]
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count, NonNegative, NonNegativeInt, Size
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 
@@ -48,6 +49,7 @@ _MARK = 0.3
 
 # Scripts with fewer letters are left out, because a held-out alphabet needs some classes.
 _MIN_LETTERS = 15
+_MIN_STYLES = 4  # of a letter
 _SCRIPT_NAMES = {"CANADIAN": "Canadian Syllabics", "OLD": "Old Italic"}
 
 # The jitter at strength 1: each is the bound of a uniform draw.
@@ -69,8 +71,9 @@ class _Letter:
     fonts: tuple[str, ...]
 
 
+@usual_defaults(torch.float32)
 def glyphs(
-    size: Size = 28, drawings: Count = 20, min_styles: Count = 4, seed: NonNegativeInt = 0, jitter: NonNegative = 1.0
+    size: Size = 28, drawings: Count = 20, seed: NonNegativeInt = 0, jitter: NonNegative = 1.0
 ) -> FewShotDataset:
     r"""Letters of many scripts as binary images: a data set the size of Omniglot, without a download.
 
@@ -84,8 +87,6 @@ def glyphs(
     Arguments:
         size: The height and width of the images; at least 12.
         drawings: The number of drawings of each class; its styles are used in turn.
-        min_styles: The least number of different styles of a class. 12 gives fewer classes, most of them Latin, Greek
-            and Cyrillic.
         seed: The seed of the jitter.
         jitter: The strength of the jitter. At 1 the rotation is up to 10 degrees, the aspect ratio changes by up to 16
             %, the shear is up to 0.15 and the size shrinks by up to 20 %. At 0 drawings of the same style are equal.
@@ -95,7 +96,7 @@ def glyphs(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If an argument is out of range, or no letter has that many styles.
+        ValueError: If an argument is out of range.
 
     Example:
         >>> dataset = glyphs(drawings=4)
@@ -106,7 +107,7 @@ def glyphs(
     """
     if not 12 <= size <= 1024 or jitter > 2:
         raise ValueError(f"size, jitter: expected 12 to 1024 and at most 2, got {size} and {jitter}.")
-    letters = _letters(min_styles)
+    letters = _letters()
     # Bitmaps of about the final size, smoothed by FreeType: sampling a finer bitmap would miss thin strokes.
     sources = _render_styles(letters, drawings, resolution=math.ceil(1.5 * size))
     generator = torch.Generator().manual_seed(seed)
@@ -174,8 +175,8 @@ def _is_letter(char: str) -> bool:
     return not tag.startswith("<") or (tag in ("<initial>", "<medial>", "<final>") and len(parts) == 1)
 
 
-@functools.lru_cache(maxsize=4)
-def _letters(min_styles: int) -> tuple[_Letter, ...]:
+@functools.cache
+def _letters() -> tuple[_Letter, ...]:
     """Chooses the classes; cached, because it takes a second or two."""
     fonts = {name: _Font(name) for name in _UNICODE_FONTS + _ASCII_FONTS}
     fonts_of: dict[str, list[str]] = {}
@@ -185,7 +186,7 @@ def _letters(min_styles: int) -> tuple[_Letter, ...]:
     chars = [
         char
         for char in sorted(fonts_of)
-        if len(fonts_of[char]) >= min_styles and fonts[fonts_of[char][0]].extent(char) >= _MARK
+        if len(fonts_of[char]) >= _MIN_STYLES and fonts[fonts_of[char][0]].extent(char) >= _MARK
     ]
 
     letters: list[_Letter] = []
@@ -195,14 +196,12 @@ def _letters(min_styles: int) -> tuple[_Letter, ...]:
             bitmap = fonts[name].render(char, _ALIKE_RESOLUTION)
             if bitmap is not None:
                 bitmaps.setdefault((bitmap.shape, bitmap.tobytes()), name)
-        if len(bitmaps) >= min_styles:
+        if len(bitmaps) >= _MIN_STYLES:
             script = unicodedata.name(char).split()[0]
             letters.append(_Letter(char, _SCRIPT_NAMES.get(script, script.capitalize()), tuple(bitmaps.values())))
 
     sizes = Counter(letter.script for letter in letters)
     letters = [letter for letter in letters if sizes[letter.script] >= _MIN_LETTERS]
-    if not letters:
-        raise ValueError(f"min_styles: got {min_styles}, but no script has letters with that many. Lower it.")
     return tuple(sorted(letters, key=lambda letter: (letter.script, letter.char)))
 
 

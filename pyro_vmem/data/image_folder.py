@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyro_vmem._utils.checks import Fraction, Size
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.npz import number_names
@@ -27,6 +28,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _MAX_PIXELS = 1 << 26  # 8192 x 8192, more than a camera has; a small file may declare far more
 
 
+@usual_defaults()
 def from_folder(
     path: str | os.PathLike[str],
     *,

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.memory import PackedMemory
@@ -43,6 +44,7 @@ class LibraryEpisodes(Dataset[Episode]):
         Episode(24 slots, 36 targets of shape (1, 4, 4), 6 classes)
     """
 
+    @usual_defaults()
     def __init__(
         self,
         dataset: FewShotDataset,
@@ -84,6 +86,7 @@ class LibraryEpisodes(Dataset[Episode]):
     def __repr__(self) -> str:
         return f"LibraryEpisodes({self.memory!r}, {self.num_targets} targets, seed={self.seed})"
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index, which depends only on the arguments and the index."""
         if index < 0:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.storage import data_root, load_npz, printable
@@ -19,6 +20,7 @@ __all__ = ["mnist"]
 Array = NDArray[Any]
 
 
+@usual_defaults()
 def mnist(root: str | os.PathLike[str] | None = None, *, train: bool = True, download: bool = False) -> FewShotDataset:
     r"""MNIST: handwritten digits, binary, as ten classes of one alphabet.
 

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.storage import load_npz, printable
 
@@ -19,6 +20,7 @@ __all__ = ["from_npz", "number_names"]
 Array = NDArray[Any]
 
 
+@usual_defaults()
 def from_npz(path: str | os.PathLike[str]) -> FewShotDataset:
     r"""Reads a data set from one `.npz` file of `numpy.savez` or :meth:`FewShotDataset.save_npz`.
 

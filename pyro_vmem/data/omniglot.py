@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.image_folder import open_picture
@@ -60,6 +61,7 @@ _RESIZE: dict[str | None, Callable[[Bits], Bits]] = {
 }
 
 
+@usual_defaults()
 def omniglot(
     root: str | os.PathLike[str] | None = None,
     *,

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.checks import Count, NonNegativeInt, checked
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.data.omniglot import omniglot
@@ -64,13 +65,14 @@ class Protocol(abc.ABC):
         train, validation = omniglot(root, subset="background", resize=resize).split(test=0.15, seed=0)
         return train, validation, omniglot(root, subset="evaluation", resize=resize)
 
+    @checked
     def episodes(
         self,
         dataset: FewShotDataset,
-        n_classes: int = 1,
-        shots: int = 1,
-        seed: int = 0,
-        num_episodes: int | None = None,
+        n_classes: Count = 1,
+        shots: NonNegativeInt = 1,
+        seed: NonNegativeInt = 0,
+        num_episodes: Count | None = None,
     ) -> ProtocolEpisodes:
         """Returns the evaluation episodes of one cell of a table.
 
@@ -106,10 +108,10 @@ class ProtocolEpisodes(Dataset[Episode]):
         self,
         protocol: Protocol,
         dataset: FewShotDataset,
-        n_classes: Count,
-        shots: NonNegativeInt,
-        seed: NonNegativeInt,
-        num_episodes: Count | None,
+        n_classes: int,
+        shots: int,
+        seed: int,
+        num_episodes: int | None,
     ) -> None:
         num_episodes = protocol.num_episodes(dataset) if num_episodes is None else num_episodes
         protocol.check(dataset, n_classes, shots)
@@ -122,6 +124,7 @@ class ProtocolEpisodes(Dataset[Episode]):
         """The number of episodes."""
         return self.num_episodes
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index: one target, or several that share a memory."""
         if not 0 <= index < len(self):

@@ -7,6 +7,7 @@ import torch
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.episodes import Episode
 from pyro_vmem.memory import Memory
@@ -49,6 +50,7 @@ class RecallSampler(Dataset[Episode]):
             raise ValueError(f"n_query: got {n_query}, expected at most {memory_size}, the slots there are.")
         self.dataset, self.memory_size, self.n_query, self.seed = dataset, memory_size, n_query, seed
 
+    @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index, which depends only on the arguments and the index."""
         generator = np.random.default_rng(np.random.SeedSequence((self.seed, index)))

@@ -6,6 +6,7 @@ Data are drawn from the model itself, so that the true latents are known.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,9 +97,6 @@ class Calibration:
 
         Arguments:
             level: The probability, per site, that an exact guide is called wrong, or a bound on it.
-
-        Raises:
-            ValueError: If `level` is not between 0 and 1.
         """
         bias, spread, adjusted = self.bias, self.spread, self.adjusted_p_values
         return {
@@ -186,7 +184,7 @@ def sbc(
     claimed: dict[str, list[Tensor]] = {}
     true: dict[str, list[Tensor]] = {}
     done = 0
-    with seeded(seed), tqdm(total=num_simulations, desc="calibrating", disable=not progress) as bar:
+    with seeded(seed), tqdm(total=num_simulations, desc="calibrating", disable=not (progress and sys.stderr)) as bar:
         simulations = (
             _simulate_vma(program, *args, num_simulations=num_simulations, **kwargs)
             if isinstance(program, VMA)

@@ -400,7 +400,7 @@ def _sampled(plan: _Plan, memory: EncodedMemory, x: Tensor) -> StratifiedWeights
 
 def _warn(evidence: Evidence, of_unknown: bool) -> None:
     """Warns of bad estimates at the user's line."""
-    warn_if_not_finite(evidence.log_evidence, stacklevel=5)
+    warn_if_not_finite(evidence.log_evidence, stacklevel=6)
     count = int(evidence.unknown.sum())
     if of_unknown and count > WARNED_SHARE * len(evidence.log_evidence):
         warnings.warn(
@@ -408,5 +408,5 @@ def _warn(evidence: Evidence, of_unknown: bool) -> None:
             f"few large weights (k-hat above {KHAT_LIMIT}, standard error above {ERROR_LIMIT} nats, or too few samples "
             "to tell), or slots were missed, so they are likely too low. To know them, draw more samples "
             "(num_samples), allow a larger budget, or train the guide longer.",
-            stacklevel=4,
+            stacklevel=5,
         )

@@ -6,6 +6,7 @@ Three scores choose the class: the guide, the evidence of the image given the cl
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -86,7 +87,7 @@ def one_shot_errors(
     device = next(vma.parameters()).device
     errors = []
     with seeded(seed):
-        for trial in tqdm(trials, desc="one-shot trials", unit="trial", disable=not progress):
+        for trial in tqdm(trials, desc="one-shot trials", unit="trial", disable=not (progress and sys.stderr)):
             training, test, right = (tensor.to(device) for tensor in trial)
             memory = Memory(training)
             vma.check(memory, test)

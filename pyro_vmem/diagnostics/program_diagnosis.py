@@ -6,6 +6,7 @@ It finds the sample sites of a program, and the dims of their datapoints.
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -54,7 +55,7 @@ def diagnose_program(
         _check_site(site, *map(sample_sites, probe.traces[0]))
     at_once = max(1, max_decodes // size)
     columns: dict[str, list[Tensor]] = {}
-    bar = tqdm(range(0, num_samples, at_once), desc="drawing", unit="chunk", disable=not progress)
+    bar = tqdm(range(0, num_samples, at_once), desc="drawing", unit="chunk", disable=not (progress and sys.stderr))
     for first in bar:
         recorder = _Recorder(min(at_once, num_samples - first), probe.max_plate_nesting)
         particles = draw_particles(recorder, model, guide, *args, **kwargs)

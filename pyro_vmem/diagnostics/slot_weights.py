@@ -6,6 +6,7 @@ All estimates of the evidence and all figures on single slots are computed from 
 from __future__ import annotations
 
 import math
+import sys
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -287,12 +288,12 @@ def chunks(
 ) -> Iterator[tuple[EncodedMemory, Tensor]]:
     """Batches of targets with their memory, such that `decodes_each` per target are at most `max_decodes`."""
     size = max(1, max_decodes // decodes_each)
-    for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not progress):
+    for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not (progress and sys.stderr)):
         rows = slice(start, start + size)
         yield memory.of_datapoints(rows), x[rows]
 
 
-def warn_if_not_finite(values: Tensor, stacklevel: int = 4) -> None:
+def warn_if_not_finite(values: Tensor, stacklevel: int = 5) -> None:
     """Warns of evidence that is NaN or infinite."""
     wrong = ~values.isfinite()
     if bool(wrong.any()):

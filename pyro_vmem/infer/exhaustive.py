@@ -181,7 +181,7 @@ class _Given(Messenger):
             index = self.of_data[name]
             index = index.reshape(len(index), *[1] * (self.nesting + event + 1 - index.dim()), *index.shape[1:])
         if isinstance(base, Delta):
-            value, log_probability = base.v, torch.zeros(base.batch_shape)
+            value, log_probability = base.v, base.v.new_zeros(base.batch_shape)
         elif isinstance(base, Normal):
             places, weights = map(torch.tensor, np.polynomial.hermite_e.hermegauss(self.nodes))
             value = base.loc + base.scale * places.to(base.loc)[index]

@@ -97,7 +97,11 @@ def only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
 
 
 def globals_of(model_trace: Trace, guide_trace: Trace) -> Globals:
-    """What one draw of the latents outside of the data plate adds to the bound, from the traces of these alone."""
+    """What one draw of the latents outside of the data plate adds to the bound, from the traces of these alone.
+
+    Raises:
+        ValueError: If a plate that they are in is subsampled, or the guide lacks one of them.
+    """
     of_model, of_guide = samples(model_trace), samples(guide_trace)
     for site in [*of_model.values(), *of_guide.values()]:
         for frame in site["cond_indep_stack"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,7 +39,7 @@ def slot_keys(
     vma.check(memory, None)
     guide = keyed(vma.address_guide)
     slots = torch.arange(memory.num_slots, device=memory.device) if slots is None else slots
-    batches = tqdm(slots.split(batch_size), desc="keys", unit="batch", disable=not progress)
+    batches = tqdm(slots.split(batch_size), desc="keys", unit="batch", disable=not (progress and sys.stderr))
     return torch.cat([guide.keys(vma.template_encoder(memory.read(some)).features) for some in batches])
 
 
@@ -87,10 +88,7 @@ def index_memory(
 
 
 def add_templates(
-    vma: VMA,
-    memory: PackedMemory,
-    templates: Float[Tensor, "n ..."],
-    labels: Integer[Tensor, " n"] | None = None,
+    vma: VMA, memory: PackedMemory, templates: Float[Tensor, "n ..."], labels: Integer[Tensor, " n"] | None = None
 ) -> Tensor:
     """Adds templates to a memory and their keys to its index. The next lookup finds them, without retraining.
 

@@ -46,9 +46,6 @@ class LinearGaussianMemory(nn.Module):
         address_prior: :math:`p(a | M)`; uniform by default.
         generator: Draws the matrices. The same state gives the same model.
 
-    Raises:
-        ValueError: If `noise` is not positive.
-
     Example:
         >>> model = LinearGaussianMemory(dim=3, latent_dim=2, generator=torch.Generator().manual_seed(0))
         >>> memory, x = Memory(torch.randn(5, 3)), torch.randn(4, 3)

@@ -10,7 +10,7 @@ from pyro.distributions import Categorical
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_vmem._utils.checks import Count
+from pyro_vmem._utils.checks import Count, checked
 from pyro_vmem._utils.extras import require
 from pyro_vmem.distributions import SparseCategorical, top
 from pyro_vmem.memory import EncodedMemory
@@ -49,8 +49,9 @@ class Lookup:
     memory: EncodedMemory
     x: Tensor
 
+    @checked
     def plot(
-        self, figure: Figure | None = None, labels: Tensor | None = None, max_targets: int = 8, max_slots: Count = 8
+        self, figure: Figure | None = None, labels: Tensor | None = None, max_targets: Count = 8, max_slots: Count = 8
     ) -> Figure:
         """Draws targets beside their most probable templates; see :func:`pyro_vmem.plots.lookups`.
 

@@ -84,9 +84,6 @@ class SimilarityGuide(KeyedGuide):
         temperature: The initial temperature :math:`\tau > 0`; it is learned.
         tied: Whether :math:`h` and :math:`g` share their weights.
 
-    Raises:
-        ValueError: If `normalise` is none of the three, or `temperature` is not positive.
-
     Example:
         >>> from pyro_vmem import EncodedMemory, Memory, Template
         >>> memory = Memory(torch.rand(4, 8))
@@ -182,9 +179,6 @@ class DefensiveGuide(AddressGuide):
         inner: The guide :math:`q(a | M, x)`.
         share: The share :math:`\epsilon` of the prior, in (0, 1).
         prior: The prior :math:`p(a | M)` of the mixture. Default: uniform.
-
-    Raises:
-        ValueError: If `share` is not between 0 and 1.
 
     Example:
         >>> from pyro_vmem import EncodedMemory, Memory, Template

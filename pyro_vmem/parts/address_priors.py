@@ -43,6 +43,8 @@ def over_slots(logits: Float[Tensor, "... S"], memory: Memory) -> dist.Categoric
         >>> over_slots(torch.zeros(3), memory).probs
         tensor([0.5000, 0.5000, 0.0000])
     """
+    if logits.shape[-1] != memory.num_slots:
+        raise ValueError(f"logits: expected shape (*, {memory.num_slots}), one per slot, got {tuple(logits.shape)}.")
     logits = full_precision(logits)
     if memory.mask is not None:
         logits = excluding(logits, ~memory.mask)
@@ -191,9 +193,6 @@ class TemperedPrior(AddressPrior):
     Arguments:
         inner: The prior :math:`p(a | M)`.
         temperature: The temperature :math:`\tau > 0`; below 1 sharpens.
-
-    Raises:
-        ValueError: If `temperature` is not positive.
 
     Example:
         >>> memory = Memory(torch.rand(4, 8), labels=torch.tensor([0, 0, 0, 7]))

@@ -55,9 +55,6 @@ class Decoder(Part):
 def log_odds(mean: Share) -> float:
     r"""The log-odds :math:`\log \frac{p}{1 - p}` of a mean :math:`p`: the initial output for binary pixels.
 
-    Raises:
-        ValueError: If `mean` is not between 0 and 1.
-
     Example:
         >>> log_odds(0.5)
         0.0

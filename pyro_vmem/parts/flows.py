@@ -27,7 +27,7 @@ class FlowPrior(TemplatePrior):
 
     :math:`\epsilon` is standard Gaussian noise, and :math:`f` is a stack of coupling layers of rational-quadratic
     splines. Unlike a Gaussian it can have curved or several modes. It starts close to the standard Gaussian. It needs
-    zuko: `pip install 'pyro_vmem[flows]'`.
+    zuko: `pip install '.[flows]'` in the clone.
 
     References:
         | Neural Spline Flows (Durkan, Bekasov, Murray, Papamakarios, 2019) | https://arxiv.org/abs/1906.04032
@@ -64,7 +64,7 @@ class FlowGuide(GaussianGuide):
     .. math:: z = \mu(x, m_a) + \sigma(x, m_a)\, f(\epsilon; x, m_a), \qquad \epsilon \sim N(0, I)
 
     The flow is that of :class:`FlowPrior`. It starts close to the :class:`GaussianGuide`. Draws are reparameterised. It
-    needs zuko: `pip install 'pyro_vmem[flows]'`.
+    needs zuko: `pip install '.[flows]'` in the clone.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende, Mohamed, 2015) | https://arxiv.org/abs/1505.05770

@@ -163,9 +163,6 @@ class FullCovariancePrior(TemplatePrior):
         num_features: The length :math:`F` of a template's feature vector.
         hidden: The widths of the hidden layers.
 
-    Raises:
-        ValueError: If `latent_dim` is less than 2.
-
     Example:
         >>> FullCovariancePrior(8, num_features=16)(Template(torch.rand(3, 4), torch.rand(3, 16))).scale_tril.shape
         torch.Size([3, 8, 8])

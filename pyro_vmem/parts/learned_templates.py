@@ -24,9 +24,6 @@ class Templates(Part):
         num_slots: The number of learned slots.
         event_shape: The shape of one template.
 
-    Raises:
-        ValueError: If `num_slots` is less than 1.
-
     Attributes:
         values: The learned templates, a parameter with shape `(num_slots, *event_shape)`. They start between 0 and 1;
             to start from data: `values.data.copy_(x[:num_slots])`.
@@ -66,9 +63,6 @@ class LearnedTemplates(Templates):
     Arguments:
         num_slots: The number :math:`S` of slots.
         event_shape: The shape of one template.
-
-    Raises:
-        ValueError: If `num_slots` is less than 1.
 
     Example:
         >>> from pyro_vmem import VMA

@@ -173,9 +173,6 @@ class GaussianDecoder(Likelihood):
         scale: The initial scale :math:`\sigma > 0`.
         learn_scale: Whether the scale is learned.
 
-    Raises:
-        ValueError: If `scale` is not positive.
-
     Example:
         >>> from pyro_vmem.parts import MLPDecoder
         >>> p = GaussianDecoder(MLPDecoder((5,), latent_dim=4, num_features=16))
@@ -219,9 +216,6 @@ class DiscretisedLogisticDecoder(Likelihood):
         network: The decoder :math:`d`, whose outputs are the centres.
         num_levels: The number :math:`n` of levels, at least 2.
         scale: The initial scale :math:`s > 0`.
-
-    Raises:
-        ValueError: If `num_levels` is less than 2, or `scale` is not positive.
 
     Example:
         >>> from pyro_vmem.parts import MLPDecoder

@@ -27,9 +27,6 @@ class TruncatedGuide(AddressGuide):
         inner: The guide whose addresses are truncated.
         k: The number :math:`k` of addresses, at least 1. A smaller memory keeps all.
 
-    Raises:
-        ValueError: If `k` is less than 1.
-
     Example:
         >>> from pyro_vmem import EncodedMemory, Memory, SimilarityGuide, Template
         >>> memory = Memory(torch.rand(20, 8))

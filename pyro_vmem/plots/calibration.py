@@ -29,10 +29,11 @@ if TYPE_CHECKING:
 __all__ = ["khat_scatter", "reliability_diagram", "sbc_histograms"]
 
 _LEAST, _MOST = -0.5, 4.0  # the range of k-hat; values outside are drawn on its edge
+_LIMIT = 0.7  # of k-hat; above it the mean of the weights is unreliable
 _BAND = 0.99
 
 
-def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
+def khat_scatter(ax: Axes, khat: Array) -> Axes:
     r"""Draws the Pareto tail index :math:`\hat k` of the importance weights of each datapoint, with a line at 0.7.
 
     Above the line the mean of the weights is unreliable. Values outside the range are drawn on its edge. The legend
@@ -40,7 +41,6 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
 
     Arguments:
         khat: :math:`\hat k` of each datapoint, any shape; see `pyro_vmem.diagnostics.pareto_k`.
-        threshold: The position of the line.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -51,15 +51,15 @@ def khat_scatter(ax: Axes, khat: Array, threshold: float = 0.7) -> Axes:
     k = as_numpy(khat).ravel()
     top = float(np.clip(k[np.isfinite(k)].max(initial=0.0), 1.5, _MOST))
     place, height = np.arange(len(k)), k.clip(_LEAST, top)
-    good, bad = k <= threshold, k > threshold
+    good, bad = k <= _LIMIT, k > _LIMIT
     style: dict[str, Any] = {"linewidths": 1.0, "s": 18}
-    label = f"{bad.sum():,} above {threshold:g}"
+    label = f"{bad.sum():,} above {_LIMIT:g}"
     ax.scatter(place[good], height[good], marker="o", facecolors="none", edgecolors=BLUE, label="", **style)
     ax.collections[-1].set_label(f"{good.sum():,} to be trusted")
     ax.scatter(place[bad], height[bad], marker="x", color=ORANGE, label=label, **style)
     if missing := int(np.isnan(k).sum()):
         ax.plot([], [], " ", label=f"{missing:,} not estimated")
-    ax.axhline(threshold, color=text_colour(), linestyle="--", linewidth=1.2)
+    ax.axhline(_LIMIT, color=text_colour(), linestyle="--", linewidth=1.2)
     ax.set_ylim(_LEAST - 0.1, top + 0.1)
     ax.margins(x=0.02)
     label_axes(ax, "datapoint", "Pareto k-hat of the weights")

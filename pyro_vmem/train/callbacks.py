@@ -63,9 +63,6 @@ class Validation(Callback):
         episodes: The source of episodes, of held-out classes.
         select: The weights that the model gets at the end: `"best"`, those with the best bound, or `"last"`, those of
             the last validation. If only a guide is trained, the bound hardly differs; use `"last"`.
-
-    Raises:
-        ValueError: If `select` is neither.
     """
 
     everywhere = True
@@ -147,7 +144,7 @@ class Checkpoints(Callback):
                 f"out: step {step} could not be written to {str(self.folder)!r} ({error}). What was there before is "
                 "kept, and training goes on; free some space before the next checkpoint.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     def write_rest(self, trainer: Trainer) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -131,8 +132,6 @@ def fit(
         # Whatever the caller is in: in either of these nothing would be trained.
         for mode in (torch.inference_mode(False), torch.enable_grad()):
             stack.enter_context(mode)
-        if torch.get_default_device().type != "cpu":  # where the library makes what it then moves
-            stack.enter_context(torch.device("cpu"))
         stack.enter_context(set_aside(trainer.device))  # which a source of episodes may draw from
         trainer.seed()  # so that the first episode is the same one when the run is resumed
         episode = first_episode(episodes, "episodes", 1 if config.minutes is not None else config.steps)
@@ -157,7 +156,7 @@ def fit(
         for callback in called:
             callback.start(trainer, episode)
         if state is not None and trainer.finished():
-            warnings.warn(f"resume: the run is over, after {trainer.result.steps} steps.", RuntimeWarning, stacklevel=2)
+            warnings.warn(f"resume: the run is over, after {trainer.result.steps} steps.", RuntimeWarning, stacklevel=3)
         try:
             while True:
                 if trainer.result.steps and trainer.result.steps % validate_every == 0:
@@ -237,7 +236,7 @@ def _with_defaults(
     usual: list[Callback] = [RefreshKeys()] if looked_up(vma.address_guide) else []
     usual += [] if validation is None else [Validation(validation, select)]
     usual += [] if out is None else [Checkpoints(out)]
-    usual += [ProgressBar()] if progress else []
+    usual += [ProgressBar()] if progress and sys.stderr is not None else []  # a service may have none
     replaced = tuple(type(callback) for callback in given)
     return [callback for callback in usual if not isinstance(callback, replaced)] + list(given)
 

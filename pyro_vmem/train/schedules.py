@@ -34,9 +34,6 @@ class Constant(Schedule):
     Arguments:
         value: The factor, at least 0.
 
-    Raises:
-        ValueError: If it is negative.
-
     Example:
         >>> Constant()(500, 0.5)
         1.0
@@ -55,9 +52,6 @@ class WarmupCosine(Schedule):
 
     Arguments:
         warmup: How many steps the rise takes. Adam's estimate of the second moment is poor until then.
-
-    Raises:
-        ValueError: If it is negative.
 
     References:
         | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov and Hutter, 2017)
@@ -83,9 +77,6 @@ class LinearRise(Schedule):
     Arguments:
         start: The factor to start from, in [0, 1].
         share: The share of the run that the rise takes, in [0, 1].
-
-    Raises:
-        ValueError: If either is out of range.
 
     Example:
         >>> schedule = LinearRise(start=0.2, share=0.5)

@@ -6,6 +6,7 @@ It reads no clock but its own, and writes no file: what surrounds the steps is i
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import math
 import time
@@ -86,6 +87,8 @@ class Trainer:
         config: TrainingConfig | None = None,
         processes: Processes | None = None,
     ) -> None:
+        if any(parameter.is_inference() for parameter in vma.parameters()):
+            raise ValueError("vma: its weights were made in torch.inference_mode(). Build it outside to train it.")
         check_weights(vma)
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
         # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
@@ -363,7 +366,7 @@ class Trainer:
         self.skipped_in_a_row += 1
         if result.skipped == 1:
             result.first_skipped = f"step {result.steps}, {error}"
-            warnings.warn(f"not finite: {result.first_skipped}. The step is skipped.", RuntimeWarning, stacklevel=4)
+            warnings.warn(f"not finite: {result.first_skipped}. The step is skipped.", RuntimeWarning, stacklevel=5)
         if self.skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW or result.skipped > max(
             MOST_SKIPPED_IN_A_ROW, MOST_SKIPPED_SHARE * result.steps
         ):
@@ -423,7 +426,7 @@ class Trainer:
             warnings.warn(
                 f"resume: the run had other settings before; it goes on with {', '.join(changed)}.",
                 RuntimeWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
 
@@ -435,7 +438,17 @@ def _named(value: Any) -> Any:
         given = ", ".join([*map(repr, value.args), *(f"{n}={v!r}" for n, v in value.keywords.items())])
         return f"{_named(value.func)}({given})"
     text = getattr(value, "__qualname__", None) or repr(value)
-    return type(value).__qualname__ if text.startswith("<") and " object at " in text else text
+    if (code := getattr(value, "__code__", None)) is not None and "<lambda>" in text:
+        # No name tells it from another one: what it does is what it runs, looks up and holds.
+        plain = [constant for constant in code.co_consts if not hasattr(constant, "co_code")]
+        return f"{text} {hashlib.sha256(repr((code.co_code, code.co_names, plain)).encode()).hexdigest()[:12]}"
+    if text.startswith("<") and " object at " in text:  # as an objective of Pyro's
+        # Pyro sets `max_plate_nesting` itself, in the first step.
+        held = [
+            name for name in sorted(getattr(value, "__dict__", {})) if name[0] != "_" and name != "max_plate_nesting"
+        ]
+        return f"{type(value).__qualname__}({', '.join(f'{name}={_named(getattr(value, name))}' for name in held)})"
+    return text
 
 
 def _kind(tensor: Tensor) -> str:

@@ -105,7 +105,7 @@ def test_distinct_letters_stay() -> None:
 
 
 def test_no_two_classes_look_alike_in_one_font() -> None:
-    letters = sys.modules["pyro_vmem.data.glyphs"]._letters(4)
+    letters = sys.modules["pyro_vmem.data.glyphs"]._letters()
     font = pytest.importorskip("PIL.ImageFont").truetype(
         pytest.importorskip("matplotlib").get_data_path() + "/fonts/ttf/DejaVuSerif.ttf", 48, layout_engine=0
     )
@@ -144,13 +144,16 @@ def test_size_drawings_and_jitter() -> None:
 
 
 def test_without_jitter_drawings_are_the_styles_in_turn() -> None:
-    letters = sys.modules["pyro_vmem.data.glyphs"]._letters(12)
-    dataset = glyphs(drawings=24, min_styles=12, jitter=0)
-    assert dataset.num_classes == len(letters) >= 400
+    letters = sys.modules["pyro_vmem.data.glyphs"]._letters()
+    dataset = glyphs(drawings=24, jitter=0)
+    assert dataset.num_classes == len(letters)
+    compared = 0
     for letter, drawings in zip(letters, dataset.images.reshape(-1, 24, 28 * 28), strict=True):
         styles = len(letter.fonts)
-        assert styles >= 12
-        assert torch.equal(drawings[: 24 - styles], drawings[styles:])
+        if styles >= 12:  # of fewer, some are blank at this size
+            compared += 1
+            assert torch.equal(drawings[: 24 - styles], drawings[styles:])
+    assert compared >= 400
 
 
 @pytest.mark.parametrize(
@@ -158,8 +161,6 @@ def test_without_jitter_drawings_are_the_styles_in_turn() -> None:
     [
         ({"size": 11}, r"size, jitter: expected 12 to 1024 and at most 2, got 11 and 1\.0"),
         ({"drawings": 0}, r"drawings: expected a whole number in \[1, 10,000,000\], got 0"),
-        ({"min_styles": 0}, r"min_styles: expected a whole number in \[1, 10,000,000\], got 0"),
-        ({"min_styles": 40}, "min_styles: got 40, but no script"),
         ({"jitter": -0.1}, r"jitter: expected a number of at least 0, got \-0\.1"),
         ({"jitter": 2.5}, r"size, jitter: expected 12 to 1024 and at most 2, got 28 and 2\.5"),
     ],

@@ -265,5 +265,5 @@ def test_bad_arguments():
         sbc((mixture, lambda x: pyro.sample("j", dist.Normal(0.0, 1.0))), torch.zeros(30))
     with pytest.raises(ValueError, match="model: what its site 'x' observes is none of its arguments"):
         sbc((lambda x: mixture(x + 1), assignment(1.0)), torch.zeros(30))
-    with pytest.raises(ValueError, match="level: expected a probability"):
+    with pytest.raises(ValueError, match="level: expected a number"):
         sbc(reference.vma(), memory, num_simulations=20).verdicts(level=5)

@@ -89,7 +89,7 @@ def vectors(classes=9, drawings=4):
     return FewShotDataset(points.flatten(0, 1), torch.arange(classes).repeat_interleave(drawings))
 
 
-class Doubled:
+class Doubled(pv.data.EpisodeSampler):
     """The same episodes in double precision."""
 
     n_way, k_shot = 4, 2
@@ -298,11 +298,14 @@ def test_without_a_wrong_memory_the_rest_is_the_same():
 
 
 def test_episodes_without_labels_are_refused_with_a_remedy():
-    class Bare:
+    class Bare(pv.data.EpisodeSampler):
         n_way, k_shot = 3, 1
+
+        def __init__(self):
+            pass
 
         def __getitem__(self, index):
             return pv.data.Episode(pv.Memory(torch.rand(3, 1, 8, 8)), torch.rand(2, 1, 8, 8))
 
-    with pytest.raises(ValueError, match=r"episodes: expected EpisodeSampler, got Bare"):
+    with pytest.raises(ValueError, match="episodes: expected labels of targets and memory"):
         evaluate(small_vma(), Bare(), 1, 1, progress=False)

@@ -474,7 +474,7 @@ refused(
     {
         "gain of two memories": (
             lambda _: information_gain(X, torch.rand(2, 5)),
-            r"p_logits: expected 3 slots .* \(2, 5\)",
+            r"p_logits: expected .* \(2, 5\), where q_logits has shape \(2, 3\)",
         ),
         "no weights": (lambda _: pareto_k(torch.zeros(0, 3)), r"log_weights: expected .* K >= 1 samples"),
         "no samples": (

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
+from unittest import mock
 
 import pyro
 import torch
@@ -21,6 +22,8 @@ from torch.utils.data import Dataset
 
 import pyro_vmem as pv
 from pyro_vmem._utils.checks import _hint
+
+GLYPHS = pv.data.glyphs
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,17 @@ def _made(hint: Any) -> Any:
 
 
 @functools.cache
+def small_glyphs(**arguments: Any) -> pv.data.FewShotDataset:
+    """The data set of most examples, made once, and not while each call is watched."""
+    before = sys.getprofile()
+    sys.setprofile(None)
+    try:
+        return GLYPHS(**arguments)
+    finally:
+        sys.setprofile(before)
+
+
+@functools.cache
 def recorded(name: str) -> Call | None:
     """The first call of an entry in its own example; None where there is none."""
     entry: Any = entries()[name]
@@ -116,7 +130,8 @@ def recorded(name: str) -> Call | None:
             raise KeyboardInterrupt  # the only exception that ends a doctest; the call itself need not run
 
     for test in doctest.DocTestFinder(recurse=False).find(entry, name, module, dict(vars(module))):
-        with pyro.get_param_store().scope(), tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
+        aside = (pyro.get_param_store().scope(), mock.patch.object(pv.data, "glyphs", small_glyphs))
+        with aside[0], aside[1], tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
             sys.setprofile(watch)
             try:

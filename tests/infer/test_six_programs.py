@@ -43,7 +43,7 @@ def test_a_program_is_exact_biased_as_declared_or_refused(name):
     with double():
         for objective, make in OBJECTIVES.items():
             with pyro.get_param_store().scope():
-                found = measure(case, make, 20 if case.copies > 1 else 100, exact)
+                found = measure(case, make, 20 if case.copies > 1 else 60, exact)
             expected = VERDICTS[name].get(objective, "exact")
             if found["verdict"] == "refused":
                 assert re.search(expected, found["reason"]), (objective, found)

@@ -14,7 +14,7 @@ from pyro_vmem.memory import AddressIndex, ExactIndex, FaissIndex, Hits, recall
 from pyro_vmem.memory.index import _merged
 
 needs_faiss = pytest.mark.skipif(
-    importlib.util.find_spec("faiss") is None, reason="faiss is not installed: pip install 'pyro_vmem[faiss]'"
+    importlib.util.find_spec("faiss") is None, reason="faiss is not installed: pip install '.[faiss]'"
 )
 # Each of these looks at all there is, so that it finds what looking at every key finds; a new index is one line here.
 EXACT: dict[str, Callable[[Tensor], AddressIndex]] = {

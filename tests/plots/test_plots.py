@@ -285,7 +285,7 @@ class TestLookup:
             plots.lookups(Figure(), self.m[:2], self.m, self.q[None], torch.arange(4), torch.arange(2))
         with pytest.raises(ValueError, match="with 2 and 3 labels"):
             plots.lookups(Figure(), self.m[:2], self.m, self.q.expand(2, 4), torch.arange(3), torch.arange(2))
-        with pytest.raises(ValueError, match="max_slots: expected at least 1"):
+        with pytest.raises(ValueError, match="max_slots: expected a whole number"):
             lookup(Figure(), self.m[0], self.m, self.q, torch.zeros(4), max_slots=0)
 
 

@@ -87,7 +87,7 @@ def test_links_into_the_repository_lead_somewhere(page: Path) -> None:
 
 needs_sphinx = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_nb", "furo")),
-    reason="sphinx is not installed: pip install 'pyro_vmem[docs]'",
+    reason="sphinx is not installed: pip install '.[docs]'",
 )
 
 

@@ -31,7 +31,7 @@ SECONDS = 300  # a cell's; a hang ends, a slow machine does not fail
 
 needs_kernel = pytest.mark.skipif(
     any(importlib.util.find_spec(name) is None for name in ("nbclient", "ipykernel")),
-    reason="nbclient and ipykernel are not installed: pip install 'pyro_vmem[test]'",
+    reason="nbclient and ipykernel are not installed: pip install '.[test]'",
 )
 
 # In a process of its own: the client and its event loop have warnings that are not ours.

@@ -6,7 +6,8 @@ import os
 import re
 import subprocess
 import sys
-from importlib.metadata import distribution
+from collections.abc import Sequence
+from importlib.metadata import distribution, distributions
 from pathlib import Path
 
 import pytest
@@ -26,15 +27,14 @@ def shortened(text: str) -> str:
     return text
 
 
-def needed(name: str, extras: frozenset[str], found: dict[str, set[str]]) -> dict[str, set[str]]:
-    """The distributions that one needs with some of its extras, itself included, each with the extras asked of it."""
-    if name in found and extras <= found[name]:
-        return found
-    found[name] = found.get(name, set()) | extras
-    for text in distribution(name).requires or ():
-        required = Requirement(text)
+def needed(requirements: Sequence[str], extras: frozenset[str], found: dict[str, set[str]]) -> dict[str, set[str]]:
+    """The installed distributions that requirements ask for, and theirs, each with the extras asked of it."""
+    for required in map(Requirement, requirements):
         if required.marker is None or any(required.marker.evaluate({"extra": extra}) for extra in extras | {""}):
-            needed(required.name.lower().replace("_", "-"), frozenset(required.extras), found)
+            name = required.name.lower().replace("_", "-")
+            if name not in found or not required.extras <= found[name]:
+                found.setdefault(name, set()).update(required.extras)
+                needed(distribution(name).requires or (), frozenset(found[name]), found)
     return found
 
 
@@ -48,12 +48,13 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ):
         subprocess.run(command, check=True)
     (site,) = (folder / "venv").glob("lib/python*/site-packages")
-    for name in needed("pyro-vmem", frozenset(EXTRAS.split(",")), {}).keys() - {"pyro-vmem"}:
+    (wheel,) = folder.glob("*.whl")
+    (built,) = distributions(path=[str(wheel)])
+    for name in needed(built.requires or (), frozenset(EXTRAS.split(",")), {}):
         installed = distribution(name)
         for top in {file.parts[0] for file in installed.files or () if file.parts[0] not in ("..", "__pycache__")}:
             if not (site / top).exists():
                 (site / top).symlink_to(Path(str(installed.locate_file(top))).resolve())
-    (wheel,) = folder.glob("*.whl")
     # Without an index: what is declared and was not linked is an error.
     install = ["--python", folder / "venv/bin/python", "install", "-q", "--no-index", f"{wheel}[{EXTRAS}]"]
     subprocess.run([sys.executable, "-m", "pip", *install], check=True)

@@ -56,8 +56,9 @@ def wrong(value: Any, optional: bool) -> dict[str, Any]:
     if isinstance(value, Tensor):
         found |= {"a meta tensor": value.to("meta"), "a sparse tensor": value.detach().to_sparse()}
         found |= {"another dtype": value.long() if value.is_floating_point() else value.float(), "complex": value + 1j}
-        found |= {"no rows": value[:0], "a number": 1.5, "a scalar": value.new_zeros(()), "one more dim": value[None]}
-        found |= {"rows left out": value[1:], "NaN": torch.full(value.shape, math.nan)} if value.dim() else {}
+        found |= {"a number": 1.5, "a scalar": value.new_zeros(()), "one more dim": value[None]}
+        found |= {"no rows": value[:0], "rows left out": value[1:]} if value.dim() else {}
+        found |= {"NaN": torch.full(value.shape, math.nan)} if value.dim() else {}
     elif isinstance(value, int | float) and not isinstance(value, bool):
         found |= {"2.5": 2.5, "-1": -1, "0": 0, "10**12": 10**12, "NaN": math.nan, "infinity": math.inf}
     elif isinstance(value, list | tuple):

@@ -22,6 +22,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sequences]:
     runs.teardown()
 
 
+@pytest.mark.long
 def test_random_sequences() -> None:
     counts = sequences(20, length=6, strict=True)
     assert counts["sequences"] >= 20

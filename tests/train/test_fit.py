@@ -9,6 +9,7 @@ from typing import get_args
 import pyro
 import pytest
 import torch
+from pyro.infer import TraceGraph_ELBO
 from small_run import equal, rows, same_state, sampler, small_vma, weights
 
 import pyro_vmem as pv
@@ -501,6 +502,27 @@ def test_changed_settings_are_told(tmp_path):
     match = r"objective='VIMCO_ELBO\(.*6.* steps=2 \(was 1\), lr=0.01 \(was 0.003\), precision=.* first training"
     with pytest.warns(RuntimeWarning, match=match):
         pv.fit(small_vma(), sampler(seed=1), elbo, steps=2, **changed)
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        ({"objective": TraceGraph_ELBO()}, {"objective": TraceGraph_ELBO(num_particles=3)}),
+        (
+            {"optimizer": lambda p, lr: torch.optim.SGD(p, lr=lr)},
+            {"optimizer": lambda p, lr: torch.optim.SGD(p, lr=lr, momentum=0.9)},
+        ),
+    ],
+)
+def test_what_has_no_text_of_its_own_is_told_apart_too(tmp_path, before, now):
+    settings = {"steps": 1, "out": tmp_path, "progress": False, "resume": True}
+    pv.fit(small_vma(), sampler(), **before, **settings)
+    with pytest.warns(RuntimeWarning) as caught:
+        pv.fit(small_vma(), sampler(), **before, **settings)
+    assert [str(warning.message) for warning in caught] == ["resume: the run is over, after 1 steps."]
+    with pytest.warns(RuntimeWarning) as caught:
+        pv.fit(small_vma(), sampler(), **now, **settings)
+    assert f"goes on with {min(now)}=" in str(caught[0].message)
 
 
 @pytest.mark.parametrize("first", [True, False])
