@@ -161,8 +161,10 @@ def _hint(function: Callable[..., Any], name: str) -> Any:
     """The annotation of an argument; as a text if its names are imported for type checkers alone."""
     annotation = getattr(function, "__annotations__", {}).get(name, Any)
     one = types.SimpleNamespace(__annotations__={name: annotation})
+    # A dataclass has arguments from other modules, where the ranges of this one were imported.
+    names = globals() | inspect.unwrap(function).__globals__
     try:
-        hint = typing.get_type_hints(one, inspect.unwrap(function).__globals__, include_extras=True)[name]
+        hint = typing.get_type_hints(one, names, include_extras=True)[name]
     except NameError:
         return annotation
     bound = getattr(hint, "__bound__", None)  # of a type variable, which may be a text too
