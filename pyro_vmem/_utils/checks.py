@@ -127,6 +127,7 @@ def checked(function: _F, inside: bool = True) -> _F:
                     given[name] = converted
         return function(*bound.args, **bound.kwargs)
 
+    vars(entry)["is_checked"] = True
     return typing.cast(_F, entry)
 
 
@@ -145,7 +146,7 @@ def check_entries(package: dict[str, Any], in_steps: Collection[str] = ()) -> No
         if inspect.isfunction(entry):
             package[name] = checked(entry, inside)
             setattr(sys.modules[entry.__module__], name, package[name])  # where pickle looks for it
-        elif inspect.isfunction(vars(entry).get("__init__")) and not hasattr(entry.__init__, "__wrapped__"):
+        elif inspect.isfunction(own := vars(entry).get("__init__")) and "is_checked" not in vars(own):
             type.__setattr__(entry, "__init__", checked(entry.__init__, inside))
 
 
@@ -160,8 +161,10 @@ def _hint(function: Callable[..., Any], name: str) -> Any:
     """The annotation of an argument; as a text if its names are imported for type checkers alone."""
     annotation = getattr(function, "__annotations__", {}).get(name, Any)
     one = types.SimpleNamespace(__annotations__={name: annotation})
+    # A dataclass has arguments from other modules, where the ranges of this one were imported.
+    names = globals() | inspect.unwrap(function).__globals__
     try:
-        hint = typing.get_type_hints(one, inspect.unwrap(function).__globals__, include_extras=True)[name]
+        hint = typing.get_type_hints(one, names, include_extras=True)[name]
     except NameError:
         return annotation
     bound = getattr(hint, "__bound__", None)  # of a type variable, which may be a text too

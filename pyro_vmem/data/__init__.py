@@ -11,7 +11,7 @@ from pyro_vmem.data.mnist import mnist
 from pyro_vmem.data.npz import from_npz
 from pyro_vmem.data.omniglot import omniglot
 from pyro_vmem.data.one_shot_trials import OneShotTrial, one_shot_trials, within_alphabet_trials
-from pyro_vmem.data.protocols import PROTOCOLS, Protocol, protocol
+from pyro_vmem.data.protocols import PROTOCOLS, Protocol, ProtocolEpisodes, protocol
 from pyro_vmem.data.recall import RecallSampler
 from pyro_vmem.data.warped import Affine, WarpedEpisodes
 
@@ -25,6 +25,7 @@ __all__ = [
     "MixedEpisodes",
     "OneShotTrial",
     "Protocol",
+    "ProtocolEpisodes",
     "RecallSampler",
     "WarpedEpisodes",
     "from_folder",

@@ -88,7 +88,8 @@ def top_k_bounds(
     upper = torch.logaddexp(lower, log_rest_prior + log_likelihood_most)
     most = torch.sigmoid(log_rest_prior + log_likelihood_most - lower)  # the share of the rest
     posterior = log_joint.log_softmax(-1)
-    inside = (posterior.exp() * (posterior - log_prior)).sum(-1)
+    # A slot without any evidence has a share of zero, and 0 log 0 is 0.
+    inside = (posterior.exp() * (posterior - log_prior).masked_fill(posterior.isneginf(), 0.0)).sum(-1)
 
     def gain(share: Tensor, outside: Tensor) -> Tensor:
         mixing = torch.special.entr(share) + torch.special.entr(1 - share)

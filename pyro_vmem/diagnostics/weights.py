@@ -122,8 +122,10 @@ class StratifiedWeights:
     def log_means(self) -> Tensor:
         r""":math:`\log \frac{1}{n_g} \sum_k w_{gk}` of each stratum, with shape `(G, B)`."""
         log_shares = self._log_shares()
-        largest = log_shares.amax(0).nan_to_num(0.0, 0.0, 0.0)
-        return self._by_stratum((log_shares - largest).exp()).log() + largest
+        # The largest weight of each stratum: beside that of all strata, a mean 104 nats below it is zero in float32.
+        least = torch.full_like(self.counts, -math.inf, dtype=log_shares.dtype)
+        largest = least.scatter_reduce(0, self.stratum, log_shares.detach(), "amax").nan_to_num(0.0, 0.0, 0.0)
+        return self._by_stratum((log_shares - largest.gather(0, self.stratum)).exp()).log() + largest
 
     @property
     def log_sum(self) -> Tensor:

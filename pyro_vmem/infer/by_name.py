@@ -50,7 +50,7 @@ def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO
         "rao-blackwell": lambda: RaoBlackwell_ELBO(num_particles - 1, max_plate_nesting=1),  # and one is sampled
         "enumerate": lambda: EnumGuard(max_plate_nesting=1),
     }
-    if name in made:
+    if isinstance(name, str) and name in made:
         return made[name]()
     if name == "auto":
         raise ValueError("objective: 'auto' depends on the model; pass what choose(model, guide, ...) recommends.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -11,7 +11,6 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles, samples
 from pyro_vmem.infer.site_notes import SCORE
@@ -19,6 +18,7 @@ from pyro_vmem.infer.site_notes import SCORE
 __all__ = ["DisARM_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class DisARM_ELBO(ParticleELBO):
     r"""The evidence lower bound of each datapoint, from pairs of particles whose Bernoulli sites are antithetic.
 
@@ -58,14 +58,15 @@ class DisARM_ELBO(ParticleELBO):
     discrete: ClassVar[str] = "antithetic pairs of Bernoulli sites, else score function"
     least_particles: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        num_particles: Count = 4,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, max_plate_nesting=max_plate_nesting)
-        if num_particles % 2:
-            raise ValueError(f"num_particles: expected an even number, for particles in pairs, got {num_particles}.")
+    backward: int | None = field(default=None, init=False)
+    vectorize_particles: bool = field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_particles % 2:
+            raise ValueError(
+                f"num_particles: expected an even number, for particles in pairs, got {self.num_particles}."
+            )
         self._paired: set[str] = set()
 
     def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:

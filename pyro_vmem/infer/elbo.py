@@ -9,7 +9,7 @@ import abc
 import inspect
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -49,6 +49,7 @@ class DifferentiableELBO(ELBO):
         return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
 
+@dataclass(repr=False, eq=False)
 class ParticleELBO(DifferentiableELBO, abc.ABC):
     r"""An objective that is computed from particles, weighted per datapoint.
 
@@ -87,30 +88,28 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
     weighted: ClassVar[bool] = False
     bias: ClassVar[str] = ""
     global_latents: ClassVar[bool] = True
-    global_names: frozenset[str] = frozenset()
-    dreg: bool = False
-    module: torch.nn.Module | None = None
+    dreg = False  # not annotated, so no argument until a subclass makes it one
 
-    def __init__(
-        self,
-        num_particles: Count = 4,
-        backward: Count | None = None,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        if num_particles < self.least_particles:
+    num_particles: Count = 4
+    backward: Count | None = field(default=None, kw_only=True)
+    vectorize_particles: bool = field(default=True, kw_only=True)
+    max_plate_nesting: float = field(default=math.inf, kw_only=True)
+    global_names: frozenset[str] = field(default=frozenset(), init=False)
+    module: torch.nn.Module | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if (count := self.num_particles) < self.least_particles:
             raise ValueError(
-                f"num_particles: {type(self).__name__} needs at least {self.least_particles}, got {num_particles}. "
+                f"num_particles: {type(self).__name__} needs at least {self.least_particles}, got {count}. "
                 "For one particle use Reinforce_ELBO(baseline='average') or pyro.infer.TraceGraph_ELBO."
             )
-        if backward is not None:
-            self._check_backward(backward, num_particles, vectorize_particles)
+        if self.backward is not None:
+            self._check_backward(self.backward)
         super().__init__(
-            num_particles=num_particles,
-            vectorize_particles=vectorize_particles,
-            max_plate_nesting=max_plate_nesting,
+            num_particles=count,
+            vectorize_particles=self.vectorize_particles,
+            max_plate_nesting=self.max_plate_nesting,
         )
-        self.backward = backward
 
     @property
     def decodes(self) -> int:
@@ -158,18 +157,18 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
         if self.dreg:
             through_values_only(guide_trace)
 
-    def _check_backward(self, backward: int, num_particles: int, vectorize_particles: bool) -> None:
+    def _check_backward(self, backward: int) -> None:
         if not self.weighted:
             raise ValueError(
                 f"backward: {type(self).__name__} does not weight its particles, so that drawing some of them would be "
                 "as good as having fewer. Use backward=None, or VIMCO_ELBO, IWAE_ELBO or RWS_ELBO."
             )
-        if backward >= num_particles:
+        if backward >= self.num_particles:
             raise ValueError(
-                f"backward: expected fewer than the {num_particles} particles, got {backward}. "
+                f"backward: expected fewer than the {self.num_particles} particles, got {backward}. "
                 "With backward=None the gradient is that of all."
             )
-        if not vectorize_particles:
+        if not self.vectorize_particles:
             raise ValueError(
                 "backward: particles have to be vectorized. Pass vectorize_particles=True, or no backward."
             )

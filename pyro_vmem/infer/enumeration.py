@@ -24,15 +24,10 @@ __all__ = ["EnumGuard", "EnumerationCost", "saved_bytes"]
 
 @dataclass(frozen=True)
 class EnumerationCost:
-    """What one step of an enumeration is estimated to take.
+    """What one step of an enumeration is estimated to take."""
 
-    Attributes:
-        values: How many joint values of the enumerated sites there are.
-        gigabytes: What is kept for the backward pass.
-    """
-
-    values: int
-    gigabytes: float
+    values: int  # joint values of the enumerated sites
+    gigabytes: float  # what is kept for the backward pass
 
     def __str__(self) -> str:
         return f"{self.values:,} values, about {self.gigabytes:.3g} GB a step"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -13,6 +13,7 @@ from pyro_vmem.infer.particles import Particles
 __all__ = ["IWAE_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class IWAE_ELBO(ParticleELBO):
     r"""The importance-weighted bound of each datapoint, with the plain score term for discrete latents.
 
@@ -48,16 +49,7 @@ class IWAE_ELBO(ParticleELBO):
 
     weighted: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        num_particles: int = 4,
-        dreg: bool = False,
-        backward: int | None = None,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
-        self.dreg = dreg
+    dreg: bool = False
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights

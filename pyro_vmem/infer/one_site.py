@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-import math
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -17,35 +17,17 @@ from pyro_vmem.infer.particles import Particles, samples
 __all__ = ["OneSiteELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class OneSiteELBO(ParticleELBO):
-    """An objective whose particles have different values of one categorical site, each with a share of its own.
+    """An objective whose particles have different values of one categorical site, each with a share of its own."""
 
-    Arguments:
-        num_particles: The number of values that are chosen.
-        site: The name of the categorical site.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
-
-    Raises:
-        ValueError: At the first loss, if there is no such site, it is not categorical, it depends on another latent,
-            it is in a plate inside the data plate, or it is masked on its own.
-    """
-
-    def __init__(
-        self,
-        num_particles: int,
-        site: str = "a",
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, max_plate_nesting=max_plate_nesting)
-        self.site = site
+    site = "a"  # an argument of each subclass
+    backward: int | None = field(default=None, init=False)
+    vectorize_particles: bool = field(default=True, init=False)
 
     @abc.abstractmethod
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
-        """The values of all particles, with shape `(K, *)`, of the guide's distribution with batch shape `(*)`.
-
-        Raises:
-            ValueError: If the site has fewer values than the objective needs.
-        """
+        """The values of all particles, `(K, *)`, of the guide's distribution with batch shape `(*)`."""
 
     def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         chosen = _Chosen(self, int(self.max_plate_nesting))(guide)

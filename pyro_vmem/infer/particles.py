@@ -43,11 +43,7 @@ class Globals:
     score: Tensor
 
     def surrogate(self, of_data: Tensor) -> Tensor:
-        """The log-ratio, with the gradient that the whole bound gives what is not reparameterised.
-
-        Arguments:
-            of_data: The sum of the bounds of all datapoints, a scalar, without gradient.
-        """
+        """The log-ratio, with the gradient that the bound of all data gives what is not reparameterised."""
         return self.log_ratio + (of_data + self.log_ratio.detach()) * (self.score - self.score.detach())
 
 
@@ -102,8 +98,7 @@ class Particles:
         :math:`-\beta (\tilde w_k - \tilde w_k^2)` times that through the value, which leaves a factor of
         :math:`1 - \beta + \beta \tilde w_k` for that.
 
-        Arguments:
-            share: The normalised weights :math:`\tilde w_k`, with shape `(K, B)`, without gradient.
+        The shares :math:`\tilde w_k`, the normalised weights, have shape `(K, B)` and no gradient.
         """
         for rows, paths in zip(share.split(len(share) // max(1, len(self.paths))), self.paths, strict=False):
             for path, shaped, power in paths:

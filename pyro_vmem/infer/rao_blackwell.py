@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -16,6 +16,7 @@ from pyro_vmem.infer.particles import Particles
 __all__ = ["RaoBlackwell_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class RaoBlackwell_ELBO(OneSiteELBO):
     r"""The evidence lower bound, the :math:`k` most probable values of one categorical site summed, the rest sampled.
 
@@ -52,14 +53,13 @@ class RaoBlackwell_ELBO(OneSiteELBO):
     discrete: ClassVar[str] = "k values summed, the rest by the score function"
     least_particles: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        k: Count = 3,
-        site: str = "a",
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        self.k = k
-        super().__init__(k + 1, site, max_plate_nesting)
+    k: Count = 3
+    site: str = "a"
+    num_particles: int = field(default=4, init=False)
+
+    def __post_init__(self) -> None:
+        self.num_particles = self.k + 1
+        super().__post_init__()
 
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
         slots = len(fn.enumerate_support())  # those that a truncated guide keeps

@@ -98,10 +98,9 @@ def _local(discrete: dict[str, Any], passes: int, nesting: int) -> tuple[Particl
     values = len(fn.enumerate_support())  # those that a truncated guide keeps
     if 1 < values <= passes:
         few = f"{values} values of {name!r} can be summed at no more than {passes} decoder passes"
-        return UnorderedSet_ELBO(values, name, nesting), few
+        return UnorderedSet_ELBO(values, name, max_plate_nesting=nesting), few
     many = f"{values} values of {name!r} are too many to sum at {passes} decoder passes"
     if values > MANY_VALUES:
-        return RaoBlackwell_ELBO(
-            passes - 1, name, nesting
-        ), f"{many} or to sample all: the {passes - 1} likeliest are summed"
+        summed = RaoBlackwell_ELBO(passes - 1, name, max_plate_nesting=nesting)
+        return summed, f"{many} or to sample all: the {passes - 1} likeliest are summed"
     return vimco, f"{many}, few enough for the tighter bound of {passes} samples" if values > 1 else "any will do"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from pyro_vmem._utils.checks import Count, Fraction
+from pyro_vmem._utils.checks import Fraction
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
@@ -16,6 +17,7 @@ from pyro_vmem.infer.particles import Particles
 __all__ = ["Reinforce_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class Reinforce_ELBO(ParticleELBO):
     r"""The evidence lower bound of each datapoint, averaged over K particles, by the score function.
 
@@ -54,26 +56,21 @@ class Reinforce_ELBO(ParticleELBO):
         torch.Size([])
     """
 
-    def __init__(
-        self,
-        num_particles: Count = 4,
-        baseline: Literal["leave-one-out", "average", "none"] | nn.Module = "leave-one-out",
-        decay: Fraction = 0.9,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        if baseline == "leave-one-out" and num_particles < 2:
+    baseline: Literal["leave-one-out", "average", "none"] | nn.Module = "leave-one-out"
+    decay: Fraction = 0.9
+    backward: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.baseline == "leave-one-out" and self.num_particles < 2:
             raise ValueError(
-                f"num_particles: the leave-one-out baseline needs at least 2, got {num_particles}. "
+                f"num_particles: the leave-one-out baseline needs at least 2, got {self.num_particles}. "
                 "For one particle use baseline='average'."
             )
-        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
-        self.baseline = baseline
-        self.decay = decay
-        if isinstance(baseline, nn.Module):
-            self.module = baseline
-        elif baseline == "average":
-            self.module = _RunningMean(decay)
+        super().__post_init__()
+        if isinstance(self.baseline, nn.Module):
+            self.module = self.baseline
+        elif self.baseline == "average":
+            self.module = _RunningMean(self.decay)
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
-from pyro_vmem._utils.checks import Count, Size
+from pyro_vmem._utils.checks import Size
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
@@ -20,6 +20,7 @@ from pyro_vmem.infer.straight_through import discrete_of, log_probs_of, value_of
 __all__ = ["RELAX_ELBO", "Surrogate"]
 
 
+@dataclass(repr=False, eq=False)
 class RELAX_ELBO(ParticleELBO):
     r"""The evidence lower bound of each datapoint, with a control variate learned on relaxed draws.
 
@@ -59,18 +60,15 @@ class RELAX_ELBO(ParticleELBO):
 
     discrete: ClassVar[str] = "score function, control variate learned on relaxed draws"
 
-    def __init__(
-        self,
-        num_particles: Count = 4,
-        control: nn.Module | None = None,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
-        self.control = control
-        self.module: nn.Module = Surrogate() if control is None else control
+    control: nn.Module | None = None
+    backward: int | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.module = Surrogate() if self.control is None else self.control
 
     def proposal(self, guide: Any) -> Any:
+        assert self.module is not None
         register("control", self.module)
         return _Relaxed(self.module)(super().proposal(guide))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -24,6 +24,7 @@ from pyro_vmem.infer.site_notes import OWN
 __all__ = ["RWS_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class RWS_ELBO(ParticleELBO):
     r"""Reweighted wake-sleep: the model follows the importance-weighted bound, the guide the posterior.
 
@@ -79,26 +80,17 @@ class RWS_ELBO(ParticleELBO):
     global_latents: ClassVar[bool] = False  # weights compare draws of one datapoint, and a global latent has one draw
     bias: ClassVar[str] = "guide: self-normalised, O(1/K)"
 
-    def __init__(
-        self,
-        num_particles: Count = 4,
-        pathwise: bool = False,
-        dreg: bool = False,
-        defensive: Fraction = 0.0,
-        top: Count | None = None,
-        backward: Count | None = None,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        if top is not None and not defensive:
-            raise ValueError(f"top: it has no effect without a share; got {top}. Pass defensive=0.1, or no top.")
-        if dreg and not pathwise:
+    pathwise: bool = False
+    dreg: bool = False
+    defensive: Fraction = 0.0
+    top: Count | None = None
+
+    def __post_init__(self) -> None:
+        if self.top is not None and not self.defensive:
+            raise ValueError(f"top: it has no effect without a share; got {self.top}. Pass defensive=0.1, or no top.")
+        if self.dreg and not self.pathwise:
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
-        self.pathwise = pathwise
-        self.dreg = dreg
-        self.defensive = defensive
-        self.top = top
+        super().__post_init__()
 
     def proposal(self, guide: Any) -> Any:
         drawn = super().proposal(guide)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -10,13 +10,14 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Count, Positive
+from pyro_vmem._utils.checks import Positive
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 
 __all__ = ["StraightThrough_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class StraightThrough_ELBO(ParticleELBO):
     r"""The evidence lower bound of each datapoint; discrete sites have the gradient of their relaxation.
 
@@ -47,15 +48,8 @@ class StraightThrough_ELBO(ParticleELBO):
     discrete: ClassVar[str] = "gradient of a relaxation"
     bias: ClassVar[str] = "that of a relaxation, as if values could lie between"
 
-    def __init__(
-        self,
-        num_particles: Count = 4,
-        temperature: Positive = 1.0,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, None, vectorize_particles, max_plate_nesting)
-        self.temperature = temperature
+    temperature: Positive = 1.0
+    backward: int | None = field(default=None, init=False)
 
     def proposal(self, guide: Any) -> Any:
         return _StraightThrough(self.temperature)(super().proposal(guide))

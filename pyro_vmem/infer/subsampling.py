@@ -49,8 +49,10 @@ class SameData(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self._keep_indices(msg)
-        while isinstance(msg["fn"], MaskedDistribution) and not msg["is_observed"]:
+        while isinstance(msg["fn"], MaskedDistribution):
             mask = msg["fn"]._mask
+            if mask is False and msg["is_observed"]:
+                break  # what is observed may have no density at all
             msg["mask"] = mask if msg["mask"] is None else msg["mask"] & mask
             msg["fn"] = msg["fn"].base_dist
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.one_site import OneSiteELBO
 from pyro_vmem.infer.particles import Particles
 
@@ -17,6 +16,7 @@ __all__ = ["UnorderedSet_ELBO"]
 MOST_PARTICLES = 10  # the subsets of the values, 2^K, are gone through
 
 
+@dataclass(repr=False, eq=False)
 class UnorderedSet_ELBO(OneSiteELBO):
     r"""The evidence lower bound of each datapoint, from K different values of one categorical site.
 
@@ -53,17 +53,14 @@ class UnorderedSet_ELBO(OneSiteELBO):
     discrete: ClassVar[str] = "K different values, leave-one-out baseline"
     least_particles: ClassVar[int] = 2
 
-    def __init__(
-        self,
-        num_particles: Count = 4,
-        site: str = "a",
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, site, max_plate_nesting)
-        if num_particles > MOST_PARTICLES:
+    site: str = "a"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.num_particles > MOST_PARTICLES:
             raise ValueError(
                 f"num_particles: expected at most {MOST_PARTICLES}, as all subsets are gone through, got "
-                f"{num_particles}. For more use RaoBlackwell_ELBO or VIMCO_ELBO."
+                f"{self.num_particles}. For more use RaoBlackwell_ELBO or VIMCO_ELBO."
             )
 
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
@@ -92,17 +89,11 @@ class UnorderedSet_ELBO(OneSiteELBO):
 
 
 def log_orders(log_q: Tensor) -> dict[int, Tensor]:
-    r"""For each subset of the drawn values, the log-probability that it is what follows once the others are drawn.
+    """The log-probability `(B,)` of each subset of the drawn values, that it is what follows once the others are drawn.
 
-    The sum over all orders goes by the first value of each: :math:`A(T) = \sum_{t \in T} \frac{q_t}{1 - q(S \setminus
-    T)} A(T \setminus t)`.
-
-    Arguments:
-        log_q: The log-probabilities of the drawn values, with shape `(K, B)`.
-
-    Returns:
-        The log-probability of each subset, `(B,)`; bit k of its key says whether the k-th value is in it.
+    Bit k of a subset's key says whether the k-th value, of log-probability `log_q[k]`, is in it.
     """
+    # Over all orders, by the first value of each: A(T) = sum over t in T of q_t / (1 - q(S without T)) A(T without t).
     count, q = len(log_q), log_q.exp()
     outside = (1.0 - q.sum(0)).clamp(min=torch.finfo(q.dtype).tiny)
     orders = {0: torch.zeros_like(log_q[0])}
@@ -114,12 +105,7 @@ def log_orders(log_q: Tensor) -> dict[int, Tensor]:
 
 
 def leave_out(orders: dict[int, Tensor]) -> tuple[Tensor, Tensor]:
-    r"""The log-ratios of first and second order.
-
-    Returns:
-        :math:`\log R(S, s)`, with shape `(K, B)`, and :math:`\log R^{D \setminus s}(S, t)` at `(s, t)`, with shape
-        `(K, K, B)`; zero where t is s.
-    """
+    r""":math:`\log R(S, s)`, `(K, B)`, and :math:`\log R^{D \setminus s}(S, t)` at `(s, t)`, `(K, K, B)`; zero at s."""
     everything = max(orders)
     bits = [1 << k for k in range(everything.bit_length())]
     first = torch.stack([orders[everything - s] - orders[everything] for s in bits])

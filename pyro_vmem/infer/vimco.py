@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Count
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
 from pyro_vmem.infer.particles import Particles
 
 __all__ = ["VIMCO_ELBO"]
 
 
+@dataclass(repr=False, eq=False)
 class VIMCO_ELBO(ParticleELBO):
     r"""The multi-sample bound of each datapoint, with gradients for discrete latents too.
 
@@ -77,18 +78,8 @@ class VIMCO_ELBO(ParticleELBO):
     least_particles: ClassVar[int] = 2
     weighted: ClassVar[bool] = True
 
-    def __init__(
-        self,
-        num_particles: Count = 4,
-        baseline: Literal["arithmetic", "geometric"] = "arithmetic",
-        dreg: bool = False,
-        backward: Count | None = None,
-        vectorize_particles: bool = True,
-        max_plate_nesting: float = math.inf,
-    ) -> None:
-        super().__init__(num_particles, backward, vectorize_particles, max_plate_nesting)
-        self.baseline = baseline
-        self.dreg = dreg
+    baseline: Literal["arithmetic", "geometric"] = "arithmetic"
+    dreg: bool = False
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         log_weights = particles.log_weights
@@ -99,17 +90,8 @@ class VIMCO_ELBO(ParticleELBO):
 
 
 def leave_one_out(log_weights: Tensor, baseline: str) -> Tensor:
-    r"""The bound :math:`L_{-k}` from all particles but the k-th.
-
-    By a masked logsumexp over K x K: the difference of two sums would lose all digits where one weight dominates.
-
-    Arguments:
-        log_weights: :math:`\log w_k`, with shape `(K, B)`.
-        baseline: `"arithmetic"` or `"geometric"`.
-
-    Returns:
-        :math:`L_{-k}`, with shape `(K, B)`.
-    """
+    r"""The bound :math:`L_{-k}` from all particles but the k-th, `(K, B)`, of log-weights `(K, B)`."""
+    # A masked logsumexp over K x K: the difference of two sums would lose all digits where one weight dominates.
     count = log_weights.shape[0]
     itself = torch.eye(count, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)
     others = log_weights.unsqueeze(0).expand(count, -1, -1)  # entry (k, j): particle j, seen from k

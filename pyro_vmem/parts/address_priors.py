@@ -37,6 +37,9 @@ def over_slots(logits: Float[Tensor, "... S"], memory: Memory) -> dist.Categoric
     Returns:
         A categorical with batch shape `(*)`.
 
+    Raises:
+        ValueError: If there are more or fewer logits than slots.
+
     Example:
         >>> from pyro_vmem import Memory
         >>> memory = Memory(torch.rand(3, 8), mask=torch.tensor([True, True, False]))

@@ -299,24 +299,22 @@ class RefreshKeys(Callback):
 
     def before_step(self, trainer: Trainer, episode: Episode) -> None:
         """Takes note of a memory; the first time in a resumed run, all its keys are refreshed."""
-        memory = episode.memory
-        if not self.wants(trainer.vma.address_guide, memory):
+        memory, index = episode.memory, episode.memory.index
+        if index is None or not self.wants(trainer.vma.address_guide, memory):
             return
-        assert memory.index is not None
-        new = memory.index not in self._met
-        if new:
-            self._met[memory.index] = KeyRefresher(trainer.vma, memory, self.slots_per_step)
-        self._met[memory.index].memory = memory  # which may have been moved, or have grown
-        if new and self._resumed:
-            with trainer.autocast:
-                self._met[memory.index].refresh()
+        if index not in self._met:
+            self._met[index] = KeyRefresher(trainer.vma, memory, self.slots_per_step)
+            if self._resumed:
+                with trainer.autocast:
+                    self._met[index].refresh()
+        self._met[index].memory = memory  # which may have been moved, or have grown
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
         """Refreshes the next slots."""
-        if self.wants(trainer.vma.address_guide, episode.memory):
-            assert episode.memory.index is not None
+        index = episode.memory.index
+        if index is not None and self.wants(trainer.vma.address_guide, episode.memory):
             with trainer.autocast:
-                self._met[episode.memory.index].step()
+                self._met[index].step()
 
     def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
         """How old the keys are for the targets of an episode."""

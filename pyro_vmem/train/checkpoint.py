@@ -102,17 +102,8 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 def load_newest(path: str | Path, set_aside: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads a checkpoint, or the newest one before it that is whole, with a warning for each that is not.
 
-    Arguments:
-        path: The file; earlier ones are beside it, as `save_checkpoint(..., keep=2)` keeps them.
-        set_aside: Whether what cannot be read is renamed to `<name>-damaged.safetensors`, so that the next checkpoint
-            is not written over the one that can.
-
-    Returns:
-        As :func:`load_checkpoint`, shapes included.
-
-    Raises:
-        FileNotFoundError: If there is none.
-        ValueError: If there is none that can be read.
+    With `set_aside` what cannot be read is renamed to `<name>-damaged.safetensors`, so that the next checkpoint is not
+    written over the one that can. Errors are those of :func:`load_checkpoint`.
     """
     candidates = versions_of(Path(path))
     errors: dict[Path, ValueError] = {}

@@ -26,16 +26,10 @@ TIMEOUT = timedelta(minutes=10)
 
 
 class Processes:
-    """The processes of a run, of which this is one. Alone, every method is the identity.
+    """The processes of a run, of which this is the one of number `index`. Alone, every method is the identity.
 
     Each has the whole model, takes its share of the targets of each episode, and draws random numbers of its own. What
     depends on a clock, a file or a person, the first decides.
-
-    Arguments:
-        index: Which this is, from 0.
-        count: How many there are. With more than one, `torch.distributed` has been initialised.
-        device: Where the model of this process is.
-
     """
 
     def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
@@ -43,17 +37,14 @@ class Processes:
 
     @classmethod
     def join(cls, device: torch.device) -> Processes:
-        """The processes that `torchrun` has started, or those of a process group that is there already.
-
-        Arguments:
-            device: Where the model is: gradients travel by NCCL from GPUs, all else by gloo.
-        """
+        """The processes that `torchrun` has started, or those of a process group that is there already."""
         if not dist.is_available():
             return cls(device=device)
         if not dist.is_initialized():
             if not dist.is_torchelastic_launched() or os.environ.get("WORLD_SIZE") == "1":
                 return cls(device=device)
             with _lost_contact():
+                # Gradients travel by NCCL from GPUs, all else by gloo.
                 dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
             atexit.register(dist.destroy_process_group)
         if device.type == "cuda":
@@ -93,11 +84,7 @@ class Processes:
                     dist.broadcast(tensor, 0)
 
     def share(self, episode: Episode) -> Episode:
-        """The memory and this process's targets.
-
-        Raises:
-            ValueError: If there are fewer targets than processes.
-        """
+        """The memory and this process's targets; a `ValueError` if there are fewer targets than processes."""
         size, memory = len(episode.x), episode.memory
         if self.count == 1:
             return episode
@@ -136,17 +123,10 @@ class Processes:
 
 
 def own_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of a name; with `torchrun`, and where the name has no number, this process's own GPU.
-
-    Arguments:
-        name: As torch names devices, or `"auto"`: a GPU if there is one, else the CPU.
+    """The device of a name, or `"auto"`; with `torchrun`, and where the name has no number, this process's own GPU.
 
     Raises:
         ValueError: If there is no such device.
-
-    Example:
-        >>> own_device("cpu")
-        device(type='cpu')
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

@@ -50,16 +50,10 @@ class FitResult:
 
 
 class Meter:
-    """Running averages of terms, for the progress bar and the history.
-
-    A term counts from the first step that has it, and is gone with the first that has not.
-
-    Arguments:
-        smoothing: What a step keeps of those before; 0 for the plain mean over all.
-    """
+    """Running averages of terms: each counts from the first step that has it, and is gone with the first without."""
 
     def __init__(self, smoothing: float = 0.98) -> None:
-        self.smoothing = smoothing
+        self.smoothing = smoothing  # what a step keeps of those before; 0 for the plain mean over all
         self.sums: dict[str, tuple[float, float]] = {}  # the sum and its weight, by name
 
     def add(self, terms: dict[str, float]) -> None:

@@ -92,9 +92,9 @@ class Trainer:
         check_weights(vma)
         self.vma, self.config, self.processes = vma, config or TrainingConfig(), processes or Processes()
         # What is chosen by the number of slots has to wait for the first episode. A stock ELBO knows only its loss.
-        self.objective: Any = objective if isinstance(objective, ELBO) else None
-        if isinstance(objective, str) and objective != "auto":
-            self.objective = named_objective(objective)
+        self.objective: Any = None
+        if objective != "auto":
+            self.objective = objective if isinstance(objective, ELBO) else named_objective(objective)
         # What the objective learns, such as a baseline, is trained and kept with the model.
         self.module = self.objective.module if isinstance(self.objective, ParticleELBO) else None
         learned = [*vma.named_parameters(), *(self.module.named_parameters() if self.module is not None else ())]
@@ -325,7 +325,8 @@ class Trainer:
         """Adds the gradient of the loss summed over targets to every `.grad`; returns the terms per datapoint."""
         model, guide, weight = self.vma.model, self.guide, max(kl_weight, LEAST_WEIGHT)
         if weight != 1.0:
-            model, guide = (scale_sites({"z": weight})(program) for program in (model, guide))
+            scaled = scale_sites({"z": weight})
+            model, guide = scaled(model), scaled(guide)
         memory = self.vma.encode(episode.memory, reads=self.decodes * len(episode.x))
         try:
             if isinstance(self.objective, ParticleELBO):
@@ -353,7 +354,8 @@ class Trainer:
     def _untempered(self, terms: Terms, weight: float) -> Terms:
         """The terms of the same particles, with KL(z) in full."""
         p = terms.particles
-        log_prior, log_guide = (part | {"z": part["z"] / weight} for part in (p.log_prior, p.log_guide))
+        log_prior = p.log_prior | {"z": p.log_prior["z"] / weight}
+        log_guide = p.log_guide | {"z": p.log_guide["z"] / weight}
         # Without `paths`, whose factors are those of the loss that was gone backward through.
         particles = replace(p, log_prior=log_prior, log_guide=log_guide, paths=[])
         return replace(terms, particles=particles, bound=self.objective.estimate(particles)[0])

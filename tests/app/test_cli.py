@@ -266,7 +266,7 @@ def test_interrupt_elsewhere_exits_130(toy, capsys, monkeypatch):
         (["sample", "no/such/run"], 2, "no checkpoint"),
         (["train", "--out", "r", "--data", "folder"], 2, "--data_root: --data 'folder' needs the place"),
         (["train", "--out", "r", "--data", "npz", "--data-root", "no.npz"], 2, "no.npz"),
-        (["train", "--out", "r", "--steps", "0"], 2, "steps: expected a whole number in [1,"),
+        (["train", "--out", "r", "--steps", "0"], 2, "steps: expected a whole number of at least 1, got 0"),
         (["train", "--out", "r", "--n-way", "500"], 2, "n_way"),
         (["demo", "--data", "omniglot", "--data-root", "nowhere"], 2, "nowhere"),
     ],

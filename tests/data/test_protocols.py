@@ -220,7 +220,7 @@ def test_cells_that_a_protocol_does_not_have(name: str, n_classes: int, shots: i
 def test_unknown_names_and_numbers() -> None:
     with pytest.raises(ValueError, match=r"name: got 'vma', expected one of 'gmn', 'gmn-distinct'"):
         protocol("vma")
-    with pytest.raises(ValueError, match=r"num_episodes: expected a whole number in \[1, 10,000,000\], got 0"):
+    with pytest.raises(ValueError, match=r"num_episodes: expected a whole number in \[1, 10,000,000\] or None, got 0"):
         protocol("gmn").episodes(numbered(), num_episodes=0)
     with pytest.raises(ValueError, match=r"n_classes: got 2, but there are 1 classes"):
         protocol("zholus").episodes(numbered(1), 2, 3)

@@ -246,7 +246,7 @@ def test_bad_arguments(monkeypatch):
     for name in ("num_samples", "max_decodes"):
         with pytest.raises(ValueError, match=f"{name}: expected a whole number"):
             diagnose(vma, memory, x, **{name: 0})
-    with pytest.raises(ValueError, match="per_slot: expected at least 0, got -1"):
+    with pytest.raises(ValueError, match="per_slot: expected a whole number of at least 0, got -1"):
         diagnose(vma, memory, x, per_slot=-1)
     with pytest.raises(ValueError, match="x: expected shape"):
         diagnose(vma, memory, x[0])

@@ -130,6 +130,15 @@ def test_bounds_are_one_where_nothing_is_left(float64: None) -> None:
         torch.testing.assert_close(found, exact_gain(reference, plain, x))
 
 
+def test_a_slot_without_evidence_leaves_the_bounds_of_the_gain_as_they_are() -> None:
+    evidence, prior = torch.tensor([[-1.0, -2.0, -torch.inf]]), torch.full((1, 3), -math.log(3))
+    bounds = top_k_bounds(evidence, prior, torch.full((1,), -torch.inf), prior[0, 0])
+    q = evidence.softmax(-1)[:, :2]
+    expected = (q * q.log()).sum(-1) + math.log(3)
+    for name in ("information_gain_exact_lower", "information_gain_exact_upper"):
+        torch.testing.assert_close(bounds[name], expected)
+
+
 @pytest.mark.parametrize("share", [None, 0.2])
 def test_diagnose_is_what_all_slots_say(share: float | None, float64: None) -> None:
     pytest.importorskip("xarray")

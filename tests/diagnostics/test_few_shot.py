@@ -50,10 +50,13 @@ def test_the_similar_template_is_hit_without_training_and_a_shuffled_one_is_not(
     # Chance is 0.2, with a standard error of 0.05 over 60 targets.
     assert evaluate(vma, sampler, 6, 1, progress=False).hit.float().mean() > 0.2 + 4 * 0.05
 
-    class Scrambled:
+    class Scrambled(pv.data.EpisodeSampler):
         """The same episodes with the labels of the slots moved on by one."""
 
         n_way, k_shot = 5, 1
+
+        def __init__(self):
+            pass
 
         def __getitem__(self, index):
             episode = sampler[index]

@@ -160,6 +160,14 @@ def test_strata_by_hand():
     torch.testing.assert_close(weights.log_means, torch.stack([part.mean(0) for part in w]).log())
 
 
+def test_the_mean_of_a_stratum_far_below_the_others_is_not_lost():
+    parts = [torch.randn(3, 4, dtype=torch.float32) - level for level in (0.0, 500.0, 90.0)]
+    expected = torch.stack([part.double().logsumexp(0) - math.log(3) for part in parts])
+    torch.testing.assert_close(shuffled(parts).log_means, expected.float())
+    parts[1] = torch.full_like(parts[1], -torch.inf)
+    assert bool(shuffled(parts).log_means[1].isneginf().all())
+
+
 def test_even_strata_are_those_by_hand():
     log_w = torch.randn(7, 3, 4)
     weights, by_hand = StratifiedWeights.even(log_w), shuffled(list(log_w.unbind(1)))

@@ -55,6 +55,24 @@ def test_dreg_and_a_few_particles_agree_with_the_plain_gradient_of_an_autoguide(
         assert_unbiased(gradients(elbo) - plain, torch.zeros(plain.shape[1]))
 
 
+def test_masks_of_distributions_count_as_masks_of_their_sites():
+    """Two values, one summed and the other the rest: the bound is exact, and needs one mask for all sites."""
+    mask = torch.tensor([True, False, True, True])
+
+    def program(of_sites, observes):
+        def run(x):
+            own = (lambda fn: fn) if of_sites else (lambda fn: fn.mask(mask))
+            with pyro.plate("data", len(x)), pyro.poutine.mask(mask=mask if of_sites else True):
+                k = pyro.sample("k", own(dist.Categorical(torch.tensor([0.3, 0.7]))))
+                if observes:
+                    pyro.sample("x", own(dist.Normal(k.double(), 1.0)), obs=x)
+
+        return run
+
+    found = [RaoBlackwell_ELBO(1, "k").loss(program(way, True), program(way, False), X) for way in (True, False)]
+    assert found[0] == pytest.approx(found[1])
+
+
 def test_an_autoguide_with_one_latent_for_all_data_is_refused():
     with pytest.raises(ValueError, match=r"outside of any plate.*AutoNormal"):
         IWAE_ELBO(4).loss(normal_model, AutoDiagonalNormal(normal_model), X)

@@ -671,10 +671,7 @@ def test_episodes_without_labels():
 @pytest.mark.parametrize("change", [lambda labels: labels.unsqueeze(-1), lambda labels: labels.float()])
 def test_labels_that_would_give_another_hit_rate_are_refused(change):
     episode = sampler()[0]
-    with pytest.raises(
-        ValueError,
-        match=r"labels: expected a tensor of dtype Integer .*torch\.float32.*Use labels\.long\(\)",
-    ):
+    with pytest.raises(ValueError, match=r"labels: expected a tensor of dtype Integer and shape \(B\)"):
         pv.data.Episode(episode.memory, episode.x, change(episode.labels))
 
 
@@ -696,7 +693,7 @@ def test_a_log_gets_each_row_and_one_that_fails_ends_nothing():
     with pytest.warns(RuntimeWarning, match=r"log: broken failed \(ConnectionError: the service is down\)"):
         history = pv.fit(small_vma(), sampler(), steps=4, validate_every=2, callbacks=logs, progress=False).history
     assert rows == [(row["step"], row["bound"]) for row in history]
-    with pytest.raises(ValueError, match=r"callbacks: expected callbacks, got .* goes into pyro_vmem.train.Log"):
+    with pytest.raises(ValueError, match=r"callbacks: expected Sequence\[Callback\], got \["):
         pv.fit(small_vma(), sampler(), steps=1, callbacks=[print], progress=False)
 
 
