@@ -60,7 +60,10 @@ def is_delta(site: Any) -> bool:
 
 
 def through_values_only(guide_trace: Trace) -> None:
-    r"""Takes the direct gradient of :math:`\log q` out of a trace: its parameters act through the value alone."""
+    r"""Takes the direct gradient of :math:`\log q` out of a trace: its parameters act through the value alone.
+
+    Raises a `ValueError` if a latent's guide depends on the value of a reparameterised latent.
+    """
     sites: dict[str, Any] = {name: site for name, site in guide_trace.nodes.items() if site["type"] == "sample"}
     drawn = {name: site for name, site in sites.items() if PATH in site["infer"]}
     direct = {}

@@ -27,7 +27,11 @@ class OneSiteELBO(ParticleELBO):
 
     @abc.abstractmethod
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
-        """The values of all particles, `(K, *)`, of the guide's distribution with batch shape `(*)`."""
+        """The values of all particles, `(K, *)`, of the guide's distribution with batch shape `(*)`.
+
+        Raises:
+            ValueError: If the site has fewer values than the objective needs.
+        """
 
     def _get_vectorized_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         chosen = _Chosen(self, int(self.max_plate_nesting))(guide)

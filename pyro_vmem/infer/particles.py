@@ -43,7 +43,7 @@ class Globals:
     score: Tensor
 
     def surrogate(self, of_data: Tensor) -> Tensor:
-        """The log-ratio, with the gradient that the bound of all data gives what is not reparameterised."""
+        """The log-ratio, a scalar, with the gradient that the bound of all data gives what is not reparameterised."""
         return self.log_ratio + (of_data + self.log_ratio.detach()) * (self.score - self.score.detach())
 
 

@@ -103,7 +103,8 @@ def load_newest(path: str | Path, set_aside: bool = False) -> tuple[dict[str, Te
     """Reads a checkpoint, or the newest one before it that is whole, with a warning for each that is not.
 
     With `set_aside` what cannot be read is renamed to `<name>-damaged.safetensors`, so that the next checkpoint is not
-    written over the one that can. Errors are those of :func:`load_checkpoint`.
+    written over the one that can. Tensors keep their shapes. Raises a `FileNotFoundError` if there is none, and a
+    `ValueError` if none can be read.
     """
     candidates = versions_of(Path(path))
     errors: dict[Path, ValueError] = {}
