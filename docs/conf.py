@@ -10,7 +10,7 @@ import re
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 DOCS = Path(__file__).parent
 ROOT = DOCS.parent
@@ -29,6 +29,7 @@ from sphinx.util.docutils import SphinxDirective  # noqa: E402
 from sphinx.util.inspect import stringify_signature  # noqa: E402
 
 import pyro_vmem  # noqa: E402
+from pyro_vmem._utils import checks  # noqa: E402
 
 project = "pyro_vmem"
 author = "The pyro_vmem authors"
@@ -152,10 +153,14 @@ def defined_names(app: Any, doctree: Any) -> None:
                 node["ids"].append(alias)
 
 
+RANGE = re.compile(r"~?(?:typing\.)?Annotated\[\w+, _Within\(.*?words='(.*?)'\)\]")
+RANGES = {hint.__metadata__[0].words: name for name, hint in vars(checks).items() if get_origin(hint) is Annotated}
+
+
 def own_signature(app: Any, what: str, name: str, obj: Any, options: Any, signature: str, returned: str) -> Any:
-    """Shows the arguments of a part's `__init__`; `Part.__new__` takes any."""
+    """Shows the arguments of a part's `__init__`, as `Part.__new__` takes any, and ranges by their names."""
     if what != "class" or not issubclass(obj, pyro_vmem.Part) or "__init__" not in vars(obj):
-        return None
+        return signature and (RANGE.sub(lambda found: RANGES[found[1]], signature), returned)
     taken = inspect.signature(obj.__init__)
     shown = taken.replace(parameters=list(taken.parameters.values())[1:], return_annotation=taken.empty)
     return stringify_signature(shown), returned
