@@ -9,14 +9,16 @@ import math
 import sys
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
-from pyro_vmem.data import Episode, EpisodeSampler
+from pyro_vmem.data import Episode
 from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, calibration_error, hit_rate, rank_correlation
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
 from pyro_vmem.diagnostics.slot_weights import draw_from_guide, slot_weights, warn_if_not_finite
@@ -50,11 +52,11 @@ class FewShotEvaluation:
         same_slot: Whether both have the same most probable slot.
         reconstruction: :math:`E_q \log p(x | z, m_a)`.
         kl_z: :math:`E_q KL(q(z | x, m_a) \| p(z | m_a))`.
-        class_probs: The guide's probability of each class, with shape `(E, B, C)`.
+        class_probs: The guide's probability of each class, with shape `(E, B, C)`; `None` without labels.
         class_probs_exact: The exact posterior's.
         target_class: The column of the right class.
         information: The summary of the lookups of each episode.
-        n_way: Classes in memory.
+        n_way: Classes in memory; `None` if the source does not say.
         k_shot: Slots per class.
         num_samples: Samples of z per slot.
         decodes: The number of decoder passes, including the wrong memories.
@@ -74,12 +76,12 @@ class FewShotEvaluation:
     same_slot: Tensor
     reconstruction: Tensor
     kl_z: Tensor
-    class_probs: Tensor
-    class_probs_exact: Tensor
-    target_class: Tensor
+    class_probs: Tensor | None
+    class_probs_exact: Tensor | None
+    target_class: Tensor | None
     information: tuple[InformationSummary, ...]
-    n_way: int
-    k_shot: int
+    n_way: int | None
+    k_shot: int | None
     num_samples: int
     decodes: int
     seconds: float
@@ -87,17 +89,27 @@ class FewShotEvaluation:
     @property
     def hit(self) -> Tensor:
         """Whether the guide's most probable class is the target's, `(E, B)`."""
-        return self.class_probs.argmax(-1) == self.target_class
+        probs, _, right = self._of_classes()
+        return probs.argmax(-1) == right
 
     @property
     def hit_exact(self) -> Tensor:
         """Whether the exact address posterior's is, `(E, B)`."""
-        return self.class_probs_exact.argmax(-1) == self.target_class
+        _, probs, right = self._of_classes()
+        return probs.argmax(-1) == right
+
+    def _of_classes(self) -> tuple[Tensor, Tensor, Tensor]:
+        if self.class_probs is None or self.class_probs_exact is None or self.target_class is None:
+            raise ValueError(
+                "labels: the episodes have none, so no class is right or wrong. Give episodes with labels."
+            )
+        return self.class_probs, self.class_probs_exact, self.target_class
 
     @property
     def reliability(self) -> ReliabilityCurve:
         """The confidence of the guide's most probable class against its accuracy, over all targets."""
-        return calibration_error(self.class_probs.flatten(0, 1), self.target_class.flatten())
+        probs, _, right = self._of_classes()
+        return calibration_error(probs.flatten(0, 1), right.flatten())
 
     def summary(self) -> dict[str, float]:
         r"""Returns flat figures; means over targets have a standard error over episodes, `_se`.
@@ -120,17 +132,25 @@ class FewShotEvaluation:
           `decodes_per_second`.
         """
         dtype, information = self.log_evidence.dtype, self.information
-        enough = self.n_way > _TOP
+        n_way, num_slots = self.n_way or math.nan, (self.n_way or math.nan) * (self.k_shot or math.nan)
+        of_classes: dict[str, Tensor | None] = dict.fromkeys(
+            ("hit_rate", "hit_rate_exact", "top5_rate", "top5_rate_exact")
+        )
+        calibration = {"calibration_error": math.nan, "calibration_error_exact": math.nan}
+        if self.class_probs is not None:
+            guide, exact, right = self._of_classes()
+            of_classes |= {"hit_rate": self.hit.to(dtype), "hit_rate_exact": self.hit_exact.to(dtype)}
+            if n_way > _TOP:
+                of_classes |= {"top5_rate": _top_rate(guide, right), "top5_rate_exact": _top_rate(exact, right)}
+            of_exact = calibration_error(exact.flatten(0, 1), right.flatten())
+            calibration = {"calibration_error": self.reliability.error, "calibration_error_exact": of_exact.error}
         columns = {
             "nll": -self.log_evidence,
             "nll_wrong_memory": -self.log_evidence_wrong,
             "memory_worth_nats": self.log_evidence - self.log_evidence_wrong,
             "information_gain": self.information_gain,
             "information_gain_exact": self.information_gain_exact,
-            "hit_rate": self.hit.to(dtype),
-            "hit_rate_exact": self.hit_exact.to(dtype),
-            "top5_rate": _top_rate(self.class_probs, self.target_class) if enough else None,
-            "top5_rate_exact": _top_rate(self.class_probs_exact, self.target_class) if enough else None,
+            **of_classes,
             "elbo": self.reconstruction - self.information_gain - self.kl_z,
             "reconstruction": self.reconstruction,
             "kl_z": self.kl_z,
@@ -147,18 +167,16 @@ class FewShotEvaluation:
         summary: dict[str, float] = {}
         for name, values in columns.items():
             summary[name], summary[f"{name}_se"] = (math.nan, math.nan) if values is None else mean_and_error(values)
-        num_slots, gain = self.n_way * self.k_shot, summary["information_gain"]
-        exact = calibration_error(self.class_probs_exact.flatten(0, 1), self.target_class.flatten())
+        gain = summary["information_gain"]
         summary |= {
             "information_gain_bits": gain / math.log(2),
-            "information_gain_share": gain / math.log(self.n_way) if self.n_way > 1 else math.nan,
+            "information_gain_share": gain / math.log(n_way) if n_way > 1 else math.nan,
             "information_gain_share_of_slots": gain / math.log(num_slots) if num_slots > 1 else math.nan,
-            "calibration_error": self.reliability.error,
-            "calibration_error_exact": exact.error,
+            **calibration,
             **trust_figures(self.khat, self.standard_error),
-            "chance": 1 / self.n_way,
-            "n_way": self.n_way,
-            "k_shot": self.k_shot,
+            "chance": 1 / n_way,
+            "n_way": n_way,
+            "k_shot": self.k_shot or math.nan,
             "num_samples": self.num_samples,
             "num_episodes": len(self.log_evidence),
             "num_targets": self.log_evidence.numel(),
@@ -180,7 +198,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 @torch.no_grad()
 def evaluate(
     vma: VMA,
-    episodes: EpisodeSampler,
+    episodes: Dataset[Episode],
     num_episodes: Count = 20,
     num_samples: Count = 10,
     *,
@@ -195,7 +213,8 @@ def evaluate(
     passes, except for the terms of the bound, which take eight draws of the guide per target.
 
     Arguments:
-        episodes: The source of the episodes; held-out classes give few-shot figures.
+        episodes: The source of the episodes; held-out classes give few-shot figures. Without labels, figures of classes
+            are NaN.
         num_episodes: The number of episodes.
         num_samples: Samples of z per slot.
         wrong: Whether to measure the evidence with a memory of other classes too. It takes as many more classes, and
@@ -203,7 +222,7 @@ def evaluate(
         seed: Seeds the samples of z.
 
     Raises:
-        ValueError: If a number is less than 1, episodes have no labels, or classes are too few for a wrong memory.
+        ValueError: If a number is less than 1, or the source has no memory of other classes and `wrong` is true.
 
     Example:
         >>> import pyro_vmem as pv
@@ -219,24 +238,27 @@ def evaluate(
     with seeded(seed):
         for index in bar:
             episode = episodes[index].to(next(vma.parameters()).device)
-            if episode.labels is None or episode.memory.labels is None:
-                raise ValueError(
-                    f"episodes: expected labels of targets and memory, which hit rates are made of, got {episode}. "
-                    "Without labels, use pyro_vmem.diagnostics.diagnose, or fit(..., validation=...)."
-                )
-            other = episodes.distractors(index).to(episode.x.device) if wrong else None
+            other = None
+            if wrong:
+                if not hasattr(episodes, "distractors"):
+                    raise ValueError(
+                        f"wrong: {type(episodes).__name__} has no `distractors`, a memory of other classes. Pass "
+                        "wrong=False."
+                    )
+                other = episodes.distractors(index).to(episode.x.device)
             row, lookups = _measure(vma, episode, other, num_samples, max_decodes)
             rows.append(row)
             information.append(lookups)
             slots = episode.memory.num_slots + (0 if other is None else other.num_slots)
             decodes += len(episode.x) * (slots * num_samples + _DRAWS)
-    columns = {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
+    columns: dict[str, Any] = dict.fromkeys(("class_probs", "class_probs_exact", "target_class"))
+    columns |= {name: torch.stack([row[name] for row in rows]).cpu() for name in rows[0]}
     warn_if_not_finite(columns["log_evidence"].flatten(), stacklevel=5)
     return FewShotEvaluation(
         **columns,
         information=tuple(information),
-        n_way=episodes.n_way,
-        k_shot=episodes.k_shot,
+        n_way=getattr(episodes, "n_way", None),
+        k_shot=getattr(episodes, "k_shot", None),
         num_samples=num_samples,
         decodes=decodes,
         seconds=time.perf_counter() - start,
@@ -260,8 +282,6 @@ def _measure(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         draws = draw_from_guide(vma, encoded, x, _DRAWS, max_decodes=max_decodes)
     guide, prior = draws.log_q, draws.log_p
-    assert encoded.labels is not None  # those of learned slots too, which are a class of their own
-    assert episode.labels is not None
     columns |= {
         "information_gain": draws.information_gain,
         "information_gain_exact": information_gain(exact, prior),
@@ -271,10 +291,13 @@ def _measure(
         "same_slot": guide.argmax(-1) == exact.argmax(-1),
         "reconstruction": draws.log_likelihood.mean(0),
         "kl_z": draws.kl_z.mean(0),
-        "class_probs": encoded.by_class(guide.softmax(-1)),
-        "class_probs_exact": encoded.by_class(exact.softmax(-1)),
-        "target_class": torch.searchsorted(encoded.labels.unique(), episode.labels),
     }
+    if encoded.labels is not None and episode.labels is not None:
+        columns |= {  # learned slots are a class of their own
+            "class_probs": encoded.by_class(guide.softmax(-1)),
+            "class_probs_exact": encoded.by_class(exact.softmax(-1)),
+            "target_class": torch.searchsorted(encoded.labels.unique(), episode.labels),
+        }
     return columns, information_summary(guide, prior[0])
 
 

@@ -183,7 +183,7 @@ def _record(trainer: Trainer, callbacks: Sequence[Callback], episode: Episode) -
     history = trainer.result.history
     if history and history[-1]["step"] == trainer.result.steps:
         return
-    row = trainer.row()
+    row = trainer.row(episode)
     for callback in callbacks:
         row |= callback.measure(trainer, episode)
     history.append(row)

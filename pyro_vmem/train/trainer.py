@@ -22,12 +22,12 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from pyro_vmem._utils.param_store import no_store
 from pyro_vmem._utils.precision import autocast
-from pyro_vmem._utils.random_state import random_states, seed_all, set_random_states
+from pyro_vmem._utils.random_state import forked, random_states, seed_all, set_random_states
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.data import Episode
-from pyro_vmem.infer import ParticleELBO, check_objective, choose
+from pyro_vmem.infer import VIMCO_ELBO, ParticleELBO, check_objective, choose
 from pyro_vmem.infer.annealing import scale_sites
-from pyro_vmem.infer.by_name import Objective, named_objective
+from pyro_vmem.infer.by_name import NUM_PARTICLES, Objective, named_objective
 from pyro_vmem.infer.elbo import Terms
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
@@ -209,9 +209,24 @@ class Trainer:
         """Asks the run to stop after the step that it is in."""
         self._asked_to_stop = True
 
-    def row(self) -> dict[str, float]:
-        """A row of the history: step, seconds, averages of the terms and rates."""
-        return {"step": self.result.steps, "seconds": self.result.seconds} | self.meter.row() | self.rates
+    def row(self, episode: Episode | None = None) -> dict[str, float]:
+        """A row of the history: step, seconds, averages of the terms and rates.
+
+        Arguments:
+            episode: The parts of the bound are those of this episode where the objective gives its loss alone.
+        """
+        of_bound = dict[str, float]() if episode is None else self._of_bound(episode)
+        return {"step": self.result.steps, "seconds": self.result.seconds} | of_bound | self.meter.row() | self.rates
+
+    @torch.no_grad()
+    def _of_bound(self, episode: Episode) -> dict[str, float]:
+        """The parts of the bound on an episode, where the objective, such as one of Pyro's, gives its loss alone."""
+        if isinstance(self.objective, ParticleELBO):
+            return {}
+        elbo, vma = VIMCO_ELBO(NUM_PARTICLES, max_plate_nesting=1), self.vma
+        with self.autocast, forked(self.device), pyro.get_param_store().scope():
+            found = summarise(elbo.terms(vma.model, vma.guide, vma.encode(episode.memory), episode.x))
+        return {name: found[name] for name in ("reconstruction", "kl_a", "kl_z") if name in found}
 
     def keep_weights(self) -> None:
         """Remembers the present weights as the best."""

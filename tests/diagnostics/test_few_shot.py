@@ -300,15 +300,28 @@ def test_without_a_wrong_memory_the_rest_is_the_same():
     assert alone.decodes == 2 * 12 * (12 * 2 + 8)
 
 
-def test_episodes_without_labels_are_refused_with_a_remedy():
-    class Bare(pv.data.EpisodeSampler):
-        n_way, k_shot = 3, 1
+def test_episodes_without_labels_give_all_that_needs_none():
+    """From a source that knows nothing but its episodes."""
+    sampler = EpisodeSampler(blobs(), n_way=3, k_shot=1, n_query=2)
 
-        def __init__(self):
-            pass
-
+    class Bare:
         def __getitem__(self, index):
-            return pv.data.Episode(pv.Memory(torch.rand(3, 1, 8, 8)), torch.rand(2, 1, 8, 8))
+            episode = sampler[index]
+            return pv.data.Episode(pv.Memory(episode.memory.templates), episode.x)
 
-    with pytest.raises(ValueError, match="episodes: expected labels of targets and memory"):
+    with pytest.raises(ValueError, match="wrong: Bare has no `distractors`, .* Pass wrong=False"):
         evaluate(small_vma(), Bare(), 1, 1, progress=False)
+    found = evaluate(small_vma(), Bare(), 2, 2, wrong=False, progress=False)
+    labelled = evaluate(small_vma(), sampler, 2, 2, wrong=False, progress=False)
+    assert torch.equal(found.log_evidence, labelled.log_evidence)
+    of_classes = {"hit_rate", "hit_rate_exact", "chance", "n_way", "k_shot", "calibration_error"}
+    of_classes |= {"calibration_error_exact", "information_gain_share", "information_gain_share_of_slots"}
+    timed = {"evaluation_seconds", "decodes_per_second"}
+    for name, value in found.summary().items():
+        expected = labelled.summary()[name]
+        if name.removesuffix("_se") in of_classes:
+            assert math.isnan(value), name
+        elif name not in timed:
+            assert value == expected or (math.isnan(value) and math.isnan(expected)), name
+    with pytest.raises(ValueError, match="labels: the episodes have none"):
+        _ = found.hit

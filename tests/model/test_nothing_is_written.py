@@ -21,7 +21,6 @@ def model(pixels: Any = "independent") -> pv.VMA:
 
 MADE: dict[str, Callable[[pv.VMA], Any]] = {
     "BernoulliDecoder": lambda vma: pv.BernoulliDecoder(vma.likelihood.network),
-    "CausalBernoulliDecoder": lambda vma: pv.CausalBernoulliDecoder(model("causal").likelihood.network),
     "GaussianDecoder": lambda vma: pv.GaussianDecoder(vma.likelihood.network),
     "DiscretisedLogisticDecoder": lambda vma: pv.DiscretisedLogisticDecoder(vma.likelihood.network),
     "guides of guides": lambda vma: pv.DefensiveGuide(pv.TruncatedGuide(vma.address_guide)),
@@ -39,11 +38,33 @@ MADE: dict[str, Callable[[pv.VMA], Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", MADE)
-def test_nothing_is_written(name: str) -> None:
-    vma = model()
+# What only looks at a model.
+MEMORY, X = pv.Memory((torch.rand(6, *SHAPE) > 0.7).float(), torch.arange(6) % 3), torch.zeros(2, *SHAPE)
+LOOKED: dict[str, Callable[[pv.VMA], Any]] = {
+    "diagnose": lambda vma: pv.diagnostics.diagnose(vma, MEMORY, X, progress=False),
+    "estimate_evidence": lambda vma: pv.diagnostics.estimate_evidence(vma, MEMORY, X, 8, warn=False),
+    "refined": lambda vma: pv.diagnostics.estimate_evidence(vma, MEMORY, X, method="refined", warn=False),
+    "sbc": lambda vma: pv.diagnostics.sbc(vma, MEMORY, num_simulations=20, progress=False),
+    "contribution": lambda vma: pv.diagnostics.contribution(vma, MEMORY, X),
+    "slot_log_evidence": lambda vma: pv.diagnostics.slot_log_evidence(vma, MEMORY, X, 2),
+    "complete": lambda vma: vma.complete(MEMORY, X, X[0] == 0),
+    "lookup": lambda vma: vma.lookup(MEMORY, X),
+    "generate": lambda vma: vma.generate(MEMORY, 2),
+}
+
+
+CASES = [
+    *((name, "independent", call) for name, call in (MADE | LOOKED).items()),
+    *((name, "causal", call) for name, call in LOOKED.items()),
+    ("CausalBernoulliDecoder", "causal", lambda vma: pv.CausalBernoulliDecoder(vma.likelihood.network)),
+]
+
+
+@pytest.mark.parametrize(("name", "pixels", "call"), CASES, ids=[f"{name}, {pixels}" for name, pixels, _ in CASES])
+def test_nothing_is_written(name: str, pixels: str, call: Callable[[pv.VMA], Any]) -> None:
+    vma = model(pixels)
     before = copy.deepcopy(vma.state_dict())
-    MADE[name](vma)
+    call(vma)
     after = vma.state_dict()
     assert after.keys() == before.keys()
     assert all(torch.equal(value, before[key]) for key, value in after.items())

@@ -343,6 +343,21 @@ def test_an_objective_that_would_not_train_the_guide_is_refused_before_the_first
     assert all(torch.equal(before[name], p) for name, p in vma.named_parameters())
 
 
+def test_enumeration_logs_the_parts_of_the_bound_and_draws_no_number_of_the_run(monkeypatch):
+    """As the other objectives do: on the last episode, because its loss has no parts."""
+    settings = {"steps": 4, "validate_every": 2, "progress": False}
+    vma, without = small_vma(), small_vma()
+    history = pv.fit(vma, sampler(), "enumerate", **settings).history
+    assert [row["step"] for row in history] == [2, 4]
+    for row in history:
+        assert row["reconstruction"] < 0
+        assert row["kl_a"] >= 0
+        assert abs(row["kl_z"]) < 1  # of draws
+    monkeypatch.setattr(pv.Trainer, "_of_bound", lambda *_: {})
+    assert "kl_a" not in pv.fit(without, sampler(), "enumerate", **settings).history[0]
+    assert equal(weights(vma), weights(without))
+
+
 def test_stock_enumeration_sums_addresses_without_being_asked():
     """`TraceEnum_ELBO` as it is passed would sample them: the guide is marked for it."""
     losses = [
