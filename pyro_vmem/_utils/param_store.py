@@ -64,8 +64,6 @@ def register(name: str, module: nn.Module) -> None:
             )
         _REGISTERED[own[full_name]] = True
     _MODULES.add(module)
-    if own.keys() <= (ONE_LOSS.get() or set()):
-        return  # the guide has told whoever asks, and the model need not tell it again
     for full_name, parameter in own.items():
         pyro.param(full_name, parameter)
 

@@ -43,9 +43,6 @@ class SameData(Messenger):
         ONE_LOSS.reset(self._outer)
         return super().__exit__(*raised)
 
-    def _pyro_post_param(self, msg: Any) -> None:
-        self._done.add(msg["name"])  # unless a handler within has hidden it
-
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
             self._keep_indices(msg)

@@ -309,7 +309,7 @@ def test_episodes_without_labels_give_all_that_needs_none():
             episode = sampler[index]
             return pv.data.Episode(pv.Memory(episode.memory.templates), episode.x)
 
-    with pytest.raises(ValueError, match="wrong: Bare has no `distractors`, .* Pass wrong=False"):
+    with pytest.raises(ValueError, match=r"wrong: Bare has no `distractors`, .* Pass wrong=False"):
         evaluate(small_vma(), Bare(), 1, 1, progress=False)
     found = evaluate(small_vma(), Bare(), 2, 2, wrong=False, progress=False)
     labelled = evaluate(small_vma(), sampler, 2, 2, wrong=False, progress=False)
