@@ -116,7 +116,7 @@ def main(
         images, generator = digits(True, digit), torch.Generator().manual_seed(seed)
         held_out = canvases(digits(False, digit), side, test, torch.Generator().manual_seed(10**6))
         if path is not None and path.exists():
-            state = torch.load(path)
+            state = torch.load(path, weights_only=True)
             air.load_state_dict(state["model"])
             optimizer.load_state_dict(state["optimizer"])
             torch.set_rng_state(state["random"][0])

@@ -244,7 +244,7 @@ class MilvusIndex(AddressIndex):
         self._insert(keys, None, None)
 
     def add_rows(self, keys: Tensor, templates: list[str], labels: Tensor | None) -> Tensor:
-        """As :meth:`add`, with templates and labels."""
+        """As :meth:`add` of keys `(n, D)`, with templates and labels `(n)`; returns the slots, with shape `(n)`."""
         self._insert(checked_keys(keys, self.dim).float().cpu(), templates, labels)
         return self._numbered(len(keys))
 
@@ -302,7 +302,7 @@ class MilvusIndex(AddressIndex):
         return torch.tensor([found.get(i, blank) for i in ids.tolist()]).reshape(-1, self.dim)
 
     def sync(self) -> Tensor:
-        """Takes note of rows that others removed, or added, at new slots; returns the labels of these."""
+        """Takes note of rows that others removed, or added, at new slots; returns the labels of these, `(n)`."""
         ids, labels = self.collection.open().scan()
         self.present.logical_and_(torch.isin(self.ids, ids))
         self._count = int(self.present.sum())

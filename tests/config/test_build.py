@@ -264,7 +264,7 @@ def test_annotations_that_only_a_type_checker_imports_are_checked_all_the_same(
         for arguments, message in (
             (
                 {"inner": "UniformPrior", "temperature": "hot"},
-                "temperature: expected a positive number, got 'hot' (str).",
+                "temperature: expected a number, got 'hot' (str).",
             ),
             ({"inner": "StandardPrior"}, "inner: expected the name of an AddressPrior, got 'StandardPrior'"),
             ({"inner": "UniformPrior", "sizes": ["a"]}, "sizes: expected Sequence[a whole number], got ['a'] (list)."),

@@ -123,7 +123,7 @@ def test_split_by_name() -> None:
         ({"test": ["alphabet0", "alphabet0"]}, "expected each name once"),
         ({"test": []}, "test: got 0 of 2 names"),
         ({"test": ["alphabet0", "alphabet1"]}, "test: got 2 of 2 names"),
-        ({"test": 0.0}, r"test: expected a number in \(0, 1\) or Sequence\[str\], got 1\.0"),
+        ({"test": 0.0}, r"test: expected a number in \(0, 1\) or Sequence\[str\], got 0\.0"),
         ({"test": 1.0}, r"test: expected a number in \(0, 1\) or Sequence\[str\], got 1\.0"),
     ],
 )

@@ -107,7 +107,7 @@ def test_free_bytes_without_proc(monkeypatch, tmp_path):
 
 
 def test_the_limit_is_positive():
-    with pytest.raises(ValueError, match="max_gigabytes: expected a positive number, got 0"):
+    with pytest.raises(ValueError, match="max_gigabytes: expected a positive number or None, got 0"):
         EnumGuard(max_gigabytes=0.0)
 
 

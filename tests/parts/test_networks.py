@@ -137,7 +137,7 @@ def test_outputs_start_around_their_level(name: str, shape: tuple[int, int, int]
 def test_a_level_is_the_log_odds_of_a_mean() -> None:
     assert torch.tensor(log_odds(0.2)).sigmoid().item() == pytest.approx(0.2)
     for mean in (0.0, 1.0, float("nan")):
-        with pytest.raises(ValueError, match=r"mean: expected a number in \(0, 1\), got 0\.0"):
+        with pytest.raises(ValueError, match=r"mean: expected a number in \(0, 1\), got (0\.0|1\.0|nan)"):
             log_odds(mean)
 
 

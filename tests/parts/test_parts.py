@@ -982,7 +982,7 @@ def test_bernoulli_refuses_what_it_gives_no_probability_to() -> None:
         (lambda: pv.CategoricalDecoder(mlp_decoder(), 4), r"network: expected 4 outputs for each value, got .*1, 6, 5"),
         (
             functools.partial(pv.ExtraTemplates, 0, (4,)),
-            r"num_slots: expected at least 1, got 0",
+            r"num_slots: expected a whole number in \[1, 1,048,576\], got 0",
         ),
         (functools.partial(ConvEncoder, (28, 28)), r"image_shape: .*got \(28, 28\).*\(1, height, width\)"),
         (functools.partial(ConvDecoder, (28, 28)), r"image_shape: .*got \(28, 28\)"),
