@@ -302,7 +302,7 @@ class MilvusIndex(AddressIndex):
         return torch.tensor([found.get(i, blank) for i in ids.tolist()]).reshape(-1, self.dim)
 
     def sync(self) -> Tensor:
-        """Takes note of rows that others removed, or added, at new slots; returns the labels of these, `(n)`."""
+        """Takes note of rows that others removed, or added, at new slots; returns their labels, with shape `(n)`."""
         ids, labels = self.collection.open().scan()
         self.present.logical_and_(torch.isin(self.ids, ids))
         self._count = int(self.present.sum())
