@@ -104,7 +104,7 @@ def test_every_extra_that_a_message_names_exists() -> None:
     found = list(requirements())
     assert {path.name for path, _, _ in found} >= {"flows.py", "glyphs.py", "cli.py"}
     distributions = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu", "milvus_lite": "milvus-lite"}
-    comes_with = {"PIL": "matplotlib"}  # which cannot do without it
+    comes_with = {"PIL": "matplotlib", "grpc": "pymilvus"}  # which cannot do without it
     for path, module, extra in found:
         assert extra in extras, path
         package = module.partition(".")[0]
