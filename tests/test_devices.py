@@ -38,6 +38,7 @@ class NoAutocast:
 def _pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     adam = torch.optim.Adam
     monkeypatch.setattr(torch, "autocast", NoAutocast)
+    monkeypatch.setattr("pyro_vmem._utils.precision._Autocast", NoAutocast)
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)
     monkeypatch.setattr(torch.optim, "Adam", lambda *args, fused=False, **kwargs: adam(*args, **kwargs, foreach=False))
     with Pretend():

@@ -174,7 +174,7 @@ def _hint(function: Callable[..., Any], name: str) -> Any:
 def _fits(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
-    if isinstance(value, Tensor) and (value.is_meta or value.layout != torch.strided or is_masked_tensor(value)):
+    if isinstance(value, Tensor) and (_is_empty(value) or value.layout != torch.strided or is_masked_tensor(value)):
         return False
     origin, parts = get_origin(hint), get_args(hint)
     if origin in (typing.Union, types.UnionType):
@@ -233,9 +233,14 @@ def _message(function: Callable[..., Any], name: str, given: dict[str, Any], hin
     return said + "".join(f", where {other} has shape {tuple(x.shape)}" for other, x in others) + "."
 
 
+def _is_empty(value: Tensor) -> bool:
+    """Whether a tensor has no values; a subclass that says it is on meta may keep its values elsewhere."""
+    return value.is_meta and type(value) in (Tensor, torch.nn.Parameter)
+
+
 def _shown(value: Any) -> str:
     if isinstance(value, Tensor):
-        kind = "meta " if value.is_meta else "" if value.layout == torch.strided else "sparse "
+        kind = "meta " if _is_empty(value) else "" if value.layout == torch.strided else "sparse "
         return f"a {kind}tensor of {value.dtype} with shape {tuple(value.shape)}"
     if inspect.isclass(value):
         return f"the class {value.__name__}"
