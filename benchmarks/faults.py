@@ -521,7 +521,7 @@ def main(
     inputs = do("inputs", refuse)
     threads = do("threads", wrong_in_threads, thread_runs)  # last, because pools of threads do not survive a fork
     parts = [hostile, killed, of_two, disks, damage, held, inputs, threads]
-    seconds = counts.pop("seconds") + sum(part.pop("seconds") for part in parts)
+    seconds = counts.pop("seconds", 0) + sum(part.pop("seconds") for part in parts)
     rows, soaked = [*killed["rows"], of_two], held["rows"]
     return {
         "torch": torch.__version__,
@@ -536,7 +536,7 @@ def main(
         "programs_started": sum(file["programs"] for file in hostile["files"]),
         "largest_allocation_of_a_hostile_file_mb": max(file["mb"] for file in hostile["files"]),
         **threads,
-        "soak_steps": int(soaked[-1]["steps"]),
+        "soak_steps": int(soaked[-1]["steps"]) if soaked else 0,
         "soak_rss_mb": round(soaked[-1]["rss_mb"], 1),
         "soak_rss_growth_mb": round(growth(soaked), 2),
         "seconds": round(seconds, 1),

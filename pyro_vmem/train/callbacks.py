@@ -126,18 +126,18 @@ class Checkpoints(Callback):
 
     def record(self, trainer: Trainer, row: Mapping[str, float]) -> None:
         """Writes what has changed since the last time."""
-        best, step = trainer.best, trainer.result.steps
-        state = trainer.state_dict()
+        step, state = trainer.result.steps, trainer.state_dict()
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         data = {name: value for name, value in state.items() if name not in tensors}
         try:
-            # The best weights first: a run that is killed in between finds them again when it is resumed.
-            if best is not None and best is not self._written[0]:
-                save_checkpoint(self.folder / "best.safetensors", best, {"spec": data["spec"]})
-                self._written = best, self._written[1]
-            save_checkpoint(self.folder / "last.safetensors", tensors, data, self.keep)
+            # The best weights first: a run that is killed in between finds them again when it is resumed. But without
+            # any last checkpoint there is nothing to resume from, so that the first one comes before them.
+            if (self.folder / RUN_FILES[0]).exists():
+                self._write_best(trainer)
+            save_checkpoint(self.folder / RUN_FILES[0], tensors, data, self.keep)
+            self._write_best(trainer)
             write_history(self.folder / "history.csv", trainer.result.history)
-            self._written, self.unwritten = (best, step), None
+            self._written, self.unwritten = (trainer.best, step), None
         except OSError as error:
             self.unwritten = error
             warnings.warn(
@@ -147,6 +147,12 @@ class Checkpoints(Callback):
                 stacklevel=5,
             )
 
+    def _write_best(self, trainer: Trainer) -> None:
+        best = trainer.best
+        if best is not None and best is not self._written[0]:
+            save_checkpoint(self.folder / "best.safetensors", best, {"spec": trainer.vma.spec()})
+            self._written = best, self._written[1]
+
     def write_rest(self, trainer: Trainer) -> None:
         """Writes the steps since the last record, if there are any and none of them is half done."""
         if trainer.whole and trainer.result.steps and self._written[1] != trainer.result.steps:
@@ -155,6 +161,8 @@ class Checkpoints(Callback):
     def start(self, trainer: Trainer, episode: Episode) -> None:
         """Takes note of the step that the folder holds; the best weights there may be of steps that were lost."""
         self._written = None, trainer.result.steps
+        if not (self.folder / "best.safetensors").exists():  # of a run that was killed before it was written
+            self._write_best(trainer)
 
     def check(self, trainer: Trainer) -> None:
         """Raises an `OSError` if the last checkpoint could not be written."""

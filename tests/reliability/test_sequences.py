@@ -62,7 +62,7 @@ def test_a_damaged_checkpoint_shifted_over_the_good_one_is_noticed(
     machine.damaged("a", "last.safetensors", 0.5, False)
     machine.removed("a", "best.safetensors")
     with pytest.raises(AssertionError, match=r"lost_models: step 2 was there, now it is 0"):
-        machine.killed_in_a_write("a", "before the move", 3)
+        machine.killed_in_a_write("a", "before the move", 4)
 
 
 def test_weights_that_nobody_trained_are_noticed(machine: Sequences) -> None:

@@ -16,7 +16,7 @@ import pyro_vmem as pv
 from pyro_vmem._utils.files import versions_of
 from pyro_vmem.infer.by_name import Objective
 from pyro_vmem.train import callbacks as training
-from pyro_vmem.train import load_checkpoint
+from pyro_vmem.train import load_checkpoint, save_checkpoint
 
 
 def test_training_improves_the_bound_on_held_out_classes():
@@ -721,3 +721,20 @@ def test_the_mode_that_the_caller_is_in_changes_nothing(mode):
     with mode():
         pv.fit(inside, episodes, validation=held_out, **settings)
     assert equal(weights(alone), weights(inside))
+
+
+def test_a_run_can_be_resumed_from_its_first_file_on(tmp_path, monkeypatch):
+    written = []
+
+    def save(path, *arguments):
+        written.append(path.name)
+        save_checkpoint(path, *arguments)
+
+    monkeypatch.setattr(training, "save_checkpoint", save)
+    settings = {"progress": False, "steps": 1, "validate_every": 1, "validation": sampler(1), "out": tmp_path}
+    pv.fit(small_vma(), sampler(), **settings)
+    assert written == ["last.safetensors", "best.safetensors"]
+    best = (tmp_path / "best.safetensors").read_bytes()
+    (tmp_path / "best.safetensors").unlink()  # as of a run that was killed between the two
+    pv.fit(small_vma(), sampler(), resume=True, **settings)
+    assert (tmp_path / "best.safetensors").read_bytes() == best
