@@ -249,7 +249,11 @@ class Trainer:
             "spec": self.vma.spec(),
             "settings": self.settings,
             "trained": self.names,
-            "optimizer": {"state": plain, "param_groups": optimizer["param_groups"]},
+            "optimizer": {
+                "class": type(self.optimizer).__qualname__,
+                "state": plain,
+                "param_groups": optimizer["param_groups"],
+            },
             "moves": self.moves,
             "result": asdict(self.result),
             "meter": self.meter.sums,
@@ -425,6 +429,12 @@ class Trainer:
             raise ValueError(
                 f"vma: the run was of another model, which differs in {', '.join(changed) or 'its class'}. Build it as "
                 "it was (pyro_vmem.load gives the model), or start in another folder."
+            )
+        kind = type(self.optimizer).__qualname__
+        if (was := state["optimizer"].get("class", kind)) != kind:
+            raise ValueError(
+                f"optimizer: the run was trained by {was}, whose state {kind} cannot continue. Give it {was} again, or "
+                "start in another folder from its weights."
             )
         if state["trained"] != self.names:
             changed = sorted(set(state["trained"]) ^ set(self.names))

@@ -501,6 +501,16 @@ def test_another_objectives_network_is_not_resumed(tmp_path):
         pv.fit(small_vma(), sampler(), "vimco", steps=2, out=tmp_path, resume=True, progress=False)
 
 
+def test_the_state_of_another_optimizer_is_not_resumed(tmp_path):
+    settings = {"steps": 2, "out": tmp_path, "progress": False, "resume": True}
+    pv.fit(small_vma(), sampler(), **settings)
+    model = small_vma()
+    before = weights(model)
+    with pytest.raises(ValueError, match="optimizer: the run was trained by Adam, whose state SGD cannot continue"):
+        pv.fit(model, sampler(), optimizer=torch.optim.SGD, **settings)
+    assert equal(before, weights(model))
+
+
 def test_a_model_alone_is_no_run(tmp_path):
     settings = {"steps": 2, "validation": sampler(seed=1), "out": tmp_path, "progress": False}
     pv.fit(small_vma(), sampler(), **settings)
