@@ -51,14 +51,7 @@ class Template:
         return Template(fn(self.raw), fn(self.features), tuple(fn(m) for m in self.maps))
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
-        """Applies `fn` once per distinct template, and copies the results to all places.
-
-        Arguments:
-            fn: Maps a template of any leading shape `(*)` to images `(*, C, H, W)`, each template independently.
-
-        Returns:
-            The images, `(*, C, H, W)`.
-        """
+        """Applies `fn`, from a template of any leading shape `(*)` to images `(*, C, H, W)`, once per distinct template."""
         return fn(self)
 
 
@@ -111,17 +104,7 @@ class EncodedMemory(Memory):
         return self._source.features
 
     def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
-        r"""Reads :math:`m_a` with its features.
-
-        Arguments:
-            a: The addresses, with shape `(*, B)` (or `(*, 1)` for one address for the whole batch); integers.
-
-        Returns:
-            The templates at those addresses, with leading shape `(*, B)`.
-
-        Raises:
-            IndexError: If an address is not a slot.
-        """
+        r"""Reads :math:`m_a` with its features, with leading shape `(*, B)`; see :meth:`Memory.read`."""
         table, places = (self._source, a) if isinstance(self._source, Template) else self._source.at(a)
         return _Read(table, places, self.per_datapoint)
 
@@ -138,7 +121,6 @@ class EncodedMemory(Memory):
 
     @property
     def slots_in_use(self) -> Tensor:
-        """The number of unmasked slots, with shape `batch_shape`; integers."""
         return self.memory.slots_in_use if self.mask is self.memory.mask else super().slots_in_use
 
     def _classes(self) -> Tensor:

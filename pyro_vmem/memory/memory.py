@@ -61,15 +61,12 @@ class TensorStore:
         self.templates, self.batch_shape, self.num_slots = templates, templates.shape[:dims], templates.shape[dims]
         self.event_shape, self.dtype, self.device = templates.shape[dims + 1 :], templates.dtype, templates.device
 
-    def check_size(self) -> None:
-        """Does nothing, because all templates are decoded."""
+    def check_size(self) -> None: ...
 
     def read(self, a: Tensor) -> Tensor:
-        """Gathers templates at addresses `(*, B)`; see :func:`gather`."""
         return gather(self.templates, a, len(self.batch_shape) > 0)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> TensorStore:
-        """See :class:`Store`."""
         return TensorStore(fn(self.templates), len(self.batch_shape) > 0)
 
 
@@ -177,11 +174,7 @@ class Memory:
 
     @property
     def templates(self) -> Tensor:
-        """All templates, with shape `(S, *event)` or `(B, S, *event)`.
-
-        Raises:
-            ValueError: If they are too many to decode at once.
-        """
+        """All templates, `(S, *event)` or `(B, S, *event)`; raises a `ValueError` if too many to decode at once."""
         return self.store.templates
 
     @property

@@ -469,20 +469,15 @@ class MilvusMemory(PackedMemory):
         timeout: float = 60.0,
         **options: Any,
     ) -> Self:
-        """Makes a collection without templates; :func:`add_templates` fills it.
+        """Makes a collection without templates; :func:`add_templates` fills it. Other arguments are those of the class.
 
         Arguments:
-            uri: As of the class.
-            collection: Its name.
             event_shape: The shape of one template.
             dim: The length of a key.
             bits: 1 or 8 for each value of a template, as of :class:`PackedMemory`.
             labelled: Whether templates have labels.
             index: The type of index, as Milvus names it. Default: `{"index_type": "FLAT"}`, which looks at every key;
                 `{"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}` looks at few.
-            search: As of the class.
-            timeout: As of the class.
-            options: As of the class.
 
         Raises:
             ValueError: If there is a collection of this name, or templates are too large for a row.
@@ -518,10 +513,7 @@ class MilvusMemory(PackedMemory):
         self.mask = None if bool(self.index.present.all()) else self.index.present.to(self.device, copy=True)
 
     def of_classes(self, labels: Sequence[int]) -> Self:
-        """The memory of some classes, whose slots keep their numbers: a filter in the database, nothing is copied.
-
-        Arguments:
-            labels: The classes.
+        """The memory of the classes `labels`, whose slots keep their numbers: a filter in the database, no copy.
 
         Raises:
             ValueError: If no slot has one of these labels, or the memory has no labels.
