@@ -51,7 +51,7 @@ class Template:
         return Template(fn(self.raw), fn(self.features), tuple(fn(m) for m in self.maps))
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
-        """Applies `fn`, from a template of any leading shape `(*)` to images `(*, C, H, W)`, once per distinct template."""
+        """Applies `fn`, from templates of any leading shape `(*)` to images `(*, C, H, W)`, once per distinct one."""
         return fn(self)
 
 
