@@ -106,7 +106,7 @@ class EpisodeSampler(Dataset[Episode]):
         device: The device of images and episodes. Episodes do not depend on it. Default: that of the data set.
 
     Raises:
-        ValueError: If a number is not positive, the data set has too few classes or drawings of a class, or images are
+        ValueError: If the data set has too few classes or drawings of a class, or images are
             not square with `rotate` or `flip`.
 
     Example:
@@ -173,11 +173,6 @@ class EpisodeSampler(Dataset[Episode]):
             f"n_query={self.n_query}, seed={self.seed}{variants}, num_episodes={self.num_episodes})"
         )
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the episodes."""
-        return self._images.device
-
     def __len__(self) -> int:
         """The number of episodes; :math:`10^9` if endless."""
         return _ENDLESS if self.num_episodes is None else self.num_episodes
@@ -209,14 +204,8 @@ class EpisodeSampler(Dataset[Episode]):
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
 
-        The evidence of the targets under the right memory minus that under this one measures the contribution of the
-        memory. No transform of a class of the episode is in it.
-
-        Arguments:
-            index: The index of the episode.
-
-        Returns:
-            A memory of `n_way` classes with `k_shot` slots each, which depends only on the arguments and the index.
+        It has `n_way` classes with `k_shot` slots each, and no transform of a class of the episode. The evidence of the
+        targets under the right memory minus that under this one measures the contribution of the memory.
 
         Raises:
             ValueError: If the data set has too few other classes.
@@ -264,7 +253,7 @@ class EpisodeSampler(Dataset[Episode]):
 
         The random numbers are drawn on the CPU, so they are the same on every device.
         """
-        device = self.device
+        device = self._images.device
         events, there = FewShotDataset.to_float(self._images[drawings.to(device)]), labels.to(device)
         if len(self._transforms) == 1:
             return events, there
@@ -278,10 +267,7 @@ class EpisodeSampler(Dataset[Episode]):
 
 
 def merge_episodes(episodes: Sequence[Episode]) -> Episode:
-    """Merges episodes of one target each into one with a memory per datapoint.
-
-    Arguments:
-        episodes: Episodes with one target each and equally many slots.
+    """Merges episodes of one target each and equally many slots into one with a memory per datapoint.
 
     Raises:
         ValueError: If there is no episode, one has several targets, or the numbers of slots differ.

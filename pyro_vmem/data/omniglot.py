@@ -23,6 +23,7 @@ from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.image_folder import open_picture
+from pyro_vmem.data.npz import number_names
 from pyro_vmem.data.storage import cache_folder, data_root, load_npz, printable, save_npz
 
 __all__ = ["omniglot", "read_drawing"]
@@ -94,7 +95,7 @@ def omniglot(
         The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
 
     Raises:
-        ValueError: If an argument is out of range, or a file is not a readable 105x105 drawing.
+        ValueError: If a file is not a readable 105x105 drawing.
         FileNotFoundError: If `root` does not hold the data.
 
     Example:
@@ -116,18 +117,10 @@ def omniglot(
         cached = _parse(sources, listings, _RESIZE[resize])
         _save_cache(file, *cached)
     ink, names = cached
-
-    class_names = sorted(set(names))
-    alphabet_of = [name.partition("/")[0] for name in class_names]
-    alphabet_names = sorted(set(alphabet_of))
-    class_index = {name: i for i, name in enumerate(class_names)}
-    alphabet_index = {name: i for i, name in enumerate(alphabet_names)}
+    classes, class_names = number_names(names)
+    alphabets = number_names([name.partition("/")[0] for name in class_names])
     return FewShotDataset(
-        images=torch.from_numpy(ink[:, None].view(np.uint8) * np.uint8(255)),
-        classes=torch.tensor([class_index[name] for name in names]),
-        class_names=class_names,
-        alphabets=torch.tensor([alphabet_index[name] for name in alphabet_of]),
-        alphabet_names=alphabet_names,
+        torch.from_numpy(ink[:, None].view(np.uint8) * np.uint8(255)), classes, class_names, *alphabets
     )
 
 
@@ -195,11 +188,7 @@ class _Source:
 
 
 def read_drawing(path: Path, resize: str | None = None) -> Bits:
-    """Reads the file of one drawing as ink, True for ink, and makes it smaller as :func:`omniglot` does.
-
-    Raises:
-        ValueError: If it is not a readable 105x105 drawing.
-    """
+    """Reads one drawing as ink, `(H, W)`, True for ink, and makes it smaller; errors are those of :func:`omniglot`."""
     ink = _ink(partial(path.open, "rb"), path.stat().st_size, str(path))
     return _RESIZE[resize](ink[None])[0]
 

@@ -139,9 +139,8 @@ def _read_run(labels: Path, resize: str | None) -> OneShotTrial:
     )
 
     def read(names: list[str]) -> Tensor:
-        return torch.from_numpy(
-            np.stack([read_drawing(folder.parent / name, resize) for name in names])[:, None]
-        ).float()
+        drawings = [read_drawing(folder.parent / name, resize) for name in names]
+        return torch.from_numpy(np.stack(drawings)[:, None]).float()
 
     right = torch.tensor([training.index(right) for _, right in pairs])
     return OneShotTrial(read(training), read([test for test, _ in pairs]), right)
