@@ -60,7 +60,8 @@ def complete(
         if round_ == rounds:
             break
         # Each slot resamples its own particles. Slots are compared at the end only.
-        filled = _rows(filled, _resampled(log_weights))
+        replacements = torch.distributions.Categorical(logits=log_weights.movedim(0, -1)).sample(torch.Size([each]))
+        filled = _rows(filled, replacements)
         q_z = vma.latent_guide(vma.encode_x(filled), template)
         z = q_z.sample()
         log_q = _mixture_log_prob(q_z, z)
@@ -77,12 +78,6 @@ def _candidates(vma: _Model, memory: EncodedMemory, x: Tensor, known: Tensor, mo
     target = vma.encode_x(torch.where(known, x, memory.memory.read(some).mean(0)))
     q = vma.address_guide(memory, target)
     return top(q, min(most, len(q.enumerate_support()))).mT
-
-
-def _resampled(log_weights: Tensor) -> Tensor:
-    """For each particle `(n, C, B)` of a slot, the index of the particle that replaces it."""
-    n = log_weights.shape[0]
-    return torch.distributions.Categorical(logits=log_weights.movedim(0, -1)).sample(torch.Size([n]))
 
 
 def _rows(values: Tensor, which: Tensor) -> Tensor:
