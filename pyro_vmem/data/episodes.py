@@ -64,6 +64,9 @@ class Episode:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
         """Returns the episode on a device; with `non_blocking`, a copy from pinned memory may overlap computation."""
+        labels = self.x if self.labels is None else self.labels
+        if self.x.device == self.memory.device == labels.device == torch.device(device):  # as of `Tensor.to`
+            return self
         return Episode(
             self.memory.to(device, non_blocking=non_blocking),
             self.x.to(device, non_blocking=non_blocking),

@@ -54,7 +54,8 @@ def load_ahead(
             ) from error
         yield from (episode.to(device, non_blocking=pin) for episode in loaded)
     elif device.type == "cpu":
-        yield from (episodes[index].to(device) for index in range(start, stop))
+        for index in range(start, stop):
+            yield episodes[index].to(device)
     else:
         yield from (episode.to(device, non_blocking=pin) for episode in _in_a_thread(episodes, range(start, stop), pin))
 

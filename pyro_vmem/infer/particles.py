@@ -11,6 +11,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
@@ -122,7 +123,7 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
     Raises:
         ValueError: Also if a latent is enumerated, is missing in the guide, or is observed there.
     """
-    rows = [particles_of(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
+    rows = list(itertools.starmap(particles_of, elbo._get_traces(model, guide, args, kwargs)))
     return replace(stacked(rows), arguments=(args, kwargs))
 
 
@@ -188,7 +189,7 @@ class Layout:
         # Told apart by name and dim: to compare frames themselves takes Pyro a tenth of a step.
         stacks = [{(frame.name, frame.dim): frame for frame in site["cond_indep_stack"]} for site in sites]
         shared = {plate for plate in set.intersection(*map(set, stacks)) if plate[1] is not None}
-        plates = sorted((stacks[0][plate] for plate in shared), key=lambda frame: frame.dim)
+        plates = sorted((stacks[0][plate] for plate in shared), key=attrgetter("dim"))
         data = [frame for frame in plates if frame.name != PARTICLE_PLATE]
         if not data:
             _refuse_loose(sites)
