@@ -146,11 +146,7 @@ class Experiment(Sources):
         return vma, episodes, held_out
 
     def new_model(self, episode: Episode) -> VMA:
-        """Makes a model for images like those of an episode; its weights depend on the seed alone.
-
-        Raises:
-            ValueError: If a part does not fit, or there is none of the name `only`.
-        """
+        """Makes a model for images like those of an episode; its weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             ink = float(episode.x.mean())
@@ -184,9 +180,6 @@ class Experiment(Sources):
 
         The folder gets `experiment.json`, the checkpoints and `history.csv`. The device `"auto"` is a GPU if there is
         one.
-
-        Raises:
-            ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
         """
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin("cpu" if workers else where)
@@ -222,11 +215,7 @@ class Experiment(Sources):
         )
 
     def adopt(self, out: str | Path) -> FitResult:
-        """Copies the pretrained model into a folder, as a run that was not trained.
-
-        Raises:
-            ValueError: If `out` holds a run, or there is no model of that name.
-        """
+        """Copies the pretrained model into a folder, as a run that was not trained."""
         unpack(self.pretrained or "", Path(out))
         write_json(Path(out) / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
         return FitResult()

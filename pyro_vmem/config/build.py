@@ -28,7 +28,7 @@ from pyro_vmem.parts import (
     Templates,
 )
 from pyro_vmem.train import load_checkpoint
-from pyro_vmem.train.checkpoint import load_newest, save_checkpoint
+from pyro_vmem.train.checkpoint import load_newest, save_checkpoint, under
 from pyro_vmem.train.folder import check_spec
 
 __all__ = ["build", "load", "save"]
@@ -109,7 +109,7 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
         raise ValueError(f"path: {str(path)!r} holds no model. Give a checkpoint that pyro_vmem.fit wrote.")
     if not isinstance(data["spec"], dict):  # A string would be read as the path of a file.
         raise ValueError(f"path: the spec in {str(path)!r} is {type(data['spec']).__name__}, expected a mapping.")
-    tensors = _under("model.", tensors) or tensors  # A checkpoint of a run holds more than the model.
+    tensors = under("model.", tensors) or tensors  # A checkpoint of a run holds more than the model.
     try:
         # A small file may name a huge model, so shapes are compared before memory is allocated.
         _check_shapes(data["spec"], trusted_modules, tensors)
@@ -123,10 +123,6 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
 
 def save(vma: VMA, path: str | Path) -> None:
     """Writes weights and spec of a model to one safetensors file for :func:`load`; also `vma.save(path)`.
-
-    Arguments:
-        vma: The model, trained by any loop.
-        path: The file, such as `"mine.safetensors"`. An existing file is replaced.
 
     Raises:
         ValueError: If an argument of a part is not plain data, so that no spec can rebuild it.
@@ -179,11 +175,7 @@ def _of_run(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise
             warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=4)
     tensors, data = load_newest(last)
-    return _under("best.", tensors) or tensors, data
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return under("best.", tensors) or tensors, data
 
 
 def _read(path: Path) -> Mapping[str, Any]:
