@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["as_plain", "numbered", "versions_of", "write_atomically", "write_json"]
+__all__ = ["as_plain", "numbered", "remove_leftovers", "versions_of", "write_atomically", "write_json"]
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def write_atomically(path: str | os.PathLike[str], keep: int = 1) -> Iterator[Pa
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(target)
+    remove_leftovers(target)
     aside, lock = _made_aside(target)
     try:
         yield aside
@@ -89,8 +89,8 @@ def _made_aside(target: Path) -> tuple[Path, IO[bytes]]:
         return Path(name), file
 
 
-def _remove_leftovers(target: Path) -> None:
-    """Removes unfinished files of killed processes."""
+def remove_leftovers(target: Path) -> None:
+    """Removes what killed processes have written of a file and not finished."""
     for leftover in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         with contextlib.suppress(OSError), leftover.open("rb") as file:  # somebody else's, or gone by now
             if _locked(file):

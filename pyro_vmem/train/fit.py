@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.checks import NonNegativeInt, PositiveInt
+from pyro_vmem._utils.files import remove_leftovers
 from pyro_vmem._utils.lock import alone_in
 from pyro_vmem._utils.random_state import set_aside
 from pyro_vmem._utils.signals import on_interrupt
@@ -27,7 +28,7 @@ from pyro_vmem.model import VMA
 from pyro_vmem.train.callbacks import Callback, Checkpoints, ProgressBar, RefreshKeys, Validation, looked_up
 from pyro_vmem.train.config import TrainingConfig
 from pyro_vmem.train.distributed import Processes, own_device
-from pyro_vmem.train.folder import check_spec, make_folder
+from pyro_vmem.train.folder import RUN_FILES, check_spec, make_folder
 from pyro_vmem.train.history import FitResult
 from pyro_vmem.train.trainer import Trainer
 from pyro_vmem.train.validation import first_episode
@@ -211,6 +212,8 @@ def _enter(stack: contextlib.ExitStack, checkpoints: Checkpoints, resume: bool) 
     """Takes the folder for this run alone; returns the state to go on from."""
     make_folder(checkpoints.folder)
     stack.enter_context(alone_in(checkpoints.folder))
+    for name in RUN_FILES:  # a run that is over already writes none of them again
+        remove_leftovers(checkpoints.folder / name)
     return checkpoints.read(resume)
 
 

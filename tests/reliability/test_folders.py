@@ -21,6 +21,7 @@ from pyro_vmem._utils.lock import alone_in
 from pyro_vmem.app import Experiment, cli
 from pyro_vmem.app.experiment import read_result
 from pyro_vmem.train import callbacks, load_checkpoint
+from pyro_vmem.train.folder import RUN_FILES
 
 QUIET: dict[str, Any] = {"progress": False, "validate_every": 1}
 
@@ -80,6 +81,18 @@ def test_a_folder_that_another_process_writes_to_is_refused(tmp_path: Path, monk
         "last-1.safetensors",
         "last.safetensors",
     ]
+
+
+def test_what_killed_writers_left_is_removed_when_a_run_that_is_over_is_resumed(tmp_path: Path) -> None:
+    """It writes no file again that could remove what is left of an earlier write."""
+    pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, **QUIET)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    for name in RUN_FILES:
+        (tmp_path / f".{name}.12345678.tmp").write_bytes(b"half")
+    (mine := tmp_path / ".notes.tmp").write_bytes(b"")
+    with pytest.warns(RuntimeWarning, match="the run is over"):
+        pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, resume=True, **QUIET)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, mine.name])
 
 
 def test_a_folder_is_waited_for_if_its_process_is_about_to_end(tmp_path: Path) -> None:
