@@ -108,11 +108,7 @@ class Particles:
     def score_sum(self, signal: Tensor) -> Tensor:
         r""":math:`\sum_k s_k \log q(h_k)` over the latents that are not reparameterised.
 
-        Arguments:
-            signal: The learning signal :math:`s_k`, with shape `(K, B)`, without gradient.
-
-        Returns:
-            The score terms, with shape `(B,)`; zero if all latents are reparameterised.
+        The learning signal :math:`s_k` is `(K, B)` and has no gradient; the sum is `(B,)`.
         """
         return sum(((signal * score).sum(0) for score in self.score.values()), torch.zeros_like(signal[0]))
 

@@ -44,8 +44,7 @@ class RELAX_ELBO(ParticleELBO):
         num_particles: The number :math:`K \ge 1` of particles.
         control: The network c: called with z and with :math:`\log q` of all values, each `(*, S)`, it returns `(*)`.
             Default: a :class:`Surrogate`.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Raises:
         ValueError: At the first loss, if a site of another kind, or a sparse one, is not reparameterised.

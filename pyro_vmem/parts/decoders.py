@@ -284,7 +284,7 @@ class _Coarse(nn.Module):
         maps = self.spread(joined).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
         if self.skip is not None:
             maps = maps + _skip(self.skip, template, 1, leading)
-        return self.mix(maps)  # type: ignore[no-any-return]
+        return self.mix(maps)
 
 
 class _Fine(nn.Module):

@@ -206,7 +206,7 @@ class FullPrecisionNormal(dist.MultivariateNormal):
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         with no_autocast(self.loc):
-            return super().rsample(torch.Size(sample_shape))  # type: ignore[no-any-return]
+            return super().rsample(torch.Size(sample_shape))
 
 
 def _correlated(diagonal: Any, below: Tensor) -> dist.Distribution:

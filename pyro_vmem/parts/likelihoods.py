@@ -80,6 +80,7 @@ class Likelihood(Part):
 
 
 def _check_binary(part: Likelihood, x: Tensor) -> None:
+    """Raises a `ValueError` if `x`, `(*, *event)`, holds another value than 0 and 1."""
     if not bool(((x == 0) | (x == 1)).all()):
         raise ValueError(
             f"x: {type(part).__name__} expects binary values, 0 or 1, got values in [{x.min():.3g}, {x.max():.3g}]. "
@@ -88,6 +89,7 @@ def _check_binary(part: Likelihood, x: Tensor) -> None:
 
 
 def _check_on_levels(part: Any, x: Tensor) -> None:
+    """Raises a `ValueError` if a value of `x`, `(*, *event)`, is on no level."""
     n = part.num_levels
     levels = x * (n - 1)
     if not bool((((levels - levels.round()).abs() < 1e-3) & (x >= 0) & (x <= 1)).all()):

@@ -56,7 +56,7 @@ def lookups(
         exact: The exact posterior :math:`p(a | x, M)`, `(T, S)`, drawn as a second bar.
 
     Raises:
-        ValueError: If the shapes do not agree, or `max_slots` is less than 1.
+        ValueError: If the shapes do not agree.
 
     Example:
         >>> from matplotlib.figure import Figure

@@ -66,9 +66,8 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
     arrows += [(square, place, LINE) for square in squares.values() for place in places.values()]
     for start, end, colour in arrows:
         away = 1.2 * _RADIUS * (np.subtract(end, start) / np.hypot(*np.subtract(end, start)))
-        ax.annotate(
-            "", end - away, start + away, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
-        )
+        style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", end - away, start + away, arrowprops=style)
     ax.set(aspect="equal")
     ax.autoscale_view()
     ax.set_axis_off()
