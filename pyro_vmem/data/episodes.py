@@ -16,7 +16,7 @@ from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
-__all__ = ["Episode", "EpisodeSampler", "merge_episodes"]
+__all__ = ["Episode", "EpisodeSampler", "MixedEpisodes", "merge_episodes"]
 
 # The length of an endless sampler, for a DataLoader: more episodes than a training run draws.
 _ENDLESS = 10**9
@@ -267,6 +267,34 @@ class EpisodeSampler(Dataset[Episode]):
             chosen = events[rows]
             events[rows] = torch.rot90(chosen.flip(-1) if mirror else chosen, turn, (-2, -1))
         return events, there
+
+
+class MixedEpisodes(Dataset[Episode]):
+    """Episodes of several samplers in turn, such as large and small memories.
+
+    A model works best with the kinds of memory that it was trained on, so train it on all kinds that it has to serve.
+
+    Arguments:
+        samplers: The samplers, with different seeds. A repeated sampler gives more episodes.
+
+    Raises:
+        ValueError: If there is no sampler.
+
+    Example:
+        >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
+        >>> mixed = MixedEpisodes([EpisodeSampler(dataset, n_way=4), EpisodeSampler(dataset, 1, 1, n_absent=2, seed=1)])
+        >>> [mixed[i].memory.num_slots for i in range(4)]
+        [16, 1, 16, 1]
+    """
+
+    def __init__(self, samplers: Sequence[Dataset[Episode]]) -> None:
+        if not samplers:
+            raise ValueError("samplers: got none, expected at least one.")
+        self.samplers = list(samplers)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Returns the episode of an index, which depends only on the samplers and the index."""
+        return self.samplers[index % len(self.samplers)][index // len(self.samplers)]
 
 
 def merge_episodes(episodes: Sequence[Episode]) -> Episode:

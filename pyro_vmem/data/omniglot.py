@@ -111,11 +111,18 @@ def omniglot(
     folder = data_root(root, "Omniglot")
     sources = [_find(folder, part) or _fetch(folder, part, download) for part in _PARTS[subset]]
     listings = [source.drawings() for source in sources]
-    file = cache_folder(cache_dir) / f"omniglot-{resize}-{subset}-{_key(resize, sources, listings)}.npz"
+    stamps = [[(drawing.member, *drawing.stamp) for drawing in drawings] for drawings in listings]
+    content = json.dumps((_CACHE_VERSION, resize, [source.path.name for source in sources], stamps))
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    file = cache_folder(cache_dir) / f"omniglot-{resize}-{subset}-{key}.npz"
     cached = _load_cache(file)
     if cached is None:
         cached = _parse(sources, listings, _RESIZE[resize])
-        _save_cache(file, *cached)
+        ink, names = cached
+        arrays = {"bits": np.packbits(ink.reshape(len(ink), -1), axis=1), "shape": np.array(ink.shape)}
+        # Without a cache the next call is slower, but this one need not fail.
+        with contextlib.suppress(OSError):
+            save_npz(file, **arrays, names=np.array(names, dtype=np.str_))
     ink, names = cached
     classes, class_names = number_names(names)
     alphabets = number_names([name.partition("/")[0] for name in class_names])
@@ -234,12 +241,6 @@ def _fetch(root: Path, part: str, download: bool) -> _Source:
     )
 
 
-def _key(resize: str | None, sources: list[_Source], listings: list[list[_Drawing]]) -> str:
-    stamps = [[(drawing.member, *drawing.stamp) for drawing in drawings] for drawings in listings]
-    content = (_CACHE_VERSION, resize, [source.path.name for source in sources], stamps)
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
 def _parse(
     sources: list[_Source], listings: list[list[_Drawing]], resize: Callable[[Bits], Bits]
 ) -> tuple[Bits, list[str]]:
@@ -252,17 +253,6 @@ def _parse(
                 names.append(drawing.class_name)
                 progress.update()
     return np.stack(images), names
-
-
-def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
-    # Without a cache the next call is slower, but this one need not fail.
-    with contextlib.suppress(OSError):
-        save_npz(
-            file,
-            bits=np.packbits(ink.reshape(len(ink), -1), axis=1),
-            shape=np.array(ink.shape),
-            names=np.array(names, dtype=np.str_),
-        )
 
 
 def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:

@@ -198,7 +198,9 @@ def sbc(
                     claimed.setdefault(name, []).append(as_rows(expected, dims))
                     true.setdefault(name, []).append(as_rows(reached, dims))
                 else:
-                    rank = _rank_among_draws(q, truth, num_draws)
+                    draws = q.sample(torch.Size([num_draws]))
+                    below, ties = (draws < truth).sum(0), (draws == truth).sum(0)
+                    rank = below + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long().clamp(max=num_draws)
                 ranks.setdefault(name, []).append(as_rows(rank, dims, len(q.event_shape)))
                 rows = len(ranks[name][-1])
             done += rows
@@ -272,12 +274,6 @@ def _rank_by_probability(q: Categorical, truth: Tensor, num_draws: int) -> tuple
     level = more + torch.rand_like(more) * equal
     rank = (level * (num_draws + 1)).long().clamp(0, num_draws)
     return rank, probs.square().sum(-1), own.squeeze(-1)
-
-
-def _rank_among_draws(q: Any, truth: Tensor, num_draws: int) -> Tensor:
-    draws = q.sample(torch.Size([num_draws]))
-    less, ties = (draws < truth).sum(0), (draws == truth).sum(0)
-    return less + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long().clamp(max=num_draws)
 
 
 # Statistics of ranks

@@ -22,9 +22,18 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_vmem.infer.site_notes import OWN, PATH, RELAXED
-
 __all__ = ["Globals", "Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples", "stacked"]
+
+# The notes that a proposal leaves at a guide's site, in its `infer` dict, the one place where Pyro lets a handler keep
+# something beside a value.
+# The PathWeight of a value: by which factor its gradient is multiplied on its way to the guide.
+PATH = "pyro_vmem_path"
+# The guide's own distribution, where the value was drawn from another one, such as a defensive mixture.
+OWN = "pyro_vmem_own"
+# What the gradient of a control variate adds to a site's score function, three numbers for each draw.
+RELAXED = "pyro_vmem_relaxed"
+# The distribution whose log-probability, up to its value, is a site's score function.
+SCORE = "pyro_vmem_score"
 
 PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wraps around model and guide
 

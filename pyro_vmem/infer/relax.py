@@ -13,8 +13,7 @@ from pyro_vmem._utils.checks import Size
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
-from pyro_vmem.infer.particles import Particles
-from pyro_vmem.infer.site_notes import RELAXED
+from pyro_vmem.infer.particles import RELAXED, Particles
 from pyro_vmem.infer.straight_through import discrete_of, log_probs_of, value_of
 
 __all__ = ["RELAX_ELBO", "Surrogate"]

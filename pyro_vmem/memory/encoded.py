@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from pyro_vmem.memory.memory import Memory, gather
 
-__all__ = ["EncodedMemory", "Template"]
+__all__ = ["EncodedMemory", "Template", "encoded_once"]
 
 ENCODED_AT_ONCE = 1024  # templates per batch where only features are kept
 
@@ -108,11 +109,6 @@ class EncodedMemory(Memory):
         table, places = (self._source, a) if isinstance(self._source, Template) else self._source.at(a)
         return _Read(table, places, self.per_datapoint)
 
-    def map_encoded(self, fn: Callable[[Template], Template]) -> Self:
-        """The memory with `fn` applied to its encoded templates."""
-        source = self._source
-        return type(self)(self.memory, fn(source) if isinstance(source, Template) else _Composed(source.encoder, fn))
-
     def of_datapoints(self, rows: slice | Tensor) -> EncodedMemory:
         """The memories of the datapoints `rows`, a slice or integers `(n,)`; a shared memory is returned unchanged."""
         if not self.per_datapoint:
@@ -131,6 +127,30 @@ class EncodedMemory(Memory):
         return type(self)(
             self.memory._map(values, slots), source.map(values) if isinstance(source, Template) else source.encoder
         )
+
+
+@contextmanager
+def encoded_once(memory: EncodedMemory) -> Iterator[EncodedMemory]:
+    """A memory whose encoder is gone backward through once, however often what reads it is.
+
+    Pyro's own objectives may go backward once a particle, and free what they went through. Here gradients stop at what
+    was encoded, add up there, and go on to the encoder when the block ends: the same gradient, for any objective.
+    """
+    ends: list[tuple[Tensor, Tensor]] = []
+
+    def cut(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        ends.append((tensor, tensor.detach().requires_grad_()))
+        return ends[-1][1]
+
+    source = memory._source
+    cut_source = source.map(cut) if isinstance(source, Template) else _Composed(source.encoder, lambda t: t.map(cut))
+    yield type(memory)(memory.memory, cut_source)
+    reached = [(tensor, end.grad) for tensor, end in ends if end.grad is not None]
+    if reached:
+        tensors, gradients = zip(*reached, strict=True)
+        torch.autograd.backward(tensors, gradients)
 
 
 class _Read(Template):

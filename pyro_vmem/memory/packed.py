@@ -206,7 +206,7 @@ class PackedMemory(Memory):
     def open(
         cls, path: str | Path, event_shape: Sequence[int], bits: Literal[1, 8] = 1, labels: Tensor | None = None
     ) -> PackedMemory:
-        """Memory-maps a `.npy` file of :meth:`pack`; arguments and errors are those of the class."""
+        """Memory-maps a `.npy` file of :meth:`pack`; arguments, shapes and errors are those of the class."""
         # Read-only: a writable map would have to fit into RAM.
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")

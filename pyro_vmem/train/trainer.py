@@ -29,6 +29,7 @@ from pyro_vmem.infer import VIMCO_ELBO, ParticleELBO, check_objective, choose
 from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.by_name import NUM_PARTICLES, Objective, named_objective
 from pyro_vmem.infer.elbo import Terms
+from pyro_vmem.memory.encoded import encoded_once
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
 from pyro_vmem.train.checkpoint import under
@@ -37,7 +38,6 @@ from pyro_vmem.train.distributed import Processes
 from pyro_vmem.train.history import FitResult, Meter, summarise
 from pyro_vmem.train.not_finite import NotFiniteError, find_not_finite, first_not_finite
 from pyro_vmem.train.schedules import Schedule
-from pyro_vmem.train.shared_encoding import encoded_once
 
 __all__ = ["Trainer"]
 
@@ -140,8 +140,10 @@ class Trainer:
         self.guide = config_enumerate(vma.guide, "parallel", expand=True) if enumerates else vma.guide
         particles = isinstance(self.objective, ParticleELBO)
         self.decodes = self.objective.decodes if particles else self.objective.num_particles
-        if enumerates:
-            self.decodes *= self._values(episode)
+        if enumerates:  # all slots, or those that the guide keeps
+            with torch.no_grad():
+                q_a = vma.address_guide(vma.encode(episode.memory), vma.encode_x(episode.x))
+            self.decodes *= len(q_a.enumerate_support())
         check_objective(self.objective, vma.model, self.guide, episode.memory, episode.x)
         self._start = time.perf_counter() - self.result.seconds
 
@@ -311,12 +313,6 @@ class Trainer:
         if minutes is None:
             return min(1.0, self.result.steps / self.config.steps)
         return 0.0 if self._start is None else min(1.0, (time.perf_counter() - self._start) / (60 * minutes))
-
-    @torch.no_grad()
-    def _values(self, episode: Episode) -> int:
-        """How many slots would be summed: all, or those that the guide keeps."""
-        q_a = self.vma.address_guide(self.vma.encode(episode.memory), self.vma.encode_x(episode.x))
-        return len(q_a.enumerate_support())
 
     def _gradient(self, own: Episode, targets: int, kl_weight: float) -> dict[str, float]:
         """Puts the clipped gradient of the loss per datapoint into every `.grad`; returns this process's terms."""
