@@ -49,9 +49,6 @@ def one_shot_trials(
         root: The folder with the runs.
         resize: How images become smaller; see :func:`~pyro_vmem.data.omniglot`.
 
-    Returns:
-        The trials, in the order of the names of the runs.
-
     Raises:
         FileNotFoundError: If there is no run in `root`, or a file that a run names is missing.
         ValueError: If a file cannot be read, or a line of `class_labels.txt` does not name two images of its run.

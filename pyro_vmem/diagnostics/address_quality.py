@@ -76,9 +76,6 @@ def calibration_error(
         labels: The right column, with shape `(N,)`.
         bins: How many bins.
 
-    Returns:
-        The error and the curve.
-
     Raises:
         ValueError: If the shapes do not fit, or rows do not add up to 1.
 

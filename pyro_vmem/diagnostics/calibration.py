@@ -164,9 +164,6 @@ def sbc(
         seed: Seeds simulations, draws and ties; the global random state stays as it is.
         kwargs: Keyword arguments of a pair.
 
-    Returns:
-        The ranks, on the CPU, and the tests of them.
-
     Raises:
         ValueError: If the guide lacks a site, the model observes something else than its arguments, or the memory does
             not fit.

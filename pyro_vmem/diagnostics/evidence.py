@@ -186,9 +186,6 @@ def estimate_evidence(
         precision: The precision of the networks, as of `pyro_vmem.fit`. Densities and weights are always float32.
         warn: Whether to warn if more than 5 % of the errors are :attr:`~Evidence.unknown`.
 
-    Returns:
-        The estimate of each target, its standard error and interval, effective sample size and k-hat.
-
     Raises:
         ValueError: If memory or x do not fit the model, or the method does not fit the memory.
 

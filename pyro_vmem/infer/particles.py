@@ -119,7 +119,10 @@ class Particles:
 
         The learning signal :math:`s_k` is `(K, B)` and has no gradient; the sum is `(B,)`.
         """
-        return sum(((signal * score).sum(0) for score in self.score.values()), torch.zeros_like(signal[0]))
+        total = torch.zeros_like(signal[0])
+        for score in self.score.values():
+            total = total + (signal * score).sum(0)
+        return total
 
 
 def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
@@ -230,7 +233,7 @@ class Layout:
 
         Pyro scales log-probabilities, but not score functions, and not what is in closed form.
         """
-        others = [dim for dim in range(-log_prob.dim(), 0) if dim not in self.dims]
+        others = sorted({*range(-log_prob.dim(), 0)} - {*self.dims})
         if others:
             log_prob = log_prob.sum(others)
         rows = log_prob.expand(self.sizes[-log_prob.dim() :] if log_prob.dim() else ()).expand(self.sizes)

@@ -33,19 +33,9 @@ class Template:
     """
 
     def __init__(self, raw: Tensor, features: Tensor, maps: tuple[Tensor, ...] = ()) -> None:
-        self._raw, self.features, self._maps = raw, features, maps
+        self.raw, self.features, self.maps = raw, features, maps
         # The leading dims. With provenance tracking, Pyro would turn a plain tuple into one of tensors.
         self.leading_shape = torch.Size(features.shape[:-1])
-
-    @property
-    def raw(self) -> Tensor:
-        """The observation, with shape `(*, *event)`."""
-        return self._raw
-
-    @property
-    def maps(self) -> tuple[Tensor, ...]:
-        """Feature maps, fine to coarse, each with shape `(*, C, H, W)`."""
-        return self._maps
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Template:
         """The template with `fn` applied to each tensor."""
@@ -165,11 +155,11 @@ class _Read(Template):
         self.leading_shape = torch.Size(self.features.shape[:-1])
 
     @property
-    def raw(self) -> Tensor:
+    def raw(self) -> Tensor:  # type: ignore[override]  # read only
         return gather(self._table.raw, self._a, self._per_datapoint)
 
     @property
-    def maps(self) -> tuple[Tensor, ...]:
+    def maps(self) -> tuple[Tensor, ...]:  # type: ignore[override]  # read only
         return tuple(gather(m, self._a, self._per_datapoint) for m in self._table.maps)
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:

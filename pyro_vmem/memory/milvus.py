@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import checked
 from pyro_vmem._utils.extras import require
 from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex, Hits, checked_keys
@@ -455,6 +456,7 @@ class MilvusMemory(PackedMemory):
         self._begin()
 
     @classmethod
+    @checked
     def create(
         cls,
         uri: str,
@@ -482,8 +484,6 @@ class MilvusMemory(PackedMemory):
         Raises:
             ValueError: If there is a collection of this name, or templates are too large for a row.
         """
-        if bits not in (1, 8):
-            raise ValueError(f"bits: expected 1 or 8, got {bits!r}.")
         values, about = math.prod(event_shape), {"event_shape": list(event_shape), "bits": bits, "labelled": labelled}
         made = Collection(uri, collection, timeout, **options)
         made.create(dim, about, -(-values // 8) if bits == 1 else values, index or {"index_type": "FLAT"})

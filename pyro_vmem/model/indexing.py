@@ -63,9 +63,6 @@ def index_memory(
         batch_size: How many templates are encoded at once.
         progress: Whether to show a progress bar.
 
-    Returns:
-        The index.
-
     Raises:
         ValueError: If the guide has no keys, or the memory does not fit the model.
         ImportError: If the kind needs faiss and faiss is not installed.

@@ -119,7 +119,7 @@ class SimilarityGuide(KeyedGuide):
 
     def queries(self, features: Tensor) -> Tensor:
         query = full_precision(self.embed_x(features))
-        return (unit(query) if self.normalise == "cosine" else query) / self.temperature
+        return (unit(query) if self.normalise == "cosine" else query) / self.log_temperature.exp()
 
 
 class PairwiseGuide(AddressGuide):

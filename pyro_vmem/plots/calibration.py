@@ -12,11 +12,11 @@ import torch
 from pyro_vmem._utils.checks import Count, Several
 from pyro_vmem.plots._style import (
     BLUE,
+    EMPTY_BAR,
     ORANGE,
     AnyFigure,
     Array,
     as_numpy,
-    empty_bar_colour,
     label_axes,
     legend_below,
     small_font,
@@ -145,7 +145,7 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: Cou
         if len(rank) == 0 or rank.min() < 0 or rank.max() > num_draws:
             raise ValueError(f"ranks: expected 0 to num_draws = {num_draws} for {name!r}, got others, or none.")
         low, high = np.transpose([_binomial_band(len(rank), share) for share in shares])
-        ax.bar(edges[:-1], high - low, widths, bottom=low, align="edge", color=empty_bar_colour(), linewidth=0)
+        ax.bar(edges[:-1], high - low, widths, bottom=low, align="edge", color=EMPTY_BAR, linewidth=0)
         ax.stairs(
             len(rank) * shares, edges, baseline=None, color=text_colour(), linestyle="--", linewidth=1.0, zorder=3
         )
