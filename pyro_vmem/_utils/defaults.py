@@ -13,10 +13,7 @@ __all__ = ["usual_defaults"]
 
 @contextmanager
 def usual_defaults(dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Makes the CPU the default device in a block or function, which says itself what lies elsewhere.
-
-    Arguments:
-        dtype: The default dtype there; by default that of the caller.
+    """Makes the CPU the default device in a block or function, and `dtype` the default dtype if it is given.
 
     Example:
         >>> torch.set_default_device("meta")

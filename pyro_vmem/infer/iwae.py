@@ -36,9 +36,7 @@ class IWAE_ELBO(ParticleELBO):
     Arguments:
         num_particles: The number :math:`K \ge 1` of particles.
         dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        backward, vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Example:
         >>> import torch, pyro_vmem as pv

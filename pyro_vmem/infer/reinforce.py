@@ -42,8 +42,7 @@ class Reinforce_ELBO(ParticleELBO):
         num_particles: The number :math:`K` of particles; at least 2 for the leave-one-out baseline.
         baseline: `"leave-one-out"`, `"average"`, `"none"` or a network.
         decay: How much of the running average a step keeps, in [0, 1).
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Raises:
         ValueError: If `baseline` is none of these, `decay` is out of range, or there are too few particles.

@@ -75,13 +75,8 @@ def resampled_particles(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs:
 def choose(share: Tensor, noise: Tensor, count: int) -> Tensor:
     r"""Draws particles by systematic resampling: :math:`n_k` is :math:`n \tilde w_k`, rounded up or down at random.
 
-    Arguments:
-        share: The normalised weights :math:`\tilde w_k`, with shape `(K, B)`.
-        noise: One number of each datapoint, uniform in [0, 1], with shape `(B,)`.
-        count: The number n of particles that are drawn.
-
-    Returns:
-        Which, with shape `(n, B)`; none of weight zero.
+    The normalised weights `share` are `(K, B)`, and `noise` is uniform in [0, 1] for each datapoint, `(B,)`. Returns
+    which are drawn, `(n, B)`; none of weight zero.
 
     Example:
         >>> choose(torch.tensor([[0.6], [0.0], [0.4]]), torch.tensor([0.5]), 2)

@@ -18,8 +18,7 @@ from pyro_vmem._utils.checks import Count, Fraction
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
-from pyro_vmem.infer.particles import Particles, samples
-from pyro_vmem.infer.site_notes import OWN
+from pyro_vmem.infer.particles import OWN, Particles, samples
 
 __all__ = ["RWS_ELBO"]
 
@@ -56,9 +55,7 @@ class RWS_ELBO(ParticleELBO):
         dreg: Whether that gradient is doubly reparameterised, as in :class:`VIMCO_ELBO`; needs `pathwise`.
         defensive: The share :math:`\delta` of the uniform distribution, in [0, 1).
         top: How many of the most probable values it is uniform on; by default, all.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        backward, vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Raises:
         ValueError: If `num_particles` is less than 2 (a single particle has weight one, whatever it is), `defensive` or

@@ -51,9 +51,7 @@ class VIMCO_ELBO(ParticleELBO):
         num_particles: The number :math:`K \ge 2` of particles.
         baseline: `"arithmetic"` or `"geometric"`.
         dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        backward, vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Raises:
         ValueError: If `num_particles` is less than 2 or `baseline` is neither of the two; with `dreg`, at the first
