@@ -221,8 +221,8 @@ class ProgressBar(Callback):
         if trainer.stopped:
             self.bar.write(f"Interrupted after {trainer.result.steps} steps; the run is kept.", file=sys.stderr)
         elif trainer.out_of_patience():
-            text = f"{trainer.config.patience} validations without a better bound: ended after"
-            self.bar.write(f"{text} {trainer.result.steps:,} steps.", file=sys.stderr)
+            text = f"Ended after {trainer.result.steps:,} steps by early stopping (patience {trainer.config.patience})."
+            self.bar.write(text, file=sys.stderr)
         self.bar.close()
 
 
