@@ -21,7 +21,7 @@ class FitResult:
 
     Attributes:
         steps: Steps taken, those before a resume and those skipped included.
-        seconds: Time spent training, likewise.
+        seconds: Time spent training, over all calls.
         history: One row per record: step, seconds and the terms, in nats per datapoint; those of a validation begin
             `val_`. `bound` is a bound at every step; while the weight of KL(z) is below one, what is trained is beside
             it as `tempered_bound`. An objective of Pyro's own tells no more than one number: `tempered_bound` until
