@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import platform
 import shlex
 import sys
@@ -22,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem._utils.files import write_atomically, write_json
+from pyro_vmem._utils.files import read_json, write_atomically, write_json
 from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.version import __version__
@@ -252,7 +251,7 @@ class Experiment(Sources):
                 f"run: there is no run in {str(folder)!r} ({path.name} is missing). Train one first."
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if not isinstance(values, dict):
                 raise ValueError(f"it holds {type(values).__name__}, expected a mapping")
             values.pop("pyro_vmem", None)
