@@ -129,7 +129,7 @@ def log_weights_at_slots(
 def latents_at(
     vma: VMA, memory: EncodedMemory, target: Template, a: Tensor, max_decodes: int
 ) -> Iterator[tuple[Tensor, Tensor, Distribution]]:
-    r"""Draws z at addresses `(K, B)`, some at a time, with :math:`\log q(z | x, m_a) / p(z | m_a)` and likelihood."""
+    r"""Draws z at addresses `(K, B)`; also returns :math:`\log q(z | x, m_a) / p(z | m_a)` and the log-likelihood."""
     for some in a.split(max(1, max_decodes // a.shape[-1])):
         template = memory.read(some)
         q_z = vma.latent_guide(target, template)
@@ -152,7 +152,7 @@ def weights_in_strata(
     others: tuple[Tensor, Tensor] | None,
     max_decodes: int,
 ) -> StratifiedWeights:
-    r"""Weighs draws of the sum over all slots: some `(B, k)` are summed, each a stratum, and all others are sampled.
+    r"""Weighs draws for a sum over slots: each of the slots `(B, k)` is a stratum, and all others are sampled.
 
     `counts` are the draws of each stratum, with a last one for the others. `others` are as many draws of other slots as
     there are draws in all, `(B, K)`, and :math:`\log p(a | M)` minus the log probability of drawing each.
@@ -286,7 +286,7 @@ def slots_in_use(memory: Memory) -> Tensor:
 def chunks(
     memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool
 ) -> Iterator[tuple[EncodedMemory, Tensor]]:
-    """Batches of targets with their memory, such that `decodes_each` per target are at most `max_decodes`."""
+    """Yields batches of targets with their memory, with at most `max_decodes` decoder passes each."""
     size = max(1, max_decodes // decodes_each)
     for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not (progress and sys.stderr)):
         rows = slice(start, start + size)

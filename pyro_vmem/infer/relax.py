@@ -30,10 +30,10 @@ class RELAX_ELBO(ParticleELBO):
     where :math:`z = \alpha + \mathrm{Gumbel}` is the relaxed draw whose largest element is the value b, and
     :math:`\tilde z` is another relaxed draw, given b. The gradient is unbiased for any network c. The network is
     trained to minimise the variance of :math:`\nabla_\alpha`. `SVI` trains it with the rest, under the name
-    `"control"`. It takes no decoder pass of its own. From two particles on, f also has the mean of the others as a
-    baseline.
+    `"control"`. It takes no decoder pass of its own. With two or more particles, f also has the mean over the others as
+    a baseline.
 
-    It holds for Categorical, OneHotCategorical and Bernoulli sites, also in Independent; each element has a control
+    It applies to Categorical, OneHotCategorical and Bernoulli sites, also in Independent; each element has a control
     variate of its own.
 
     References:
