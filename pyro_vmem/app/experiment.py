@@ -194,7 +194,7 @@ class Experiment(Sources):
                 self.config(),
                 callbacks=[RefreshKeys(self.refresh_slots), *callbacks],
                 validation=held_out,
-                validate_every=self.validate_every,
+                validate_every=self.validates_every,
                 select=self.select,
                 out=folder,
                 resume=resume,
@@ -203,14 +203,21 @@ class Experiment(Sources):
                 progress=progress,
             )
 
+    @property
+    def validates_every(self) -> int:
+        """Steps between validations: enough of them for a learning curve, few enough to cost little."""
+        if self.validate_every is not None:
+            return self.validate_every
+        return min(500, max(25, self.steps // 40)) if self.minutes is None else DEMO_VALIDATES_EVERY
+
     def _plan(self, vma: VMA, episode: Episode, folder: Path, device: torch.device) -> str:
         """Describes the training in two sentences."""
         trained = sum(p.numel() for p in vma.parameters() if p.requires_grad)
         length = f"{self.steps:,} steps" if self.minutes is None else f"{self.minutes:g} minutes"
         return (
             f"Training {trained:,} parameters for {length} on {device}: {self.data}, {len(episode.x)} targets and "
-            f"{episode.memory.num_slots} slots per step. Every {self.validate_every:,} steps the model is validated on "
-            f"held-out classes and saved in {folder}."
+            f"{episode.memory.num_slots} slots per step. Every {self.validates_every:,} steps the model is validated "
+            f"on held-out classes and saved in {folder}."
         )
 
     def adopt(self, out: str | Path) -> FitResult:
