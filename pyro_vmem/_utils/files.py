@@ -19,7 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["as_plain", "numbered", "remove_leftovers", "versions_of", "write_atomically", "write_json"]
+__all__ = ["as_plain", "numbered", "read_json", "remove_leftovers", "versions_of", "write_atomically", "write_json"]
 
 
 @contextmanager
@@ -133,6 +133,22 @@ def as_plain(values: Any) -> Any:
     if isinstance(values, list):
         return [as_plain(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; a `ValueError` if it is not valid, has a key twice or is nested too deeply."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {min(name for name in found if names.count(name) > 1)!r} twice")
+    return found
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

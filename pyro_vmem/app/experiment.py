@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import platform
 import shlex
 import sys
@@ -22,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem._utils.files import write_atomically, write_json
+from pyro_vmem._utils.files import read_json, write_atomically, write_json
 from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.version import __version__
@@ -195,7 +194,7 @@ class Experiment(Sources):
                 self.config(),
                 callbacks=[RefreshKeys(self.refresh_slots), *callbacks],
                 validation=held_out,
-                validate_every=self.validate_every,
+                validate_every=self.validates_every,
                 select=self.select,
                 out=folder,
                 resume=resume,
@@ -204,14 +203,21 @@ class Experiment(Sources):
                 progress=progress,
             )
 
+    @property
+    def validates_every(self) -> int:
+        """Steps between validations: enough of them for a learning curve, few enough to cost little."""
+        if self.validate_every is not None:
+            return self.validate_every
+        return min(500, max(25, self.steps // 40)) if self.minutes is None else DEMO_VALIDATES_EVERY
+
     def _plan(self, vma: VMA, episode: Episode, folder: Path, device: torch.device) -> str:
         """Describes the training in two sentences."""
         trained = sum(p.numel() for p in vma.parameters() if p.requires_grad)
         length = f"{self.steps:,} steps" if self.minutes is None else f"{self.minutes:g} minutes"
         return (
             f"Training {trained:,} parameters for {length} on {device}: {self.data}, {len(episode.x)} targets and "
-            f"{episode.memory.num_slots} slots per step. Every {self.validate_every:,} steps the model is validated on "
-            f"held-out classes and saved in {folder}."
+            f"{episode.memory.num_slots} slots per step. Every {self.validates_every:,} steps the model is validated "
+            f"on held-out classes and saved in {folder}."
         )
 
     def adopt(self, out: str | Path) -> FitResult:
@@ -234,7 +240,7 @@ class Experiment(Sources):
                 f"run: there is no run in {str(folder)!r} ({path.name} is missing). Train one first."
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if not isinstance(values, dict):
                 raise ValueError(f"it holds {type(values).__name__}, expected a mapping")
             values.pop("pyro_vmem", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.files import versions_of
+from pyro_vmem._utils.files import read_json, versions_of
 from pyro_vmem._utils.plain_yaml import read_yaml
 from pyro_vmem.config.spec import from_spec
 from pyro_vmem.model import VMA
@@ -211,9 +210,8 @@ def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"spec: there is no file {str(path)!r}. Give a dict, or the path of a JSON or YAML file.")
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else read_yaml(text)
-    except (ValueError, RecursionError) as error:
+        data = read_json(path) if path.suffix == ".json" else read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"spec: {str(path)!r} is not valid {path.suffix or 'YAML'} ({error}). Correct it.") from error
     if not isinstance(data, dict):
         raise ValueError(f"spec: {str(path)!r} holds {type(data).__name__}, expected a mapping of arguments.")

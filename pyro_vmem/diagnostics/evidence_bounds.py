@@ -41,13 +41,13 @@ def evidence_bounds(
     seed: NonNegativeInt | None = None,
     max_decodes: Count = 1024,
 ) -> EvidenceBounds:
-    r"""Bounds :math:`\log p(x | M)`, in nats, from both sides, for targets that the model draws.
+    r"""Bounds :math:`\log p(x | M)` in nats, from below and above, for targets drawn from the model.
 
-    The lower bound sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with
-    :math:`z_{ak}` of the guide. The upper bound puts the true :math:`z` of the target in place of one draw at the true
-    slot. All draws then have :math:`\hat p / p(x | M)` times the density of the guide's draws, so that the mean of
-    :math:`\log \hat p - \log p(x | M)` is a divergence, and not negative. The gap is small only for a good guide of z.
-    The bounds hold for targets of the model, not for data that the model explains badly.
+    The lower bound sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with :math:`z_{ak}`
+    drawn from the guide. The upper bound uses the same sum, but one draw at the true slot is the true :math:`z` of the
+    target. This makes the mean of :math:`\log \hat p - \log p(x | M)` a KL divergence, which is not negative. The gap
+    is small only for a good guide of z. The bounds hold for targets of the model, not for data that the model explains
+    badly.
 
     References:
         | Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse, Ghahramani, Adams, 2015)

@@ -94,7 +94,7 @@ class FewShotEvaluation:
 
     @property
     def hit_exact(self) -> Tensor:
-        """Whether the exact address posterior's is, `(E, B)`."""
+        """Whether the most probable class of the exact address posterior is the target's, `(E, B)`."""
         _, probs, right = self._of_classes()
         return probs.argmax(-1) == right
 

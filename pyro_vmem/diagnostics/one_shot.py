@@ -57,11 +57,11 @@ def one_shot_errors(
     max_decodes: Count = 1024,
     progress: bool = False,
 ) -> OneShotErrors:
-    r"""Classifies the test images of one-shot trials with a model that was not trained on their classes.
+    r"""Classifies the test images of one-shot trials, whose classes the model has not seen in training.
 
-    The evidence :math:`\log p(x | m)` of image x given image m is that of a memory whose only slot is m, so that
-    it exists for any model of this library. The score of both directions asks too how well x explains m, and by how
-    much better than other images do: :math:`p(m)` is the mean of :math:`p(m | x')` over all test images of the trial.
+    The evidence :math:`\log p(x | m)` of image x given image m is that of a memory whose only slot is m. The score of
+    both directions adds how well x explains m, compared with other images: :math:`p(m)` is the mean of :math:`p(m |
+    x')` over all test images of the trial.
 
     References:
         | Human-level concept learning through probabilistic program induction (Lake et al., 2015)

@@ -128,7 +128,7 @@ def log_weights_at_slots(
 def latents_at(
     vma: VMA, memory: EncodedMemory, target: Template, a: Tensor, max_decodes: int
 ) -> Iterator[tuple[Tensor, Tensor, Distribution]]:
-    r"""Draws z at addresses `(K, B)`, some at a time, with :math:`\log q(z | x, m_a) / p(z | m_a)` and likelihood."""
+    r"""Draws z at addresses `(K, B)`; also returns :math:`\log q(z | x, m_a) / p(z | m_a)` and the log-likelihood."""
     for some in a.split(max(1, max_decodes // a.shape[-1])):
         template = memory.read(some)
         q_z = vma.latent_guide(target, template)
@@ -151,7 +151,7 @@ def weights_in_strata(
     others: tuple[Tensor, Tensor] | None,
     max_decodes: int,
 ) -> StratifiedWeights:
-    r"""Weighs draws of the sum over all slots: some `(B, k)` are summed, each a stratum, and all others are sampled.
+    r"""Weighs draws for a sum over slots: each of the slots `(B, k)` is a stratum, and all others are sampled.
 
     `counts` are the draws of each stratum, with a last one for the others. `others` are as many draws of other slots as
     there are draws in all, `(B, K)`, and :math:`\log p(a | M)` minus the log probability of drawing each.
@@ -285,7 +285,7 @@ def slots_in_use(memory: Memory) -> Tensor:
 def chunks(
     memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool = False
 ) -> Iterator[tuple[slice, EncodedMemory, Tensor]]:
-    """The rows of some targets, their memory and these targets, so many that there are at most `max_decodes`."""
+    """Yields rows, memory and targets of batches with at most `max_decodes` decoder passes each."""
     size = max(1, max_decodes // decodes_each)
     for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not (progress and sys.stderr)):
         rows = slice(start, start + size)

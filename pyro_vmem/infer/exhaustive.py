@@ -29,22 +29,25 @@ MOST_RUNS = 2_000  # of the program, one for each joint value of what is outside
 
 
 def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int = 8, **kwargs: Any) -> Tensor:
-    r"""The expectation of an objective's bound, summed over all values of all latents, as a function of the parameters.
+    r"""Computes the exact expectation of an objective's bound by a sum over all values of all latents.
 
-    It is the multi-sample bound if the objective weights its particles, summed over all that K of them can be, and
-    else the evidence lower bound. Its gradient is what that of an unbiased objective is in expectation. Discrete
-    latents have all their values. Continuous ones have the nodes of a quadrature: a Normal, of Gauss and Hermite; a
-    Dirichlet over two, twice as many of Gauss and Legendre.
+    For an objective with weighted particles this is the multi-sample bound, summed over all combinations of K
+    particles. For the others it is the evidence lower bound. The gradient of an unbiased objective has the gradient of
+    this function as its expectation. Continuous latents are summed over the nodes of a quadrature: Gauss-Hermite for a
+    Normal, Gauss-Legendre with twice as many nodes for a Dirichlet over two values.
 
     Arguments:
         model: A Pyro model with few and small latents, of each datapoint or outside of the data plate.
-        nodes: The nodes of each number that is continuous.
+        guide: Its guide.
+        args: Their arguments.
+        nodes: The number of quadrature nodes per continuous value.
+        kwargs: Their keyword arguments.
 
     Returns:
         The bound of all datapoints together in nats, a scalar.
 
     Raises:
-        ValueError: If a latent's values cannot be gone through, or there are too many.
+        ValueError: If the values of a latent cannot be listed, or there are too many.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyro_vmem as pv

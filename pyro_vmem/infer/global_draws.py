@@ -19,9 +19,8 @@ class GlobalDraws_ELBO(DifferentiableELBO):
 
     .. math:: L = \frac{1}{G} \sum_i \left( \sum_b L_b(g_i) + \log p(g_i) - \log q(g_i) \right)
 
-    where :math:`L_b` is the bound of a datapoint that the objective states. What is not reparameterised in
-    :math:`g_i` has the mean over the other draws as a baseline, which makes the gradient of discrete global latents
-    useful; it stays unbiased.
+    where :math:`L_b` is the bound of a datapoint by the local objective. The score function of :math:`g_i` has the mean
+    over the other draws as its baseline. This reduces the variance for discrete global latents, and adds no bias.
 
     References:
         | Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019) | https://openreview.net/forum?id=r1lgTGL5DE

@@ -164,7 +164,7 @@ class SoftAttentionVAE(_Baseline):
 
         z ~ N(0, I)
         w = softmax_a <h(m_a), g(z)> / ||h(m_a)||
-        x ~ p(x | z, sum_a w_a m_a)      # the features of templates are mixed likewise
+        x ~ p(x | z, sum_a w_a m_a)      # the features of templates are mixed with the same weights
 
     The guide :math:`q(z | x, M)` mixes the templates with weights from the target. Here z also carries where to look,
     at a cost in :math:`KL(z)`. The networks are those of a VMA, with two added for the weights. The site `"a"` exists
