@@ -15,10 +15,11 @@ __all__ = ["encoded_once"]
 
 @contextmanager
 def encoded_once(memory: EncodedMemory) -> Iterator[EncodedMemory]:
-    """A memory whose encoder is gone backward through once, however often what reads it is.
+    """Encodes a memory such that its encoder has one backward pass, however many backward passes read the memory.
 
-    Pyro's own objectives may go backward once a particle, and free what they went through. Here gradients stop at what
-    was encoded, add up there, and go on to the encoder when the block ends: the same gradient, for any objective.
+    Pyro's own objectives may have one backward pass per particle, which frees its graph. Here gradients are accumulated
+    at the encodings. When the block ends, they are backpropagated through the encoder once. The result is the same
+    gradient for any objective.
     """
     ends: list[tuple[Tensor, Tensor]] = []
 
