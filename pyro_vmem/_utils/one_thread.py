@@ -33,8 +33,8 @@ if hasattr(os, "register_at_fork"):  # A forked child has only one thread, and n
 def one_thread(trains: bool = False) -> Iterator[None]:
     """Keeps the other threads of this process out of the library until the block ends.
 
-    Two threads with one generator and one stack of handlers would get each other's numbers and sites. Short blocks are
-    waited for. A training run may take hours, so other threads are refused meanwhile.
+    Two threads with one generator and one stack of handlers would mix their random numbers and sites. A thread waits
+    while another is in a short block. During a training run, which may take hours, other threads get an error.
 
     Arguments:
         trains: Whether the block is a training run.
