@@ -34,13 +34,8 @@ def one_thread(trains: bool = False) -> Iterator[None]:
     """Keeps the other threads of this process out of the library until the block ends.
 
     Two threads with one generator and one stack of handlers would mix their random numbers and sites. A thread waits
-    while another is in a short block. During a training run, which may take hours, other threads get an error.
-
-    Arguments:
-        trains: Whether the block is a training run.
-
-    Raises:
-        RuntimeError: If another thread trains.
+    while another is in a short block. A training run may take hours, so other threads get a `RuntimeError` if the
+    holder `trains`.
 
     Example:
         >>> with one_thread(), one_thread():

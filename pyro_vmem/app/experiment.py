@@ -32,9 +32,9 @@ from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, Evaluation
 from pyro_vmem.app.sources import Sources
 from pyro_vmem.app.words import quoted
 from pyro_vmem.config import build, from_pretrained, load
+from pyro_vmem.config.build import take_weights
 from pyro_vmem.config.pretrained import unpack
 from pyro_vmem.config.spec import checked, from_spec, spec_of
-from pyro_vmem.config.starting_weights import take_weights
 from pyro_vmem.data import Episode, EpisodeSampler, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.infer.by_name import Objective, named_objective
@@ -145,11 +145,7 @@ class Experiment(Sources):
         return vma, episodes, held_out
 
     def new_model(self, episode: Episode) -> VMA:
-        """Makes a model for images like those of an episode; its weights depend on the seed alone.
-
-        Raises:
-            ValueError: If a part does not fit, or there is none of the name `only`.
-        """
+        """Makes a model for images like those of an episode; its weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             ink = float(episode.x.mean())
@@ -183,9 +179,6 @@ class Experiment(Sources):
 
         The folder gets `experiment.json`, the checkpoints and `history.csv`. The device `"auto"` is a GPU if there is
         one.
-
-        Raises:
-            ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
         """
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin("cpu" if workers else where)
@@ -228,11 +221,7 @@ class Experiment(Sources):
         )
 
     def adopt(self, out: str | Path) -> FitResult:
-        """Copies the pretrained model into a folder, as a run that was not trained.
-
-        Raises:
-            ValueError: If `out` holds a run, or there is no model of that name.
-        """
+        """Copies the pretrained model into a folder, as a run that was not trained."""
         unpack(self.pretrained or "", Path(out))
         write_json(Path(out) / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
         return FitResult()

@@ -62,10 +62,9 @@ def slot_weights(
     slots = slots_in_use(encoded) if slots is None else slots
     log_prior = log_address_prior(vma, encoded, len(x))
     log_evidence, errors = torch.full_like(log_prior, -math.inf), torch.zeros_like(log_prior)
-    estimates, row = [], 0
-    for chunk, targets in chunks(encoded, x, len(slots), max_decodes, progress):
+    estimates = []
+    for rows, chunk, targets in chunks(encoded, x, len(slots), max_decodes, progress):
         log_weights = log_weights_at_slots(vma, chunk, targets, slots, num_samples, max_decodes)
-        rows = slice(row, row := row + len(targets))
         log_evidence[rows, slots] = log_weights.logsumexp(0).mT - math.log(num_samples)
         error = StratifiedWeights.unstratified(log_weights.flatten(1)).standard_error
         errors[rows, slots] = error.reshape(log_weights.shape[1:]).mT
@@ -90,7 +89,7 @@ def slot_log_evidence(
         weight in the prior.
 
     Raises:
-        ValueError: If a number is less than 1, or memory or x do not fit the model.
+        ValueError: If memory or x do not fit the model.
 
     Example:
         >>> vma = VMA.for_vectors(5)
@@ -207,7 +206,7 @@ def draw_from_guide(
     """Draws from the guide of each target, and with `predict` an observation at each draw."""
     of_draws: list[dict[str, Tensor]] = []
     of_targets: list[dict[str, Tensor]] = []
-    for chunk, targets in chunks(memory, x, num_samples, max_decodes, progress):
+    for _, chunk, targets in chunks(memory, x, num_samples, max_decodes, progress):
         target = vma.encode_x(targets)
         q, p = address_distributions(vma, chunk, target)
         a = q.sample(torch.Size([num_samples]))
@@ -216,12 +215,12 @@ def draw_from_guide(
             | ({"predicted": p_x.sample()} if predict else {})
             for z, kl_z, p_x in latents_at(vma, chunk, target, a, max_decodes)
         ]
-        of_draws.append(_joined(drawn) | {"a": a, "log_ratio": p.log_prob(a) - q.log_prob(a)})
+        of_draws.append(joined(drawn) | {"a": a, "log_ratio": p.log_prob(a) - q.log_prob(a)})
         of_targets.append(_of_addresses(q, p, chunk))
-    return GuideDraws(**_joined(of_draws, dim=1), **_joined(of_targets))
+    return GuideDraws(**joined(of_draws, dim=1), **joined(of_targets))
 
 
-def _joined(rows: list[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
+def joined(rows: list[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
     return {name: torch.cat([row[name] for row in rows], dim) for name in rows[0]}
 
 
@@ -284,13 +283,13 @@ def slots_in_use(memory: Memory) -> Tensor:
 
 
 def chunks(
-    memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool
-) -> Iterator[tuple[EncodedMemory, Tensor]]:
-    """Yields batches of targets with their memory, with at most `max_decodes` decoder passes each."""
+    memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool = False
+) -> Iterator[tuple[slice, EncodedMemory, Tensor]]:
+    """Yields rows, memory and targets of batches with at most `max_decodes` decoder passes each."""
     size = max(1, max_decodes // decodes_each)
     for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not (progress and sys.stderr)):
         rows = slice(start, start + size)
-        yield memory.of_datapoints(rows), x[rows]
+        yield rows, memory.of_datapoints(rows), x[rows]
 
 
 def warn_if_not_finite(values: Tensor, stacklevel: int = 5) -> None:

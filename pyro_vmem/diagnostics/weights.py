@@ -234,6 +234,12 @@ def half_width(standard_error: Tensor) -> Tensor:
     return (z + correction) * standard_error
 
 
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Computes the mean of independent values `(N,)` without NaN, and its standard error; NaN for a single value."""
+    values = values[~values.isnan()]
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+
+
 def trust_figures(khat: Tensor, standard_error: Tensor) -> dict[str, float]:
     """Computes summary figures over datapoints of shape `(*)`, whose unknown errors are NaN."""
     return {

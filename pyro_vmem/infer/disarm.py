@@ -12,8 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vmem.infer.elbo import ParticleELBO
-from pyro_vmem.infer.particles import Particles, samples
-from pyro_vmem.infer.site_notes import SCORE
+from pyro_vmem.infer.particles import SCORE, Particles, samples
 
 __all__ = ["DisARM_ELBO"]
 

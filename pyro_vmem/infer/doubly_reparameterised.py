@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vmem.infer.site_notes import PATH
+from pyro_vmem.infer.particles import PATH
 
 __all__ = ["PathWeight", "depends_on", "doubly_reparameterised", "is_delta", "through_values_only"]
 

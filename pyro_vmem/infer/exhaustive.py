@@ -37,7 +37,6 @@ def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int =
     Normal, Gauss-Legendre with twice as many nodes for a Dirichlet over two values.
 
     Arguments:
-        elbo: The objective.
         model: A Pyro model with few and small latents, of each datapoint or outside of the data plate.
         guide: Its guide.
         args: Their arguments.
@@ -158,17 +157,12 @@ def _num_outcomes(name: str, base: Any, nodes: int) -> int:
 
 
 class _Given(Messenger):
-    """Gives each latent its value by number, and notes the probability of that.
-
-    Arguments:
-        of_data: The numbers of each latent of the data, `(S, *)`.
-        of_globals: Those of each latent outside of the data plate, in one state.
-        nesting: How many plates there are inside of that of all states.
-        nodes: The nodes of a quadrature.
-    """
+    """Gives each latent its value by number, and notes the probability of that."""
 
     def __init__(self, of_data: dict[str, Tensor], of_globals: dict[str, Tensor], nesting: int, nodes: int) -> None:
         super().__init__()
+        # The numbers of each latent of the data, (S, *), and of each outside of its plate, in one state; the plates
+        # inside of that of all states.
         self.of_data, self.of_globals, self.nesting, self.nodes = of_data, of_globals, nesting, nodes
         self.log_probability: dict[str, Tensor] = {}
 

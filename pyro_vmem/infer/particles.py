@@ -11,6 +11,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
@@ -21,9 +22,18 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_vmem.infer.site_notes import OWN, PATH, RELAXED
-
 __all__ = ["Globals", "Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples", "stacked"]
+
+# The notes that a proposal leaves at a guide's site, in its `infer` dict, the one place where Pyro lets a handler keep
+# something beside a value.
+# The PathWeight of a value: by which factor its gradient is multiplied on its way to the guide.
+PATH = "pyro_vmem_path"
+# The guide's own distribution, where the value was drawn from another one, such as a defensive mixture.
+OWN = "pyro_vmem_own"
+# What the gradient of a control variate adds to a site's score function, three numbers for each draw.
+RELAXED = "pyro_vmem_relaxed"
+# The distribution whose log-probability, up to its value, is a site's score function.
+SCORE = "pyro_vmem_score"
 
 PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wraps around model and guide
 
@@ -107,13 +117,12 @@ class Particles:
     def score_sum(self, signal: Tensor) -> Tensor:
         r""":math:`\sum_k s_k \log q(h_k)` over the latents that are not reparameterised.
 
-        Arguments:
-            signal: The learning signal :math:`s_k`, with shape `(K, B)`, without gradient.
-
-        Returns:
-            The score terms, with shape `(B,)`; zero if all latents are reparameterised.
+        The learning signal :math:`s_k` is `(K, B)` and has no gradient; the sum is `(B,)`.
         """
-        return sum(((signal * score).sum(0) for score in self.score.values()), torch.zeros_like(signal[0]))
+        total = torch.zeros_like(signal[0])
+        for score in self.score.values():
+            total = total + (signal * score).sum(0)
+        return total
 
 
 def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
@@ -122,7 +131,7 @@ def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any
     Raises:
         ValueError: As in :class:`Layout`; also if a latent is enumerated, missing in the guide, or observed there.
     """
-    rows = [particles_of(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
+    rows = list(itertools.starmap(particles_of, elbo._get_traces(model, guide, args, kwargs)))
     return replace(stacked(rows), arguments=(args, kwargs))
 
 
@@ -188,7 +197,7 @@ class Layout:
         # Told apart by name and dim: to compare frames themselves takes Pyro a tenth of a step.
         stacks = [{(frame.name, frame.dim): frame for frame in site["cond_indep_stack"]} for site in sites]
         shared = {plate for plate in set.intersection(*map(set, stacks)) if plate[1] is not None}
-        plates = sorted((stacks[0][plate] for plate in shared), key=lambda frame: frame.dim)
+        plates = sorted((stacks[0][plate] for plate in shared), key=attrgetter("dim"))
         data = [frame for frame in plates if frame.name != PARTICLE_PLATE]
         if not data:
             _refuse_loose(sites)
@@ -224,7 +233,7 @@ class Layout:
 
         Pyro scales log-probabilities, but not score functions or closed forms.
         """
-        others = [dim for dim in range(-log_prob.dim(), 0) if dim not in self.dims]
+        others = sorted({*range(-log_prob.dim(), 0)} - {*self.dims})
         if others:
             log_prob = log_prob.sum(others)
         rows = log_prob.expand(self.sizes[-log_prob.dim() :] if log_prob.dim() else ()).expand(self.sizes)

@@ -56,11 +56,8 @@ def choose(model: Program, guide: Program, *args: Any, num_particles: Several = 
     The program is run a few times; parameters and random state stay as they are.
 
     Arguments:
-        model: A Pyro model.
-        guide: Its guide.
-        args: Their arguments.
-        num_particles: The decoder passes per datapoint that a step may take, at least 2.
-        kwargs: Their keyword arguments.
+        num_particles: The decoder passes per datapoint that a step may take, at least 2. All others are those of the
+            programs.
 
     Raises:
         ValueError: If `num_particles` is less than 2, or the recommended objective refuses the program.

@@ -13,8 +13,7 @@ from pyro_vmem._utils.checks import Size
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
-from pyro_vmem.infer.particles import Particles
-from pyro_vmem.infer.site_notes import RELAXED
+from pyro_vmem.infer.particles import RELAXED, Particles
 from pyro_vmem.infer.straight_through import discrete_of, log_probs_of, value_of
 
 __all__ = ["RELAX_ELBO", "Surrogate"]
@@ -45,8 +44,7 @@ class RELAX_ELBO(ParticleELBO):
         num_particles: The number :math:`K \ge 1` of particles.
         control: The network c: called with z and with :math:`\log q` of all values, each `(*, S)`, it returns `(*)`.
             Default: a :class:`Surrogate`.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Raises:
         ValueError: At the first loss, if a site of another kind, or a sparse one, is not reparameterised.

@@ -18,8 +18,7 @@ from pyro_vmem._utils.checks import Count, Fraction
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
-from pyro_vmem.infer.particles import Particles, samples
-from pyro_vmem.infer.site_notes import OWN
+from pyro_vmem.infer.particles import OWN, Particles, samples
 
 __all__ = ["RWS_ELBO"]
 

@@ -33,8 +33,7 @@ class StraightThrough_ELBO(ParticleELBO):
     Arguments:
         num_particles: The number :math:`K \ge 1` of particles.
         temperature: The temperature :math:`\lambda`.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Raises:
         ValueError: If the temperature is not positive; at the first loss, if a site of another kind is not

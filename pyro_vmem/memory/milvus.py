@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyro_vmem._utils.checks import checked
 from pyro_vmem._utils.extras import require
 from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex, Hits, checked_keys
@@ -455,6 +456,7 @@ class MilvusMemory(PackedMemory):
         self._begin()
 
     @classmethod
+    @checked
     def create(
         cls,
         uri: str,
@@ -469,26 +471,19 @@ class MilvusMemory(PackedMemory):
         timeout: float = 60.0,
         **options: Any,
     ) -> Self:
-        """Makes a collection without templates; :func:`add_templates` fills it.
+        """Makes a collection without templates; :func:`add_templates` fills it. Other arguments are those of the class.
 
         Arguments:
-            uri: As of the class.
-            collection: Its name.
             event_shape: The shape of one template.
             dim: The length of a key.
             bits: 1 or 8 for each value of a template, as of :class:`PackedMemory`.
             labelled: Whether templates have labels.
             index: The type of index, as Milvus names it. Default: `{"index_type": "FLAT"}`, which looks at every key;
                 `{"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}` looks at few.
-            search: As of the class.
-            timeout: As of the class.
-            options: As of the class.
 
         Raises:
             ValueError: If there is a collection of this name, or templates are too large for a row.
         """
-        if bits not in (1, 8):
-            raise ValueError(f"bits: expected 1 or 8, got {bits!r}.")
         values, about = math.prod(event_shape), {"event_shape": list(event_shape), "bits": bits, "labelled": labelled}
         made = Collection(uri, collection, timeout, **options)
         made.create(dim, about, -(-values // 8) if bits == 1 else values, index or {"index_type": "FLAT"})
@@ -518,10 +513,7 @@ class MilvusMemory(PackedMemory):
         self.mask = None if bool(self.index.present.all()) else self.index.present.to(self.device, copy=True)
 
     def of_classes(self, labels: Sequence[int]) -> Self:
-        """The memory of some classes, whose slots keep their numbers: a filter in the database, nothing is copied.
-
-        Arguments:
-            labels: The classes.
+        """The memory of the classes `labels`, whose slots keep their numbers: a filter in the database, no copy.
 
         Raises:
             ValueError: If no slot has one of these labels, or the memory has no labels.

@@ -71,7 +71,6 @@ class Validation(Callback):
         self.episodes, self.select = episodes, select
 
     def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
-        """The terms of the validation, with names that begin with `val_`."""
         trainer.vma.eval()
         with trainer.autocast:
             found = trainer.processes.first(lambda: validate(trainer.vma, self.episodes))
@@ -125,7 +124,6 @@ class Checkpoints(Callback):
         return tensors | data
 
     def record(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        """Writes the files that changed since the last record."""
         step, state = trainer.result.steps, trainer.state_dict()
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         data = {name: value for name, value in state.items() if name not in tensors}
@@ -185,7 +183,6 @@ class ProgressBar(Callback):
         self.seconds = seconds
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
-        """Shows the bar, and the objective that `"auto"` chose."""
         total, steps = None if trainer.config.minutes else trainer.config.steps, trainer.result.steps
         self.bar = tqdm(total=total, initial=steps, desc="training", unit="step", disable=not sys.stderr.isatty())
         self._begun, self._first = time.perf_counter(), steps
@@ -194,7 +191,6 @@ class ProgressBar(Callback):
             self.bar.write(trainer.result.chosen, file=sys.stderr)
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Updates the bar, or writes a line."""
         self.bar.update()
         if self.bar.disable and time.perf_counter() >= self._next:
             self._next = time.perf_counter() + self.seconds
@@ -217,7 +213,6 @@ class ProgressBar(Callback):
         return str(tqdm.format_interval(max(0.0, seconds)))
 
     def end(self, trainer: Trainer) -> None:
-        """Closes the bar."""
         if trainer.stopped:
             self.bar.write(f"Interrupted after {trainer.result.steps} steps; the run is kept.", file=sys.stderr)
         elif trainer.out_of_patience():
@@ -242,7 +237,6 @@ class Log(Callback):
         self.function: Callable[[int, dict[str, float]], Any] | None = function
 
     def record(self, trainer: Trainer | None, row: Mapping[str, float]) -> None:
-        """Sends a row."""
         if self.function is None:
             return
         try:
@@ -270,11 +264,9 @@ class StopAfter(Callback):
         self.minutes = minutes
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
-        """Starts the clock."""
         self._end = time.perf_counter() + 60 * self.minutes
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Looks at the clock."""
         if time.perf_counter() >= self._end:
             trainer.stop()
 
@@ -300,7 +292,6 @@ class RefreshKeys(Callback):
         return memory.index is not None and self.slots_per_step > 0 and looked_up(guide) > 0
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
-        """Forgets the memories of an earlier run, and notes the first memory."""
         self._met.clear()
         self._resumed = trainer.result.steps > 0
         self.before_step(trainer, episode)
@@ -318,7 +309,6 @@ class RefreshKeys(Callback):
         self._met[index].memory = memory  # which may have been moved, or have grown
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Refreshes the next slots."""
         index = episode.memory.index
         if index is not None and self.wants(trainer.vma.address_guide, episode.memory):
             with trainer.autocast:

@@ -19,7 +19,7 @@ from pyro_vmem._utils.checks import Few
 from pyro_vmem._utils.files import versions_of, write_atomically
 from pyro_vmem._utils.version import __version__
 
-__all__ = ["load_checkpoint", "load_newest", "save_checkpoint"]
+__all__ = ["load_checkpoint", "load_newest", "save_checkpoint", "under"]
 
 # 1: tensors and data. 2: with a checksum of both, and the versions that wrote them.
 FORMAT = 2
@@ -124,6 +124,11 @@ def load_newest(path: str | Path, set_aside: bool = False) -> tuple[dict[str, Te
         first, *_, last = [*errors.values()] * 2
         raise ValueError(f"{first} None of {tried} can be read. Start again in another folder.") from last
     return load_checkpoint(path)
+
+
+def under(prefix: str, state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors, of any shape, whose names begin so, without that."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _check_format(path: Path, metadata: dict[str, str]) -> None:

@@ -95,9 +95,6 @@ def fit(
         progress: Whether to show a progress bar.
         settings: Fields of :class:`TrainingConfig`, in place of `config`.
 
-    Returns:
-        The steps taken and the history.
-
     Raises:
         ValueError: If an argument is out of range, or `out` already holds a run and `resume` is false, or one that
             does not fit or cannot be resumed.
