@@ -45,7 +45,7 @@ def from_spec(
     like: Mapping[type, Part] | None = None,
     where: str = "spec",
 ) -> Any:
-    """Builds the object of a spec, an instance of `base`. :func:`pyro_vmem.build` lists the errors.
+    """Builds the object of a spec, an instance of `base`, or raises a `ValueError` as :func:`pyro_vmem.build` does.
 
     `like` maps base classes to parts whose arguments complete the spec. `where` names the spec in error messages.
 
