@@ -104,7 +104,7 @@ class Experiment(Sources):
         )
 
     def made_objective(self) -> ELBO | Literal["auto"]:
-        """The objective of its spec; `"auto"` is chosen when there is a model."""
+        """Makes the objective from its spec; returns the name `"auto"` unchanged, because the choice needs a model."""
         if self.objective == "auto":
             return "auto"
         elbo: ELBO = from_spec(self._objective_spec(), ELBO, where="objective")

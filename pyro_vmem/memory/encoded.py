@@ -42,7 +42,8 @@ class Template:
         return Template(fn(self.raw), fn(self.features), tuple(fn(m) for m in self.maps))
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
-        """Applies `fn`, from templates of any leading shape `(*)` to images `(*, C, H, W)`, once per distinct one."""
+        """Applies `fn` once per distinct template; `fn` maps templates of leading shape `(*)` to images `(*, C, H,
+        W)`."""
         return fn(self)
 
 
@@ -121,10 +122,11 @@ class EncodedMemory(Memory):
 
 @contextmanager
 def encoded_once(memory: EncodedMemory) -> Iterator[EncodedMemory]:
-    """A memory whose encoder is gone backward through once, however often what reads it is.
+    """Yields a memory whose encoder has one backward pass, however many backward passes read the memory.
 
-    Pyro's own objectives may go backward once a particle, and free what they went through. Here gradients stop at what
-    was encoded, add up there, and go on to the encoder when the block ends: the same gradient, for any objective.
+    Pyro's own objectives may have one backward pass per particle, each of which frees its graph. Here gradients are
+    accumulated at the encodings. When the block ends, they are backpropagated through the encoder once. The result is
+    the same gradient for any objective.
     """
     ends: list[tuple[Tensor, Tensor]] = []
 

@@ -177,7 +177,7 @@ class Collection:
         return found
 
     def write(self, method: Literal["insert", "upsert"], rows: dict[str, Any], **how: Any) -> None:
-        """Writes rows, columns of equal length by name, some at a time."""
+        """Writes rows in batches, given as columns of equal length by name."""
         for start in range(0, len(rows["id"]), self.rows_at_once):
             some = [column[start : start + self.rows_at_once] for column in rows.values()]
             self(method, data=[dict(zip(rows, row, strict=True)) for row in zip(*some, strict=True)], **how)

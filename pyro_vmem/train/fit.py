@@ -57,11 +57,11 @@ def fit(
 ) -> FitResult:
     r"""Trains a model and its guide on episodes.
 
-    :class:`TrainingConfig` has the settings. Pyro's parameter store and the global random state are left as they were.
+    :class:`TrainingConfig` has the settings. Pyro's parameter store and the global random state stay unchanged.
 
-    Ctrl-C ends the run after the step that it is in, and keeps it (a second one ends it at once, and leaves the last
-    checkpoint). A run that was killed, at whatever moment, goes on from its last checkpoint as if it had never been
-    stopped: on the CPU and with `steps`, to the same weights bit for bit.
+    Ctrl-C ends the run after the current step and keeps it. A second Ctrl-C ends it at once, with the last checkpoint.
+    A killed run continues from its last checkpoint as if it had never stopped. On the CPU and with `steps`, it reaches
+    the same weights bit for bit.
 
     A step whose loss or gradient is not finite changes no weight and is counted in the result. Ten such steps in a row,
     or more than one in a hundred, stop the run. If a checkpoint cannot be written, as on a full disk, there is a
