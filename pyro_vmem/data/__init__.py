@@ -38,4 +38,4 @@ __all__ = [
     "protocol",
     "within_alphabet_trials",
 ]
-check_entries(globals())
+check_entries(globals(), methods=True)

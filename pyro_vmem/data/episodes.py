@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.checks import Count, NonNegativeInt, device_named
 from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
@@ -64,6 +64,7 @@ class Episode:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
         """Returns the episode on a device; with `non_blocking`, a copy from pinned memory may overlap computation."""
+        device = device_named(device)
         return Episode(
             self.memory.to(device, non_blocking=non_blocking),
             self.x.to(device, non_blocking=non_blocking),
@@ -160,7 +161,7 @@ class EpisodeSampler(Dataset[Episode]):
         self.dataset, self.seed, self.num_episodes = dataset, seed, num_episodes
         self.n_way, self.k_shot, self.n_query, self.n_absent = n_way, k_shot, n_query, n_absent
         self.rotate, self.flip = rotate, flip
-        self._images = dataset.images if device is None else dataset.images.to(device)
+        self._images = dataset.images if device is None else dataset.images.to(device_named(device))
         self._sizes = sizes
         self._starts = sizes.cumsum(0) - sizes
         self._by_class = dataset.classes.argsort(stable=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import NamedTuple, Self
 
 import torch
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from pyro_vmem.memory.memory import Memory, gather
@@ -110,7 +111,7 @@ class EncodedMemory(Memory):
         """One feature vector per slot, with shape `(S, F)` or `(B, S, F)`; raises a `ValueError` if too many."""
         return self._source.features
 
-    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
+    def read(self, a: Integer[Tensor, "..."]) -> Template:  # type: ignore[override]  # the same reading, with features
         r"""Reads :math:`m_a` with its features.
 
         Arguments:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count
@@ -182,7 +182,7 @@ class AddressIndex(abc.ABC):
         self._changed(slots)
         return slots
 
-    def remove(self, slots: Tensor) -> None:
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
         """Removes slots, integers `(n,)`. They are never found again, and their numbers are not reused.
 
         Raises:
@@ -193,7 +193,7 @@ class AddressIndex(abc.ABC):
         self.present[slots] = False
         self._changed(slots)
 
-    def update(self, slots: Tensor, keys: Tensor) -> None:
+    def update(self, slots: Integer[Tensor, " n"], keys: Float[Tensor, "n E"]) -> None:
         """Replaces the keys of slots, integers `(n,)`, by `(n, E)`.
 
         Raises:

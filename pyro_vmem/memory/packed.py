@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Size, checked
+from pyro_vmem._utils.checks import Size, checked, device_named
 from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex
 from pyro_vmem.memory.memory import Memory
@@ -48,7 +48,7 @@ class PackedStore:
         device: torch.device | str | None = None,
     ) -> None:
         self.packed, self.event_shape, self.bits, self.dtype = packed, torch.Size(event_shape), bits, dtype
-        self.device = torch.device(device) if device is not None else packed.device
+        self.device = device_named(device) if device is not None else packed.device
         self.added = Growing(packed[:0])  # rows added to what may be a file
         row = self.row_shape
         if tuple(packed.shape[1:]) != row or len(packed) == 0:
@@ -216,9 +216,12 @@ class PackedMemory(Memory):
         Arguments are as of the class.
 
         Raises:
-            ValueError: If the file holds templates of another size.
+            FileNotFoundError: If there is no such file.
+            ValueError: If it holds templates of another size.
         """
         # Read-only: a writable map would have to fit into RAM.
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"path: there is no file {str(path)!r}. Make it with PackedMemory.pack(..., path).")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             packed = torch.from_numpy(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -280,7 +283,7 @@ class PackedMemory(Memory):
             self._own_index().add(keys)
         return self.store.append(rows)
 
-    def remove(self, slots: Tensor) -> None:
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
         """Removes slots; the others keep their numbers.
 
         Arguments:

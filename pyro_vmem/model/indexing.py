@@ -232,7 +232,7 @@ class KeyRefresher:
         index.update(slots, fresh)
         return drift
 
-    def refresh(self, *, batch_size: int = 1024, progress: bool = False) -> float:
+    def refresh(self, *, batch_size: Count = 1024, progress: bool = False) -> float:
         """Refreshes all slots and rebuilds the index; returns their :attr:`Staleness.drift`."""
         index = _index_of(self.memory)
         slots = index.slots.to(self.memory.device)

@@ -622,7 +622,7 @@ def refusals(kind: str) -> list[tuple[Any, Any, str]]:
     shown = ", ".join(map(str, event))
     wrong = (1, 5, 5) if kind == "images" else (3,)
     return [
-        (memory.templates, x, r"memory: expected a pyro_vmem.Memory, got Tensor. Use Memory\(templates\)"),
+        (memory.templates, x, r"memory: expected Memory, got .* Use Memory\(templates\)"),
         (Memory(torch.rand(S, *wrong)), x, r"memory: its templates .* hold events of shape"),
         (Memory(torch.rand(B, S, *event)), x, r"pass Memory\(..., per_datapoint=True\)"),
         (memory.to(torch.float64), x.double(), r"memory: the dtype .* torch.float64.* torch.float32.*memory.to\("),
