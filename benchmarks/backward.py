@@ -76,7 +76,7 @@ def main(repeats: int = 40, steps: int = 150, width: int = 8, seed: int = 0) -> 
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         torch.manual_seed(seed)
         vma = pv.VMA.for_images(train.image_shape, latent_dim=16, num_features=64, width=width)
-        with torch.no_grad():  # as built, some layers are zero, and some gradients with them
+        with torch.no_grad():  # at initialisation, some layers are zero, and some gradients with them
             for parameter in vma.parameters():
                 parameter.add_(0.01 * torch.randn_like(parameter))
         for trained in (0, steps):

@@ -2,16 +2,17 @@
 
 Noise: the variance of the gradient of the address guide's parameters, summed over parameters, and its signal-to-noise
 ratio, the norm of the mean over the square root of that variance; on the reference model and on images, with the guide
-as built and trained. Objectives have different gradients, so `snr_ratio` (over VIMCO's) compares better than variances.
+at initialisation and trained. Objectives have different gradients, so `snr_ratio` (over VIMCO's) compares better than
+variances.
 
-Bias, on the reference model as built (of a trained guide's gradient hardly anything is left but rare draws): the
+Bias, on the reference model at initialisation (of a trained guide's gradient only rare draws are left): the
 distance of the mean gradient from the exact one, as a share of its norm and in standard errors (the largest over
 parameters). What it is compared with is the gradient of what the objective states: the ELBO, the posterior's KL for
 wake-sleep, and the K-particle bound where all S^K draws can be summed. Truncation is compared with the whole ELBO: its
 bias is what truncation leaves out.
 
 Race, on the reference model: after the same seconds of processor time from the same start, how far the guide's bound is
-below the exact evidence, in nats per datapoint, on data that was not trained on.
+below the exact evidence, in nats per datapoint, on held-out data.
 
     python -m benchmarks.estimators
     python -m benchmarks.estimators --json --repeats 400 --figure docs/objectives.png
@@ -78,7 +79,7 @@ def with_guide(vma: pv.VMA, guide: pv.AddressGuide) -> pv.VMA:
 
 
 def objectives() -> dict[str, Loss]:
-    """Each with four decodes a datapoint, but for `enumerate`."""
+    """Each with four decoder passes per datapoint, but for `enumerate`."""
     return {
         "vimco": sampled(VIMCO_ELBO(DECODES, max_plate_nesting=1)),
         "vimco, geometric": sampled(VIMCO_ELBO(DECODES, "geometric", max_plate_nesting=1)),
@@ -280,7 +281,7 @@ def main(
 
 
 def draw_figure(result: dict[str, Any]) -> Figure:
-    """Against the number of slots: signal over noise as built, variance once trained, and the race."""
+    """Against the number of slots: signal over noise at initialisation, variance once trained, and the race."""
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     noise, variance, race_axes = figure.subplots(1, 3)
     for index, name in enumerate(objectives()):
@@ -294,7 +295,7 @@ def draw_figure(result: dict[str, Any]) -> Figure:
         run = [row for row in result["race"] if row["objective"] == name]
         race_axes.plot([row["slots"] for row in run], [row["gap_nats"] for row in run], **style)
     for axes, title, label in (
-        (noise, "Guide as built", "signal over noise of its gradient"),
+        (noise, "Guide at initialisation", "signal over noise of its gradient"),
         (variance, "Guide trained", "variance of VIMCO over own"),
         (race_axes, f"{result['race_seconds']:g} s of training", "gap to log p(x | M), nats"),
     ):

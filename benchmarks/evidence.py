@@ -1,14 +1,13 @@
-"""What an estimate of the evidence is worth, by each method at the same number of decodes.
+"""What an estimate of the evidence is worth, by each method with the same number of decoder passes.
 
 On the reference model, where the truth is known, with guides that are off in the address or in the latent: the mean gap
 to the truth, its root mean square, and what the estimate says of itself (standard error, effective sample size, k-hat),
 each by one method alone; how often stated 95 % intervals hold the truth when better methods are taken up to the default
-budget, and how often the error is unknown; and how many decodes each method needs for the error that sampling addresses
-has with all of them.
-On letters, after a short training: decodes a second, and targets a second at the standard error that sampling with all
-decodes has. Standard errors are those of the targets that know theirs; where few do, the higher evidence is the better
-one. `refined` counts a gradient as two decodes. `benchmarks.refined` is about models that were trained for long.
-
+budget, and how often the error is unknown; and how many decoder passes each method needs for the error of sampled
+addresses with all passes.
+On letters, after a short training: decoder passes per second, and targets per second at the standard error of sampling
+with all passes. Standard errors are those of the targets that know theirs; where few do, the higher evidence is better.
+`refined` counts a gradient as two decoder passes. `benchmarks.refined` is about models that were trained for long.
     python -m benchmarks.evidence
     python -m benchmarks.evidence --json --slots [16,1024]
     python -m benchmarks.evidence --only_coverage true --packaged [omniglot28]
@@ -41,7 +40,7 @@ COVERED_GUIDES = {"good": (1.0, 0.0), **GUIDES, "latent far off": (1.0, 2.0)}
 
 
 class Tempered(pv.AddressGuide):
-    """The exact posterior of the address at a power: uniform at 0, too sure above 1."""
+    """The exact posterior of the address at a power: uniform at 0, overconfident above 1."""
 
     def __init__(self, reference: pv.LinearGaussianMemory, power: float) -> None:
         super().__init__()
@@ -159,7 +158,7 @@ def coverage_of_packaged(name: str, slots: int, decodes: int, targets: int, long
 
 
 def at_equal_error(slots: int, guide: str, decodes: int, targets: int, repeats: int) -> list[dict[str, Any]]:
-    """A row for each other method: the fewest decodes at which its error is that of sampling addresses.
+    """A row for each other method: the fewest decoder passes at which its error is that of sampling addresses.
 
     The error is the root mean square over targets and repeats. Decodes are doubled, from the fewest that there can be.
     """
@@ -302,14 +301,14 @@ def show(result: dict[str, Any]) -> None:
         cells = [f"{row['gap']:.3f} ({row['standard_error']:.3f})" for row in rows]
         table.add_row(rows[0]["case"], rows[0]["guide"], *cells)
     timed = [row for row in result["rows"] if "gap" not in row]
-    title = f"{timed[0]['case']}, guide {timed[0]['guide']}: targets a second with as many decodes, and at equal errors"
+    title = f"{timed[0]['case']}, guide {timed[0]['guide']}: targets per second, by equal passes and equal errors"
     headings = ("log p(x | M)", "standard error", "unreliable", "decodes/s", "targets/s", "at equal errors")
     speed = Table("method", *headings, title=title, title_justify="left")
     for row in timed:
         rates = ("decodes_per_second", "targets_per_second", "targets_per_second_at_equal_error")
         cells = [f"{row['log_evidence']:.2f}", f"{row['standard_error']:.3f}", f"{row['unreliable']:.0%}"]
         speed.add_row(row["method"], *cells, *(f"{row[name]:.4g}" for name in rates))
-    title = f"Decodes for the error of {result['decodes']} sampled addresses, and how many times fewer"
+    title = f"Decoder passes for the error of {result['decodes']} sampled addresses, and how many times fewer"
     fewer = Table(
         "case", "guide off", "method", "RMSE, nats", "decodes", "times fewer", title=title, title_justify="left"
     )

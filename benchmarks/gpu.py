@@ -63,7 +63,7 @@ def main(
 
     Args:
         device: The GPU.
-        batch: Numbers of targets a step, multiples of 16, with a memory of 64 slots, or of a quarter as many if that is
+        batch: Numbers of targets per step, multiples of 16, with a memory of 64 slots, or a quarter as many if that is
             more; by default 64 and 1,024.
         width: The channels of the convolutions at half resolution.
         steps: Timed steps in each precision.

@@ -1,6 +1,6 @@
 """The same model trained by every objective, for the same time.
 
-Prints the multi-sample bound and the information gain KL(a) on scripts that were not trained on. The model, the
+Prints the multi-sample bound and the information gain KL(a) on held-out scripts. The model, the
 episodes and the optimizer are the same. There are four decoder passes per target, except for `enumerate`, which
 decodes every slot, and `truncated`, which enumerates the four most probable. What a step of each takes is measured
 first, in turn and in small pieces, so that a machine whose speed drifts is fair to all; each then gets the steps that
@@ -106,7 +106,7 @@ def main(
 
 def show(result: dict[str, Any]) -> None:
     """The results as a table."""
-    title = f"{result['seconds']:.0f} s each, on scripts not trained on; KL(a) is at most {result['kl_a_ceiling']:.2f}"
+    title = f"{result['seconds']:.0f} s each, on held-out scripts; KL(a) is at most {result['kl_a_ceiling']:.2f}"
     table = Table("objective", "steps", "bound, K = 16", "KL(a)", "KL(z)", "accuracy (hit rate)", title=title)
     for row in result["rows"]:
         values = (f"{row['bound']:.1f}", f"{row['kl_a']:.2f}", f"{row['kl_z']:.1f}", f"{row['hit_rate']:.2f}")

@@ -3,7 +3,7 @@
 The same training in float32 with the gradient of all particles, which the others are compared with; in bfloat16; in
 bfloat16 with the gradient of one particle a target; and that with as many steps as fit in the time of the first, by the
 processor time of steps taken in turn. Weights and episodes are the same for a seed, and seeds differ in all. All are
-validated in float32 on letters that were not trained on; of the differences, mean and standard error over seeds count.
+validated in float32 on held-out letters; of the differences, mean and standard error over seeds count.
 
     python -m benchmarks.precision
     python -m benchmarks.precision --pairs 8 --steps 1000 --width 32 --json

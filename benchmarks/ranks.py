@@ -97,7 +97,7 @@ def show(result: dict[str, Any]) -> None:
             f"{row['steps_per_second']:.2f}",
             f"{row['ratio_to_one']:.2f}",
         )
-    Console().print(table, f"{result['targets']} targets a step, on {result['cores']} cores.", sep="\n")
+    Console().print(table, f"{result['targets']} targets per step, on {result['cores']} cores.", sep="\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,9 @@
-"""What refined latents save of the evidence's decodes, on characters of Omniglot, by models that were trained for long.
+"""How many decoder passes refined latents save for the evidence, on Omniglot, for models that were trained for long.
 
 The standard error of an estimate is how far it is spread when it is made again: here it is made many times, by sampling
-addresses with all decodes and by refining latents with fewer, of which a gradient counts as two. Beside it, the root
-mean square of the distance to a long run, which has what every logarithm of a mean is too low as well, what estimates
-say of themselves, and the time of a target. Ratios are to sampling with all decodes, with an interval over targets, by
-the bootstrap.
+addresses with all decoder passes, and by refining latents with fewer; a gradient counts as two passes. Beside it are
+the root mean square of the distance to a long run, which includes the bias of the logarithm of a mean, the error that
+each estimate states, and the time per target. Ratios are to sampling with all passes, with bootstrap intervals.
 
     python -m benchmarks.refined
     python -m benchmarks.refined --targets 40 --repeats 8 --json   # as on the page about performance, in 25 minutes
@@ -30,17 +29,17 @@ from pyro_vmem.diagnostics.evidence import Method, estimate_evidence
 
 INDEPENDENT = "omniglot28-independent"
 CASES = ((INDEPENDENT, 20), (INDEPENDENT, 64), (INDEPENDENT, 256), ("omniglot28", 64))  # models; slots in memory
-COUNTS = (51, 100, 200, 400)  # decodes of refined latents
+COUNTS = (51, 100, 200, 400)  # decoder passes of refined latents
 RESAMPLED = 2000  # sets of targets for an interval
 
 
 def on_targets(
     name: str, slots: int, decodes: int, targets: int, repeats: int, long: int, device: str
 ) -> list[dict[str, Any]]:
-    """A row for sampling with all decodes, and one for refined latents with each of `COUNTS`.
+    """A row for sampling with all decoder passes, and one for refined latents with each of `COUNTS`.
 
     One example each of `slots` unseen characters is in memory. The truth is the mean density of `long` refined runs of
-    2,000 decodes.
+    2,000 decoder passes.
     """
     vma = pv.VMA.from_pretrained(name).to(device)
     test = pv.data.protocol("gmn-distinct").datasets()[2]

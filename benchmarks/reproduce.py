@@ -3,7 +3,7 @@
     python -m benchmarks.reproduce gmn-distinct --minutes 20           # as often as it takes; goes on where it was
     python -m benchmarks.reproduce gmn-distinct --run runs/mine        # evaluates a run that is there
     python -m benchmarks.reproduce gmn-distinct --shots [1,5] --targets 100 --samples 100   # a quick look
-    python -m benchmarks.reproduce gmn-distinct --model no-memory      # a baseline, trained and evaluated likewise
+    python -m benchmarks.reproduce gmn-distinct --model no-memory      # a baseline
 
 Recipes are in benchmarks/configs. `python -m benchmarks.tables` makes docs/results.md of all results.
 """

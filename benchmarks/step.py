@@ -203,7 +203,7 @@ def main(
     """
     torch.manual_seed(seed)
     vma = pv.VMA.for_images((1, size, size), width=width)
-    with torch.no_grad():  # as built, some layers are zero, and some gradients with them
+    with torch.no_grad():  # at initialisation, some layers are zero, and some gradients with them
         for parameter in vma.parameters():
             parameter.add_(0.01 * torch.randn_like(parameter))
     memory = pv.Memory((torch.rand(slots, 1, size, size) < 0.1).float())

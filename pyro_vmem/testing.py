@@ -74,14 +74,10 @@ def assert_objective_unbiased(
     """Asserts that loss and gradients of an objective equal, in expectation, the sum over all values of the latents.
 
     Arguments:
-        elbo: The objective.
         model: A Pyro model with few and small latents; see :func:`pyro_vmem.infer.exhaustive.exhaustive_bound`.
-        guide: Its guide.
-        args: Their arguments.
-        parameters: The parameters of model and guide whose gradients are compared.
+        parameters: The parameters of model and guide whose gradients are compared, of any shape.
         draws: The number of losses to draw.
         z: The tolerance in standard errors of the mean.
-        kwargs: Their keyword arguments.
 
     Raises:
         ValueError: If the values cannot be summed; see `exhaustive_bound`.
@@ -117,14 +113,9 @@ def assert_same_bound(
     """Asserts that two objectives have the same loss in expectation, for any programs.
 
     Arguments:
-        one: An objective, a `pyro.infer.ELBO`.
-        other: Another objective.
-        model: A Pyro model.
-        guide: Its guide.
-        args: Their arguments.
+        one, other: Any two of `pyro.infer.ELBO`.
         draws: The number of losses to draw from each.
         z: The tolerance in standard errors of the difference.
-        kwargs: Their keyword arguments.
 
     Raises:
         AssertionError: If the means differ by more.

@@ -57,7 +57,7 @@ Program: TypeAlias = Callable[..., Any]  # a model or a guide
 
 
 def in_words(annotation: Any, names: Mapping[str, Any] = {}) -> str:
-    """An annotation as a message gives it, where `names` has what the names in it stand for.
+    """Returns an annotation as text for a message; `names` maps its names to their values.
 
     Example:
         >>> in_words('Float[Tensor, "B F"] | Count | Literal["sum", "mean"] | None')
@@ -79,12 +79,12 @@ def in_words(annotation: Any, names: Mapping[str, Any] = {}) -> str:
 
 
 def checked(function: _F, inside: bool = True) -> _F:
-    """A function that checks its arguments by their annotations: types, ranges, dtypes and shapes.
+    """Wraps a function such that it checks its arguments by their annotations: types, ranges, dtypes and shapes.
 
-    Dims of the same name have to agree between arguments. NumPy's numbers are taken as Python's own, and an array or a
-    list where a tensor is meant; an array of float64, which is what NumPy makes of any numbers, in torch's default
-    dtype. All this ends with `pyro.enable_validation(False)`: arguments then have to be as annotated. With
-    `inside=False`, what this library itself calls is not checked.
+    Dims of the same name have to agree between arguments. NumPy numbers are converted to Python numbers. Arrays and
+    lists are converted to tensors. Float64 arrays get the default dtype of torch, because float64 is the default of
+    NumPy. `pyro.enable_validation(False)` turns checks and conversions off. With `inside=False`, calls by this library
+    are not checked.
 
     Raises:
         ValueError: If an argument is not as annotated; it says which, what was given and what was expected.
@@ -132,12 +132,12 @@ def checked(function: _F, inside: bool = True) -> _F:
 
 
 def check_entries(package: dict[str, Any], in_steps: Collection[str] = (), methods: bool = False) -> None:
-    """Has the public functions of a package, and the constructors of its public classes, check their arguments.
+    """Makes the public functions of a package, and the constructors of its public classes, check their arguments.
 
     Arguments:
         package: Its `globals()`, with `__all__`.
-        in_steps: The names of what a training step calls. They check only who calls from outside of the library.
-        methods: Whether the public methods of these classes check who calls from outside, too.
+        in_steps: The names of functions that training steps call. They check only calls from outside of the library.
+        methods: Whether the public methods of these classes check calls from outside, too.
     """
     for name in package["__all__"]:
         entry = package[name]

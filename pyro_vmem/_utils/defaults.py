@@ -13,7 +13,7 @@ __all__ = ["usual_defaults"]
 
 @contextmanager
 def usual_defaults(dtype: torch.dtype | None = None) -> Iterator[None]:
-    """Makes the CPU the default device in a block or function, which says itself what lies elsewhere.
+    """Makes the CPU the default device in a block or function, which names any other device explicitly.
 
     Arguments:
         dtype: The default dtype there; by default that of the caller.

@@ -9,17 +9,7 @@ __all__ = ["require"]
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Imports an optional dependency, or says how to install it.
-
-    Arguments:
-        module: The module's full name, for example `"matplotlib.pyplot"`.
-        extra: The extra of `pyro_vmem` that installs it, for example `"plots"`.
-
-    Returns:
-        The imported module.
-
-    Raises:
-        ImportError: If the module is not installed. The message has the `pip` command.
+    """Imports a module of an optional dependency; an `ImportError` has the `pip` command for its extra.
 
     Example:
         >>> require("math", "plots").sqrt(9.0)

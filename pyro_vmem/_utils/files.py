@@ -19,14 +19,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = [
-    "as_plain",
-    "numbered",
-    "remove_leftovers",
-    "versions_of",
-    "write_atomically",
-    "write_json",
-]
+__all__ = ["as_plain", "numbered", "read_json", "remove_leftovers", "versions_of", "write_atomically", "write_json"]
 
 
 @contextmanager
@@ -69,12 +62,7 @@ def write_atomically(path: str | os.PathLike[str], keep: int = 1) -> Iterator[Pa
 
 
 def numbered(path: Path, number: int) -> Path:
-    """The path of an earlier version of a file, 0 for the file itself.
-
-    Example:
-        >>> numbered(Path("run/last.safetensors"), 1).name
-        'last-1.safetensors'
-    """
+    """The path of an earlier version of a file, such as `last-1.safetensors`; 0 for the file itself."""
     return path.with_name(f"{path.stem}-{number}{path.suffix}") if number else path
 
 
@@ -139,17 +127,28 @@ def _shift(target: Path, keep: int) -> None:
 
 
 def as_plain(values: Any) -> Any:
-    """Converts values to JSON types, NaN and infinity to null.
-
-    Example:
-        >>> as_plain({"nll_se": math.nan, "count": [1, math.inf]})
-        {'nll_se': None, 'count': [1, None]}
-    """
+    """Converts values to JSON types, NaN and infinity to null."""
     if isinstance(values, dict):
         return {name: as_plain(value) for name, value in values.items()}
     if isinstance(values, list):
         return [as_plain(value) for value in values]
     return None if isinstance(values, float) and not math.isfinite(values) else values
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file; a `ValueError` if it is not valid, has a key twice or is nested too deeply."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it has the key {min(name for name in found if names.count(name) > 1)!r} twice")
+    return found
 
 
 def write_json(path: Path, values: dict[str, Any]) -> None:

@@ -20,10 +20,7 @@ PATIENCE = 15.0
 def alone_in(folder: Path) -> Iterator[None]:
     """Locks a folder against other processes and threads until the block ends.
 
-    An empty file `.lock` stays in the folder. Removing it could let in two waiting processes.
-
-    Arguments:
-        folder: An existing folder. The holder may lock it again.
+    The holder may lock it again. An empty file `.lock` stays, because removing it could let in two waiting processes.
 
     Raises:
         ValueError: If another holder keeps it for fifteen seconds.

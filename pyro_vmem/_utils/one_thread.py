@@ -34,13 +34,7 @@ def one_thread(trains: bool = False) -> Iterator[None]:
     """Keeps the other threads of this process out of the library until the block ends.
 
     Two threads with one generator and one stack of handlers would get each other's numbers and sites. Short blocks are
-    waited for. A training run may take hours, so other threads are refused meanwhile.
-
-    Arguments:
-        trains: Whether the block is a training run.
-
-    Raises:
-        RuntimeError: If another thread trains.
+    waited for. A training run may take hours, so other threads get a `RuntimeError` if the holder `trains`.
 
     Example:
         >>> with one_thread(), one_thread():

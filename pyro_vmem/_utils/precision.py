@@ -42,17 +42,7 @@ class _Autocast(torch.autocast):
 
 
 def autocast(device: torch.device, precision: Literal["auto", "bfloat16", "float32"]) -> torch.autocast:
-    """A context in which networks run in the given precision. Densities are always computed in full.
-
-    Arguments:
-        device: The device of the networks.
-        precision: `"auto"` is bfloat16 if the processor multiplies it in hardware, else float32.
-
-    Example:
-        >>> with autocast(torch.device("cpu"), "bfloat16"):
-        ...     print((torch.ones(2, 2) @ torch.ones(2, 2)).dtype)
-        torch.bfloat16
-    """
+    """A context in which networks run in a precision: `"auto"` is bfloat16 if the device multiplies it in hardware."""
     enabled = precision == "bfloat16" or (precision == "auto" and has_bfloat16(device))
     return _Autocast(device.type, torch.bfloat16, enabled=enabled)
 

@@ -8,11 +8,7 @@ from pyro_vmem.app.settings import Evaluation, Settings
 if TYPE_CHECKING:
     from pyro_vmem.app.experiment import Experiment
 
-__all__ = [
-    "Evaluation",
-    "Experiment",
-    "Settings",
-]
+__all__ = ["Evaluation", "Experiment", "Settings"]
 
 
 def __getattr__(name: str) -> Any:

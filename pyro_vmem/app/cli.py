@@ -16,6 +16,7 @@ import os
 import re
 import sys
 import time
+import warnings
 from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -129,7 +130,9 @@ def train_model(
         names = [field.name for field in dataclasses.fields(Settings)]
         ignored = [n for n in names if getattr(asked, n) not in (getattr(experiment, n), getattr(Settings(), n))]
         if ignored:
-            _say(f"The run goes on with its own settings; {', '.join(ignored)} as given here have no effect.", quiet)
+            _say(
+                f"The run keeps its own settings. Without effect: {', '.join(f'--{name}' for name in ignored)}.", quiet
+            )
     experiment = Experiment(**vars(experiment))
     processes = Processes.join(own_device(device))
     with _new_folder(out, "runs/train", processes) as folder:
@@ -312,6 +315,7 @@ def main(args: Sequence[str] | None = None) -> int:
         2
     """
     known: set[str] = set()
+    warnings.formatwarning = lambda text, *_, **__: f"{name}: {text}\n"  # without the place in the code
     words = [_underscored(word) for word in (sys.argv[1:] if args is None else args)]
     name = "pyro-vmem"
     try:
@@ -412,6 +416,9 @@ def _add_choices(parser: Any) -> None:
 
 def _in_words(message: str, options: Collection[str]) -> str:
     """An error of the library in the words of the command line: `--resume`, not `resume=True`."""
+    message = re.sub(r"^spec\.(?=\w)", "", message)
+    if "resume" in options:  # the library's words for the places that --data_root and --out name
+        message = re.sub(r"^(path|run)(?=:)", lambda m: {"path": "data_root", "run": "out"}[m[1]], message)
     message = re.sub(r"import it first, or pass trusted_modules=\['(\w+)'\]", r"pass --import \1", message)
     message = re.sub(r"\b(\w+)=True\b( \(--\1\))?", lambda m: f"--{m[1]}" if m[1] in options else m[0], message)
     message = re.sub(r"\b(\w+)=(?=[\w'\"])", lambda m: f"--{m[1]} " if m[1] in options else m[0], message)
@@ -529,6 +536,8 @@ class _Parser(jsonargparse.ArgumentParser):
             expected = re.sub(r"^typing\.Literal\[(.*)\]$|^<class '(\w+)'>$", r"\1\2", wrong[2])
             message = f"--{wrong[1]}: expected {expected}, got {wrong[3]!r}"
             hint = "." + guess(wrong[3], re.findall(r"'([^']+)'", expected))
+        elif lost := re.match(r'Parser key "config": File does not exist: (.*)', message):
+            message = f"--config: there is no file {lost[1]}"
         elif missing := re.match(r"the following arguments are required: (\w+\.)?(\w+)", message):
             message = f"{missing[2]}: expected the folder of a run, got none"
         program = self.prog.replace(" [options]", "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import platform
 import shlex
 import sys
@@ -22,7 +21,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem._utils.files import write_atomically, write_json
+from pyro_vmem._utils.files import read_json, write_atomically, write_json
 from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.version import __version__
@@ -33,9 +32,9 @@ from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, Evaluation
 from pyro_vmem.app.sources import Sources
 from pyro_vmem.app.words import quoted
 from pyro_vmem.config import build, from_pretrained, load
+from pyro_vmem.config.build import take_weights
 from pyro_vmem.config.pretrained import unpack
 from pyro_vmem.config.spec import checked, from_spec, spec_of
-from pyro_vmem.config.starting_weights import take_weights
 from pyro_vmem.data import Episode, EpisodeSampler, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.infer.by_name import Objective, named_objective
@@ -146,11 +145,7 @@ class Experiment(Sources):
         return vma, episodes, held_out
 
     def new_model(self, episode: Episode) -> VMA:
-        """Makes a model for images like those of an episode; its weights depend on the seed alone.
-
-        Raises:
-            ValueError: If a part does not fit, or there is none of the name `only`.
-        """
+        """Makes a model for images like those of an episode; its weights depend on the seed alone."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
             ink = float(episode.x.mean())
@@ -184,9 +179,6 @@ class Experiment(Sources):
 
         The folder gets `experiment.json`, the checkpoints and `history.csv`. The device `"auto"` is a GPU if there is
         one.
-
-        Raises:
-            ValueError: If `out` holds a run and `resume` is false, or a setting is out of range.
         """
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin("cpu" if workers else where)
@@ -202,7 +194,7 @@ class Experiment(Sources):
                 self.config(),
                 callbacks=[RefreshKeys(self.refresh_slots), *callbacks],
                 validation=held_out,
-                validate_every=self.validate_every,
+                validate_every=self.validates_every,
                 select=self.select,
                 out=folder,
                 resume=resume,
@@ -211,22 +203,25 @@ class Experiment(Sources):
                 progress=progress,
             )
 
+    @property
+    def validates_every(self) -> int:
+        """Steps between validations: enough of them for a learning curve, few enough to cost little."""
+        if self.validate_every is not None:
+            return self.validate_every
+        return min(500, max(25, self.steps // 40)) if self.minutes is None else DEMO_VALIDATES_EVERY
+
     def _plan(self, vma: VMA, episode: Episode, folder: Path, device: torch.device) -> str:
         """Describes the training in two sentences."""
         trained = sum(p.numel() for p in vma.parameters() if p.requires_grad)
         length = f"{self.steps:,} steps" if self.minutes is None else f"{self.minutes:g} minutes"
         return (
             f"Training {trained:,} parameters for {length} on {device}: {self.data}, {len(episode.x)} targets and "
-            f"{episode.memory.num_slots} slots per step. Every {self.validate_every:,} steps the model is validated on "
-            f"held-out classes and saved in {folder}."
+            f"{episode.memory.num_slots} slots per step. Every {self.validates_every:,} steps the model is validated "
+            f"on held-out classes and saved in {folder}."
         )
 
     def adopt(self, out: str | Path) -> FitResult:
-        """Copies the pretrained model into a folder, as a run that was not trained.
-
-        Raises:
-            ValueError: If `out` holds a run, or there is no model of that name.
-        """
+        """Copies the pretrained model into a folder, as a run that was not trained."""
         unpack(self.pretrained or "", Path(out))
         write_json(Path(out) / "experiment.json", asdict(self) | {"pyro_vmem": __version__})
         return FitResult()
@@ -245,7 +240,7 @@ class Experiment(Sources):
                 f"run: there is no run in {str(folder)!r} ({path.name} is missing). Train one first."
             )
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            values = read_json(path)
             if not isinstance(values, dict):
                 raise ValueError(f"it holds {type(values).__name__}, expected a mapping")
             values.pop("pyro_vmem", None)

@@ -17,8 +17,8 @@ UNKNOWN_SHARE = 0.05  # of the targets; if the error of more is unknown, no conc
 _ERRORS = 3.0  # a difference is shown if it is so many standard errors above zero
 
 _GAIN = (
-    "KL from the prior p(a | M) to the guide q(a | M, x). At 0 the guide ignores the picture; log C = $ceiling nats "
-    "tell the class."
+    "KL from the prior p(a | M) to the guide q(a | M, x). At 0 the guide ignores the picture; identifying the "
+    "class takes log C = $ceiling nats."
 )
 
 # The key of a metric, its name, its digits, its unit and its meaning.
@@ -37,8 +37,8 @@ QUANTITIES: tuple[Row, ...] = (
         "nats",
         "The same for p(a | x, M), the model's own posterior.",
     ),
-    ("hit_rate", "Hit rate", 1, "%", "How often the class that the guide finds most probable is right."),
-    ("hit_rate_exact", "Hit rate, exact", 1, "%", "The same for p(a | x, M)."),
+    ("hit_rate", "Accuracy", 1, "%", "Share of pictures whose class is the guide's most probable one; the hit rate."),
+    ("hit_rate_exact", "Accuracy, exact", 1, "%", "The same for p(a | x, M)."),
 )
 # The rows of the table of diagnostics; a row is left out where its metric is missing or NaN.
 DIAGNOSTICS: tuple[Row, ...] = (
@@ -49,8 +49,8 @@ DIAGNOSTICS: tuple[Row, ...] = (
     ("marginal_kl", "Marginal term", 2, "nats", "The rest of it: slots that are looked up whatever the target is."),
     ("perplexity", "Slots in play", 1, "", "How many a lookup hesitates between: exp of the entropy of q(a | M, x)."),
     ("slots_never_first", "Slots never first", 1, "", "Slots, of $slots, that are the first choice for no target."),
-    ("top5_rate", "Top-5 hit rate", 1, "%", "How often the right class is among the guide's five most probable."),
-    ("top5_rate_exact", "Top-5 hit rate, exact", 1, "%", "The same for p(a | x, M)."),
+    ("top5_rate", "Top-5 accuracy", 1, "%", "How often the right class is among the guide's five most probable."),
+    ("top5_rate_exact", "Top-5 accuracy, exact", 1, "%", "The same for p(a | x, M)."),
     ("calibration_error", "Calibration error", 3, "", "The guide's class probabilities against how often it is right."),
     ("kl_exact_to_guide", "KL, exact to guide", 2, "nats", "What the guide misses of p(a | x, M)."),
     ("rank_correlation", "Rank correlation", 2, "", "Of the slots by the guide and by p(a | x, M); at most 1."),
@@ -119,7 +119,7 @@ def verdict(metrics: Mapping[str, float]) -> str:
     lead = f"With {ways} unseen characters in memory{examples}, {found}"
     gains = f"gains {gain:.1f} of {ceiling:.1f} nats"
     if shots > 1:
-        gains = f"gains {gain:.1f} nats, where {ceiling:.1f} tell the class and {math.log(ways * shots):.1f} the slot"
+        gains = f"gains {gain:.1f} nats (the class takes {ceiling:.1f}, the slot {math.log(ways * shots):.1f})"
     if not ignores:
         lead += f"; the lookup {gains}"
         if used:

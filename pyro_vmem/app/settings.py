@@ -103,7 +103,8 @@ class Settings:
         kl_schedule: The weight of KL(z): the spec of a schedule.
         clip_norm: The largest norm of the gradient of the loss per datapoint.
         precision: The precision of the networks; see :class:`pyro_vmem.TrainingConfig`.
-        validate_every: Steps between validations.
+        validate_every: Steps between validations. Default: a fortieth of `steps`, at least 25 and at most 500; 50 with
+            `minutes`.
         patience: Early stopping: end after this many validations in a row without a better bound. Default: never.
         select: Which weights are kept, those of the best validation or the last.
         refresh_slots: How many keys of the index to recompute after each step; see
@@ -151,7 +152,7 @@ class Settings:
     kl_schedule: Spec = "LinearRise"
     clip_norm: float = 10.0
     precision: Literal["auto", "bfloat16", "float32"] = "auto"
-    validate_every: int = 500
+    validate_every: int | None = None
     patience: int | None = None
     select: Literal["best", "last"] = "best"
     refresh_slots: int = 256

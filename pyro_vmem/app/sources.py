@@ -88,11 +88,10 @@ class Sources(Settings):
 
     def _held_out(self, validation: FewShotDataset, device: torch.device | str) -> Dataset[Episode]:
         if self.held_out is None and self.more:  # what is to be good at all kinds is chosen by all kinds
-            samplers = [
-                EpisodeSampler(validation, *sizes, seed=self.seed + 1 + number, n_absent=kind.n_absent, device=device)
-                for number, kind in enumerate(self.kinds)
-                for sizes in [(kind.n_way, kind.k_shot, kind.n_query)]
-            ]
+            samplers = []
+            for seed, kind in enumerate(self.kinds, self.seed + 1):
+                sizes = (kind.n_way, kind.k_shot, kind.n_query, seed)
+                samplers.append(EpisodeSampler(validation, *sizes, n_absent=kind.n_absent, device=device))
             return MixedEpisodes(samplers)
         ways, shots, queries = self.held_out or (min(20, validation.num_classes), self.k_shot, 2)
         return EpisodeSampler(validation, ways, shots, queries, seed=self.seed + 1, device=device)

@@ -45,7 +45,7 @@ def split_words(words: Sequence[str], names: Iterable[str]) -> tuple[list[str], 
 
 
 def with_changes(spec: Any, changes: Iterable[Change]) -> Any:
-    """Changes arguments of a spec, those of parts inside of it by their path.
+    """Changes arguments of a spec. A path such as `inner.k` names an argument of an inner part.
 
     Example:
         >>> with_changes("TruncatedGuide", [(["k"], 16)])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.files import versions_of
+from pyro_vmem._utils.files import read_json, versions_of
 from pyro_vmem._utils.plain_yaml import read_yaml
 from pyro_vmem.config.spec import from_spec
 from pyro_vmem.model import VMA
@@ -21,17 +20,19 @@ from pyro_vmem.parts import (
     AddressPrior,
     Decoder,
     Encoder,
+    EncoderGuide,
     LatentGuide,
     LatentPrior,
     Likelihood,
     Part,
     Templates,
+    TruncatedGuide,
 )
 from pyro_vmem.train import load_checkpoint
-from pyro_vmem.train.checkpoint import load_newest, save_checkpoint
+from pyro_vmem.train.checkpoint import load_newest, save_checkpoint, under
 from pyro_vmem.train.folder import check_spec
 
-__all__ = ["build", "load", "save"]
+__all__ = ["build", "load", "save", "take_weights"]
 
 
 def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] = (), *, like: VMA | None = None) -> VMA:
@@ -109,7 +110,7 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
         raise ValueError(f"path: {str(path)!r} holds no model. Give a checkpoint that pyro_vmem.fit wrote.")
     if not isinstance(data["spec"], dict):  # A string would be read as the path of a file.
         raise ValueError(f"path: the spec in {str(path)!r} is {type(data['spec']).__name__}, expected a mapping.")
-    tensors = _under("model.", tensors) or tensors  # A checkpoint of a run holds more than the model.
+    tensors = under("model.", tensors) or tensors  # A checkpoint of a run holds more than the model.
     try:
         # A small file may name a huge model, so shapes are compared before memory is allocated.
         _check_shapes(data["spec"], trusted_modules, tensors)
@@ -123,10 +124,6 @@ def load(path: str | Path, trusted_modules: Sequence[str] = ()) -> VMA:
 
 def save(vma: VMA, path: str | Path) -> None:
     """Writes weights and spec of a model to one safetensors file for :func:`load`; also `vma.save(path)`.
-
-    Arguments:
-        vma: The model, trained by any loop.
-        path: The file, such as `"mine.safetensors"`. An existing file is replaced.
 
     Raises:
         ValueError: If an argument of a part is not plain data, so that no spec can rebuild it.
@@ -142,6 +139,33 @@ def save(vma: VMA, path: str | Path) -> None:
     """
     check_spec(vma)
     save_checkpoint(path, vma.state_dict(), {"spec": vma.spec()})
+
+
+def take_weights(vma: VMA, begun: VMA) -> None:
+    """Copies the weights of the model `begun` into `vma` as far as they fit.
+
+    Weights of the same name and shape are copied. If a layer now has more channels, its first ones are copied. If the
+    address guide now has an encoder of its own, that encoder starts with the weights of the shared one.
+
+    Example:
+        >>> one, other = VMA.for_vectors(5), VMA.for_vectors(5)
+        >>> take_weights(one, other)
+        >>> all(bool((one.state_dict()[name] == tensor).all()) for name, tensor in other.state_dict().items())
+        True
+    """
+    own, taken_from = vma.state_dict(), begun.state_dict()
+    inner = begun.address_guide
+    if isinstance(vma.address_guide, EncoderGuide) and not isinstance(inner, EncoderGuide):
+        inner = inner.inner if isinstance(inner, TruncatedGuide) else inner
+        taken_from |= {f"address_guide.inner.{name}": tensor for name, tensor in inner.state_dict().items()}
+        encoder = begun.template_encoder.state_dict()
+        taken_from |= {f"address_guide.encoder.{name}": tensor for name, tensor in encoder.items()}
+    for name, tensor in taken_from.items():
+        if name not in own or own[name].shape[1:] != tensor.shape[1:]:
+            continue
+        taken = own[name][: len(tensor)] if tensor.dim() else own[name]
+        if taken.shape == tensor.shape:
+            taken.copy_(tensor)
 
 
 def _check_shapes(spec: dict[str, Any], trusted_modules: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
@@ -179,20 +203,15 @@ def _of_run(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
                 raise
             warnings.warn(f"{error} Taking what {last.name} holds instead.", RuntimeWarning, stacklevel=4)
     tensors, data = load_newest(last)
-    return _under("best.", tensors) or tensors, data
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    return under("best.", tensors) or tensors, data
 
 
 def _read(path: Path) -> Mapping[str, Any]:
     if not path.is_file():
         raise ValueError(f"spec: there is no file {str(path)!r}. Give a dict, or the path of a JSON or YAML file.")
     try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else read_yaml(text)
-    except (ValueError, RecursionError) as error:
+        data = read_json(path) if path.suffix == ".json" else read_yaml(path.read_text(encoding="utf-8"))
+    except ValueError as error:
         raise ValueError(f"spec: {str(path)!r} is not valid {path.suffix or 'YAML'} ({error}). Correct it.") from error
     if not isinstance(data, dict):
         raise ValueError(f"spec: {str(path)!r} holds {type(data).__name__}, expected a mapping of arguments.")

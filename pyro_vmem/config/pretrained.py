@@ -29,13 +29,7 @@ def from_pretrained(name: str) -> VMA:
     """A trained model in evaluation mode, also as `VMA.from_pretrained`; nothing is downloaded.
 
     Weights are stored in half precision and loaded as float32. :func:`model_card` has the training data, figures and
-    limits of a model.
-
-    Arguments:
-        name: One of :func:`pretrained_names`.
-
-    Raises:
-        ValueError: If there is no such model.
+    limits of a model. A name that is none of :func:`pretrained_names` raises a `ValueError`.
 
     Example:
         >>> import torch, pyro_vmem as pv
@@ -47,13 +41,7 @@ def from_pretrained(name: str) -> VMA:
 
 
 def model_card(name: str) -> str:
-    """The training data, figures and limits of a model, in Markdown.
-
-    Arguments:
-        name: One of :func:`pretrained_names`.
-
-    Raises:
-        ValueError: If there is no such model.
+    """The training data, figures and limits of one of :func:`pretrained_names`, in Markdown.
 
     Example:
         >>> model_card("omniglot28").splitlines()[0]
@@ -72,7 +60,7 @@ def unpack(name: str, folder: Path) -> None:
     """Makes a folder of a run with a packaged model as its best weights and no history.
 
     Raises:
-        ValueError: If there is no such model, or the folder holds a run.
+        ValueError: If the folder holds a run.
     """
     vma = from_pretrained(name)
     if holds_run(folder):

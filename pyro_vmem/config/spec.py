@@ -45,10 +45,9 @@ def from_spec(
     like: Mapping[type, Part] | None = None,
     where: str = "spec",
 ) -> Any:
-    """The object of a spec, of a subclass of `base`. :func:`pyro_vmem.build` lists what is refused.
+    """Builds the object of a spec, an instance of `base`, or raises a `ValueError` as :func:`pyro_vmem.build` does.
 
-    `like` has a part for each base class; it completes the spec. `where` names the spec in the message of a
-    `ValueError`.
+    `like` maps base classes to parts whose arguments complete the spec. `where` names the spec in error messages.
 
     Example:
         >>> from pyro_vmem import LatentPrior
@@ -75,7 +74,7 @@ def checked(cls: type, values: Mapping[str, Any], where: str) -> dict[str, Any]:
 
 
 def spec_of(value: Any) -> dict[str, Any]:
-    """The spec of a part, an objective, a schedule, a class or a `functools.partial`.
+    """Returns the spec of a part, an objective, a schedule, a class or a `functools.partial`.
 
     Example:
         >>> from pyro_vmem.train.schedules import WarmupCosine

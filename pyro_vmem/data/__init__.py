@@ -2,11 +2,10 @@
 
 from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.data.dataset import FewShotDataset
-from pyro_vmem.data.episodes import Episode, EpisodeSampler, merge_episodes
+from pyro_vmem.data.episodes import Episode, EpisodeSampler, MixedEpisodes, merge_episodes
 from pyro_vmem.data.glyphs import glyphs
 from pyro_vmem.data.image_folder import from_folder
 from pyro_vmem.data.library import LibraryEpisodes
-from pyro_vmem.data.mixed import MixedEpisodes
 from pyro_vmem.data.mnist import mnist
 from pyro_vmem.data.npz import from_npz
 from pyro_vmem.data.omniglot import omniglot
@@ -38,4 +37,4 @@ __all__ = [
     "protocol",
     "within_alphabet_trials",
 ]
-check_entries(globals(), methods=True)
+check_entries(globals(), in_steps=("Episode",), methods=True)

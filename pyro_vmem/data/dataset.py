@@ -58,26 +58,16 @@ class FewShotDataset:
         alphabet_names: Sequence[str] | None = None,
     ) -> None:
         _check_images(images)
-        num_classes = int(classes.max()) + 1 if class_names is None else len(class_names)
-        names = [str(i) for i in range(num_classes)] if class_names is None else [str(n) for n in class_names]
-        _check_groups("classes", classes, names, "class", "image")
-
+        self.images, self.classes = images, classes.long()
+        self.class_names = _named_or_numbered("classes", self.classes, class_names, "class", "image")
         if alphabets is None:
-            alphabets = torch.zeros(num_classes, dtype=torch.long)
-        if len(alphabets) != num_classes:
+            alphabets = torch.zeros(self.num_classes, dtype=torch.long)
+        if len(alphabets) != self.num_classes:
             raise ValueError(
-                f"alphabets: got shape {tuple(alphabets.shape)}, expected ({num_classes},), one for each class."
+                f"alphabets: got shape {tuple(alphabets.shape)}, expected ({self.num_classes},), one for each class."
             )
-        num_alphabets = int(alphabets.max()) + 1 if alphabet_names is None else len(alphabet_names)
-        if alphabet_names is None:
-            alphabet_names = [str(i) for i in range(num_alphabets)]
-        _check_groups("alphabets", alphabets, list(alphabet_names), "alphabet", "class")
-
-        self.images = images
-        self.classes = classes.long()
-        self.class_names = names
         self.alphabets = alphabets.long()
-        self.alphabet_names = [str(name) for name in alphabet_names]
+        self.alphabet_names = _named_or_numbered("alphabets", self.alphabets, alphabet_names, "alphabet", "class")
 
     def __len__(self) -> int:
         """The number of observations :math:`N`."""
@@ -87,8 +77,7 @@ class FewShotDataset:
         def count(n: int, one: str, many: str) -> str:
             return f"{n:,} {one if n == 1 else many}"
 
-        per_class = self.class_sizes
-        low, high = int(per_class.min()), int(per_class.max())
+        low, high = int(self.class_sizes.min()), int(self.class_sizes.max())
         spread = count(low, "drawing", "drawings") if low == high else f"{low:,}..{high:,} drawings"
         return (
             f"FewShotDataset({count(len(self), 'image', 'images')} of shape {self.image_shape}, "
@@ -113,18 +102,7 @@ class FewShotDataset:
 
     @staticmethod
     def to_float(images: Tensor) -> Tensor:
-        """Converts observations to the default dtype of torch; `uint8` values 0..255 become 0..1.
-
-        Arguments:
-            images: Observations, with shape :math:`(*)`.
-
-        Returns:
-            The values, with the same shape.
-
-        Example:
-            >>> FewShotDataset.to_float(torch.tensor([0, 255], dtype=torch.uint8))
-            tensor([0., 1.])
-        """
+        """Converts observations `(*)` to the default dtype of torch; `uint8` values 0..255 become 0..1."""
         if images.dtype == torch.uint8:
             return images.to(torch.get_default_dtype()).div_(255)
         return images.to(torch.get_default_dtype())
@@ -136,9 +114,6 @@ class FewShotDataset:
 
         Arguments:
             class_indices: The classes to keep, each once, with shape :math:`(n')`.
-
-        Returns:
-            A data set of :math:`n'` classes and their alphabets.
 
         Raises:
             ValueError: If the selection is empty, repeats a class or has an unknown one.
@@ -152,11 +127,9 @@ class FewShotDataset:
         chosen = class_indices.long()
         if len(chosen) == 0:
             raise ValueError("class_indices: expected at least one class index, got none.")
-        if int(chosen.min()) < 0 or int(chosen.max()) >= self.num_classes:
-            raise ValueError(
-                f"class_indices: got values {int(chosen.min())}..{int(chosen.max())}, expected 0 to "
-                f"{self.num_classes - 1}."
-            )
+        low, high = int(chosen.min()), int(chosen.max())
+        if low < 0 or high >= self.num_classes:
+            raise ValueError(f"class_indices: got values {low}..{high}, expected 0 to {self.num_classes - 1}.")
         if int(torch.bincount(chosen).max()) > 1:
             raise ValueError("class_indices: got a class more than once, expected each class once.")
 
@@ -223,12 +196,7 @@ class FewShotDataset:
         return self.subset(torch.nonzero(~is_test)[:, 0]), self.subset(torch.nonzero(is_test)[:, 0])
 
     def save_npz(self, path: str | os.PathLike[str]) -> None:
-        """Writes the data set to one `.npz` file for :func:`~pyro_vmem.data.from_npz`, atomically.
-
-        The file holds `images`, `classes`, `class_names`, `alphabets` and `alphabet_names`. It replaces an old one.
-
-        Arguments:
-            path: The file to write.
+        """Writes the data set to one `.npz` file for :func:`~pyro_vmem.data.from_npz`, whole or not at all.
 
         Example:
             >>> import tempfile
@@ -269,20 +237,23 @@ def _check_images(images: Tensor) -> None:
         raise ValueError("images: got NaN or infinite values, expected finite ones. Drop or fill them first.")
 
 
-def _check_groups(name: str, index: Tensor, names: list[str], group: str, member: str) -> None:
+def _named_or_numbered(name: str, index: Tensor, given: Sequence[str] | None, group: str, member: str) -> list[str]:
+    """The names of groups, by default their numbers; each is unique and has a member."""
     low, high = int(index.min()), int(index.max())
+    names = [str(i) for i in (range(high + 1) if given is None else given)]
     if low < 0 or high >= len(names):
         raise ValueError(f"{name}: got indices {low}..{high}, expected 0 to {len(names) - 1} for {len(names)} names.")
     if len(set(names)) != len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
         raise ValueError(f"{group}_names: got {twice!r} more than once, expected unique names.")
-    sizes = torch.bincount(index.long(), minlength=len(names))
+    sizes = torch.bincount(index, minlength=len(names))
     if int(sizes.min()) == 0:
         empty = int(sizes.argmin())
         raise ValueError(
             f"{name}: {group} {empty} ({names[empty]!r}) is empty, expected at least one {member}. Leave it "
             "out and renumber."
         )
+    return names
 
 
 def _draw_groups(group: Tensor, num_groups: int, share: float, seed: int) -> Tensor:

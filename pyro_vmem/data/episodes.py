@@ -16,7 +16,7 @@ from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
 
-__all__ = ["Episode", "EpisodeSampler", "merge_episodes"]
+__all__ = ["Episode", "EpisodeSampler", "MixedEpisodes", "merge_episodes"]
 
 # The length of an endless sampler, for a DataLoader: more episodes than a training run draws.
 _ENDLESS = 10**9
@@ -64,7 +64,9 @@ class Episode:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
         """Returns the episode on a device; with `non_blocking`, a copy from pinned memory may overlap computation."""
-        device = device_named(device)
+        labels, device = self.x if self.labels is None else self.labels, device_named(device)
+        if self.x.device == self.memory.device == labels.device == device:  # as of `Tensor.to`
+            return self
         return Episode(
             self.memory.to(device, non_blocking=non_blocking),
             self.x.to(device, non_blocking=non_blocking),
@@ -107,7 +109,7 @@ class EpisodeSampler(Dataset[Episode]):
         device: The device of images and episodes. Episodes do not depend on it. Default: that of the data set.
 
     Raises:
-        ValueError: If a number is not positive, the data set has too few classes or drawings of a class, or images are
+        ValueError: If the data set has too few classes or drawings of a class, or images are
             not square with `rotate` or `flip`.
 
     Example:
@@ -174,11 +176,6 @@ class EpisodeSampler(Dataset[Episode]):
             f"n_query={self.n_query}, seed={self.seed}{variants}, num_episodes={self.num_episodes})"
         )
 
-    @property
-    def device(self) -> torch.device:
-        """The device of the episodes."""
-        return self._images.device
-
     def __len__(self) -> int:
         """The number of episodes; :math:`10^9` if endless."""
         return _ENDLESS if self.num_episodes is None else self.num_episodes
@@ -210,14 +207,8 @@ class EpisodeSampler(Dataset[Episode]):
     def distractors(self, index: int) -> Memory:
         r"""Returns a memory like that of episode `index`, but of other classes.
 
-        The evidence of the targets under the right memory minus that under this one measures the contribution of the
-        memory. No transform of a class of the episode is in it.
-
-        Arguments:
-            index: The index of the episode.
-
-        Returns:
-            A memory of `n_way` classes with `k_shot` slots each, which depends only on the arguments and the index.
+        It has `n_way` classes with `k_shot` slots each, and no transform of a class of the episode. The evidence of the
+        targets under the right memory minus that under this one measures the contribution of the memory.
 
         Raises:
             ValueError: If the data set has too few other classes.
@@ -265,7 +256,7 @@ class EpisodeSampler(Dataset[Episode]):
 
         The random numbers are drawn on the CPU, so they are the same on every device.
         """
-        device = self.device
+        device = self._images.device
         events, there = FewShotDataset.to_float(self._images[drawings.to(device)]), labels.to(device)
         if len(self._transforms) == 1:
             return events, there
@@ -278,11 +269,36 @@ class EpisodeSampler(Dataset[Episode]):
         return events, there
 
 
-def merge_episodes(episodes: Sequence[Episode]) -> Episode:
-    """Merges episodes of one target each into one with a memory per datapoint.
+class MixedEpisodes(Dataset[Episode]):
+    """Episodes of several samplers in turn, such as large and small memories.
+
+    A model works best with the kinds of memory that it was trained on, so train it on all kinds that it has to serve.
 
     Arguments:
-        episodes: Episodes with one target each and equally many slots.
+        samplers: The samplers, with different seeds. A repeated sampler gives more episodes.
+
+    Raises:
+        ValueError: If there is no sampler.
+
+    Example:
+        >>> dataset = FewShotDataset(torch.randn(60, 3), torch.arange(60) % 6)
+        >>> mixed = MixedEpisodes([EpisodeSampler(dataset, n_way=4), EpisodeSampler(dataset, 1, 1, n_absent=2, seed=1)])
+        >>> [mixed[i].memory.num_slots for i in range(4)]
+        [16, 1, 16, 1]
+    """
+
+    def __init__(self, samplers: Sequence[Dataset[Episode]]) -> None:
+        if not samplers:
+            raise ValueError("samplers: got none, expected at least one.")
+        self.samplers = list(samplers)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Returns the episode of an index, which depends only on the samplers and the index."""
+        return self.samplers[index % len(self.samplers)][index // len(self.samplers)]
+
+
+def merge_episodes(episodes: Sequence[Episode]) -> Episode:
+    """Merges episodes of one target each and equally many slots into one with a memory per datapoint.
 
     Raises:
         ValueError: If there is no episode, one has several targets, or the numbers of slots differ.

@@ -96,7 +96,7 @@ def glyphs(
 
     Raises:
         ImportError: If matplotlib is not installed.
-        ValueError: If an argument is out of range.
+        ValueError: If `size` or `jitter` is out of range.
 
     Example:
         >>> dataset = glyphs(drawings=4)

@@ -103,8 +103,8 @@ def _class_folders(root: Path) -> list[Path]:
     """Lists the class folders; raises a `ValueError` for a mixture of classes and alphabets."""
     if _image_files(root, root):
         raise ValueError(f"path: {printable(root)} holds images itself, expected class folders with images in them.")
-    tops = _folders(root, root)
-    inner = {top: _folders(root, top) for top in tops}
+    tops = [entry for entry in _entries(root, root) if entry.is_dir()]
+    inner = {top: [entry for entry in _entries(root, top) if entry.is_dir()] for top in tops}
     if not any(inner.values()):
         classes = tops
     else:
@@ -120,10 +120,6 @@ def _class_folders(root: Path) -> list[Path]:
             f"path: {printable(root)} holds no image, expected path/<class>/* or path/<alphabet>/<class>/*."
         )
     return classes
-
-
-def _folders(root: Path, folder: Path) -> list[Path]:
-    return [entry for entry in _entries(root, folder) if entry.is_dir()]
 
 
 def _image_files(root: Path, folder: Path) -> list[Path]:
@@ -173,28 +169,8 @@ def _read_ink(file: Path, size: tuple[int, int] | None, ink: str) -> NDArray[np.
 
 
 def open_picture(file: Path | BinaryIO, formats: tuple[str, ...] = _FORMATS, max_pixels: int = _MAX_PIXELS) -> Any:
-    """Opens an image of given formats, whatever its file name, without decoding it.
-
-    Arguments:
-        file: The file.
-        formats: The formats to try, by their names in Pillow. Without a list, Pillow tries all formats, and starts
-            Ghostscript for EPS, which runs code from the file.
-        max_pixels: The most pixels to accept. The declared size is checked before memory is allocated.
-
-    Returns:
-        The `PIL.Image.Image`, for a `with` block.
-
-    Raises:
-        ValueError: If it has too many pixels.
-        PIL.UnidentifiedImageError: If it has none of the formats.
-
-    Example:
-        >>> import io
-        >>> from PIL import Image
-        >>> Image.new("L", (6, 4)).save(file := io.BytesIO(), "PNG")
-        >>> open_picture(file).size
-        (6, 4)
-    """
+    """Opens an image for a `with` block, without decoding it; raises a `ValueError` if it has too many pixels."""
+    # Without a list, Pillow tries all formats, and starts Ghostscript for EPS, which runs code from the file.
     image = require("PIL.Image", "vision").open(file, formats=formats)
     width, height = image.size
     if width * height > max_pixels:

@@ -30,8 +30,7 @@ class LibraryEpisodes(Dataset[Episode]):
         rotate: Whether to add the classes rotated by 90, 180 and 270 degrees, as in :class:`EpisodeSampler`.
 
     Raises:
-        ValueError: If a number is out of range, a class has no drawing left for targets, or images are not square with
-            `rotate`.
+        ValueError: If a class has no drawing left for targets, or images are not square with `rotate`.
 
     Attributes:
         memory: The memory, with labels.

@@ -26,13 +26,10 @@ def load_ahead(
     device: torch.device | str = "cpu",
     workers: int = 0,
 ) -> Generator[Episode]:
-    """Iterates over episodes `start` to `stop - 1`, in order, on a device.
+    """Iterates over episodes `start` to `stop - 1`, in order, on a device; an error in one is raised in its turn.
 
-    The episodes and the global random state do not depend on how they are loaded. An error in an episode is raised in
-    its turn.
-
-    Raises:
-        ValueError: If processes are not forked here, and the source cannot be pickled.
+    The episodes and the global random state do not depend on how they are loaded. A source that cannot be sent to the
+    workers raises a `ValueError`.
     """
     device = torch.device(device)
     pin = device.type == "cuda"
@@ -57,7 +54,8 @@ def load_ahead(
             ) from error
         yield from (episode.to(device, non_blocking=pin) for episode in loaded)
     elif device.type == "cpu":
-        yield from (episodes[index].to(device) for index in range(start, stop))
+        for index in range(start, stop):
+            yield episodes[index].to(device)
     else:
         yield from (episode.to(device, non_blocking=pin) for episode in _in_a_thread(episodes, range(start, stop), pin))
 

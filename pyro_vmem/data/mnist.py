@@ -17,8 +17,6 @@ from pyro_vmem.data.storage import data_root, load_npz, printable
 
 __all__ = ["mnist"]
 
-Array = NDArray[Any]
-
 
 @usual_defaults()
 def mnist(root: str | os.PathLike[str] | None = None, *, train: bool = True, download: bool = False) -> FewShotDataset:
@@ -68,7 +66,7 @@ def mnist(root: str | os.PathLike[str] | None = None, *, train: bool = True, dow
     )
 
 
-def _read_binary_mnist(file: Path) -> tuple[Array, Array]:
+def _read_binary_mnist(file: Path) -> tuple[NDArray[Any], NDArray[Any]]:
     arrays = load_npz(file, "root")
     expected = [str(digit) for digit in range(10)]
     if sorted(arrays) != expected:

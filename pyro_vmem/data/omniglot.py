@@ -23,6 +23,7 @@ from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem._utils.extras import require
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.data.image_folder import open_picture
+from pyro_vmem.data.npz import number_names
 from pyro_vmem.data.storage import cache_folder, data_root, load_npz, printable, save_npz
 
 __all__ = ["omniglot", "read_drawing"]
@@ -94,7 +95,7 @@ def omniglot(
         The data set, with shape :math:`(N, 1, H, W)`, in the order of the names.
 
     Raises:
-        ValueError: If an argument is out of range, or a file is not a readable 105x105 drawing.
+        ValueError: If a file is not a readable 105x105 drawing.
         FileNotFoundError: If `root` does not hold the data.
 
     Example:
@@ -110,24 +111,23 @@ def omniglot(
     folder = data_root(root, "Omniglot")
     sources = [_find(folder, part) or _fetch(folder, part, download) for part in _PARTS[subset]]
     listings = [source.drawings() for source in sources]
-    file = cache_folder(cache_dir) / f"omniglot-{resize}-{subset}-{_key(resize, sources, listings)}.npz"
+    stamps = [[(drawing.member, *drawing.stamp) for drawing in drawings] for drawings in listings]
+    content = json.dumps((_CACHE_VERSION, resize, [source.path.name for source in sources], stamps))
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    file = cache_folder(cache_dir) / f"omniglot-{resize}-{subset}-{key}.npz"
     cached = _load_cache(file)
     if cached is None:
         cached = _parse(sources, listings, _RESIZE[resize])
-        _save_cache(file, *cached)
+        ink, names = cached
+        arrays = {"bits": np.packbits(ink.reshape(len(ink), -1), axis=1), "shape": np.array(ink.shape)}
+        # Without a cache the next call is slower, but this one need not fail.
+        with contextlib.suppress(OSError):
+            save_npz(file, **arrays, names=np.array(names, dtype=np.str_))
     ink, names = cached
-
-    class_names = sorted(set(names))
-    alphabet_of = [name.partition("/")[0] for name in class_names]
-    alphabet_names = sorted(set(alphabet_of))
-    class_index = {name: i for i, name in enumerate(class_names)}
-    alphabet_index = {name: i for i, name in enumerate(alphabet_names)}
+    classes, class_names = number_names(names)
+    alphabets = number_names([name.partition("/")[0] for name in class_names])
     return FewShotDataset(
-        images=torch.from_numpy(ink[:, None].view(np.uint8) * np.uint8(255)),
-        classes=torch.tensor([class_index[name] for name in names]),
-        class_names=class_names,
-        alphabets=torch.tensor([alphabet_index[name] for name in alphabet_of]),
-        alphabet_names=alphabet_names,
+        torch.from_numpy(ink[:, None].view(np.uint8) * np.uint8(255)), classes, class_names, *alphabets
     )
 
 
@@ -195,11 +195,7 @@ class _Source:
 
 
 def read_drawing(path: Path, resize: str | None = None) -> Bits:
-    """Reads the file of one drawing as ink, True for ink, and makes it smaller as :func:`omniglot` does.
-
-    Raises:
-        ValueError: If it is not a readable 105x105 drawing.
-    """
+    """Reads one drawing as ink, `(H, W)`, True for ink, and makes it smaller; errors are those of :func:`omniglot`."""
     ink = _ink(partial(path.open, "rb"), path.stat().st_size, str(path))
     return _RESIZE[resize](ink[None])[0]
 
@@ -245,12 +241,6 @@ def _fetch(root: Path, part: str, download: bool) -> _Source:
     )
 
 
-def _key(resize: str | None, sources: list[_Source], listings: list[list[_Drawing]]) -> str:
-    stamps = [[(drawing.member, *drawing.stamp) for drawing in drawings] for drawings in listings]
-    content = (_CACHE_VERSION, resize, [source.path.name for source in sources], stamps)
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
-
-
 def _parse(
     sources: list[_Source], listings: list[list[_Drawing]], resize: Callable[[Bits], Bits]
 ) -> tuple[Bits, list[str]]:
@@ -263,17 +253,6 @@ def _parse(
                 names.append(drawing.class_name)
                 progress.update()
     return np.stack(images), names
-
-
-def _save_cache(file: Path, ink: Bits, names: list[str]) -> None:
-    # Without a cache the next call is slower, but this one need not fail.
-    with contextlib.suppress(OSError):
-        save_npz(
-            file,
-            bits=np.packbits(ink.reshape(len(ink), -1), axis=1),
-            shape=np.array(ink.shape),
-            names=np.array(names, dtype=np.str_),
-        )
 
 
 def _load_cache(file: Path) -> tuple[Bits, list[str]] | None:

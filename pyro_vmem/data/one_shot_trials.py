@@ -49,9 +49,6 @@ def one_shot_trials(
         root: The folder with the runs.
         resize: How images become smaller; see :func:`~pyro_vmem.data.omniglot`.
 
-    Returns:
-        The trials, in the order of the names of the runs.
-
     Raises:
         FileNotFoundError: If there is no run in `root`, or a file that a run names is missing.
         ValueError: If a file cannot be read, or a line of `class_labels.txt` does not name two images of its run.
@@ -139,9 +136,8 @@ def _read_run(labels: Path, resize: str | None) -> OneShotTrial:
     )
 
     def read(names: list[str]) -> Tensor:
-        return torch.from_numpy(
-            np.stack([read_drawing(folder.parent / name, resize) for name in names])[:, None]
-        ).float()
+        drawings = [read_drawing(folder.parent / name, resize) for name in names]
+        return torch.from_numpy(np.stack(drawings)[:, None]).float()
 
     right = torch.tensor([training.index(right) for _, right in pairs])
     return OneShotTrial(read(training), read([test for test, _ in pairs]), right)

@@ -32,7 +32,7 @@ class RecallSampler(Dataset[Episode]):
         seed: The seed of the episodes.
 
     Raises:
-        ValueError: If a number is out of range.
+        ValueError: If there are fewer images than slots, or fewer slots than targets.
 
     Example:
         >>> sampler = RecallSampler(FewShotDataset(torch.randn(60, 3), torch.arange(60) % 3), memory_size=8, n_query=2)

@@ -49,12 +49,7 @@ def load_npz(path: Path, argument: str) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def printable(path: Path) -> str:
-    r"""Returns a path for a message, with control characters escaped.
-
-    Example:
-        >>> print(printable(Path("a/\x1b[2J.png")))
-        a/\x1b[2J.png
-    """
+    """Returns a path for a message, with control characters escaped."""
     return repr(str(path))[1:-1]
 
 

@@ -57,8 +57,7 @@ class WarpedEpisodes(Dataset[Episode]):
         seed: The seed of the maps, different from that of the source.
 
     Raises:
-        ValueError: If `seed` is negative or `resize` is unknown; at the first episode, if images are not square or the
-            memory has no labels.
+        ValueError: At the first episode, if images are not square or the memory has no labels.
 
     Example:
         >>> from pyro_vmem.data import EpisodeSampler, FewShotDataset

@@ -31,14 +31,14 @@ def hit_rate(probabilities: Float[Tensor, "*batch C"], labels: Integer[Tensor, "
         The share, a scalar in [0, 1].
 
     Raises:
-        ValueError: If the shapes do not fit, a probability is NaN, a label is no column, or `k` is less than 1.
+        ValueError: If the shapes do not fit, a probability is NaN, or a label is no column.
 
     Example:
         >>> probabilities = torch.tensor([[0.6, 0.3, 0.1], [0.1, 0.3, 0.6]])
         >>> hit_rate(probabilities, torch.tensor([1, 0])), hit_rate(probabilities, torch.tensor([1, 0]), k=2)
         (tensor(0.), tensor(0.5000))
     """
-    return _hits(probabilities, labels, k).mean()
+    return hits(probabilities, labels, k).mean()
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,11 +76,8 @@ def calibration_error(
         labels: The right column, with shape `(N,)`.
         bins: How many bins.
 
-    Returns:
-        The error and the curve.
-
     Raises:
-        ValueError: If the shapes do not fit, rows do not add up to 1, or `bins` is less than 1.
+        ValueError: If the shapes do not fit, or rows do not add up to 1.
 
     Example:
         >>> confident = torch.tensor([[0.9, 0.1]]).expand(10, -1)  # right in 6 of 10
@@ -90,10 +87,10 @@ def calibration_error(
     """
     if not bool(((probabilities.sum(-1) - 1).abs() < 1e-2).all()):
         raise ValueError("probabilities: expected rows that add up to 1, got others. Take logits.softmax(-1).")
-    hits, confidence = _hits(probabilities, labels, 1), probabilities.amax(-1)
+    right, confidence = hits(probabilities, labels, 1), probabilities.amax(-1)
     index = (confidence * bins).long().clamp(max=bins - 1)
     count = index.bincount(minlength=bins)
-    accuracy, mean = (values.new_zeros(bins).index_add(0, index, values) / count for values in (hits, confidence))
+    accuracy, mean = (values.new_zeros(bins).index_add(0, index, values) / count for values in (right, confidence))
     gaps = (accuracy - mean).abs().nan_to_num() * count
     return ReliabilityCurve(float(gaps.sum() / len(confidence)), mean, accuracy, count)
 
@@ -113,7 +110,7 @@ def rank_correlation(q_logits: Tensor, p_logits: Tensor) -> Tensor:
     return correlation.to(q_logits.dtype)
 
 
-def _hits(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
+def hits(probabilities: Tensor, labels: Tensor, k: int) -> Tensor:
     """The probability that the right column is among the first k, with ties broken at random: `(*, C)` to `(*)`."""
     columns = probabilities.shape[-1]
     if probabilities.numel() == 0:

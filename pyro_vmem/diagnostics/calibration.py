@@ -78,14 +78,14 @@ class Calibration:
         It is positive where the truth is above the draws of the guide.
         """
         names = [name for name in self.ranks if name not in self.true_probability]
-        return {name: _score(self._uniforms(name) - 0.5, self._grid()) for name in names}
+        return {name: _score(self._centred(name), self._grid()) for name in names}
 
     @property
     def spread(self) -> dict[str, Tensor]:
         """How far the ranks are towards the ends, in standard errors, `(D,)`: positive if the guide is too narrow."""
         scores = {}
         for name in self.ranks:
-            centred, grid = self._uniforms(name) - 0.5, self._grid()
+            centred, grid = self._centred(name), self._grid()
             # The rank of a categorical counts more probable values, so overconfidence shows at one end only.
             ordered = name in self.true_probability
             scores[name] = _score(centred, grid) if ordered else _score(centred.square(), grid.square())
@@ -117,8 +117,8 @@ class Calibration:
                 rows[name]["true_probability"] = float(self.true_probability[name].mean())
         return rows
 
-    def _uniforms(self, name: str) -> Tensor:
-        return (self.ranks[name].double() + 0.5) / (self.num_draws + 1)
+    def _centred(self, name: str) -> Tensor:
+        return (self.ranks[name].double() + 0.5) / (self.num_draws + 1) - 0.5
 
     def _grid(self) -> Tensor:
         """All values of a centred rank."""
@@ -164,12 +164,9 @@ def sbc(
         seed: Seeds simulations, draws and ties; the global random state stays as it is.
         kwargs: Keyword arguments of a pair.
 
-    Returns:
-        The ranks, on the CPU, and the tests of them.
-
     Raises:
-        ValueError: If a number is too small, the guide lacks a site, the model observes something else than its
-            arguments, or the memory does not fit.
+        ValueError: If the guide lacks a site, the model observes something else than its arguments, or the memory does
+            not fit.
 
     Example:
         >>> import pyro_vmem as pv
@@ -198,7 +195,9 @@ def sbc(
                     claimed.setdefault(name, []).append(as_rows(expected, dims))
                     true.setdefault(name, []).append(as_rows(reached, dims))
                 else:
-                    rank = _rank_among_draws(q, truth, num_draws)
+                    draws = q.sample(torch.Size([num_draws]))
+                    below, ties = (draws < truth).sum(0), (draws == truth).sum(0)
+                    rank = below + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long().clamp(max=num_draws)
                 ranks.setdefault(name, []).append(as_rows(rank, dims, len(q.event_shape)))
                 rows = len(ranks[name][-1])
             done += rows
@@ -272,12 +271,6 @@ def _rank_by_probability(q: Categorical, truth: Tensor, num_draws: int) -> tuple
     level = more + torch.rand_like(more) * equal
     rank = (level * (num_draws + 1)).long().clamp(0, num_draws)
     return rank, probs.square().sum(-1), own.squeeze(-1)
-
-
-def _rank_among_draws(q: Any, truth: Tensor, num_draws: int) -> Tensor:
-    draws = q.sample(torch.Size([num_draws]))
-    less, ties = (draws < truth).sum(0), (draws == truth).sum(0)
-    return less + (torch.rand(ties.shape, device=ties.device) * (ties + 1)).long().clamp(max=num_draws)
 
 
 # Statistics of ranks

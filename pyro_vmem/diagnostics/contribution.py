@@ -12,6 +12,7 @@ from torch import Tensor
 from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.diagnostics.slot_weights import SlotWeights, slot_weights
+from pyro_vmem.diagnostics.weights import mean_and_error
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
@@ -54,9 +55,7 @@ class Contribution:
         columns["slot_largest"] = self.slot.amax(-1)
         summary: dict[str, float] = {}
         for name, values in columns.items():
-            size = len(values)
-            summary[name] = float(values.mean())
-            summary[f"{name}_se"] = float(values.std()) / math.sqrt(size) if size > 1 else math.nan
+            summary[name], summary[f"{name}_se"] = mean_and_error(values)
         return summary
 
 
@@ -81,7 +80,7 @@ def contribution(
         seed: Seeds samples and permutations.
 
     Raises:
-        ValueError: If a number is less than 1, or a memory or x do not fit the model.
+        ValueError: If a memory or x do not fit the model.
 
     Example:
         >>> vma = VMA.for_vectors(5)

@@ -22,7 +22,9 @@ from pyro_vmem.diagnostics.information import information_gain
 from pyro_vmem.diagnostics.program_diagnosis import diagnose_program
 from pyro_vmem.diagnostics.slot_weights import (
     GuideDraws,
+    chunks,
     draw_from_guide,
+    joined,
     slot_weights,
     slots_in_use,
     warn_if_not_finite,
@@ -133,8 +135,7 @@ def diagnose(
         dataset name the settings, the number of decoder passes and the seconds.
 
     Raises:
-        ValueError: If a number is too small, labels do not fit, memory or x do not fit the model, or a pair has no such
-            site.
+        ValueError: If labels, memory or x do not fit the model, or a pair has no such site.
         ImportError: If xarray is not installed.
 
     Example:
@@ -174,7 +175,10 @@ def measure(
     vma.check(memory, x)
     start = time.perf_counter()
     memory = vma.encode(memory)
-    _check(per_slot, labels, memory, x)
+    if labels is not None and memory.labels is None:
+        raise ValueError("labels: the memory has none to compare with. Make it with Memory(templates, labels).")
+    if labels is not None and labels.shape != x.shape[:1]:
+        raise ValueError(f"labels: expected shape ({len(x)},), one per target, got {tuple(labels.shape)}.")
     draws = draw_from_guide(vma, memory, x, num_samples, predict=predict, max_decodes=max_decodes, progress=progress)
     log_weights, gain = draws.log_weights, draws.information_gain
     sampled = StratifiedWeights.unstratified(log_weights).estimate.honest
@@ -199,7 +203,11 @@ def measure(
     else:
         values |= {"top": draws.candidates[:, 0], "candidate": draws.candidates}
         if per_slot:
-            values |= _figures_of_candidates(vma, memory, x, draws.candidates, per_slot, max_decodes)
+            found = [
+                figures_of_candidates(vma, chunk, targets, draws.candidates[rows], per_slot, max_decodes)
+                for rows, chunk, targets in chunks(memory, x, per_slot, max_decodes)
+            ]
+            values |= joined(found)
             decodes += 2 * per_slot * draws.candidates.numel()
     if not per_slot:
         values |= sampled.figures()
@@ -253,19 +261,6 @@ def _figures_of_slots(
     }
 
 
-def _figures_of_candidates(
-    vma: VMA, memory: EncodedMemory, x: Tensor, candidates: Tensor, per_slot: int, max_decodes: int
-) -> dict[str, Tensor]:
-    """The figures that follow from the evidence of each slot that the guide found."""
-    size = max(1, max_decodes // per_slot)
-    rows = [slice(start, start + size) for start in range(0, len(x), size)]
-    found = [
-        figures_of_candidates(vma, memory.of_datapoints(of), x[of], candidates[of], per_slot, max_decodes)
-        for of in rows
-    ]
-    return {name: torch.cat([row[name] for row in found]) for name in found[0]}
-
-
 def as_dataset(values: dict[str, Tensor], facts: dict[str, Any]) -> xarray.Dataset:
     """Makes a labelled dataset of tensors `(B,)` and `(B, S)`, in the order of their descriptions."""
     named = {name: described for name, described in DESCRIPTIONS.items() if name in values}
@@ -286,12 +281,3 @@ def labelled(variables: dict[str, Any], facts: dict[str, Any]) -> xarray.Dataset
     arrays = {name: (dims, value.detach().cpu().numpy(), *attrs) for name, (dims, value, *attrs) in variables.items()}
     dataset: xarray.Dataset = xr.Dataset(arrays, {dim: range(n) for dim, n in sizes.items()}, facts)
     return dataset
-
-
-def _check(per_slot: int, labels: Tensor | None, memory: Memory, x: Tensor) -> None:
-    if labels is None:
-        return
-    if memory.labels is None:
-        raise ValueError("labels: the memory has none to compare with. Make it with Memory(templates, labels).")
-    if labels.shape != x.shape[:1]:
-        raise ValueError(f"labels: expected shape ({len(x)},), one a target, got {tuple(labels.shape)}.")

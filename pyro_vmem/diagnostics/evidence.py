@@ -38,6 +38,7 @@ from pyro_vmem.diagnostics.weights import (
     Estimate,
     StratifiedWeights,
     half_width,
+    mean_and_error,
     sample_counts,
     trust_figures,
 )
@@ -112,15 +113,15 @@ class Evidence:
         is NaN if the error of any target is unknown. `error_unknown` is the share of such targets, and `khat_above` the
         share of targets with a k-hat above 0.7.
         """
-        size = len(self.log_evidence)
+        nll, error = mean_and_error(self.nll)
         return {
-            "nll": float(self.nll.mean()),
-            "nll_se": float(self.nll.std()) / math.sqrt(size) if size > 1 else math.nan,
+            "nll": nll,
+            "nll_se": error,
             "ess": float(self.ess.mean()),
             **trust_figures(self.khat, self.standard_error),
             "num_samples": self.num_samples,
             "decodes": self.decodes,
-            "num_targets": size,
+            "num_targets": len(self.nll),
         }
 
 
@@ -185,11 +186,8 @@ def estimate_evidence(
         precision: The precision of the networks, as of `pyro_vmem.fit`. Densities and weights are always float32.
         warn: Whether to warn if more than 5 % of the errors are :attr:`~Evidence.unknown`.
 
-    Returns:
-        The estimate of each target, its standard error and interval, effective sample size and k-hat.
-
     Raises:
-        ValueError: If `method` is none of these, a number is less than 1, or memory or x do not fit the model.
+        ValueError: If memory or x do not fit the model, or the method does not fit the memory.
 
     Warns:
         UserWarning: If an estimate is not finite, or (see `warn`) many have an unknown error.
@@ -224,10 +222,7 @@ def log_evidence(
 ) -> Tensor:
     r"""Estimates :math:`\log p(x | M)` of each target, in nats, with shape `(B,)`; negated, it is the NLL.
 
-    Arguments are those of :func:`estimate_evidence`, which also gives the error.
-
-    Raises:
-        ValueError: As of that.
+    Arguments and errors are those of :func:`estimate_evidence`, which also gives the error of the estimate.
 
     Example:
         >>> vma = VMA.for_vectors(5)
@@ -338,7 +333,7 @@ def _least_decodes(plan: _Plan) -> int:
 
 def _weights(plan: _Plan, x: Tensor, progress: bool) -> Iterator[StratifiedWeights]:
     """The weights of one batch of targets at a time."""
-    for memory, targets in chunks(plan.memory, x, plan.decodes, plan.max_decodes, progress):
+    for _, memory, targets in chunks(plan.memory, x, plan.decodes, plan.max_decodes, progress):
         if plan.method == "refined":
             yield refined_weights(plan.vma, memory, targets, plan.decodes, plan.refine, plan.max_decodes)
         else:

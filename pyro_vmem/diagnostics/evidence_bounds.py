@@ -13,12 +13,7 @@ from torch import Tensor
 
 from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
-from pyro_vmem.diagnostics.slot_weights import (
-    chunks,
-    log_address_prior,
-    log_weights_at_slots,
-    slots_in_use,
-)
+from pyro_vmem.diagnostics.slot_weights import chunks, log_address_prior, log_weights_at_slots, slots_in_use
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 
@@ -46,13 +41,13 @@ def evidence_bounds(
     seed: NonNegativeInt | None = None,
     max_decodes: Count = 1024,
 ) -> EvidenceBounds:
-    r"""Bounds :math:`\log p(x | M)`, in nats, from both sides, for targets that the model draws.
+    r"""Bounds :math:`\log p(x | M)` in nats, from below and above, for targets drawn from the model.
 
-    The lower bound sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with
-    :math:`z_{ak}` of the guide. The upper bound puts the true :math:`z` of the target in place of one draw at the true
-    slot. All draws then have :math:`\hat p / p(x | M)` times the density of the guide's draws, so that the mean of
-    :math:`\log \hat p - \log p(x | M)` is a divergence, and not negative. The gap is small only for a good guide of z.
-    The bounds hold for targets of the model, not for data that the model explains badly.
+    The lower bound sums over all slots, :math:`\hat p = \sum_a p(a | M) \frac{1}{n} \sum_k w_{ak}`, with :math:`z_{ak}`
+    drawn from the guide. The upper bound uses the same sum, but one draw at the true slot is the true :math:`z` of the
+    target. This makes the mean of :math:`\log \hat p - \log p(x | M)` a KL divergence, which is not negative. The gap
+    is small only for a good guide of z. The bounds hold for targets of the model, not for data that the model explains
+    badly.
 
     References:
         | Sandwiching the marginal likelihood using bidirectional Monte Carlo (Grosse, Ghahramani, Adams, 2015)
@@ -67,7 +62,7 @@ def evidence_bounds(
         seed: Seeds targets and samples and leaves the global random state as it is.
 
     Raises:
-        ValueError: If a number is less than 1, the memory does not fit the model, or each datapoint has its own.
+        ValueError: If the memory does not fit the model, or each datapoint has its own.
 
     Example:
         >>> found = evidence_bounds(VMA.for_vectors(5), Memory(torch.randn(10, 5)), num_samples=5, seed=0)
@@ -89,9 +84,7 @@ def evidence_bounds(
         # The first draw at the true slot: draws at a slot are alike, so it does not matter which one is the true z.
         at_true = (slots.unsqueeze(-1) == a).unsqueeze(0)
         bounds: list[Tensor] = []
-        row = 0
-        for _, targets in chunks(encoded, x, len(slots) * num_samples, max_decodes, False):
-            rows = slice(row, row := row + len(targets))
+        for rows, _, targets in chunks(encoded, x, len(slots) * num_samples, max_decodes):
             weights = log_weights_at_slots(vma, encoded, targets, slots, num_samples, max_decodes)
             with_true = weights.clone()
             with_true[:1] = torch.where(at_true[..., rows], true[rows], weights[:1])

@@ -40,7 +40,8 @@ def draw_others(p: torch.distributions.Categorical, excluded: Tensor, num_draws:
 def figures_of_candidates(
     vma: VMA, memory: EncodedMemory, x: Tensor, candidates: Tensor, per_slot: int, max_decodes: int
 ) -> dict[str, Tensor]:
-    """What `diagnose` says of found slots `(B, k)`, by `per_slot` draws at each and as many of all others together."""
+    """Computes the figures of `diagnose` for the slots found, `(B, k)`, with `per_slot` draws at each and as many at
+    all others."""
     size, kept = candidates.shape
     p = vma.address_prior(memory)
     log_prior = p.log_prob(candidates.mT).mT

@@ -17,7 +17,6 @@ from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.diagnostics.diagnose import labelled, measure
-from pyro_vmem.diagnostics.slot_weights import GuideDraws
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.model import VMA
 
@@ -70,7 +69,7 @@ def to_datatree(
         The tree. `tree.to_netcdf(path, engine="h5netcdf")` writes it, `xarray.open_datatree` reads it.
 
     Raises:
-        ValueError: If a number is too small, labels do not fit, or memory or x do not fit the model.
+        ValueError: If labels, memory or x do not fit the model.
         ImportError: If xarray is not installed.
 
     Example:
@@ -85,7 +84,7 @@ def to_datatree(
     settings |= {"max_decodes": max_decodes, "progress": progress}
     with torch.no_grad(), seeded(seed):
         diagnostics, encoded, draws = measure(vma, memory, x, predict=True, **settings)
-        groups = _of_guide(draws) | {"prior": _of_prior(vma, encoded, len(x), num_samples, max_decodes)}
+        prior = _of_prior(vma, encoded, len(x), num_samples, max_decodes)
     diagnostics.attrs.update(num_samples=num_samples, seed=seed)
     facts = {
         "created_at": datetime.datetime.now(datetime.UTC).isoformat(),
@@ -101,7 +100,14 @@ def to_datatree(
     }
     event_dims = tuple(f"x_dim_{i}" for i in range(len(memory.event_shape)))
     slot_dims = ("datapoint", "slot") if memory.per_datapoint else ("slot",)
-    groups["observed_data"] = {"x": (("datapoint", *event_dims), x)}
+    assert draws.predicted is not None
+    groups: dict[str, _Variables] = {
+        "posterior": _latents(draws.a, draws.z),
+        "posterior_predictive": {"x": ((*_SAMPLE, *event_dims), draws.predicted.unsqueeze(0))},
+        "sample_stats": {"log_weight": (_SAMPLE, draws.log_weights.unsqueeze(0))},
+        "prior": prior,
+        "observed_data": {"x": (("datapoint", *event_dims), x)},
+    }
     constants = {
         "template": ((*slot_dims, *event_dims), encoded.templates),
         "slot_label": (slot_dims, encoded.labels),
@@ -133,16 +139,6 @@ def to_arviz(tree: xarray.DataTree) -> Any:
 
 # The variables of a group: their dims and values.
 _Variables = dict[str, tuple[tuple[str, ...], Tensor]]
-
-
-def _of_guide(draws: GuideDraws) -> dict[str, _Variables]:
-    assert draws.predicted is not None
-    event_dims = tuple(f"x_dim_{i}" for i in range(draws.predicted.dim() - 2))
-    return {
-        "posterior": _latents(draws.a, draws.z),
-        "posterior_predictive": {"x": ((*_SAMPLE, *event_dims), draws.predicted.unsqueeze(0))},
-        "sample_stats": {"log_weight": (_SAMPLE, draws.log_weights.unsqueeze(0))},
-    }
 
 
 def _of_prior(vma: VMA, memory: EncodedMemory, size: int, num_samples: int, max_decodes: int) -> _Variables:

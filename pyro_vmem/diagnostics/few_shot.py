@@ -19,10 +19,10 @@ from tqdm.auto import tqdm
 from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import Episode
-from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, calibration_error, hit_rate, rank_correlation
+from pyro_vmem.diagnostics.address_quality import ReliabilityCurve, calibration_error, hits, rank_correlation
 from pyro_vmem.diagnostics.information import InformationSummary, information_gain, information_summary
 from pyro_vmem.diagnostics.slot_weights import draw_from_guide, slot_weights, warn_if_not_finite
-from pyro_vmem.diagnostics.weights import trust_figures
+from pyro_vmem.diagnostics.weights import mean_and_error, trust_figures
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
@@ -94,7 +94,7 @@ class FewShotEvaluation:
 
     @property
     def hit_exact(self) -> Tensor:
-        """Whether the exact address posterior's is, `(E, B)`."""
+        """Whether the most probable class of the exact address posterior is the target's, `(E, B)`."""
         _, probs, right = self._of_classes()
         return probs.argmax(-1) == right
 
@@ -141,7 +141,7 @@ class FewShotEvaluation:
             guide, exact, right = self._of_classes()
             of_classes |= {"hit_rate": self.hit.to(dtype), "hit_rate_exact": self.hit_exact.to(dtype)}
             if n_way > _TOP:
-                of_classes |= {"top5_rate": _top_rate(guide, right), "top5_rate_exact": _top_rate(exact, right)}
+                of_classes |= {"top5_rate": hits(guide, right, _TOP), "top5_rate_exact": hits(exact, right, _TOP)}
             of_exact = calibration_error(exact.flatten(0, 1), right.flatten())
             calibration = {"calibration_error": self.reliability.error, "calibration_error_exact": of_exact.error}
         columns = {
@@ -166,7 +166,9 @@ class FewShotEvaluation:
         }
         summary: dict[str, float] = {}
         for name, values in columns.items():
-            summary[name], summary[f"{name}_se"] = (math.nan, math.nan) if values is None else mean_and_error(values)
+            # Over episodes, whose targets share a memory.
+            found = (math.nan, math.nan) if values is None else mean_and_error(values.nanmean(1))
+            summary[name], summary[f"{name}_se"] = found
         gain = summary["information_gain"]
         summary |= {
             "information_gain_bits": gain / math.log(2),
@@ -185,14 +187,6 @@ class FewShotEvaluation:
             "decodes_per_second": self.decodes / self.seconds,
         }
         return summary
-
-
-def mean_and_error(values: Tensor) -> tuple[float, float]:
-    """Computes the mean of `(E, B)` without NaN, and its standard error over episodes, whose targets share a memory."""
-    episodes = values.nanmean(1)
-    episodes = episodes[~episodes.isnan()]
-    error = float(episodes.std() / math.sqrt(len(episodes))) if len(episodes) > 1 else math.nan
-    return float(episodes.mean()), error
 
 
 @torch.no_grad()
@@ -299,9 +293,3 @@ def _measure(
             "target_class": torch.searchsorted(encoded.labels.unique(), episode.labels),
         }
     return columns, information_summary(guide, prior[0])
-
-
-def _top_rate(class_probs: Tensor, target_class: Tensor) -> Tensor:
-    """The share of each episode's targets whose class is among the five most probable, `(E, 1)`."""
-    rates = [hit_rate(probs, right, _TOP) for probs, right in zip(class_probs, target_class, strict=True)]
-    return torch.stack(rates).unsqueeze(-1)

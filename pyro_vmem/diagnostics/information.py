@@ -29,9 +29,6 @@ def information_gain(q_logits: Float[Tensor, "*#batch S"], p_logits: Float[Tenso
     Returns:
         Nats, with shape `(*)`; infinite where `q` is positive and `p` is zero.
 
-    Raises:
-        ValueError: If the number of slots differs.
-
     Example:
         >>> import torch
         >>> information_gain(torch.tensor([0.0, -torch.inf]), torch.zeros(2))  # one slot of two, for certain: log 2

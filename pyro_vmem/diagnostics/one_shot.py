@@ -18,6 +18,7 @@ from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import OneShotTrial
 from pyro_vmem.diagnostics.slot_weights import log_weights_at_slots
+from pyro_vmem.diagnostics.weights import mean_and_error
 from pyro_vmem.memory import Memory
 from pyro_vmem.model import VMA
 
@@ -42,9 +43,7 @@ class OneShotErrors:
         """The mean of each over trials, and its standard error over trials as `_se`; NaN for a single trial."""
         summary: dict[str, float] = {"num_trials": len(self.guide)}
         for name in ("guide", "evidence", "two_way"):
-            errors = getattr(self, name)
-            summary[name] = float(errors.mean())
-            summary[f"{name}_se"] = float(errors.std() / math.sqrt(len(errors))) if len(errors) > 1 else math.nan
+            summary[name], summary[f"{name}_se"] = mean_and_error(getattr(self, name))
         return summary
 
 
@@ -58,11 +57,11 @@ def one_shot_errors(
     max_decodes: Count = 1024,
     progress: bool = False,
 ) -> OneShotErrors:
-    r"""Classifies the test images of one-shot trials with a model that was not trained on their classes.
+    r"""Classifies the test images of one-shot trials, whose classes the model has not seen in training.
 
-    The evidence :math:`\log p(x | m)` of image x given image m is that of a memory whose only slot is m, so that
-    it exists for any model of this library. The score of both directions asks too how well x explains m, and by how
-    much better than other images do: :math:`p(m)` is the mean of :math:`p(m | x')` over all test images of the trial.
+    The evidence :math:`\log p(x | m)` of image x given image m is that of a memory whose only slot is m. The score of
+    both directions adds how well x explains m, compared with other images: :math:`p(m)` is the mean of :math:`p(m |
+    x')` over all test images of the trial.
 
     References:
         | Human-level concept learning through probabilistic program induction (Lake et al., 2015)
@@ -73,7 +72,7 @@ def one_shot_errors(
         num_samples: Samples of z for each pair of images, in each direction.
 
     Raises:
-        ValueError: If there is no trial, a number is less than 1, or images do not fit the model.
+        ValueError: If there is no trial, or images do not fit the model.
 
     Example:
         >>> import pyro_vmem as pv

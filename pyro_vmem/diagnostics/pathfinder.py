@@ -69,7 +69,9 @@ class OptimizationPath:
     @property
     def normal_approximation(self) -> MultivariateNormal:
         """The Gaussian around the current point, with batch shape `(*)`."""
-        root = (self._scale_tril.double() @ self._covariance_root()).to(self._mean.dtype)
+        values, vectors = torch.linalg.eigh((self._inverse_hessian + self._inverse_hessian.mT) / 2)
+        covariance = vectors * values.clamp(*self._variances).unsqueeze(-2) @ vectors.mT
+        root = (self._scale_tril.double() @ torch.linalg.cholesky(covariance)).to(self._mean.dtype)
         return FullPrecisionNormal(self._latent(self._point.to(self._mean.dtype)), scale_tril=root)
 
     def advance(self, gradients: int) -> Self:
@@ -110,14 +112,6 @@ class OptimizationPath:
             log_density = self._log_density(self._latent(point))
             (gradient,) = torch.autograd.grad(log_density.sum(), point)
         return log_density.detach().double(), gradient.double()
-
-    def _covariance_root(self) -> Tensor:
-        """Returns the lower triangular root of the inverse Hessian, with its eigenvalues clamped."""
-        symmetric = (self._inverse_hessian + self._inverse_hessian.mT) / 2
-        values, vectors = torch.linalg.eigh(symmetric)
-        bounded = vectors * values.clamp(*self._variances).unsqueeze(-2) @ vectors.mT
-        root: Tensor = torch.linalg.cholesky(bounded)
-        return root
 
 
 def bfgs_update(inverse_hessian: Tensor, step: Tensor, change: Tensor) -> Tensor:

@@ -62,10 +62,9 @@ def slot_weights(
     slots = slots_in_use(encoded) if slots is None else slots
     log_prior = log_address_prior(vma, encoded, len(x))
     log_evidence, errors = torch.full_like(log_prior, -math.inf), torch.zeros_like(log_prior)
-    estimates, row = [], 0
-    for chunk, targets in chunks(encoded, x, len(slots), max_decodes, progress):
+    estimates = []
+    for rows, chunk, targets in chunks(encoded, x, len(slots), max_decodes, progress):
         log_weights = log_weights_at_slots(vma, chunk, targets, slots, num_samples, max_decodes)
-        rows = slice(row, row := row + len(targets))
         log_evidence[rows, slots] = log_weights.logsumexp(0).mT - math.log(num_samples)
         error = StratifiedWeights.unstratified(log_weights.flatten(1)).standard_error
         errors[rows, slots] = error.reshape(log_weights.shape[1:]).mT
@@ -90,7 +89,7 @@ def slot_log_evidence(
         weight in the prior.
 
     Raises:
-        ValueError: If a number is less than 1, or memory or x do not fit the model.
+        ValueError: If memory or x do not fit the model.
 
     Example:
         >>> vma = VMA.for_vectors(5)
@@ -129,7 +128,7 @@ def log_weights_at_slots(
 def latents_at(
     vma: VMA, memory: EncodedMemory, target: Template, a: Tensor, max_decodes: int
 ) -> Iterator[tuple[Tensor, Tensor, Distribution]]:
-    r"""Draws z at addresses `(K, B)`, some at a time, with :math:`\log q(z | x, m_a) / p(z | m_a)` and likelihood."""
+    r"""Draws z at addresses `(K, B)`; also returns :math:`\log q(z | x, m_a) / p(z | m_a)` and the log-likelihood."""
     for some in a.split(max(1, max_decodes // a.shape[-1])):
         template = memory.read(some)
         q_z = vma.latent_guide(target, template)
@@ -152,7 +151,7 @@ def weights_in_strata(
     others: tuple[Tensor, Tensor] | None,
     max_decodes: int,
 ) -> StratifiedWeights:
-    r"""Weighs draws of the sum over all slots: some `(B, k)` are summed, each a stratum, and all others are sampled.
+    r"""Weighs draws for a sum over slots: each of the slots `(B, k)` is a stratum, and all others are sampled.
 
     `counts` are the draws of each stratum, with a last one for the others. `others` are as many draws of other slots as
     there are draws in all, `(B, K)`, and :math:`\log p(a | M)` minus the log probability of drawing each.
@@ -207,7 +206,7 @@ def draw_from_guide(
     """Draws from the guide of each target, and with `predict` an observation at each draw."""
     of_draws: list[dict[str, Tensor]] = []
     of_targets: list[dict[str, Tensor]] = []
-    for chunk, targets in chunks(memory, x, num_samples, max_decodes, progress):
+    for _, chunk, targets in chunks(memory, x, num_samples, max_decodes, progress):
         target = vma.encode_x(targets)
         q, p = address_distributions(vma, chunk, target)
         a = q.sample(torch.Size([num_samples]))
@@ -216,12 +215,12 @@ def draw_from_guide(
             | ({"predicted": p_x.sample()} if predict else {})
             for z, kl_z, p_x in latents_at(vma, chunk, target, a, max_decodes)
         ]
-        of_draws.append(_joined(drawn) | {"a": a, "log_ratio": p.log_prob(a) - q.log_prob(a)})
+        of_draws.append(joined(drawn) | {"a": a, "log_ratio": p.log_prob(a) - q.log_prob(a)})
         of_targets.append(_of_addresses(q, p, chunk))
-    return GuideDraws(**_joined(of_draws, dim=1), **_joined(of_targets))
+    return GuideDraws(**joined(of_draws, dim=1), **joined(of_targets))
 
 
-def _joined(rows: list[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
+def joined(rows: list[dict[str, Tensor]], dim: int = 0) -> dict[str, Tensor]:
     return {name: torch.cat([row[name] for row in rows], dim) for name in rows[0]}
 
 
@@ -284,13 +283,13 @@ def slots_in_use(memory: Memory) -> Tensor:
 
 
 def chunks(
-    memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool
-) -> Iterator[tuple[EncodedMemory, Tensor]]:
-    """Batches of targets with their memory, such that `decodes_each` per target are at most `max_decodes`."""
+    memory: EncodedMemory, x: Tensor, decodes_each: int, max_decodes: int, progress: bool = False
+) -> Iterator[tuple[slice, EncodedMemory, Tensor]]:
+    """Yields rows, memory and targets of batches with at most `max_decodes` decoder passes each."""
     size = max(1, max_decodes // decodes_each)
     for start in tqdm(range(0, len(x), size), desc="evidence", unit="chunk", disable=not (progress and sys.stderr)):
         rows = slice(start, start + size)
-        yield memory.of_datapoints(rows), x[rows]
+        yield rows, memory.of_datapoints(rows), x[rows]
 
 
 def warn_if_not_finite(values: Tensor, stacklevel: int = 5) -> None:

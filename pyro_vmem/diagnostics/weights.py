@@ -196,7 +196,7 @@ class Estimate(NamedTuple):
 
     @property
     def honest(self) -> Estimate:
-        """The same with an error of NaN where it is :func:`unknown`."""
+        """Returns the estimate with NaN in place of each error that is :func:`unknown`."""
         of_none = unknown(self.khat, self.standard_error)
         return self._replace(standard_error=self.standard_error.masked_fill(of_none, math.nan))
 
@@ -212,11 +212,11 @@ class Estimate(NamedTuple):
 
 
 def unknown(khat: Tensor, standard_error: Tensor) -> Tensor:
-    """Whether weights do not tell the error of their sum, which is then likely too low; shape as of both.
+    """Whether the weights cannot give the error of their sum. Such a sum is likely too low.
 
-    That is for a k-hat above 0.7, an error above 0.5 nats, and too few weights for a k-hat, unless they are equal. A
-    datapoint that drew no large weight has a small k-hat and a small error. The other datapoints give it away, because
-    they have the same guide: where half of the k-hats are above 0.5, no error is known.
+    This holds for a k-hat above 0.7, an error above 0.5 nats, or too few weights for a k-hat, unless all weights are
+    equal. A datapoint that drew no large weight by chance has a small k-hat and a small error. Therefore all errors are
+    unknown if half of the k-hats of the batch are above 0.5.
     """
     few = khat.isnan() & ~(standard_error < ROUNDING_ERROR)
     doubtful = (khat > KHAT_DOUBT) | few
@@ -232,6 +232,12 @@ def half_width(standard_error: Tensor) -> Tensor:
     z, variance = 1.959964, standard_error.square()
     correction = (z**3 + z) / 4 * variance + (5 * z**5 + 16 * z**3 + 3 * z) / 96 * variance.square()
     return (z + correction) * standard_error
+
+
+def mean_and_error(values: Tensor) -> tuple[float, float]:
+    """Computes the mean of independent values `(N,)` without NaN, and its standard error; NaN for a single value."""
+    values = values[~values.isnan()]
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else math.nan
 
 
 def trust_figures(khat: Tensor, standard_error: Tensor) -> dict[str, float]:

@@ -129,24 +129,19 @@ class TruncatedCategorical(SparseCategorical):
         return self.kept_values.movedim(-1, 0)
 
     def parts(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Values and log-probabilities of shape `(*, k)`; see :func:`sparse_parts`."""
         return [(self.kept_logits.exp(), self.kept_values)]
 
     def top(self, k: int) -> Tensor:
-        """Values of shape `(*, k)`; see :func:`top`."""
         return self.kept_values.gather(-1, self.kept_logits.topk(k, dim=-1).indices)
 
     def sample_beside(self, top: Tensor) -> Tensor:
-        """A draw, with shape `(*)`, given that it is none of the most probable values `top`, `(*, k)`."""
         places = _sample_beside(self.kept_logits, _is_among(self.kept_values, top))
         return self.kept_values.gather(-1, places.unsqueeze(-1)).squeeze(-1)
 
     def mixed_with(self, other: dist.Categorical, share: float) -> MixedCategorical:
-        """See :class:`SparseCategorical`."""
         return MixedCategorical(self, other, share)
 
     def mixed_with_its_top(self, k: int, share: float) -> TruncatedCategorical:
-        """See :class:`SparseCategorical`."""
         k = min(k, self.kept_values.shape[-1])
         best = self.kept_logits.topk(k, dim=-1).indices
         log_uniform = torch.full_like(self.kept_logits, -math.inf).scatter(-1, best, math.log(share / k))
@@ -220,14 +215,12 @@ class MixedCategorical(SparseCategorical):
         return -everywhere - (log_q.exp() * log_q - log_rest.exp() * log_rest).sum(0)
 
     def parts(self) -> list[tuple[Tensor, Tensor | None]]:
-        """Values and log-probabilities of shape `(*, k)`; see :func:`sparse_parts`."""
         return [
             ((1 - self.share) * self.kept.kept_logits.exp(), self.kept_values),
             (self.share * self.rest.probs, None),
         ]
 
     def top(self, k: int) -> Tensor:
-        """Values of shape `(*, k)`; see :func:`top`."""
         # Candidates are the kept values and the most probable other values of the other categorical.
         kept = self.kept_values
         likely = self.rest.logits.topk(min(k + kept.shape[-1], self._num_events), dim=-1).indices
@@ -238,7 +231,6 @@ class MixedCategorical(SparseCategorical):
         return candidates.gather(-1, log_q.topk(k, dim=-1).indices)
 
     def sample_beside(self, top: Tensor) -> Tensor:
-        """A draw, with shape `(*)`, given that it is none of the most probable values `top`, `(*, k)`."""
         rest, share, shape = self.rest.probs.double(), self.share, self.batch_shape
         mass_of_top = rest.expand(*shape, -1).gather(-1, top)
         left_of_rest = (share * (rest.sum(-1) - mass_of_top.sum(-1))).clamp(min=0.0)
@@ -258,14 +250,14 @@ class MixedCategorical(SparseCategorical):
         return torch.where(chance < left_of_kept, of_kept, of_rest)
 
     def mixed_with(self, other: dist.Categorical, share: float) -> MixedCategorical:
-        """See :class:`SparseCategorical`; the two categoricals over all values become one."""
+        # The two categoricals over all values become one.
         of_rest = (1 - share) * self.share
         total = of_rest + share
         rest = dist.Categorical(probs=(of_rest * self.rest.probs + share * other.probs) / total)
         return MixedCategorical(self.kept, rest, total)
 
     def mixed_with_its_top(self, k: int, share: float) -> MixedCategorical:
-        """See :class:`SparseCategorical`; the share of the other categorical decreases."""
+        # The share of the other categorical decreases.
         of_rest = (1 - share) * self.share
         return MixedCategorical(self.kept.mixed_with_its_top(k, share / (1 - of_rest)), self.rest, of_rest)
 

@@ -60,14 +60,8 @@ def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO
 def check_objective(elbo: ELBO, model: Program, guide: Program, *args: Any, **kwargs: Any) -> None:
     """Refuses an objective that would silently not train this guide.
 
-    Runs the guide once, without gradients; parameters and random state stay as they are.
-
-    Arguments:
-        elbo: The objective.
-        model: The model.
-        guide: Its guide.
-        args: Their arguments.
-        kwargs: Their keyword arguments.
+    Runs the guide once with the arguments of both programs, without gradients; parameters and random state stay as they
+    are.
 
     Raises:
         ValueError: If the guide has discrete sites that the objective gives no gradient, weights the whole minibatch as

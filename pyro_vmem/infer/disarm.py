@@ -12,8 +12,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyro_vmem.infer.elbo import ParticleELBO
-from pyro_vmem.infer.particles import Particles, samples
-from pyro_vmem.infer.site_notes import SCORE
+from pyro_vmem.infer.particles import SCORE, Particles, samples
 
 __all__ = ["DisARM_ELBO"]
 
@@ -25,10 +24,10 @@ class DisARM_ELBO(ParticleELBO):
     .. math:: b = 1[u < \sigma(\alpha)], \quad \tilde b = 1[1 - u < \sigma(\alpha)], \quad
         \nabla_\alpha = \tfrac{1}{2} (f(b) - f(\tilde b)) (b - \tilde b)\, \sigma(|\alpha|)
 
-    with :math:`f = \log p(x, h) - \log q(h)` and :math:`\alpha` the logits. It is unbiased, has no baseline to learn,
-    and is never noisier than two draws with each other as baseline. It holds for Bernoulli sites whose guide depends on
-    no other latent, of any shape; all other latents that are not reparameterised have the score function with the
-    leave-one-out baseline of :class:`Reinforce_ELBO`.
+    with :math:`f = \log p(x, h) - \log q(h)` and :math:`\alpha` the logits. It is unbiased, and its variance is at most
+    that of two independent draws with leave-one-out baselines. It applies to Bernoulli sites of any shape whose guide
+    depends on no other latent. Other latents that are not reparameterised have the leave-one-out score function of
+    :class:`Reinforce_ELBO`.
 
     References:
         | DisARM: An Antithetic Gradient Estimator for Binary Latent Variables (Dong, Mnih & Tucker, 2020), equation 8

@@ -15,7 +15,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_factor
 from torch import Tensor
 
-from pyro_vmem.infer.site_notes import PATH
+from pyro_vmem.infer.particles import PATH
 
 __all__ = ["PathWeight", "depends_on", "doubly_reparameterised", "is_delta", "through_values_only"]
 
@@ -23,22 +23,22 @@ __all__ = ["PathWeight", "depends_on", "doubly_reparameterised", "is_delta", "th
 class PathWeight:
     r"""The factor by which the gradient through one sampled value is multiplied.
 
-    It depends on all weights, which are known only after the value was used: the model's gradient is to keep the
-    factor :math:`\tilde w_k` that the bound gives it, and only what flows on into the guide gets another one.
+    The factor depends on all weights, which are known only after the value was used. The gradient of the model keeps
+    the factor :math:`\tilde w_k` of the bound. Only the gradient that reaches the guide is multiplied.
     """
 
     def __init__(self) -> None:
         self.factor: Tensor | None = None
 
     def attach(self, value: Tensor) -> Tensor:
-        """The value, of any shape, with a gradient that is multiplied on its way to where the value came from."""
+        """Returns the value, of any shape; the gradient that passes through it towards the guide is multiplied."""
         value = value.view_as(value)
         value.register_hook(lambda gradient: gradient if self.factor is None else gradient * self.factor)
         return value
 
 
 class doubly_reparameterised(Messenger):
-    """Draws the reparameterised sites of a guide so that the gradient through each value can be weighted."""
+    """Draws the reparameterised sites of a guide, such that the gradient through each value can be weighted later."""
 
     def _pyro_sample(self, msg: Any) -> None:
         # A Delta has no noise of its own: the gradient through its value goes on to those that it is made of.
@@ -52,7 +52,7 @@ class doubly_reparameterised(Messenger):
 
 
 def is_delta(site: Any) -> bool:
-    """Whether a site is a `Delta`, in whatever plates and masks."""
+    """Whether a site is a `Delta`, with any plates and masks."""
     fn = site["fn"]
     while hasattr(fn, "base_dist"):
         fn = fn.base_dist
@@ -60,7 +60,7 @@ def is_delta(site: Any) -> bool:
 
 
 def through_values_only(guide_trace: Trace) -> None:
-    r"""Takes the direct gradient of :math:`\log q` out of a trace: its parameters act through the value alone.
+    r"""Removes the direct gradient of :math:`\log q` from a trace, so the parameters act through the value only.
 
     Raises a `ValueError` if a latent's guide depends on the value of a reparameterised latent.
     """

@@ -30,7 +30,7 @@ __all__ = ["DifferentiableELBO", "ParticleELBO", "Terms", "log_mean_exp"]
 
 
 class DifferentiableELBO(ELBO):
-    """An objective whose loss and gradients are those of its `differentiable_loss`."""
+    """An objective that defines its loss and gradients by `differentiable_loss`."""
 
     @abc.abstractmethod
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -53,30 +53,29 @@ class DifferentiableELBO(ELBO):
 class ParticleELBO(DifferentiableELBO, abc.ABC):
     r"""An objective that is computed from particles, weighted per datapoint.
 
-    A subclass gives :meth:`estimate`; all else is the same for all: `SVI`, `differentiable_loss`, terms, plates, scales
-    and masks. It works for any Pyro model whose observations and local latents sit in one data plate: plate subsampling
-    scales the sum over datapoints, `poutine.scale` tempers the weights, `poutine.mask` leaves a datapoint out. Latents
-    outside of the plate, such as the components of a mixture, are drawn once for all particles, and their
-    :math:`\log p(g) - \log q(g)` is added to the sum of the bounds; :class:`GlobalDraws_ELBO` draws them several times.
+    A subclass defines :meth:`estimate`; everything else is shared. The objective works for any Pyro model whose
+    observations and local latents are in one data plate. Plate subsampling scales the sum over datapoints,
+    `poutine.scale` tempers the weights, and `poutine.mask` removes datapoints. Global latents (those outside of the
+    plate, such as the components of a mixture) are drawn once for all particles. Their :math:`\log p(g) - \log q(g)` is
+    added to the sum of the bounds. :class:`GlobalDraws_ELBO` draws them several times.
 
     Arguments:
         num_particles: The number :math:`K` of particles.
-        backward: Of how many particles of each datapoint, drawn by their weights, the model's gradient is taken; by
-            default of all. The bound is the same, and the gradient in expectation; a step takes less time and memory,
-            and has more noise.
+        backward: The number of particles per datapoint, drawn by their weights, that the gradient of the model uses.
+            Default: all. Bound and expected gradient stay the same. A step takes less time and memory, and has more
+            noise.
         vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: How many nested plates model and guide have, as in `pyro.infer.ELBO`; by default the first
-            call finds out.
+        max_plate_nesting: The number of nested plates, as in `pyro.infer.ELBO`. Default: found by the first call.
 
     Attributes:
         discrete: How the guide's discrete sites get their gradient.
         least_particles: The least :math:`K` that the objective is defined for.
-        weighted: Whether particles count by their normalised weights in the gradient, so that few can stand for all.
-        bias: What the gradient is in expectation: `""` for that of the stated objective exactly, else what is off.
+        weighted: Whether the gradient weights particles by their normalised weights, so that `backward` can be used.
+        bias: The bias of the gradient in words, or `""` if it has none.
         global_latents: Whether it has a gradient for latents outside of the data plate.
-        global_names: The names of those, once they are known.
+        global_names: The names of these latents, known after the first call.
         dreg: Whether reparameterised latents get doubly reparameterised gradients; off unless a subclass offers it.
-        module: What the objective itself has to learn or to remember, such as a baseline; `None` for most.
+        module: The module that the objective itself trains or updates, such as a baseline; `None` for most.
 
     Raises:
         ValueError: If `num_particles` is less than `least_particles`, or `backward` is not at least 1 and less than
@@ -113,12 +112,12 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
 
     @property
     def decodes(self) -> int:
-        """How often the model is evaluated for each datapoint."""
+        """The number of decoder passes per datapoint."""
         return int(self.num_particles) + (self.backward or 0)
 
     @abc.abstractmethod
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
-        """The bound of each datapoint, and a surrogate whose gradient is the estimator's.
+        """Computes the bound of each datapoint, and a surrogate whose gradient is the gradient estimate.
 
         Arguments:
             particles: The particles, `(K, B)`.
@@ -128,11 +127,11 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
         """
 
     def shares(self, particles: Particles) -> Tensor:
-        """What each particle counts in an average over the guide, `(K, B)`; one K-th unless a subclass says other."""
+        """The weight of each particle in an average over the guide, `(K, B)`; 1 / K by default."""
         return torch.full_like(particles.log_likelihood, 1 / len(particles.log_likelihood))
 
     def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
-        """The loss and what it is made of, from one draw of particles; arguments as of `loss`."""
+        """Computes the loss and its terms from one draw of particles; the arguments are those of `loss`."""
         particles = self._draw(model, guide, *args, **kwargs)
         bound, surrogate = self.estimate(particles)
         # The value is the bound's, the gradient the surrogate's.
@@ -149,11 +148,11 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
         return loss
 
     def proposal(self, guide: Any) -> Any:
-        """What the particles are drawn from, made of the guide in its plates; the guide itself unless overridden."""
+        """Returns the distribution that particles are drawn from, given the guide; by default the guide itself."""
         return doubly_reparameterised()(guide) if self.dreg else guide
 
     def check_drawn(self, guide_trace: Trace) -> None:
-        """Changes what was drawn before particles are made of it, or refuses it with a `ValueError`."""
+        """Changes the drawn traces before particles are made of them, or refuses them with a `ValueError`."""
         if self.dreg:
             through_values_only(guide_trace)
 
@@ -187,7 +186,7 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
             # Most programs have no latents outside of the data plate, so they are looked for where it does not go well.
             try:
                 return draw_particles(self, model, guide, *args, **kwargs)
-            except Exception:  # likewise
+            except Exception:  # as above
                 self.global_names = find_globals(model, guide, args, kwargs)
                 if not self.global_names:
                     raise
@@ -218,14 +217,14 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
 
 @dataclass(frozen=True, eq=False)
 class Terms:
-    r"""What a step's loss is made of, in nats.
+    r"""The loss of a step and its terms, in nats.
 
     Attributes:
         particles: The particles that the loss was computed from.
-        shares: What each particle counts in an average over the guide, with shape `(K, B)`.
+        shares: The weight of each particle in an average over the guide, with shape `(K, B)`.
         bound: The multi-sample bound :math:`L` of each datapoint, with shape `(B,)`.
-        loss: The loss, a scalar: minus the sum of the bounds, and of what global latents add. Its gradient is the
-            estimator's.
+        loss: The loss, a scalar: minus the sum of the bounds and of the terms of global latents. Its gradient is the
+            gradient estimate.
 
     Example:
         >>> import pyro_vmem as pv
@@ -250,10 +249,9 @@ class Terms:
 
     @property
     def kl(self) -> dict[str, Tensor]:
-        r""":math:`KL(q \| p)` of each latent site, each `(B,)`: closed form if categorical, else over particles.
+        r""":math:`KL(q \| p)` of each latent site, each `(B,)`: exact if categorical, else a mean over particles.
 
-        An auxiliary site of the guide has no prior: its entry is :math:`E \log q`, and belongs to the latent that is
-        made of it.
+        An auxiliary site of the guide has no prior, so its entry is :math:`E \log q`.
         """
         p = self.particles
         sampled = {

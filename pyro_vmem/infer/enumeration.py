@@ -24,24 +24,24 @@ __all__ = ["EnumGuard", "EnumerationCost", "saved_bytes"]
 
 @dataclass(frozen=True)
 class EnumerationCost:
-    """What one step of an enumeration is estimated to take."""
+    """The estimated cost of one step of an enumeration."""
 
     values: int  # joint values of the enumerated sites
     gigabytes: float  # what is kept for the backward pass
 
     def __str__(self) -> str:
-        return f"{self.values:,} values, about {self.gigabytes:.3g} GB a step"
+        return f"{self.values:,} values, about {self.gigabytes:.3g} GB per step"
 
 
 class EnumGuard(TraceEnum_ELBO):
-    r"""`pyro.infer.TraceEnum_ELBO` that estimates its memory before it enumerates, and refuses what is too much.
+    r"""A `pyro.infer.TraceEnum_ELBO` that estimates its memory use first, and refuses to exceed a limit.
 
-    Enumerating :math:`S` addresses for :math:`B` datapoints decodes :math:`S B` times. Before the first step, and when
-    the shapes of the arguments change, the model is run with one and with two values of the enumerated site; what the
-    second adds, times the number of values, is the estimate. Parameters and random state stay as they are.
+    Enumerating :math:`S` addresses for :math:`B` datapoints takes :math:`S B` decoder passes. Before the first step,
+    and when shapes change, the model is run with one and with two values of the enumerated site. The estimate is the
+    difference of the two, times the number of values. Parameters and random state stay as they are.
 
     Arguments:
-        max_gigabytes: The most memory a step may take. Default: nine tenths of what is free, where the system tells.
+        max_gigabytes: The most memory a step may take. Default: nine tenths of the free memory, if it is known.
         max_plate_nesting: As in `pyro.infer.ELBO`.
 
     Raises:
@@ -56,7 +56,7 @@ class EnumGuard(TraceEnum_ELBO):
         60
         >>> EnumGuard(max_gigabytes=1e-6, max_plate_nesting=1).loss(vma.model, guide, memory, x)
         Traceback (most recent call last):
-        ValueError: enumeration: 60 values, about ... GB a step; the limit is 1e-06 GB. ...
+        ValueError: enumeration: 60 values, about ... GB per step; the limit is 1e-06 GB. ...
     """
 
     def __init__(self, max_gigabytes: Positive | None = None, max_plate_nesting: float = math.inf) -> None:
@@ -65,7 +65,7 @@ class EnumGuard(TraceEnum_ELBO):
         self._accepted: set[tuple[torch.Size, ...]] = set()
 
     def cost(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> EnumerationCost:
-        """Estimates what a step takes; arguments as of `loss`."""
+        """Estimates the cost of a step; the arguments are those of `loss`."""
         probe = TraceEnum_ELBO(max_plate_nesting=self.max_plate_nesting)
         one, two = _FirstValues(1), _FirstValues(2)
 
@@ -89,7 +89,7 @@ class EnumGuard(TraceEnum_ELBO):
         if cost.gigabytes > limit:
             raise ValueError(
                 f"enumeration: {cost}; the limit is {limit:.3g} GB. Sum fewer values, with pyro_vmem.TruncatedGuide or "
-                "RaoBlackwell_ELBO; sample them, with VIMCO_ELBO; take fewer datapoints a step; or raise max_gigabytes."
+                "RaoBlackwell_ELBO; sample them, with VIMCO_ELBO; take fewer datapoints per step; raise max_gigabytes."
             )
         for traces in super()._get_traces(model, guide, args, kwargs):
             _check_plates(*traces)
@@ -139,7 +139,7 @@ class _FirstValues(Messenger):
 
 
 def saved_bytes(run: Callable[[], Any]) -> int:
-    """What autograd keeps for the backward pass of a run, in bytes, each storage once."""
+    """Measures the memory that autograd keeps for the backward pass of a run, in bytes."""
     storages: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:

@@ -29,26 +29,25 @@ MOST_RUNS = 2_000  # of the program, one for each joint value of what is outside
 
 
 def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int = 8, **kwargs: Any) -> Tensor:
-    r"""The expectation of an objective's bound, summed over all values of all latents, as a function of the parameters.
+    r"""Computes the exact expectation of an objective's bound by a sum over all values of all latents.
 
-    It is the multi-sample bound if the objective weights its particles, summed over all that K of them can be, and
-    else the evidence lower bound. Its gradient is what that of an unbiased objective is in expectation. Discrete
-    latents have all their values. Continuous ones have the nodes of a quadrature: a Normal, of Gauss and Hermite; a
-    Dirichlet over two, twice as many of Gauss and Legendre.
+    For an objective with weighted particles this is the multi-sample bound, summed over all combinations of K
+    particles. For the others it is the evidence lower bound. The gradient of an unbiased objective has the gradient of
+    this function as its expectation. Continuous latents are summed over the nodes of a quadrature: Gauss-Hermite for a
+    Normal, Gauss-Legendre with twice as many nodes for a Dirichlet over two values.
 
     Arguments:
-        elbo: The objective.
         model: A Pyro model with few and small latents, of each datapoint or outside of the data plate.
         guide: Its guide.
         args: Their arguments.
-        nodes: The nodes of each number that is continuous.
+        nodes: The number of quadrature nodes per continuous value.
         kwargs: Their keyword arguments.
 
     Returns:
         The bound of all datapoints together in nats, a scalar.
 
     Raises:
-        ValueError: If a latent's values cannot be gone through, or there are too many.
+        ValueError: If the values of a latent cannot be listed, or there are too many.
 
     Example:
         >>> import pyro, pyro.distributions as dist, pyro_vmem as pv
@@ -158,17 +157,12 @@ def _num_outcomes(name: str, base: Any, nodes: int) -> int:
 
 
 class _Given(Messenger):
-    """Gives each latent its value by number, and notes the probability of that.
-
-    Arguments:
-        of_data: The numbers of each latent of the data, `(S, *)`.
-        of_globals: Those of each latent outside of the data plate, in one state.
-        nesting: How many plates there are inside of that of all states.
-        nodes: The nodes of a quadrature.
-    """
+    """Gives each latent its value by number, and notes the probability of that."""
 
     def __init__(self, of_data: dict[str, Tensor], of_globals: dict[str, Tensor], nesting: int, nodes: int) -> None:
         super().__init__()
+        # The numbers of each latent of the data, (S, *), and of each outside of its plate, in one state; the plates
+        # inside of that of all states.
         self.of_data, self.of_globals, self.nesting, self.nodes = of_data, of_globals, nesting, nodes
         self.log_probability: dict[str, Tensor] = {}
 

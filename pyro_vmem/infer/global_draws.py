@@ -19,9 +19,8 @@ class GlobalDraws_ELBO(DifferentiableELBO):
 
     .. math:: L = \frac{1}{G} \sum_i \left( \sum_b L_b(g_i) + \log p(g_i) - \log q(g_i) \right)
 
-    where :math:`L_b` is the bound of a datapoint that the objective states. What is not reparameterised in
-    :math:`g_i` has the mean over the other draws as a baseline, which makes the gradient of discrete global latents
-    useful; it stays unbiased.
+    where :math:`L_b` is the bound of a datapoint by the local objective. The score function of :math:`g_i` has the mean
+    over the other draws as its baseline. This reduces the variance for discrete global latents, and adds no bias.
 
     References:
         | Buy 4 REINFORCE Samples, Get a Baseline for Free! (Kool et al., 2019) | https://openreview.net/forum?id=r1lgTGL5DE
@@ -31,7 +30,7 @@ class GlobalDraws_ELBO(DifferentiableELBO):
         draws: The number :math:`G \ge 2` of draws; each takes as many decoder passes as `local`.
 
     Raises:
-        ValueError: If `draws` is less than 2; at the first loss, if there are no such latents.
+        ValueError: At the first loss, if there are no such latents.
 
     Example:
         >>> import pyro_vmem as pv
@@ -44,11 +43,7 @@ class GlobalDraws_ELBO(DifferentiableELBO):
         self.local, self.draws = local, draws
 
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, minus the mean of the bounds in nats, as a scalar tensor to call `backward` on.
-
-        Raises:
-            ValueError: If the model has no latents outside of the data plate.
-        """
+        """The loss in nats, a scalar tensor; a `ValueError` without latents outside of the data plate."""
         terms = [self.local.terms(model, guide, *args, **kwargs) for _ in range(self.draws)]
         loss, of_all = torch.zeros(()), sum(float(one.loss.detach()) for one in terms)
         for one in terms:

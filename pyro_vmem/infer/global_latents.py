@@ -21,11 +21,11 @@ __all__ = ["draw_with_globals", "find_globals", "global_names", "globals_of", "o
 
 
 def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
-    """Draws particles of programs whose latents `elbo.global_names` are outside of the data plate.
+    """Draws particles of programs that have global latents, `elbo.global_names`, outside of the data plate.
 
     Raises:
-        ValueError: As of :func:`draw_particles`; if the objective has no gradient for global latents; if a plate that
-            they are in is subsampled.
+        ValueError: As in :func:`draw_particles`; also if the objective has no gradient for global latents, or a plate
+            around them is subsampled.
     """
     if not elbo.global_latents:
         names, elbo.global_names = sorted(elbo.global_names), frozenset()
@@ -45,9 +45,9 @@ def draw_with_globals(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: A
 
 
 def global_names(model_trace: Trace, guide_trace: Trace) -> frozenset[str]:
-    """The names of the sites that are in none of the plates that the observations share; none if they share no plate.
+    """Returns the names of the sites outside of the plates that all observations share; none if they share no plate.
 
-    None also if all local latents are made of one draw, as in `AutoDiagonalNormal`: all particles would be the same.
+    Returns none as well if one joint draw gives all local latents, as in `AutoDiagonalNormal`.
     """
     sites = [*samples(guide_trace).values(), *samples(model_trace).values()]
     plates = {site["name"]: _plates(site) for site in sites}
@@ -97,10 +97,10 @@ def only(trace: Trace, names: Iterable[str], inside: bool) -> Trace:
 
 
 def globals_of(model_trace: Trace, guide_trace: Trace) -> Globals:
-    """What one draw of the latents outside of the data plate adds to the bound, from the traces of these alone.
+    """Computes the terms that one draw of the global latents adds to the bound, from their own traces.
 
     Raises:
-        ValueError: If a plate that they are in is subsampled, or the guide lacks one of them.
+        ValueError: If a plate around them is subsampled, or the guide lacks one of them.
     """
     of_model, of_guide = samples(model_trace), samples(guide_trace)
     for site in [*of_model.values(), *of_guide.values()]:

@@ -20,14 +20,14 @@ class IWAE_ELBO(ParticleELBO):
     .. math:: L = \log \frac{1}{K} \sum_k w_k, \qquad
         \nabla L = \sum_k \tilde w_k \nabla \log w_k + L \sum_k \nabla \log q(h_k)
 
-    `pyro.infer.RenyiELBO(alpha=0)` has the same value and drops the last term: a discrete guide site gets no gradient
-    from it. Here it trains, with a large variance, as the whole bound is the learning signal of each particle; it is
-    the point of comparison for :class:`VIMCO_ELBO`, whose baseline takes most of that variance away.
+    `pyro.infer.RenyiELBO(alpha=0)` has the same value without the last term, so a discrete guide site gets no gradient
+    from it. Here such a site is trained, but with a large variance: the whole bound is the learning signal of each
+    particle. The baseline of :class:`VIMCO_ELBO` removes most of this variance.
 
     With `dreg` the gradient reaches the guide of reparameterised latents through their values only, as in
-    :class:`VIMCO_ELBO`; with one particle that is "sticking the landing".
+    :class:`VIMCO_ELBO`. With one particle this is "sticking the landing".
 
-    With `backward` = 1 the gradient of the model is that of one particle, drawn by its weight, as the authors suggest.
+    With `backward` = 1 the gradient of the model uses one particle, drawn by its weight, as the authors suggest.
 
     References:
         | Importance Weighted Autoencoders (Burda, Grosse, Salakhutdinov, 2016), equation 8 | https://arxiv.org/abs/1509.00519
@@ -36,7 +36,7 @@ class IWAE_ELBO(ParticleELBO):
     Arguments:
         num_particles: The number :math:`K \ge 1` of particles.
         dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
+        backward: The number of particles per datapoint that the gradient of the model uses; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
 

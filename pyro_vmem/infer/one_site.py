@@ -19,7 +19,7 @@ __all__ = ["OneSiteELBO"]
 
 @dataclass(repr=False, eq=False)
 class OneSiteELBO(ParticleELBO):
-    """An objective whose particles have different values of one categorical site, each with a share of its own."""
+    """An objective whose particles have different values of one categorical site, and a weight each."""
 
     site = "a"  # an argument of each subclass
     backward: int | None = field(default=None, init=False)
@@ -27,7 +27,7 @@ class OneSiteELBO(ParticleELBO):
 
     @abc.abstractmethod
     def choose(self, fn: torch.distributions.Categorical) -> Tensor:
-        """The values of all particles, `(K, *)`, of the guide's distribution with batch shape `(*)`.
+        """Chooses the values of all particles, `(K, *)`, from the guide's distribution with batch shape `(*)`.
 
         Raises:
             ValueError: If the site has fewer values than the objective needs.

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
@@ -21,29 +22,38 @@ from pyro.poutine.util import site_is_factor
 from torch import Tensor
 from torch.distributions import Categorical
 
-from pyro_vmem.infer.site_notes import OWN, PATH, RELAXED
-
 __all__ = ["Globals", "Layout", "Particles", "draw_particles", "model_terms", "particles_of", "samples", "stacked"]
+
+# The notes that a proposal leaves at a guide's site, in its `infer` dict, the one place where Pyro lets a handler keep
+# something beside a value.
+# The PathWeight of a value: by which factor its gradient is multiplied on its way to the guide.
+PATH = "pyro_vmem_path"
+# The guide's own distribution, where the value was drawn from another one, such as a defensive mixture.
+OWN = "pyro_vmem_own"
+# What the gradient of a control variate adds to a site's score function, three numbers for each draw.
+RELAXED = "pyro_vmem_relaxed"
+# The distribution whose log-probability, up to its value, is a site's score function.
+SCORE = "pyro_vmem_score"
 
 PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wraps around model and guide
 
 
 @dataclass(frozen=True, eq=False)
 class Globals:
-    r"""What one draw g of the latents outside of the data plate adds to the bound, in nats.
+    r"""The terms that one draw g of the global latents adds to the bound, in nats.
 
     .. math:: L = \sum_b \log \frac{1}{K} \sum_k w_{bk}(g) + \log p(g) - \log q(g)
 
     Attributes:
         log_ratio: :math:`\log p(g) - \log q(g)`, a scalar.
-        score: :math:`\log q` of what is not reparameterised in g, a scalar.
+        score: :math:`\log q` of the latents in g that are not reparameterised, a scalar.
     """
 
     log_ratio: Tensor
     score: Tensor
 
     def surrogate(self, of_data: Tensor) -> Tensor:
-        """The log-ratio, a scalar, with the gradient that the bound of all data gives what is not reparameterised."""
+        """The log-ratio, a scalar, plus a score term whose learning signal is the bound of all data."""
         return self.log_ratio + (of_data + self.log_ratio.detach()) * (self.score - self.score.detach())
 
 
@@ -55,18 +65,18 @@ class Particles:
 
     Attributes:
         log_prior: :math:`\log p` of each latent site.
-        log_guide: :math:`\log q` of each site of the guide; of what it was drawn from, if that is not the guide itself.
-            Auxiliary sites, such as the unconstrained values of Pyro's autoguides, are among them, and have no prior.
+        log_guide: :math:`\log q` of each site of the guide, under the distribution that it was drawn from. It includes
+            auxiliary sites without a prior, such as the unconstrained values of Pyro's autoguides.
         log_likelihood: :math:`\log p` of all observed sites together.
         score: :math:`\log q` of each site that the objective does not differentiate through, unscaled.
         kl: :math:`KL(q \| p)` in closed form, of each categorical latent.
-        scale: What the sum over datapoints is multiplied by: the size of the data over the size of the minibatch.
-        relaxed: What a control variate adds to the score of each site that has one, `(K, 3, B)`; see
+        scale: The factor of the sum over datapoints: the size of the data divided by the size of the minibatch.
+        relaxed: The terms of the control variate of each site that has one, `(K, 3, B)`; see
             :mod:`pyro_vmem.infer.relax`.
-        of_globals: What latents outside of the data plate add, if there are any.
-        arguments: What model and guide were called with, positional and by keyword.
-        paths: For each particle drawn on its own (one entry if they are vectorized), the values whose gradients can be
-            weighted, and what shapes `(K, B)` to fit each; see :mod:`pyro_vmem.infer.doubly_reparameterised`.
+        of_globals: The terms of global latents, if there are any.
+        arguments: The positional and keyword arguments of model and guide.
+        paths: For each pass (one if particles are vectorized), the values whose gradients can be weighted, and
+            functions that reshape `(K, B)` to fit them; see :mod:`pyro_vmem.infer.doubly_reparameterised`.
     """
 
     log_prior: dict[str, Tensor]
@@ -93,10 +103,10 @@ class Particles:
     def weight_paths(self, share: Tensor) -> None:
         r"""Makes the gradient through the particles' values doubly reparameterised, where it can be weighted.
 
-        The gradient of the bound has a share :math:`\tilde w_k` of it already. With :math:`q(z)^\beta` in the weight,
-        the direct gradient, :math:`-\beta \tilde w_k \nabla \log q(z_k)`, is in expectation
-        :math:`-\beta (\tilde w_k - \tilde w_k^2)` times that through the value, which leaves a factor of
-        :math:`1 - \beta + \beta \tilde w_k` for that.
+        The gradient of the bound already has the factor :math:`\tilde w_k`. With :math:`q(z)^\beta` in the weight, the
+        direct gradient, :math:`-\beta \tilde w_k \nabla \log q(z_k)`, is in expectation :math:`-\beta (\tilde w_k -
+        \tilde w_k^2)` times that through the value, which leaves a factor of :math:`1 - \beta + \beta \tilde w_k` for
+        that.
 
         The shares :math:`\tilde w_k`, the normalised weights, have shape `(K, B)` and no gradient.
         """
@@ -107,27 +117,26 @@ class Particles:
     def score_sum(self, signal: Tensor) -> Tensor:
         r""":math:`\sum_k s_k \log q(h_k)` over the latents that are not reparameterised.
 
-        Arguments:
-            signal: The learning signal :math:`s_k`, with shape `(K, B)`, without gradient.
-
-        Returns:
-            The score terms, with shape `(B,)`; zero if all latents are reparameterised.
+        The learning signal :math:`s_k` is `(K, B)` and has no gradient; the sum is `(B,)`.
         """
-        return sum(((signal * score).sum(0) for score in self.score.values()), torch.zeros_like(signal[0]))
+        total = torch.zeros_like(signal[0])
+        for score in self.score.values():
+            total = total + (signal * score).sum(0)
+        return total
 
 
 def draw_particles(elbo: ELBO, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
-    """Runs the guide and the model against it, as the settings of `elbo` say; raises as :class:`Layout` does.
+    """Runs the guide, then the model on its values, with the settings of `elbo`; returns the particles.
 
     Raises:
-        ValueError: Also if a latent is enumerated, is missing in the guide, or is observed there.
+        ValueError: As in :class:`Layout`; also if a latent is enumerated, missing in the guide, or observed there.
     """
-    rows = [particles_of(*traces) for traces in elbo._get_traces(model, guide, args, kwargs)]
+    rows = list(itertools.starmap(particles_of, elbo._get_traces(model, guide, args, kwargs)))
     return replace(stacked(rows), arguments=(args, kwargs))
 
 
 def stacked(rows: list[Particles]) -> Particles:
-    """All particles of those that were drawn one by one."""
+    """Stacks particles that were drawn one by one."""
     first = rows[0]
     if len(rows) == 1:
         return first
@@ -138,7 +147,7 @@ def stacked(rows: list[Particles]) -> Particles:
 
 
 def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
-    """The particles of one pair of traces: K of them if vectorized, else one."""
+    """Makes particles of one pair of traces: K of them if vectorized, else one."""
     guide_sites, model_sites = samples(guide_trace), samples(model_trace)
     _check_sites(model_sites, guide_sites)
     layout = Layout(model_sites, guide_sites)
@@ -173,7 +182,7 @@ def model_terms(sites: dict[str, Any], layout: Layout) -> tuple[dict[str, Tensor
 
 
 class Layout:
-    """Which dims of a site's log-probability are particles and datapoints.
+    """The dims of particles and datapoints in the log-probability of a site.
 
     Arguments:
         programs: The sample sites of a model and of its guide.
@@ -188,7 +197,7 @@ class Layout:
         # Told apart by name and dim: to compare frames themselves takes Pyro a tenth of a step.
         stacks = [{(frame.name, frame.dim): frame for frame in site["cond_indep_stack"]} for site in sites]
         shared = {plate for plate in set.intersection(*map(set, stacks)) if plate[1] is not None}
-        plates = sorted((stacks[0][plate] for plate in shared), key=lambda frame: frame.dim)
+        plates = sorted((stacks[0][plate] for plate in shared), key=attrgetter("dim"))
         data = [frame for frame in plates if frame.name != PARTICLE_PLATE]
         if not data:
             _refuse_loose(sites)
@@ -214,7 +223,7 @@ class Layout:
         self.scale = math.prod((frame.full_size or frame.size) / frame.size for frame in data)
 
     def with_particles(self, count: int) -> Layout:
-        """The same of another number of particles."""
+        """Returns the layout with another number of particles."""
         other = copy(self)
         other.sizes = [count, *self.sizes[1:]]
         return other
@@ -222,9 +231,9 @@ class Layout:
     def per_datapoint(self, log_prob: Tensor, scaled: bool = True) -> Tensor:
         """Sums a log-probability over all other plates, and returns it as `(K, B)` without the plate's scale.
 
-        Pyro scales log-probabilities, but not score functions, and not what is in closed form.
+        Pyro scales log-probabilities, but not score functions or closed forms.
         """
-        others = [dim for dim in range(-log_prob.dim(), 0) if dim not in self.dims]
+        others = sorted({*range(-log_prob.dim(), 0)} - {*self.dims})
         if others:
             log_prob = log_prob.sum(others)
         rows = log_prob.expand(self.sizes[-log_prob.dim() :] if log_prob.dim() else ()).expand(self.sizes)
@@ -232,7 +241,7 @@ class Layout:
         return rows / self.scale if scaled and self.scale != 1.0 else rows
 
     def of_value(self, rows: Tensor, event_dim: int) -> Tensor:
-        """The reverse: `(K, B)` in the shape that broadcasts with a site's value."""
+        """Reshapes `(K, B)` such that it broadcasts with the value of a site."""
         shape = [1] * -min(self.dims)
         for dim, size in zip(self.dims, self.sizes[-len(self.dims) :], strict=True):
             shape[dim] = size

@@ -18,16 +18,15 @@ __all__ = ["RaoBlackwell_ELBO"]
 
 @dataclass(repr=False, eq=False)
 class RaoBlackwell_ELBO(OneSiteELBO):
-    r"""The evidence lower bound, the :math:`k` most probable values of one categorical site summed, the rest sampled.
+    r"""The evidence lower bound, with the :math:`k` most probable values of one site summed and the rest sampled.
 
     .. math:: L = \sum_{a \in T} q(a) f(a) + r\, f(a'), \qquad
         r = 1 - \sum_{a \in T} q(a), \quad a' \sim q(a \mid a \notin T), \quad f = \log p(x, h) - \log q(h)
 
-    T are the k values of largest q for each datapoint. The value and its gradient are unbiased for the full guide, and
-    the noise is scaled by what the guide leaves outside of T: once it knows where to look, there is hardly any. It
-    costs k + 1 decoder passes per datapoint. Of a sparse guide, :class:`IndexedGuide` in a :class:`DefensiveGuide` or
-    not, only what it names is looked at, so that slots may be millions. Other latents are reparameterised, or get
-    score terms of their own.
+    T are the k values of largest q for each datapoint. Value and gradient are unbiased for the full guide. The noise is
+    proportional to the probability outside of T, so a confident guide has little. It costs k + 1 decoder passes per
+    datapoint. A sparse guide, such as :class:`IndexedGuide`, may have millions of slots: only the slots that it found
+    are considered. Other latents are reparameterised or have score terms.
 
     References:
         | Rao-Blackwellized Stochastic Gradients for Discrete Distributions (Liu, Regier, Tripuraneni, Jordan,

@@ -35,9 +35,9 @@ class Choice:
 
     Attributes:
         objective: The objective.
-        why: Why it, in a sentence.
-        decodes: How often a step of it evaluates the model for each datapoint.
-        gigabytes: What a step keeps for the backward pass, as measured.
+        why: The reason in a sentence.
+        decodes: The number of decoder passes per datapoint and step.
+        gigabytes: The memory that a step keeps for the backward pass, as measured.
     """
 
     objective: ELBO
@@ -46,30 +46,27 @@ class Choice:
     gigabytes: float
 
     def __str__(self) -> str:
-        cost = f"{self.decodes} decoder passes per datapoint, {self.gigabytes:.2g} GB a step"
+        cost = f"{self.decodes} decoder passes per datapoint, {self.gigabytes:.2g} GB per step"
         return f"{self.objective!r}: {self.why}; {cost}"
 
 
 def choose(model: Program, guide: Program, *args: Any, num_particles: Several = NUM_PARTICLES, **kwargs: Any) -> Choice:
-    """Recommends an objective, from what latents the program has.
+    """Recommends an objective by the latents of the program.
 
     The program is run a few times; parameters and random state stay as they are.
 
     Arguments:
-        model: A Pyro model.
-        guide: Its guide.
-        args: Their arguments.
-        num_particles: The decoder passes per datapoint that a step may take, at least 2.
-        kwargs: Their keyword arguments.
+        num_particles: The decoder passes per datapoint that a step may take, at least 2. All others are those of the
+            programs.
 
     Raises:
-        ValueError: If `num_particles` is less than 2, or the program is refused by the objective that would fit.
+        ValueError: If `num_particles` is less than 2, or the recommended objective refuses the program.
 
     Example:
         >>> import pyro_vmem as pv
         >>> vma, memory, x = pv.VMA.for_vectors(5), pv.Memory(torch.randn(60, 5)), torch.randn(3, 5)
         >>> print(pv.infer.choose(vma.model, vma.guide, memory, x))
-        VIMCO_ELBO(num_particles=4): 60 values of 'a' are too many ...; 4 decoder passes per datapoint, ... GB a step
+        VIMCO_ELBO(num_particles=4): 60 values of 'a' are too many ...; 4 decoder passes per datapoint, ... GB per step
     """
     with forked(*args, *kwargs.values()), pyro.get_param_store().scope(), torch.enable_grad():
         drawn = poutine.trace(guide).get_trace(*args, **kwargs)

@@ -19,11 +19,11 @@ __all__ = ["Reinforce_ELBO"]
 
 @dataclass(repr=False, eq=False)
 class Reinforce_ELBO(ParticleELBO):
-    r"""The evidence lower bound of each datapoint, averaged over K particles, by the score function.
+    r"""The evidence lower bound of each datapoint, averaged over K particles, with the score-function gradient.
 
     .. math:: \nabla = \frac{1}{K} \sum_k \nabla \log w_k + (\log w_k - b_k) \nabla \log q(h_k)
 
-    No baseline :math:`b_k` looks at its own particle, so all are unbiased:
+    No baseline :math:`b_k` depends on particle k, so all are unbiased:
 
     - `"leave-one-out"`: the mean over the other particles;
     - `"average"`: a running mean over all that came before, one number. It does not depend on the minibatch's size,
@@ -32,7 +32,7 @@ class Reinforce_ELBO(ParticleELBO):
       learns to predict :math:`\log w` by squared error. `SVI` trains it with the rest, under the name `"baseline"`;
     - `"none"`.
 
-    What an average or a network has learned is in `module`.
+    The average or the network is in `module`.
 
     References:
         | Simple statistical gradient-following algorithms (Williams, 1992) | https://doi.org/10.1007/BF00992696
@@ -41,7 +41,7 @@ class Reinforce_ELBO(ParticleELBO):
     Arguments:
         num_particles: The number :math:`K` of particles; at least 2 for the leave-one-out baseline.
         baseline: `"leave-one-out"`, `"average"`, `"none"` or a network.
-        decay: How much of the running average a step keeps, in [0, 1).
+        decay: The factor of the old running average in each step, in [0, 1).
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
 

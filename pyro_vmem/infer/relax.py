@@ -13,8 +13,7 @@ from pyro_vmem._utils.checks import Size
 from pyro_vmem._utils.param_store import register
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
-from pyro_vmem.infer.particles import Particles
-from pyro_vmem.infer.site_notes import RELAXED
+from pyro_vmem.infer.particles import RELAXED, Particles
 from pyro_vmem.infer.straight_through import discrete_of, log_probs_of, value_of
 
 __all__ = ["RELAX_ELBO", "Surrogate"]
@@ -28,11 +27,12 @@ class RELAX_ELBO(ParticleELBO):
         - \nabla_\alpha c(\tilde z), \qquad f = \log p(x, h) - \log q(h)
 
     where :math:`z = \alpha + \mathrm{Gumbel}` is the relaxed draw whose largest element is the value b, and
-    :math:`\tilde z` another that is drawn given b. It is unbiased whatever the network c is; c learns to make the
-    variance of :math:`\nabla_\alpha` small. `SVI` trains it with the rest, under the name `"control"`. It takes no
-    decoder pass of its own. From two particles on, f also has the mean of the others as a baseline.
+    :math:`\tilde z` is another relaxed draw, given b. The gradient is unbiased for any network c. The network is
+    trained to minimise the variance of :math:`\nabla_\alpha`. `SVI` trains it with the rest, under the name
+    `"control"`. It takes no decoder pass of its own. With two or more particles, f also has the mean over the others as
+    a baseline.
 
-    It holds for Categorical, OneHotCategorical and Bernoulli sites, also in Independent; each element has a control
+    It applies to Categorical, OneHotCategorical and Bernoulli sites, also in Independent; each element has a control
     variate of its own.
 
     References:
@@ -44,8 +44,7 @@ class RELAX_ELBO(ParticleELBO):
         num_particles: The number :math:`K \ge 1` of particles.
         control: The network c: called with z and with :math:`\log q` of all values, each `(*, S)`, it returns `(*)`.
             Default: a :class:`Surrogate`.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Raises:
         ValueError: At the first loss, if a site of another kind, or a sparse one, is not reparameterised.
@@ -86,8 +85,8 @@ class RELAX_ELBO(ParticleELBO):
 class Surrogate(nn.Module):
     r"""The control variate :math:`c(z) = \sum_s r_s\, g(r_s, q_s)` with :math:`r = \mathrm{softmax}(z / \lambda)`.
 
-    It holds for sites of any number of values, in any order. The temperature :math:`\lambda` is learned; c is zero at
-    initialisation.
+    It applies to sites with any number of values, in any order. The temperature :math:`\lambda` is learned; c is zero
+    at initialisation.
 
     Arguments:
         width: The width of the small network g.

@@ -21,17 +21,17 @@ __all__ = ["choose", "resampled_particles"]
 
 
 def resampled_particles(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
-    r"""Draws particles with the same values as :func:`draw_particles` does, and fewer gradients.
+    r"""Draws particles like :func:`draw_particles`, with gradients through n of K particles only.
 
-    The model is run on all K particles without gradients, and again on n of each datapoint, drawn by their normalised
-    weights :math:`\tilde w_k`. Wherever :math:`\log p(x, h_k)` is used, its gradient is that of the second run times
-    :math:`n_k / (n \tilde w_k)`, if the k-th was drawn :math:`n_k` times: a factor that is 1 in expectation. The
-    :math:`\log q` of a latent that is differentiated through has the same factor, because along the latent's value the
-    gradients of :math:`\log p` and :math:`\log q` cancel where the guide is good. Any other is kept whole. The two runs
-    should be the same: dropout, say, would be drawn anew.
+    The model is run on all K particles without gradients. It is run again with gradients on n particles per datapoint,
+    drawn by their normalised weights :math:`\tilde w_k`. The gradient of :math:`\log p(x, h_k)` is that of the second
+    run times :math:`n_k / (n \tilde w_k)`, where :math:`n_k` counts how often particle k was drawn. The expectation of
+    this factor is 1. The :math:`\log q` of a latent that is differentiated through has the same factor, because along
+    the latent's value the gradients of :math:`\log p` and :math:`\log q` cancel where the guide is good. All other
+    terms keep their full gradient. The two runs should be equal. With dropout, for example, they would differ.
 
     Raises:
-        ValueError: As of :func:`draw_particles`; if the guide runs the model itself.
+        ValueError: As in :func:`draw_particles`; also if the guide runs the model itself.
     """
     if isinstance(poutine.unwrap(guide), Messenger):
         raise ValueError(
@@ -81,7 +81,7 @@ def choose(share: Tensor, noise: Tensor, count: int) -> Tensor:
         count: The number n of particles that are drawn.
 
     Returns:
-        Which, with shape `(n, B)`; none of weight zero.
+        The indices of the particles, with shape `(n, B)`; none has weight zero.
 
     Example:
         >>> choose(torch.tensor([[0.6], [0.0], [0.4]]), torch.tensor([0.5]), 2)

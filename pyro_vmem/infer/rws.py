@@ -18,33 +18,32 @@ from pyro_vmem._utils.checks import Count, Fraction
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.doubly_reparameterised import depends_on, is_delta
 from pyro_vmem.infer.elbo import ParticleELBO, log_mean_exp
-from pyro_vmem.infer.particles import Particles, samples
-from pyro_vmem.infer.site_notes import OWN
+from pyro_vmem.infer.particles import OWN, Particles, samples
 
 __all__ = ["RWS_ELBO"]
 
 
 @dataclass(repr=False, eq=False)
 class RWS_ELBO(ParticleELBO):
-    r"""Reweighted wake-sleep: the model follows the importance-weighted bound, the guide the posterior.
+    r"""Reweighted wake-sleep: the model maximises the importance-weighted bound, the guide fits the posterior.
 
     .. math:: \nabla_\theta = \sum_k \tilde w_k \nabla \log p(x, h_k), \qquad
         \nabla_\phi = \sum_k \tilde w_k \nabla \log q(h_k | x)
 
     The first is the gradient of :math:`L = \log \frac{1}{K} \sum_k w_k` with respect to the model, exactly in
     expectation; the second (the wake phase of the guide) is a self-normalised estimate of that of
-    :math:`-KL(p(h | x) \| q(h | x))`, off by :math:`O(1/K)`. No score function is needed, so it learns where the signal
-    of :class:`VIMCO_ELBO` is weak. Weights are per datapoint; `pyro.infer.ReweightedWakeSleep` forms one weight for the
-    whole minibatch.
+    :math:`-KL(p(h | x) \| q(h | x))`, off by :math:`O(1/K)`. No score function is needed, so it still learns where the
+    learning signal of :class:`VIMCO_ELBO` is weak. Weights are per datapoint; `pyro.infer.ReweightedWakeSleep` forms
+    one weight for the whole minibatch.
 
     Two options:
 
-    - `pathwise`: reparameterised latents follow the gradient of :math:`L` through their values, and only the others the
-      wake phase. A decoder that is not yet trained has no use for a latent that it is not differentiated through.
-    - `defensive`: discrete latents are drawn from :math:`(1 - \delta)\, q + \delta\, \mathrm{uniform}`, so that a
-      value that the guide has given up is still tried. The weights are those of the mixture; what is trained is q. With
-      `top`, the uniform distribution is that on the most probable values: of many, most are not worth a try. They may
-      be categorical, one-hot or Bernoulli, each of several independent ones mixed on its own.
+    - `pathwise`: reparameterised latents get the gradient of :math:`L` through their values, and only the others get
+      the wake phase. Without this option an untrained decoder does not learn to use the latent.
+    - `defensive`: discrete latents are drawn from :math:`(1 - \delta)\, q + \delta\, \mathrm{uniform}`, so that values
+      that the guide excludes are still tried. Weights use the mixture, and q is trained. With `top`, the uniform
+      distribution covers only the most probable values. Sites may be categorical, one-hot or Bernoulli. Each
+      independent element is mixed on its own.
 
     References:
         | Reweighted Wake-Sleep (Bornschein & Bengio, 2015), equations 5 and 8 | https://arxiv.org/abs/1406.2751
@@ -55,8 +54,8 @@ class RWS_ELBO(ParticleELBO):
         pathwise: Whether reparameterised latents are differentiated through.
         dreg: Whether that gradient is doubly reparameterised, as in :class:`VIMCO_ELBO`; needs `pathwise`.
         defensive: The share :math:`\delta` of the uniform distribution, in [0, 1).
-        top: How many of the most probable values it is uniform on; by default, all.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
+        top: The number of most probable values that the uniform distribution covers. Default: all.
+        backward: The number of particles per datapoint that the gradient of the model uses; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
 

@@ -22,9 +22,9 @@ class StraightThrough_ELBO(ParticleELBO):
     r"""The evidence lower bound of each datapoint; discrete sites have the gradient of their relaxation.
 
     A site is drawn as one-hot b, the largest element of :math:`z = \alpha + \mathrm{Gumbel}`, and has the gradient of
-    :math:`\mathrm{softmax}(z / \lambda)`. The value of the bound is unbiased, its gradient is not: the model is asked
-    what it would say of values between the discrete ones. The noise is small. It holds for OneHotCategorical and
-    Bernoulli sites, whose values the model computes with; a Categorical's is an index, through which nothing flows.
+    :math:`\mathrm{softmax}(z / \lambda)`. The value of the bound is unbiased. Its gradient is biased, because the model
+    is differentiated between the discrete values. The variance is small. It applies to OneHotCategorical and Bernoulli
+    sites. The value of a Categorical is an index, which has no gradient.
 
     References:
         | Categorical Reparameterization with Gumbel-Softmax (Jang, Gu & Poole, 2017), section 2.2
@@ -33,8 +33,7 @@ class StraightThrough_ELBO(ParticleELBO):
     Arguments:
         num_particles: The number :math:`K \ge 1` of particles.
         temperature: The temperature :math:`\lambda`.
-        vectorize_particles: Whether all particles are drawn in one pass.
-        max_plate_nesting: As in `pyro.infer.ELBO`.
+        vectorize_particles, max_plate_nesting: As of :class:`ParticleELBO`.
 
     Raises:
         ValueError: If the temperature is not positive; at the first loss, if a site of another kind is not
@@ -81,7 +80,8 @@ class _StraightThrough(Messenger):
 
 
 def discrete_of(msg: Any) -> Any:
-    """The distribution of a site's elements, without Independent; `None` where nothing is drawn or it has a path."""
+    """The distribution of a site's elements, without Independent; `None` if nothing is drawn or the site is
+    reparameterised."""
     fn = msg["fn"]
     if msg["is_observed"] or msg["value"] is not None or site_is_subsample(msg) or fn.has_rsample:
         return None

@@ -17,14 +17,14 @@ __all__ = ["SameData"]
 
 
 class SameData(Messenger):
-    """Gives each plate the indices that it had in the first run, and turns masks of distributions into masks of sites.
+    """Gives each plate the indices of the first run, and turns masks of distributions into masks of sites.
 
-    Without the first, particles that are drawn one by one would each be of other datapoints, and `poutine.replay` would
-    silently put the guide's indices in place of those that a model was explicitly given. Without the second, Pyro would
-    mask a score function too, which what depends on the value may need in full.
+    Otherwise each particle that is drawn on its own would have other datapoints. `poutine.replay` would also replace
+    indices that the model was given explicitly. Masks are moved because Pyro would also mask the score function, which
+    terms that depend on the value need in full.
 
     Raises:
-        ValueError: If a plate is given other indices than it had before.
+        ValueError: If a plate is given other indices than in the first run.
     """
 
     def __init__(self) -> None:

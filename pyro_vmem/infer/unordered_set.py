@@ -23,11 +23,10 @@ class UnorderedSet_ELBO(OneSiteELBO):
     .. math:: L = \sum_{a \in S} q(a) R(S, a) f(a), \qquad
         R(S, a) = \frac{p^{D \setminus a}(S \setminus a)}{p(S)}, \qquad f = \log p(x, h) - \log q(h)
 
-    S is a set of K values that are drawn from q one after the other without replacement, :math:`p(S)` its probability
-    in whatever order, and :math:`p^{D \setminus a}` that among all values but a. No pass is spent on a value twice, so
-    the noise is less than that of as many independent draws, and nothing is left of it where K is the number of values.
-    The gradient has the baseline that the other values of the set give. Other latents are reparameterised, or get score
-    terms of their own.
+    S is a set of K values, drawn from q without replacement. :math:`p(S)` is the probability of the set in any order,
+    and :math:`p^{D \setminus a}` is the same without the value a. No value takes two decoder passes, so the variance is
+    lower than with K independent draws. If K is the number of values, it is zero. The other values of the set give the
+    baseline. Other latents are reparameterised or have score terms.
 
     References:
         | Estimating Gradients for Discrete Random Variables by Sampling without Replacement (Kool, van Hoof & Welling,
@@ -89,7 +88,7 @@ class UnorderedSet_ELBO(OneSiteELBO):
 
 
 def log_orders(log_q: Tensor) -> dict[int, Tensor]:
-    """The log-probability `(B,)` of each subset of the drawn values, that it is what follows once the others are drawn.
+    """Computes the log-probability `(B,)` that each subset of the drawn values follows after the others.
 
     Bit k of a subset's key says whether the k-th value, of log-probability `log_q[k]`, is in it.
     """

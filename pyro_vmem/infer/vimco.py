@@ -21,23 +21,24 @@ class VIMCO_ELBO(ParticleELBO):
 
     .. math:: L = \log \frac{1}{K} \sum_k w_k, \qquad w_k = p(x, h_k) / q(h_k | x), \qquad h_k \sim q
 
-    The gradient of :math:`\log q(h_k)` of a latent that is not reparameterised is weighted by
-    :math:`L - L_{-k}`, where :math:`L_{-k}` is a bound from the other particles only:
+    For a latent that is not reparameterised, the gradient of :math:`\log q(h_k)` has the weight :math:`L - L_{-k}`,
+    where :math:`L_{-k}` is a bound from the other particles only:
 
     - arithmetic: :math:`\log \frac{1}{K - 1} \sum_{j \ne k} w_j`;
     - geometric: :math:`\log \frac{1}{K} (\sum_{j \ne k} w_j + \exp \frac{1}{K - 1} \sum_{j \ne k} \log w_j)`.
 
-    Both are unbiased. Reparameterised latents get the pathwise gradient of :math:`L`; if there are no others, this is
-    the importance-weighted autoencoder's objective. See :class:`ParticleELBO` for the models it works for.
+    Both are unbiased. Reparameterised latents get the pathwise gradient of :math:`L`. If all latents are
+    reparameterised, this is the objective of the importance-weighted autoencoder. See :class:`ParticleELBO` for the
+    supported models.
 
     With `dreg` the gradient of the bound reaches the guide of a reparameterised latent :math:`z` through its value
-    only, as :math:`\sum_k \tilde w_k^2\, \partial_{z_k} \log w_k\, \nabla z_k`: the same in expectation, and its
-    noise vanishes as the guide becomes exact, where the plain gradient's signal vanishes as K grows. Whatever a
-    conditional prior :math:`p(z | m_a)` shares with the guide still gets the bound's own gradient through the prior.
+    only, as :math:`\sum_k \tilde w_k^2\, \partial_{z_k} \log w_k\, \nabla z_k`. The expectation is the same. The noise
+    vanishes as the guide becomes exact. Weights that a conditional prior :math:`p(z | m_a)` shares with the guide still
+    get the gradient of the bound through the prior.
 
-    With `backward` = n the gradient of the bound, :math:`\sum_k \tilde w_k \nabla \log w_k`, is that of n particles
-    which are drawn by their weights :math:`\tilde w_k`; values and learning signals are those of all K. The model is
-    run K times without gradients and n times with, instead of K times with.
+    With `backward` = n the gradient of the bound, :math:`\sum_k \tilde w_k \nabla \log w_k`, uses n particles, drawn by
+    their weights :math:`\tilde w_k`. Values and learning signals use all K. The model is run K times without gradients
+    and n times with gradients, instead of K times with gradients.
 
     References:
         | Variational Inference for Monte Carlo Objectives (Mnih & Rezende, 2016), equations 6 to 10
@@ -51,7 +52,7 @@ class VIMCO_ELBO(ParticleELBO):
         num_particles: The number :math:`K \ge 2` of particles.
         baseline: `"arithmetic"` or `"geometric"`.
         dreg: Whether the gradient for reparameterised latents is doubly reparameterised.
-        backward: Of how many particles of each datapoint the model's gradient is taken; see :class:`ParticleELBO`.
+        backward: The number of particles per datapoint that the gradient of the model uses; see :class:`ParticleELBO`.
         vectorize_particles: Whether all particles are drawn in one pass.
         max_plate_nesting: As in `pyro.infer.ELBO`.
 
@@ -90,7 +91,7 @@ class VIMCO_ELBO(ParticleELBO):
 
 
 def leave_one_out(log_weights: Tensor, baseline: str) -> Tensor:
-    r"""The bound :math:`L_{-k}` from all particles but the k-th, `(K, B)`, of log-weights `(K, B)`."""
+    r"""Computes the bound :math:`L_{-k}` from all particles but the k-th: log-weights `(K, B)` to bounds `(K, B)`."""
     # A masked logsumexp over K x K: the difference of two sums would lose all digits where one weight dominates.
     count = log_weights.shape[0]
     itself = torch.eye(count, dtype=torch.bool, device=log_weights.device).unsqueeze(-1)

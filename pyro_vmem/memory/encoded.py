@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from pyro_vmem.memory.memory import Memory, gather
 
-__all__ = ["EncodedMemory", "Template"]
+__all__ = ["EncodedMemory", "Template", "encoded_once"]
 
 ENCODED_AT_ONCE = 1024  # templates per batch where only features are kept
 
@@ -33,33 +34,16 @@ class Template:
     """
 
     def __init__(self, raw: Tensor, features: Tensor, maps: tuple[Tensor, ...] = ()) -> None:
-        self._raw, self.features, self._maps = raw, features, maps
+        self.raw, self.features, self.maps = raw, features, maps
         # The leading dims. With provenance tracking, Pyro would turn a plain tuple into one of tensors.
         self.leading_shape = torch.Size(features.shape[:-1])
-
-    @property
-    def raw(self) -> Tensor:
-        """The observation, with shape `(*, *event)`."""
-        return self._raw
-
-    @property
-    def maps(self) -> tuple[Tensor, ...]:
-        """Feature maps, fine to coarse, each with shape `(*, C, H, W)`."""
-        return self._maps
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> Template:
         """The template with `fn` applied to each tensor."""
         return Template(fn(self.raw), fn(self.features), tuple(fn(m) for m in self.maps))
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
-        """Applies `fn` once per distinct template, and copies the results to all places.
-
-        Arguments:
-            fn: Maps a template of any leading shape `(*)` to images `(*, C, H, W)`, each template independently.
-
-        Returns:
-            The images, `(*, C, H, W)`.
-        """
+        """Applies `fn`, from templates of any leading shape `(*)` to images `(*, C, H, W)`, once per distinct one."""
         return fn(self)
 
 
@@ -112,24 +96,9 @@ class EncodedMemory(Memory):
         return self._source.features
 
     def read(self, a: Integer[Tensor, "..."]) -> Template:  # type: ignore[override]  # the same reading, with features
-        r"""Reads :math:`m_a` with its features.
-
-        Arguments:
-            a: The addresses, with shape `(*, B)` (or `(*, 1)` for one address for the whole batch); integers.
-
-        Returns:
-            The templates at those addresses, with leading shape `(*, B)`.
-
-        Raises:
-            IndexError: If an address is not a slot.
-        """
+        r"""Reads :math:`m_a` with its features, with leading shape `(*, B)`; see :meth:`Memory.read`."""
         table, places = (self._source, a) if isinstance(self._source, Template) else self._source.at(a)
         return _Read(table, places, self.per_datapoint)
-
-    def map_encoded(self, fn: Callable[[Template], Template]) -> Self:
-        """The memory with `fn` applied to its encoded templates."""
-        source = self._source
-        return type(self)(self.memory, fn(source) if isinstance(source, Template) else _Composed(source.encoder, fn))
 
     def of_datapoints(self, rows: slice | Tensor) -> EncodedMemory:
         """The memories of the datapoints `rows`, a slice or integers `(n,)`; a shared memory is returned unchanged."""
@@ -139,7 +108,6 @@ class EncodedMemory(Memory):
 
     @property
     def slots_in_use(self) -> Tensor:
-        """The number of unmasked slots, with shape `batch_shape`; integers."""
         return self.memory.slots_in_use if self.mask is self.memory.mask else super().slots_in_use
 
     def _classes(self) -> Tensor:
@@ -150,6 +118,30 @@ class EncodedMemory(Memory):
         return type(self)(
             self.memory._map(values, slots), source.map(values) if isinstance(source, Template) else source.encoder
         )
+
+
+@contextmanager
+def encoded_once(memory: EncodedMemory) -> Iterator[EncodedMemory]:
+    """A memory whose encoder is gone backward through once, however often what reads it is.
+
+    Pyro's own objectives may go backward once a particle, and free what they went through. Here gradients stop at what
+    was encoded, add up there, and go on to the encoder when the block ends: the same gradient, for any objective.
+    """
+    ends: list[tuple[Tensor, Tensor]] = []
+
+    def cut(tensor: Tensor) -> Tensor:
+        if not tensor.requires_grad:
+            return tensor
+        ends.append((tensor, tensor.detach().requires_grad_()))
+        return ends[-1][1]
+
+    source = memory._source
+    cut_source = source.map(cut) if isinstance(source, Template) else _Composed(source.encoder, lambda t: t.map(cut))
+    yield type(memory)(memory.memory, cut_source)
+    reached = [(tensor, end.grad) for tensor, end in ends if end.grad is not None]
+    if reached:
+        tensors, gradients = zip(*reached, strict=True)
+        torch.autograd.backward(tensors, gradients)
 
 
 class _Read(Template):
@@ -164,11 +156,11 @@ class _Read(Template):
         self.leading_shape = torch.Size(self.features.shape[:-1])
 
     @property
-    def raw(self) -> Tensor:
+    def raw(self) -> Tensor:  # type: ignore[override]  # read only
         return gather(self._table.raw, self._a, self._per_datapoint)
 
     @property
-    def maps(self) -> tuple[Tensor, ...]:
+    def maps(self) -> tuple[Tensor, ...]:  # type: ignore[override]  # read only
         return tuple(gather(m, self._a, self._per_datapoint) for m in self._table.maps)
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:

@@ -44,10 +44,9 @@ class Hits:
     slots: Tensor
 
     def filled(self, num_slots: int) -> tuple[Tensor, Tensor | None]:
-        """Slots `(*, k)` with other slots filled in where nothing was found. No row has a slot twice.
+        """Slots `(*, k)` with others filled in where nothing was found, and where that is, `(*, k)`; None if nowhere.
 
-        Returns:
-            Slots, integers `(*, k)`, and True where a slot was filled in, `(*, k)`; `None` if none was.
+        No row has a slot twice.
         """
         missing = self.slots < 0
         if not bool(missing.any()):
@@ -67,14 +66,7 @@ def _merged(found: Sequence[Hits], k: int) -> Hits:
 
 
 def recall(found: Hits, exact: Hits) -> Tensor:
-    """The share of the exact hits that a search found.
-
-    Arguments:
-        found: The hits of the search, with shapes `(*, k)`.
-        exact: The hits of :class:`ExactIndex` for the same queries, with shapes `(*, k')`.
-
-    Returns:
-        Shares in [0, 1], with shape `(*)`.
+    """The share `(*)` of the hits `(*, k)` of an exact search that a search for the same queries found.
 
     Example:
         >>> found, exact = (Hits(torch.zeros(3), torch.tensor(slots)) for slots in ([4, 2, 9], [2, 4, 5]))
@@ -96,9 +88,6 @@ class AddressIndex(abc.ABC):
         dim: The length :math:`E` of a key.
         dtype: The dtype of the keys.
         present: True where a slot can be found, `(S,)`, on the device of the search.
-
-    Raises:
-        ValueError: If keys are not a matrix of finite numbers.
     """
 
     def __init__(self, dim: int, dtype: torch.dtype, present: Tensor) -> None:
@@ -166,11 +155,7 @@ class AddressIndex(abc.ABC):
         """Like :meth:`search`, for queries `(N, E)` with the dtype and device of the keys; may return fewer columns."""
 
     def add(self, keys: Tensor) -> Tensor:
-        """Adds slots with keys `(n, E)`; returns their numbers, `(n,)`, which follow the existing ones.
-
-        Raises:
-            ValueError: If the keys do not fit.
-        """
+        """Adds slots with finite keys `(n, E)`; returns their numbers, `(n,)`, which follow the existing ones."""
         self._append(checked_keys(keys, self.dim).to(self.present.device, self.dtype))
         return self._numbered(len(keys))
 
@@ -183,23 +168,14 @@ class AddressIndex(abc.ABC):
         return slots
 
     def remove(self, slots: Integer[Tensor, " n"]) -> None:
-        """Removes slots, integers `(n,)`. They are never found again, and their numbers are not reused.
-
-        Raises:
-            IndexError: If one is not a slot.
-        """
+        """Removes slots, integers `(n,)`. They are never found again, and their numbers are not reused."""
         slots = self._in_range(slots).unique()
         self._count -= int(self.present[slots].sum())
         self.present[slots] = False
         self._changed(slots)
 
     def update(self, slots: Integer[Tensor, " n"], keys: Float[Tensor, "n E"]) -> None:
-        """Replaces the keys of slots, integers `(n,)`, by `(n, E)`.
-
-        Raises:
-            ValueError: If the keys do not fit.
-            IndexError: If one is not a slot.
-        """
+        """Replaces the keys of slots, integers `(n,)`, by finite ones `(n, E)`."""
         slots = self._in_range(slots)
         self._replace(slots, checked_keys(keys, self.dim).to(self.present.device, self.dtype))
         self._changed(slots)
@@ -297,9 +273,6 @@ class ExactIndex(KeyTable):
     Arguments:
         keys: One key per slot, with shape `(S, E)`; the search runs on their device, in their dtype.
 
-    Raises:
-        ValueError: If the keys are not a matrix of finite numbers.
-
     Example:
         >>> index = ExactIndex(torch.eye(4))
         >>> index.search(torch.tensor([0.1, 0.0, 0.9, 0.5]), 2).slots
@@ -344,7 +317,6 @@ class FaissIndex(KeyTable):
             higher recall. Default: two square roots of the number of groups, 128 nodes.
 
     Raises:
-        ValueError: If the kind is unknown, or the keys are not a matrix of finite numbers.
         ImportError: If faiss is not installed.
 
     Example:

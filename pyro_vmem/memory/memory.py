@@ -61,15 +61,13 @@ class TensorStore:
         self.templates, self.batch_shape, self.num_slots = templates, templates.shape[:dims], templates.shape[dims]
         self.event_shape, self.dtype, self.device = templates.shape[dims + 1 :], templates.dtype, templates.device
 
-    def check_size(self) -> None:
-        """Does nothing, because all templates are decoded."""
+    def check_size(self) -> None: ...
 
     def read(self, a: Tensor) -> Tensor:
         """Gathers templates at addresses `(*, B)`; see :func:`gather`."""
         return gather(self.templates, a, len(self.batch_shape) > 0)
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> TensorStore:
-        """See :class:`Store`."""
         return TensorStore(fn(self.templates), len(self.batch_shape) > 0)
 
 
@@ -91,17 +89,6 @@ def gather(values: Tensor, a: Tensor, per_datapoint: bool) -> Tensor:
         values = values.permute(0, 2, 3, 1)
     rows = F.embedding(a, values.reshape(values.shape[0], -1)).reshape(*a.shape, *values.shape[1:])
     return rows.movedim(-1, -3) if is_map else rows
-
-
-def _check_templates(templates: Tensor, per_datapoint: bool) -> None:
-    layout = "(B, S, *event)" if per_datapoint else "(S, *event)"
-    if templates.dim() <= (2 if per_datapoint else 1) or templates.numel() == 0:
-        raise ValueError(
-            f"templates: expected shape {layout} with at least one slot, got {tuple(templates.shape)}. "
-            "A scalar event needs a trailing dim of size 1."
-        )
-    if not bool(torch.isfinite(templates).all()):
-        raise ValueError("templates: found NaN or infinite values. Clean them, or mask those slots and set them to 0")
 
 
 class Memory:
@@ -148,7 +135,15 @@ class Memory:
             guide = labels if labels is not None else mask
             per_datapoint = guide is not None and guide.dim() == 2
         if isinstance(templates, Tensor):
-            _check_templates(templates, per_datapoint)
+            if templates.dim() <= 1 + per_datapoint or templates.numel() == 0:
+                raise ValueError(
+                    f"templates: expected shape {'(B, S, *event)' if per_datapoint else '(S, *event)'} with at least "
+                    f"one slot, got {tuple(templates.shape)}. A scalar event needs a trailing dim of size 1."
+                )
+            if not bool(torch.isfinite(templates).all()):
+                raise ValueError(
+                    "templates: found NaN or infinite values. Clean them, or mask those slots and set them to 0"
+                )
             templates = TensorStore(templates, per_datapoint)
         self._hold(templates, labels, mask, index)
         self._check()
@@ -177,11 +172,7 @@ class Memory:
 
     @property
     def templates(self) -> Tensor:
-        """All templates, with shape `(S, *event)` or `(B, S, *event)`.
-
-        Raises:
-            ValueError: If they are too many to decode at once.
-        """
+        """All templates, `(S, *event)` or `(B, S, *event)`; raises a `ValueError` if too many to decode at once."""
         return self.store.templates
 
     @property

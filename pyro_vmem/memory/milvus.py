@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Integer
 from torch import Tensor
 
+from pyro_vmem._utils.checks import checked
 from pyro_vmem._utils.extras import require
 from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex, Hits, checked_keys
@@ -33,7 +34,7 @@ TRAINED = "in training"  # in place of a fingerprint: the keys are of several ve
 
 
 class Collection:
-    """One collection of Milvus; every call to the database is made here.
+    """One collection of Milvus. This class makes all calls to the database.
 
     A row has an id, a label (-1 for none), a template (base64 of what a :class:`PackedStore` has in a row) and a key.
 
@@ -49,7 +50,7 @@ class Collection:
         self._client: Any = None
 
     def open(self) -> Self:
-        """Reads what the collection is about."""
+        """Reads the description of the collection."""
         if self.name not in self("list_collections"):
             raise ValueError(
                 f"collection: {self.uri!r} has none named {self.name!r}. Make it with MilvusMemory.create."
@@ -150,7 +151,7 @@ class Collection:
             require("milvus_lite.server_manager", "milvus").server_manager_instance.release_server(self.uri)
 
     def note(self, **about: Any) -> None:
-        """Writes down what the collection is about."""
+        """Writes the description of the collection."""
         self.about |= about
         self("alter_collection_properties", properties={"pyro_vmem": json.dumps(self.about)})
 
@@ -184,10 +185,10 @@ class Collection:
 
 
 class MilvusIndex(AddressIndex):
-    """The keys in a collection of Milvus, which searches them: a :class:`MilvusMemory` has one.
+    """The keys in a collection of Milvus, which searches them. It is the index of a :class:`MilvusMemory`.
 
-    A slot is the place of a row in this object; what lasts in the database is the row's id. Rows that others add have a
-    slot here after :meth:`sync`.
+    A slot is the number of a row in this object. The id of a row is permanent. Rows that other processes add get a slot
+    here in :meth:`sync`.
 
     Arguments:
         collection: The collection.
@@ -214,7 +215,7 @@ class MilvusIndex(AddressIndex):
 
     @property
     def made_by(self) -> str | None:
-        """The fingerprint of the model whose keys these are; None if it is not known."""
+        """The fingerprint of the model that computed the keys; None if unknown."""
         return self.collection.about.get("made_by")
 
     def check_model(self, model: object, fingerprint: Callable[[], str]) -> None:
@@ -245,7 +246,7 @@ class MilvusIndex(AddressIndex):
         self._insert(keys, None, None)
 
     def add_rows(self, keys: Tensor, templates: list[str], labels: Tensor | None) -> Tensor:
-        """As :meth:`add` of keys `(n, D)`, with templates and labels `(n)`; returns the slots, with shape `(n)`."""
+        """Adds rows with keys `(n, D)`, templates and labels `(n)`; returns their slots, with shape `(n)`."""
         self._insert(checked_keys(keys, self.dim).float().cpu(), templates, labels)
         return self._numbered(len(keys))
 
@@ -303,7 +304,7 @@ class MilvusIndex(AddressIndex):
         return torch.tensor([found.get(i, blank) for i in ids.tolist()]).reshape(-1, self.dim)
 
     def sync(self) -> Tensor:
-        """Takes note of rows that others removed, or added, at new slots; returns their labels, with shape `(n)`."""
+        """Reads which rows other processes removed or added; returns the labels of the new slots, with shape `(n)`."""
         ids, labels = self.collection.open().scan()
         self.present.logical_and_(torch.isin(self.ids, ids))
         self._count = int(self.present.sum())
@@ -357,7 +358,7 @@ class MilvusIndex(AddressIndex):
         return Hits(torch.from_numpy(scores), torch.from_numpy(slots))
 
     def slots_of(self, ids: np.ndarray[Any, np.dtype[np.int64]]) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The slots of rows, `(n,)`; -1 for rows that have none here."""
+        """Returns the slots of rows, `(n,)`; -1 for rows without a slot here."""
         if not self.num_slots:
             return np.full(len(ids), -1)
         here, sorter = self.ids.numpy(), None if self._sorter is None else self._sorter.numpy()
@@ -394,7 +395,7 @@ class MilvusStore(PackedStore):
         return torch.from_numpy(rows).reshape(-1, *self.row_shape)
 
     def of(self, index: MilvusIndex) -> MilvusStore:
-        """The same with the rows that an index has now."""
+        """Returns the store with the present rows of an index."""
         other = copy.copy(self)
         other.index, other._num_slots = index, index.num_slots
         return other
@@ -404,8 +405,8 @@ class MilvusMemory(PackedMemory):
     r"""A memory in a collection of Milvus: a file on this machine, or a cluster that many processes read and write.
 
     Templates, labels and keys are stored there, and the database searches the keys. This object has an id, a label and
-    a bit per slot. What it adds or removes is in the database when the call returns. What others add or remove it knows
-    after :meth:`sync`; until then it finds no slot that it does not know.
+    a bit per slot. An added or removed template is in the database when the call returns. Changes by other processes
+    are visible after :meth:`sync`.
 
     The slots of an opened memory are numbered in the order in which templates were added, without those removed.
 
@@ -456,6 +457,7 @@ class MilvusMemory(PackedMemory):
         self._begin()
 
     @classmethod
+    @checked
     def create(
         cls,
         uri: str,
@@ -470,26 +472,19 @@ class MilvusMemory(PackedMemory):
         timeout: float = 60.0,
         **options: Any,
     ) -> Self:
-        """Makes a collection without templates; :func:`add_templates` fills it.
+        """Makes a collection without templates; :func:`add_templates` fills it. Other arguments are those of the class.
 
         Arguments:
-            uri: As of the class.
-            collection: Its name.
             event_shape: The shape of one template.
             dim: The length of a key.
             bits: 1 or 8 for each value of a template, as of :class:`PackedMemory`.
             labelled: Whether templates have labels.
             index: The type of index, as Milvus names it. Default: `{"index_type": "FLAT"}`, which looks at every key;
                 `{"index_type": "HNSW", "params": {"M": 16, "efConstruction": 200}}` looks at few.
-            search: As of the class.
-            timeout: As of the class.
-            options: As of the class.
 
         Raises:
             ValueError: If there is a collection of this name, or templates are too large for a row.
         """
-        if bits not in (1, 8):
-            raise ValueError(f"bits: expected 1 or 8, got {bits!r}.")
         values, about = math.prod(event_shape), {"event_shape": list(event_shape), "bits": bits, "labelled": labelled}
         made = Collection(uri, collection, timeout, **options)
         made.create(dim, about, -(-values // 8) if bits == 1 else values, index or {"index_type": "FLAT"})
@@ -508,7 +503,7 @@ class MilvusMemory(PackedMemory):
         self.store = self.store.of(self.index)
 
     def sync(self) -> None:
-        """Takes note of what others have added or removed since: new slots follow, those removed are out of use."""
+        """Reads the changes of other processes: new slots follow the present ones, removed slots are masked."""
         index = self._own_index()
         assert isinstance(index, MilvusIndex)
         new = index.sync()
@@ -519,10 +514,7 @@ class MilvusMemory(PackedMemory):
         self.mask = None if bool(self.index.present.all()) else self.index.present.to(self.device, copy=True)
 
     def of_classes(self, labels: Sequence[int]) -> Self:
-        """The memory of some classes, whose slots keep their numbers: a filter in the database, nothing is copied.
-
-        Arguments:
-            labels: The classes.
+        """The memory of the classes `labels`, whose slots keep their numbers: a filter in the database, no copy.
 
         Raises:
             ValueError: If no slot has one of these labels, or the memory has no labels.

@@ -19,7 +19,7 @@ from torch import Tensor
 from pyro_vmem._utils.checks import Size, checked, device_named
 from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex
-from pyro_vmem.memory.memory import Memory
+from pyro_vmem.memory.memory import Memory, Store
 
 __all__ = ["PackedMemory", "PackedStore"]
 
@@ -27,8 +27,8 @@ MOST_AT_ONCE = 1 << 28  # the most values decoded at once, 1 GB
 WEIGHTS = (128, 64, 32, 16, 8, 4, 2, 1)  # of the bits of a byte, as `numpy.packbits` has them
 
 
-class PackedStore:
-    """A :class:`Store` of templates as bits (binary values) or bytes (grey levels), which decodes on reading.
+class PackedStore(Store):
+    """Templates as bits (binary values) or bytes (grey levels), decoded on reading.
 
     The arguments are those of :class:`PackedMemory`.
 
@@ -60,7 +60,6 @@ class PackedStore:
 
     @property
     def num_slots(self) -> int:
-        """The number of slots :math:`S`."""
         return len(self.packed) + len(self.added.values)
 
     @property
@@ -70,12 +69,10 @@ class PackedStore:
 
     @property
     def templates(self) -> Tensor:
-        """All templates, decoded: `(S, *event)`; raises a `ValueError` if they are too many."""
         self.check_size()
         return self.read(torch.arange(self.num_slots, device=self.device))
 
     def check_size(self) -> None:
-        """Raises a `ValueError` if all templates `(S, *event)` are too many to decode at once."""
         if self.num_slots * self.event_shape.numel() > MOST_AT_ONCE:
             gigabytes = 4e-9 * self.num_slots * self.event_shape.numel()
             raise ValueError(
@@ -84,7 +81,6 @@ class PackedStore:
             )
 
     def read(self, a: Tensor) -> Tensor:
-        """Templates `(*, *event)` at addresses `(*)`, decoded; raises an `IndexError` if one is not a slot."""
         at = a.flatten().to(self.packed.device)
         if at.device.type == "cpu" and bool(((at < 0) | (at >= self.num_slots)).any()):
             raise IndexError(f"a: expected addresses in 0..{self.num_slots - 1}, got {at.min()}..{at.max()}.")
@@ -106,7 +102,6 @@ class PackedStore:
         return other
 
     def map(self, fn: Callable[[Tensor], Tensor]) -> PackedStore:
-        """The same packed data, decoded to the new device and dtype."""
         like = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         other = copy.copy(self)
         other.dtype, other.device = like.dtype, like.device
@@ -211,14 +206,7 @@ class PackedMemory(Memory):
     def open(
         cls, path: str | Path, event_shape: Sequence[int], bits: Literal[1, 8] = 1, labels: Tensor | None = None
     ) -> PackedMemory:
-        """Memory-maps a `.npy` file of :meth:`pack`.
-
-        Arguments are as of the class.
-
-        Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If it holds templates of another size.
-        """
+        """Memory-maps a `.npy` file of :meth:`pack`; arguments, shapes and errors are those of the class."""
         # Read-only: a writable map would have to fit into RAM.
         if not Path(path).is_file():
             raise FileNotFoundError(f"path: there is no file {str(path)!r}. Make it with PackedMemory.pack(..., path).")
@@ -284,10 +272,7 @@ class PackedMemory(Memory):
         return self.store.append(rows)
 
     def remove(self, slots: Integer[Tensor, " n"]) -> None:
-        """Removes slots; the others keep their numbers.
-
-        Arguments:
-            slots: The slots, integers `(n,)`.
+        """Removes slots, integers `(n,)`; the others keep their numbers.
 
         Raises:
             ValueError: If no slot would remain.
@@ -306,7 +291,6 @@ class PackedMemory(Memory):
 
     @property
     def slots_in_use(self) -> Tensor:
-        """The number of unmasked slots, with shape `()`; an integer."""
         known = self.mask is not None and self._grown_mask is not None and self._grown_mask.values is self.mask
         return torch.tensor(self._in_use, device=self.device) if known else super().slots_in_use
 

@@ -108,7 +108,9 @@ class NoMemoryVAE(_Baseline):
         self.template = nn.Parameter(torch.zeros(self.event_shape))
 
     def _encode(self, memory: Memory, reads: int | None) -> EncodedMemory:
-        return _OneTemplate(memory, self.template_encoder(self.template).map(lambda t: _one_slot(t, memory)))
+        # As a memory of one slot, `(1, *)` or `(B, 1, *)`, without a copy.
+        shared = self.template_encoder(self.template).map(lambda t: t.expand(*memory.batch_shape, 1, *t.shape))
+        return _OneTemplate(memory, shared)
 
 
 class SetStatisticsVAE(_Baseline):
@@ -162,7 +164,7 @@ class SoftAttentionVAE(_Baseline):
 
         z ~ N(0, I)
         w = softmax_a <h(m_a), g(z)> / ||h(m_a)||
-        x ~ p(x | z, sum_a w_a m_a)      # the features of templates are mixed likewise
+        x ~ p(x | z, sum_a w_a m_a)      # the features of templates are mixed with the same weights
 
     The guide :math:`q(z | x, M)` mixes the templates with weights from the target. Here z also carries where to look,
     at a cost in :math:`KL(z)`. The networks are those of a VMA, with two added for the weights. The site `"a"` exists
@@ -252,8 +254,7 @@ class SoftAttentionDecoder(Decoder):
     def forward(self, z: Tensor, template: Template) -> Tensor:
         assert isinstance(template, _Whole)
         weights = self.attention(template.memory, Template(z, self.query(z))).probs
-        decoded: Tensor = self.inner(z, template.mixture(weights))
-        return decoded
+        return self.inner(z, template.mixture(weights))
 
 
 class SoftAttentionGuide(LatentGuide):
@@ -268,11 +269,6 @@ class SoftAttentionGuide(LatentGuide):
         assert isinstance(template, _Whole)
         q = self.inner(x, template.mixture(self.attention(template.memory, x).probs))
         return q.expand(torch.broadcast_shapes(q.batch_shape, template.leading_shape))
-
-
-def _one_slot(values: Tensor, memory: Memory) -> Tensor:
-    """The values of one template as a memory of one slot, `(1, *)` or `(B, 1, *)`, without a copy."""
-    return values.expand(*memory.batch_shape, 1, *values.shape)
 
 
 def _mean(memory: Memory, values: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,10 +60,12 @@ def complete(
         if round_ == rounds:
             break
         # Each slot resamples its own particles. Slots are compared at the end only.
-        filled = _rows(filled, _resampled(log_weights))
+        replacements = torch.distributions.Categorical(logits=log_weights.movedim(0, -1)).sample(torch.Size([each]))
+        filled = _rows(filled, replacements)
         q_z = vma.latent_guide(vma.encode_x(filled), template)
         z = q_z.sample()
-        log_q = _mixture_log_prob(q_z, z)
+        # Of each draw under all n distributions, (n draws, n distributions, C, B).
+        log_q = torch.stack([q_z.log_prob(one) for one in z]).logsumexp(1) - math.log(each)
     chosen = torch.distributions.Categorical(logits=log_weights.flatten(0, 1).mT).sample()
     return _rows(filled.flatten(0, 1).unsqueeze(1), chosen.reshape(1, 1, -1))[0, 0]
 
@@ -79,19 +81,7 @@ def _candidates(vma: _Model, memory: EncodedMemory, x: Tensor, known: Tensor, mo
     return top(q, min(most, len(q.enumerate_support()))).mT
 
 
-def _resampled(log_weights: Tensor) -> Tensor:
-    """For each particle `(n, C, B)` of a slot, the index of the particle that replaces it."""
-    n = log_weights.shape[0]
-    return torch.distributions.Categorical(logits=log_weights.movedim(0, -1)).sample(torch.Size([n]))
-
-
 def _rows(values: Tensor, which: Tensor) -> Tensor:
     """The values `(n, C, B, *event)` at indices `which`, `(m, C, B)`, along the first dim."""
     index = which.reshape(*which.shape, *[1] * (values.dim() - 3)).expand(*which.shape, *values.shape[3:])
     return values.gather(0, index)
-
-
-def _mixture_log_prob(q_z: Any, z: Tensor) -> Tensor:
-    r""":math:`\log \frac{1}{n} \sum_j q_j(z_i)` of draws `(n, *, D)`, the i-th of the i-th distribution."""
-    log_q: Tensor = torch.stack([q_z.log_prob(one) for one in z])  # (n draws, n distributions, *)
-    return log_q.logsumexp(1) - math.log(len(z))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -63,11 +63,8 @@ def index_memory(
         batch_size: How many templates are encoded at once.
         progress: Whether to show a progress bar.
 
-    Returns:
-        The index.
-
     Raises:
-        ValueError: If the kind is unknown, the guide has no keys, or the memory does not fit the model.
+        ValueError: If the guide has no keys, or the memory does not fit the model.
         ImportError: If the kind needs faiss and faiss is not installed.
 
     Example:
@@ -97,7 +94,6 @@ def add_templates(
     """Adds templates to a memory and their keys to its index. The next lookup finds them, without retraining.
 
     Arguments:
-        vma: The model.
         memory: The memory, changed in place. `memory.remove(slots)` removes slots.
         templates: The templates, with shape `(n, *event)`.
         labels: Their classes, integers `(n,)`, if the memory has labels.
@@ -151,7 +147,6 @@ def staleness(
     Both searches are exact. :func:`pyro_vmem.memory.index.recall` measures what an approximate search misses.
 
     Arguments:
-        vma: The model, with its present weights.
         memory: The memory, with an index.
         x: Targets to look up, with shape `(B, *event)`.
         k: The number of slots per lookup.
@@ -159,7 +154,7 @@ def staleness(
         seed: Seeds the draw of slots.
 
     Raises:
-        ValueError: If the memory has no index, `k` is less than 1, or memory or x do not fit the model.
+        ValueError: If the memory has no index, or memory or x do not fit the model.
 
     Example:
         >>> from pyro_vmem import IndexedGuide, SimilarityGuide
@@ -173,9 +168,8 @@ def staleness(
     vma.check(memory, x)
     slots = index.slots
     if sample is not None and sample < len(slots):
-        slots = slots[
-            torch.randperm(len(slots), generator=torch.Generator().manual_seed(seed))[:sample].to(slots.device)
-        ]
+        drawn = torch.randperm(len(slots), generator=torch.Generator().manual_seed(seed))[:sample]
+        slots = slots[drawn.to(slots.device)]
     fresh, cached = slot_keys(vma, memory, slots.to(memory.device)), index.keys_of(slots)
     queries = keyed(vma.address_guide).queries(vma.encode_x(x).features)
     by_fresh, by_cached = ExactIndex(fresh).search(queries, k), ExactIndex(cached.to(fresh)).search(queries, k)
@@ -195,13 +189,8 @@ class KeyRefresher:
 
     No key is older than `num_slots / slots_a_step` steps. :func:`pyro_vmem.fit` does this automatically.
 
-    Arguments:
-        vma: The model in training.
-        memory: The memory, with an index.
-        slots_a_step: The number of slots to encode again per step.
-
     Raises:
-        ValueError: If the memory has no index, or `slots_a_step` is less than 1.
+        ValueError: If the memory has no index.
 
     Example:
         >>> from pyro_vmem import IndexedGuide, SimilarityGuide
@@ -227,20 +216,21 @@ class KeyRefresher:
         slots = slots[index.present.cpu()[slots]].to(self.memory.device)
         if not len(slots):
             return 0.0
-        fresh = slot_keys(self.vma, self.memory, slots)
-        drift = _drift(fresh, index.keys_of(slots).to(fresh))
+        fresh, drift = self._fresh(index, slots)
         index.update(slots, fresh)
         return drift
 
     def refresh(self, *, batch_size: Count = 1024, progress: bool = False) -> float:
         """Refreshes all slots and rebuilds the index; returns their :attr:`Staleness.drift`."""
         index = _index_of(self.memory)
-        slots = index.slots.to(self.memory.device)
-        fresh = slot_keys(self.vma, self.memory, slots, batch_size=batch_size, progress=progress)
-        drift = _drift(fresh, index.keys_of(slots).to(fresh))
+        fresh, drift = self._fresh(index, index.slots.to(self.memory.device), batch_size=batch_size, progress=progress)
         index.rebuild(fresh)
         index.sign(self.vma, self.vma.fingerprint)
         return drift
+
+    def _fresh(self, index: AddressIndex, slots: Tensor, **how: Any) -> tuple[Tensor, float]:
+        fresh = slot_keys(self.vma, self.memory, slots, **how)
+        return fresh, _drift(fresh, index.keys_of(slots).to(fresh))
 
 
 def _index_of(memory: Memory) -> AddressIndex:

@@ -82,15 +82,7 @@ class LinearGaussianMemory(nn.Module):
     # Closed forms
 
     def slot_log_evidence(self, memory: Memory, x: Float[Tensor, "B X"]) -> Tensor:
-        r""":math:`\log p(x | m_a)` of each target from each slot, in nats.
-
-        Arguments:
-            memory: The memory, with templates `(S, X)` or `(B, S, X)`.
-            x: The targets, with shape `(B, X)`.
-
-        Returns:
-            Nats, with shape `(B, S)`.
-        """
+        r""":math:`\log p(x | m_a)` of targets `(B, X)` from each slot of a memory, in nats, with shape `(B, S)`."""
         _check_finite(x=x)
         mean = self.latent_mean(memory.templates) @ self.loading.mT + memory.templates @ self.skip.mT + self.offset
         scaled = self.loading * self.latent_log_scale.exp()

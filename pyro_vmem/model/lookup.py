@@ -61,9 +61,6 @@ class Lookup:
             max_targets: How many targets to show.
             max_slots: How many slots to show per target.
 
-        Returns:
-            The figure.
-
         Raises:
             ValueError: If observations are not images, or there is one memory per datapoint.
             ImportError: If matplotlib is not installed.

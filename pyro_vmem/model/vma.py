@@ -340,11 +340,8 @@ class VMA(Part):
             x: The targets, with shape `(B, *event)`.
             k: How many of the most probable slots to return per target.
 
-        Returns:
-            A :class:`Lookup`, which prints as a table and has a `plot`.
-
         Raises:
-            ValueError: If `k` is less than 1, or memory or x do not fit.
+            ValueError: If memory or x do not fit.
 
         Example:
             >>> found = VMA.for_vectors(5).lookup(Memory(torch.randn(10, 5)), torch.randn(3, 5))
@@ -372,7 +369,7 @@ class VMA(Part):
             The observations, with shape `(n, B, *event)`.
 
         Raises:
-            ValueError: If `n` is less than 1, or memory or x do not fit.
+            ValueError: If memory or x do not fit.
 
         Example:
             >>> VMA.for_vectors(5).posterior_predictive(Memory(torch.randn(10, 5)), torch.randn(3, 5), n=4).shape
@@ -422,8 +419,7 @@ class VMA(Part):
             The draws, with shape `(n, *event)`, or `(n, B, *event)` for one memory per datapoint.
 
         Raises:
-            ValueError: If `n` or `best_of` is less than 1, `temperature` is negative, `address` is not a slot in use,
-                or the memory does not fit.
+            ValueError: If `address` is not a slot in use, or the memory does not fit.
         """
         self.check(memory, None)
         n *= best_of
@@ -487,15 +483,14 @@ class VMA(Part):
             The completed targets, with shape `(B, *event)`; observed values are unchanged.
 
         Raises:
-            ValueError: If `mask` is not boolean or does not broadcast, a number is below 1, or memory or x do not fit.
+            ValueError: If `mask` does not broadcast, or memory or x do not fit.
         """
         try:
             mask = mask.expand_as(x)
         except RuntimeError as error:
             raise ValueError(f"mask: {tuple(mask.shape)} does not broadcast with x {tuple(x.shape)}.") from error
         self.check(memory, blank := torch.where(mask, x, torch.zeros_like(x)))
-        encoded = self.encode(memory)
-        return complete(self, encoded, blank, mask, num_particles, rounds, mean)
+        return complete(self, self.encode(memory), blank, mask, num_particles, rounds, mean)
 
     @torch.no_grad()
     @checked

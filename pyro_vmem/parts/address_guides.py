@@ -119,7 +119,7 @@ class SimilarityGuide(KeyedGuide):
 
     def queries(self, features: Tensor) -> Tensor:
         query = full_precision(self.embed_x(features))
-        return (unit(query) if self.normalise == "cosine" else query) / self.temperature
+        return (unit(query) if self.normalise == "cosine" else query) / self.log_temperature.exp()
 
 
 class PairwiseGuide(AddressGuide):
@@ -246,14 +246,11 @@ class EncoderGuide(AddressGuide):
         self.inner, self.encoder, self.views = inner, encoder, views
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
-        seen = [self._seen(memory, x, view) for view in range(self.views)]
-        if self.views == 1:
-            return seen[0]
-        return over_slots(torch.stack([q.logits for q in seen]).mean(0), memory)
-
-    def _seen(self, memory: EncodedMemory, x: Template, view: int) -> dist.Categorical:
-        templates, targets = (_turned(images, view) for images in (memory.templates, x.raw))
-        return self.inner(EncodedMemory(memory, self.encoder(templates)), self.encoder(targets))
+        seen = []
+        for view in range(self.views):
+            templates, targets = (self.encoder(_turned(images, view)) for images in (memory.templates, x.raw))
+            seen.append(self.inner(EncodedMemory(memory, templates), targets))
+        return seen[0] if self.views == 1 else over_slots(torch.stack([q.logits for q in seen]).mean(0), memory)
 
 
 def _turned(images: Tensor, view: int) -> Tensor:

@@ -166,16 +166,7 @@ class ClassBalancedPrior(AddressPrior):
     """
 
     def forward(self, memory: Memory) -> dist.Categorical:
-        r"""
-        Arguments:
-            memory: The memory :math:`M`, with labels.
-
-        Returns:
-            A categorical over :math:`S` slots, with batch shape `()` for a shared memory, else `(B,)`.
-
-        Raises:
-            ValueError: If the memory has no labels.
-        """
+        """As of :class:`AddressPrior`; a `ValueError` if the memory has no labels."""
         if memory.labels is None:
             raise ValueError(
                 "memory: ClassBalancedPrior needs labels, got none. Make it with Memory(templates, labels)."

@@ -121,9 +121,6 @@ class ConvDecoder(Decoder):
         out_channels: The channels of the output; by default those of an image.
         level: What every pixel starts around; see :class:`MLPDecoder`.
 
-    Raises:
-        ValueError: If `image_shape` is not three positive numbers.
-
     Example:
         >>> from pyro_vmem.parts import ConvEncoder
         >>> template = ConvEncoder((1, 28, 28))(torch.rand(3, 1, 28, 28))
@@ -162,21 +159,10 @@ class WarpDecoder(Decoder):
     drawing, so the memory is useful from the first steps on. `pyro-vmem train --data omniglot --steps 600 --out DIR`
     validates at a bound of -105.1 nats per image, and with `--decoder conv` at -111.5 (one seed).
 
+    Arguments are those of :class:`ConvDecoder`.
+
     References:
         | Spatial Transformer Networks (Jaderberg et al., 2015) | https://arxiv.org/abs/1506.02025
-
-    Arguments:
-        image_shape: `(channels, height, width)`.
-        latent_dim: The length `D` of the latent.
-        num_features: The length `F` of the template's feature vector.
-        map_channels: The channels of the template's maps, those at half and those at quarter resolution, as
-            :class:`ConvEncoder` makes them; `None` for a decoder without skips.
-        width: The channels at half resolution; twice as many below.
-        out_channels: The channels of the output; by default those of an image.
-        level: What every pixel starts around; see :class:`MLPDecoder`.
-
-    Raises:
-        ValueError: If `image_shape` is not three positive numbers.
 
     Example:
         >>> from pyro_vmem.parts import ConvEncoder
@@ -298,8 +284,7 @@ class _Coarse(nn.Module):
         maps = self.spread(joined).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
         if self.skip is not None:
             maps = maps + _skip(self.skip, template, 1, leading)
-        out: Tensor = self.mix(maps)
-        return out
+        return self.mix(maps)
 
 
 class _Fine(nn.Module):

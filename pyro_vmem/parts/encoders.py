@@ -97,9 +97,6 @@ class ConvEncoder(Encoder):
         num_features: The length `F` of the feature vector.
         width: The channels at half resolution; twice as many below.
 
-    Raises:
-        ValueError: If `image_shape` is not three positive numbers.
-
     Example:
         >>> import torch
         >>> template = ConvEncoder((1, 28, 28))(torch.rand(5, 1, 28, 28))

@@ -33,13 +33,10 @@ class FlowPrior(TemplatePrior):
         | Neural Spline Flows (Durkan, Bekasov, Murray, Papamakarios, 2019) | https://arxiv.org/abs/1906.04032
 
     Arguments:
-        latent_dim: The length :math:`D` of :math:`z`, at least 2.
-        num_features: The length :math:`F` of a template's feature vector.
-        hidden: The widths of the hidden layers, in the network of the Gaussian and in each coupling layer.
-        transforms: The number of coupling layers; each moves half of the values, given the others.
+        transforms: The number of coupling layers; each moves half of the values, given the others. The other arguments
+            are those of :class:`TemplatePrior`, with a `latent_dim` of at least 2; all networks have its `hidden`.
 
     Raises:
-        ValueError: If `latent_dim` is less than 2, or `transforms` less than 1.
         ImportError: If zuko is not installed.
 
     Example:
@@ -63,22 +60,11 @@ class FlowGuide(GaussianGuide):
 
     .. math:: z = \mu(x, m_a) + \sigma(x, m_a)\, f(\epsilon; x, m_a), \qquad \epsilon \sim N(0, I)
 
-    The flow is that of :class:`FlowPrior`. It starts close to the :class:`GaussianGuide`. Draws are reparameterised. It
-    needs zuko: `pip install '.[flows]'` in the clone.
+    The flow is that of :class:`FlowPrior`. It starts close to the :class:`GaussianGuide`. Draws are reparameterised.
+    Arguments and errors are those of both.
 
     References:
         | Variational Inference with Normalizing Flows (Rezende, Mohamed, 2015) | https://arxiv.org/abs/1505.05770
-        | Neural Spline Flows (Durkan, Bekasov, Murray, Papamakarios, 2019) | https://arxiv.org/abs/1906.04032
-
-    Arguments:
-        latent_dim: The length :math:`D` of :math:`z`, at least 2.
-        num_features: The length :math:`F` of the feature vectors.
-        hidden: The widths of the hidden layers (at least one), in the network of the Gaussian and each coupling layer.
-        transforms: The number of coupling layers; each moves half of the values, given the others.
-
-    Raises:
-        ValueError: If `latent_dim` is less than 2, `hidden` is empty, or `transforms` less than 1.
-        ImportError: If zuko is not installed.
 
     Example:
         >>> q = FlowGuide(8, num_features=16)

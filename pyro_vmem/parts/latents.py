@@ -154,14 +154,11 @@ class FullCovariancePrior(TemplatePrior):
     The covariance is given by the marginal scales of :class:`TemplatePrior` and a Cholesky factor of the correlations.
     A density costs :math:`O(D^2)`. The prior starts close to the standard Gaussian.
 
+    The arguments are those of :class:`TemplatePrior`, with a `latent_dim` of at least 2.
+
     References:
         | Unconstrained Parametrizations for Variance-Covariance Matrices (Pinheiro, Bates, 1996)
         | https://doi.org/10.1007/BF00140873
-
-    Arguments:
-        latent_dim: The length :math:`D` of :math:`z`, at least 2.
-        num_features: The length :math:`F` of a template's feature vector.
-        hidden: The widths of the hidden layers.
 
     Example:
         >>> FullCovariancePrior(8, num_features=16)(Template(torch.rand(3, 4), torch.rand(3, 16))).scale_tril.shape
@@ -170,7 +167,7 @@ class FullCovariancePrior(TemplatePrior):
 
     def __init__(self, latent_dim: Several = 32, num_features: Size = 128, hidden: tuple[Size, ...] = (128,)) -> None:
         super().__init__(latent_dim, num_features, hidden)
-        self.below = nn.Linear(num_features, _num_below(latent_dim))
+        self.below = nn.Linear(num_features, latent_dim * (latent_dim - 1) // 2)  # the entries below the diagonal
         _shrink(self.below, 0.1)
 
     def forward(self, template: Template) -> dist.Distribution:
@@ -182,19 +179,11 @@ class FullCovarianceGuide(GaussianGuide):
 
     Use it where elements of :math:`z` are correlated in the posterior: a diagonal guide is then too narrow. In the
     linear-Gaussian model this guide contains the exact posterior. The covariance is given as in
-    :class:`FullCovariancePrior`.
+    :class:`FullCovariancePrior`. The arguments are those of :class:`GaussianGuide`, with a `latent_dim` of at least 2.
 
     References:
         | An Introduction to Variational Autoencoders (Kingma, Welling, 2019), section 2.5.1, which has this guide
         | https://arxiv.org/abs/1906.02691
-
-    Arguments:
-        latent_dim: The length :math:`D` of :math:`z`, at least 2.
-        num_features: The length :math:`F` of the feature vectors.
-        hidden: The widths of the hidden layers, at least one.
-
-    Raises:
-        ValueError: If `latent_dim` is less than 2, or `hidden` is empty.
 
     Example:
         >>> q = FullCovarianceGuide(8, num_features=16)
@@ -204,7 +193,7 @@ class FullCovarianceGuide(GaussianGuide):
 
     def __init__(self, latent_dim: Several = 32, num_features: Size = 128, hidden: tuple[Size, ...] = (256,)) -> None:
         super().__init__(latent_dim, num_features, hidden)
-        self.below = nn.Sequential(nn.ReLU(), nn.Linear(hidden[0], _num_below(latent_dim)))
+        self.below = nn.Sequential(nn.ReLU(), nn.Linear(hidden[0], latent_dim * (latent_dim - 1) // 2))
         _shrink(self.below, 0.1)
 
     def forward(self, x: Template, template: Template) -> dist.Distribution:
@@ -213,24 +202,11 @@ class FullCovarianceGuide(GaussianGuide):
 
 
 class FullPrecisionNormal(dist.MultivariateNormal):
-    """A multivariate Gaussian whose draws are not rounded to half precision under autocast.
-
-    Example:
-        >>> with torch.autocast("cpu", torch.bfloat16):
-        ...     z = FullPrecisionNormal(torch.zeros(2), scale_tril=torch.eye(2)).rsample()
-        >>> bool((z.bfloat16() != z).any())
-        True
-    """
+    """A multivariate Gaussian whose draws are not rounded to half precision under autocast."""
 
     def rsample(self, sample_shape: Any = ()) -> Tensor:
         with no_autocast(self.loc):
-            z: Tensor = super().rsample(torch.Size(sample_shape))
-        return z
-
-
-def _num_below(latent_dim: int) -> int:
-    """How many entries a triangular matrix has below its diagonal."""
-    return latent_dim * (latent_dim - 1) // 2
+            return super().rsample(torch.Size(sample_shape))
 
 
 def _correlated(diagonal: Any, below: Tensor) -> dist.Distribution:
@@ -245,7 +221,7 @@ def _correlated(diagonal: Any, below: Tensor) -> dist.Distribution:
 
 
 def _gaussian(outputs: Tensor) -> dist.Distribution:
-    """The diagonal Gaussian of network outputs `(*, 2 D)`: means, and log-scales limited to +-5."""
+    """The diagonal Gaussian of network outputs `(*, 2 D)`: means, and log-scales within +-5."""
     loc, log_scale = full_precision(outputs).chunk(2, dim=-1)
     return dist.Normal(loc, _bounded(log_scale).exp()).to_event(1)
 

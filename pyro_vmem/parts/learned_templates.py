@@ -60,10 +60,6 @@ class LearnedTemplates(Templates):
         | VAE with a VampPrior (Tomczak, Welling, 2018), section 2, on learned pseudo-inputs
         | https://arxiv.org/abs/1705.07120
 
-    Arguments:
-        num_slots: The number :math:`S` of slots.
-        event_shape: The shape of one template.
-
     Example:
         >>> from pyro_vmem import VMA
         >>> vma = VMA.for_vectors(5, templates=LearnedTemplates(16, (5,)))
@@ -85,12 +81,8 @@ class ExtraTemplates(Templates):
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017) https://arxiv.org/abs/1709.07116
         | Slots that stand for "none of these" are from its public implementation, which has two.
 
-    Arguments:
-        num_slots: The number of learned slots.
-        event_shape: The shape of one template.
-
     Raises:
-        ValueError: If `num_slots` is less than 1; when called, if a given slot has the label -1.
+        ValueError: When called, if a given slot has the label -1.
 
     Example:
         >>> from pyro_vmem import VMA

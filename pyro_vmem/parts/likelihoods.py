@@ -79,6 +79,26 @@ class Likelihood(Part):
         return torch.where(known, x, self.draw(p_x, mean)), log_known
 
 
+def _check_binary(part: Likelihood, x: Tensor) -> None:
+    """Raises a `ValueError` if `x`, `(*, *event)`, holds another value than 0 and 1."""
+    if not bool(((x == 0) | (x == 1)).all()):
+        raise ValueError(
+            f"x: {type(part).__name__} expects binary values, 0 or 1, got values in [{x.min():.3g}, {x.max():.3g}]. "
+            "Binarise them, `(x > 0.5).float()`, or use a GaussianDecoder."
+        )
+
+
+def _check_on_levels(part: Any, x: Tensor) -> None:
+    """Raises a `ValueError` if a value of `x`, `(*, *event)`, is on no level."""
+    n = part.num_levels
+    levels = x * (n - 1)
+    if not bool((((levels - levels.round()).abs() < 1e-3) & (x >= 0) & (x <= 1)).all()):
+        raise ValueError(
+            f"x: {type(part).__name__} expects {n} levels, 0, 1/{n - 1}, ..., 1, got others in "
+            f"[{x.min():.3g}, {x.max():.3g}]. Round them, `({n - 1} * x).round() / {n - 1}`, or use a GaussianDecoder."
+        )
+
+
 class BernoulliDecoder(Likelihood):
     r"""Independent binary pixels: :math:`p(x | z, m_a) = \prod_i \mathrm{Bernoulli}(x_i; \sigma(d(z, m_a)_i))`.
 
@@ -97,8 +117,7 @@ class BernoulliDecoder(Likelihood):
         # `check` looks at observations once, where they enter the model.
         return dist.Bernoulli(logits=logits, validate_args=False).to_event(len(self.event_shape))
 
-    def check(self, x: Tensor) -> None:
-        _check_binary(self, x)
+    check = _check_binary
 
 
 class CausalBernoulliDecoder(Likelihood):
@@ -123,8 +142,7 @@ class CausalBernoulliDecoder(Likelihood):
         radius: How far the network sees to the left, to the right and above, in pixels.
 
     Raises:
-        ValueError: If `context`, `hidden` or `radius` is less than 1, or the outputs of the network are not images with
-            more than `context` channels.
+        ValueError: If the outputs of the network are not images with more than `context` channels.
 
     Example:
         >>> from pyro_vmem.parts import ConvEncoder, WarpDecoder
@@ -161,8 +179,7 @@ class CausalBernoulliDecoder(Likelihood):
         filled, log_known = p_x.fill(x.expand(p_x.batch_shape + p_x.event_shape), known)
         return torch.where(known, x, p_x.probs(filled)) if mean else filled, log_known
 
-    def check(self, x: Tensor) -> None:
-        _check_binary(self, x)
+    check = _check_binary
 
 
 class GaussianDecoder(Likelihood):
@@ -242,8 +259,7 @@ class DiscretisedLogisticDecoder(Likelihood):
         p = DiscretisedLogistic(loc, self.scale.to(loc.dtype), self.num_levels, validate_args=False)
         return p.to_event(len(self.event_shape))
 
-    def check(self, x: Tensor) -> None:
-        _check_on_levels(self, x, self.num_levels)
+    check = _check_on_levels
 
 
 class CategoricalDecoder(Likelihood):
@@ -263,7 +279,7 @@ class CategoricalDecoder(Likelihood):
         num_levels: The number :math:`n` of levels, at least 2.
 
     Raises:
-        ValueError: If `num_levels` is less than 2, or does not divide the outputs of the network.
+        ValueError: If `num_levels` does not divide the outputs of the network.
 
     Example:
         >>> from pyro_vmem.parts import MLPDecoder
@@ -288,27 +304,7 @@ class CategoricalDecoder(Likelihood):
 
     def forward(self, z: Tensor, template: Template) -> dist.Distribution:
         dims = len(self.event_shape)
-        logits = (
-            full_precision(self.network(z, template)).unflatten(-dims, (self.num_levels, -1)).movedim(-dims - 1, -1)
-        )
-        return CategoricalLevels(logits, validate_args=False).to_event(dims)
+        outputs = full_precision(self.network(z, template)).unflatten(-dims, (self.num_levels, -1))
+        return CategoricalLevels(outputs.movedim(-dims - 1, -1), validate_args=False).to_event(dims)
 
-    def check(self, x: Tensor) -> None:
-        _check_on_levels(self, x, self.num_levels)
-
-
-def _check_binary(part: Likelihood, x: Tensor) -> None:
-    if not bool(((x == 0) | (x == 1)).all()):
-        raise ValueError(
-            f"x: {type(part).__name__} expects binary values, 0 or 1, got values in [{x.min():.3g}, {x.max():.3g}]. "
-            "Binarise them, `(x > 0.5).float()`, or use a GaussianDecoder."
-        )
-
-
-def _check_on_levels(part: Likelihood, x: Tensor, n: int) -> None:
-    levels = x * (n - 1)
-    if not bool((((levels - levels.round()).abs() < 1e-3) & (x >= 0) & (x <= 1)).all()):
-        raise ValueError(
-            f"x: {type(part).__name__} expects {n} levels, 0, 1/{n - 1}, ..., 1, got others in "
-            f"[{x.min():.3g}, {x.max():.3g}]. Round them, `({n - 1} * x).round() / {n - 1}`, or use a GaussianDecoder."
-        )
+    check = _check_on_levels

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-import difflib
 import inspect
 import sys
 from typing import Any, Self
@@ -11,6 +10,7 @@ from typing import Any, Self
 from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import checked
+from pyro_vmem._utils.guess import guess
 
 __all__ = ["Part", "public_path"]
 
@@ -52,7 +52,7 @@ class Part(nn.Module, abc.ABC):
             part.__dict__["_arguments"] = {}
         return part
 
-    def __init__(self) -> None:
+    def __init__(self) -> None:  # whose signature is that of a part without arguments
         super().__init__()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -84,8 +84,7 @@ class Part(nn.Module, abc.ABC):
         arguments = self.arguments()
         for name in changes:
             if name not in arguments:
-                close = difflib.get_close_matches(name, arguments, 1)
-                hint = f" Did you mean {close[0]!r}?" if close else ""
+                hint = guess(name, [*arguments])
                 raise ValueError(
                     f"{name}: {type(self).__name__} has no such argument.{hint} It has {', '.join(arguments)}."
                 )

@@ -42,7 +42,7 @@ class TruncatedGuide(AddressGuide):
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         if memory.is_lazy and isinstance(self.inner, KeyedGuide):
-            return _scored_again(self.inner, memory, x, _best_of_all(self.inner, memory, x, self.k))
+            return _best_of_all(self.inner, memory, x, self.k)
         logits = self.inner(memory, x).logits
         slots = logits.topk(min(self.k, memory.num_slots), dim=-1).indices
         return TruncatedCategorical(logits.gather(-1, slots), slots, memory.num_slots)
@@ -65,7 +65,7 @@ class IndexedGuide(AddressGuide):
         k: The number :math:`k` of addresses, at least 1. A smaller memory keeps all.
 
     Raises:
-        ValueError: If `k` is less than 1; when called, if a memory that is encoded as it is read has no index.
+        ValueError: When called, if a memory that is encoded as it is read is too large for all keys and has no index.
 
     Example:
         >>> from pyro_vmem import EncodedMemory, Memory, SimilarityGuide, Template
@@ -82,17 +82,18 @@ class IndexedGuide(AddressGuide):
 
     def forward(self, memory: EncodedMemory, x: Template) -> dist.Categorical:
         if memory.index is None:
-            return _scored_again(self.inner, memory, x, _best_of_all(self.inner, memory, x, self.k))
+            return _best_of_all(self.inner, memory, x, self.k)
         with torch.no_grad():
             queries = self.inner.queries(x.features)
         hits = memory.index.search(queries, min(self.k, len(memory.index)))
         return _scored_again(self.inner, memory, x, *hits.filled(memory.num_slots))
 
 
-@torch.no_grad()
-def _best_of_all(inner: KeyedGuide, memory: EncodedMemory, x: Template, k: int) -> Tensor:
-    """The most probable slots, `(*, k)`."""
-    return top(inner(memory, x), min(k, memory.num_slots))
+def _best_of_all(inner: KeyedGuide, memory: EncodedMemory, x: Template, k: int) -> TruncatedCategorical:
+    """The truncated guide on the most probable of all slots, which are chosen without gradient."""
+    with torch.no_grad():
+        slots = top(inner(memory, x), min(k, memory.num_slots))
+    return _scored_again(inner, memory, x, slots)
 
 
 def _scored_again(

@@ -23,6 +23,7 @@ AnyFigure = TypeVar("AnyFigure", bound="FigureBase")
 # Mid-tones of Okabe and Ito, distinct for colour-blind readers, with contrast of 3:1 against white and near-black.
 BLUE, GREEN, ORANGE, PURPLE = "#1f7fc0", "#009e73", "#d55e00", "#b8529f"
 LINE = "#8c8c8c"
+EMPTY_BAR = ("#808080", 0.25)  # the empty part of a bar: transparent grey, for any background
 MID_TONE = "#7c7c7c"  # text: 4.2:1 against white, 4.1:1 against near-black
 
 ON_ANY_PAGE: dict[str, Any] = {
@@ -48,11 +49,6 @@ def small_font() -> float:
     """The font size of ticks and legends: 0.9 times that of the caller."""
     size: float = require("matplotlib", "plots").rcParams["font.size"]
     return 0.9 * size
-
-
-def empty_bar_colour() -> tuple[str, float]:
-    """The colour of the empty part of a bar: transparent grey, for any background."""
-    return ("#808080", 0.25)
 
 
 def label_axes(ax: Axes, xlabel: str, ylabel: str) -> None:

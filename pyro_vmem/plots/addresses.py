@@ -11,13 +11,13 @@ from pyro_vmem._utils.checks import Count
 from pyro_vmem.plots._image_rows import SPLIT, STEP, as_colours, draw_image, draw_tick, image_canvas
 from pyro_vmem.plots._style import (
     BLUE,
+    EMPTY_BAR,
     GREEN,
     LINE,
     ORANGE,
     AnyFigure,
     Array,
     as_numpy,
-    empty_bar_colour,
     label_axes,
     small_font,
     text_colour,
@@ -56,7 +56,7 @@ def lookups(
         exact: The exact posterior :math:`p(a | x, M)`, `(T, S)`, drawn as a second bar.
 
     Raises:
-        ValueError: If the shapes do not agree, or `max_slots` is less than 1.
+        ValueError: If the shapes do not agree.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -107,7 +107,7 @@ def lookups(
         levels = [(q[row, shown], colours)] + ([] if second is None else [(second[row, shown], [ORANGE] * len(shown))])
         for level, (values, fills) in enumerate(levels):
             places = [top + height + 0.1 + level * _BAR] * len(shown)
-            ax.barh(places, 1, color=empty_bar_colour(), left=left, **bars)
+            ax.barh(places, 1, color=EMPTY_BAR, left=left, **bars)
             ax.barh(places, values, color=fills, left=left, **bars)
         for slot, start in zip(shown, left, strict=True):
             draw_image(ax, start, top, m[slot], frame=GREEN if right[row, slot] else None, line=font / 4)

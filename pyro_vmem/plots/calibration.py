@@ -12,11 +12,11 @@ import torch
 from pyro_vmem._utils.checks import Count, Several
 from pyro_vmem.plots._style import (
     BLUE,
+    EMPTY_BAR,
     ORANGE,
     AnyFigure,
     Array,
     as_numpy,
-    empty_bar_colour,
     label_axes,
     legend_below,
     small_font,
@@ -53,10 +53,9 @@ def khat_scatter(ax: Axes, khat: Array) -> Axes:
     place, height = np.arange(len(k)), k.clip(_LEAST, top)
     good, bad = k <= _LIMIT, k > _LIMIT
     style: dict[str, Any] = {"linewidths": 1.0, "s": 18}
-    label = f"{bad.sum():,} above {_LIMIT:g}"
-    ax.scatter(place[good], height[good], marker="o", facecolors="none", edgecolors=BLUE, label="", **style)
-    ax.collections[-1].set_label(f"{good.sum():,} to be trusted")
-    ax.scatter(place[bad], height[bad], marker="x", color=ORANGE, label=label, **style)
+    trusted, above = f"{good.sum():,} to be trusted", f"{bad.sum():,} above {_LIMIT:g}"
+    ax.scatter(place[good], height[good], marker="o", facecolors="none", edgecolors=BLUE, label=trusted, **style)
+    ax.scatter(place[bad], height[bad], marker="x", color=ORANGE, label=above, **style)
     if missing := int(np.isnan(k).sum()):
         ax.plot([], [], " ", label=f"{missing:,} not estimated")
     ax.axhline(_LIMIT, color=text_colour(), linestyle="--", linewidth=1.2)
@@ -124,7 +123,7 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: Cou
         bins: The largest number of bars per panel.
 
     Raises:
-        ValueError: If there is no quantity, a rank is out of range, or `bins` is less than 2.
+        ValueError: If there is no quantity, or a rank is out of range.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -140,13 +139,13 @@ def sbc_histograms(figure: AnyFigure, ranks: Mapping[str, Array], num_draws: Cou
     panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
     edges = np.round(np.linspace(0, num_draws + 1, min(bins, num_draws + 1) + 1)) - 0.5  # whole ranks
     widths = np.diff(edges)
+    shares = widths / (num_draws + 1)
     for index, (ax, (name, values)) in enumerate(zip(panels.flat, ranks.items(), strict=False)):
         rank = as_numpy(values).ravel()
         if len(rank) == 0 or rank.min() < 0 or rank.max() > num_draws:
             raise ValueError(f"ranks: expected 0 to num_draws = {num_draws} for {name!r}, got others, or none.")
-        shares = widths / (num_draws + 1)
         low, high = np.transpose([_binomial_band(len(rank), share) for share in shares])
-        ax.bar(edges[:-1], high - low, widths, bottom=low, align="edge", color=empty_bar_colour(), linewidth=0)
+        ax.bar(edges[:-1], high - low, widths, bottom=low, align="edge", color=EMPTY_BAR, linewidth=0)
         ax.stairs(
             len(rank) * shares, edges, baseline=None, color=text_colour(), linestyle="--", linewidth=1.0, zorder=3
         )

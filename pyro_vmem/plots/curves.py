@@ -52,13 +52,9 @@ def learning_curves(ax: Axes, history: Sequence[Mapping[str, float]], columns: S
         label, colour = _TERMS[name]
         held_out = column != name
         marker = "o" if held_out or len(points) <= 3 else ""  # too few points to see a line
-        style: dict[str, Any] = {
-            "linestyle": "--" if held_out else "-",
-            "marker": marker,
-            "markersize": 3,
-            "linewidth": 1.5,
-        }
-        ax.plot(*zip(*points, strict=True), color=colour, label=label + ", validation" * held_out, **style)
+        style: dict[str, Any] = {"marker": marker, "markersize": 3, "linestyle": "--" if held_out else "-"}
+        name = label + ", validation" * held_out
+        ax.plot(*zip(*points, strict=True), color=colour, label=name, linewidth=1.5, **style)
     label_axes(ax, "step", "nats per datapoint")
     ax.xaxis.set_major_formatter("{x:,.0f}")
     ax.locator_params(axis="x", nbins=5, integer=True)

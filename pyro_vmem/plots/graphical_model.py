@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pyro_vmem._utils.extras import require
-from pyro_vmem.plots._style import LINE, empty_bar_colour, text_colour
+from pyro_vmem.plots._style import EMPTY_BAR, LINE, text_colour
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,7 +52,7 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
         ax.add_patch(patches.Rectangle(low, *(high - low), fill=False, edgecolor=LINE))
         ax.text(high[0] - 0.05, low[1] + 0.05, plate, ha="right", va="bottom", color=text_colour())
     for name, place in places.items():
-        shade = empty_bar_colour() if name in relations["observed"] else "none"
+        shade = EMPTY_BAR if name in relations["observed"] else "none"
         ax.add_patch(patches.Circle(place, _RADIUS, facecolor=shade, edgecolor=text_colour()))
         ax.text(*place, name, ha="center", va="center", style="italic", color=text_colour())
     # Arguments stand in a column on the left, from the top down.
@@ -66,9 +66,8 @@ def graphical_model(ax: Axes, relations: Mapping[str, Any], arguments: Sequence[
     arrows += [(square, place, LINE) for square in squares.values() for place in places.values()]
     for start, end, colour in arrows:
         away = 1.2 * _RADIUS * (np.subtract(end, start) / np.hypot(*np.subtract(end, start)))
-        ax.annotate(
-            "", end - away, start + away, arrowprops={"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
-        )
+        style = {"arrowstyle": "-|>", "color": colour, "shrinkA": 0, "shrinkB": 0}
+        ax.annotate("", end - away, start + away, arrowprops=style)
     ax.set(aspect="equal")
     ax.autoscale_view()
     ax.set_axis_off()

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pyro_vmem._utils.checks import PositiveInt
 from pyro_vmem.plots._style import BLUE, ORANGE, Array, as_numpy, label_axes, legend_below, small_font, text_colour
@@ -56,18 +55,9 @@ def information_gain_histogram(
         position = math.log(count)
         ax.axvline(position, color=text_colour(), linestyle="-" if row else "--", linewidth=1.2)
         side = "right" if position > (low + high) / 2 else "left"
-        place: dict[str, Any] = {
-            "xy": (position, 1),
-            "xycoords": ax.get_xaxis_transform(),
-            "textcoords": "offset points",
-        }
-        ax.annotate(
-            f"{name} = {position:.2f}",
-            xytext=(0, 3 + 1.3 * small_font() * row),
-            ha=side,
-            fontsize=small_font(),
-            **place,
-        )
+        above: dict[str, Any] = {"xytext": (0, 3 + 1.3 * small_font() * row), "textcoords": "offset points", "ha": side}
+        at: dict[str, Any] = {"xy": (position, 1), "xycoords": ax.get_xaxis_transform(), "fontsize": small_font()}
+        ax.annotate(f"{name} = {position:.2f}", **at, **above)
     ax.set_xlim(low, high + width)
     label_axes(ax, "information gain, nats per datapoint", "datapoints")
     ax.locator_params(axis="y", integer=True)
@@ -147,23 +137,15 @@ def evidence_by_memory(ax: Axes, evidence: Mapping[str, Array]) -> Axes:
     for place, values in enumerate(rows.values()):
         mean = float(values.mean())
         colour = ORANGE if place else BLUE
-        ax.errorbar(mean, place, xerr=_error(values), fmt="s" if place else "o", color=colour, capsize=3)
+        error = values.std(ddof=1) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        ax.errorbar(mean, place, xerr=error, fmt="s" if place else "o", color=colour, capsize=3)
         ax.plot([float(right.mean()), mean], [place, place], color=colour, linewidth=1.5)
         less = float(right.mean()) - mean
         text = f"{abs(less):.1f} nats {'less' if less >= 0 else 'more'}" if place else f"{mean:.1f} nats"
-        above: dict[str, Any] = {
-            "xytext": (0, 7),
-            "textcoords": "offset points",
-            "ha": "center",
-            "fontsize": small_font(),
-        }
-        ax.annotate(text.replace("-", "\N{MINUS SIGN}"), (mean, place), **above)
+        above: dict[str, Any] = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center"}
+        ax.annotate(text.replace("-", "\N{MINUS SIGN}"), (mean, place), fontsize=small_font(), **above)
     ax.set_yticks(range(len(rows)), list(rows))
     ax.set_ylim(len(rows) - 0.5, -0.6)
     ax.margins(x=0.15)
     label_axes(ax, "log p(x | M), nats per datapoint", "")
     return ax
-
-
-def _error(values: NDArray[np.float64]) -> float:
-    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else 0.0

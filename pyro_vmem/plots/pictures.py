@@ -27,9 +27,6 @@ def images(ax: Axes, images: Array, columns: Count = 8) -> Axes:
         images: `(N, C, H, W)` in [0, 1].
         columns: Images per row.
 
-    Raises:
-        ValueError: If `images` are no images, or `columns` is less than 1.
-
     Example:
         >>> from matplotlib.figure import Figure
         >>> ax = images(Figure().subplots(), np.random.rand(10, 1, 28, 28), columns=5)

@@ -28,7 +28,7 @@ __all__ = ["Callback", "Checkpoints", "Log", "ProgressBar", "RefreshKeys", "Stop
 
 
 class Callback:
-    """What is called between the steps of a run; a subclass has those of these methods that it needs.
+    """Methods that a run calls between its steps. A subclass overrides the methods that it needs.
 
     Attributes:
         everywhere: Whether it is called in all processes that train together, and not only in the first.
@@ -37,7 +37,7 @@ class Callback:
     everywhere: ClassVar[bool] = False
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
-        """Called before the first step, with the first episode, after a run that is resumed has been read."""
+        """Called before the first step with the first episode. A resumed run has been loaded by then."""
 
     def before_step(self, trainer: Trainer, episode: Episode) -> None:
         """Called before each step, with its episode."""
@@ -46,18 +46,18 @@ class Callback:
         """Called after each step, with its episode. `trainer.stop()` ends the run here."""
 
     def measure(self, trainer: Trainer, episode: Episode) -> Mapping[str, float]:
-        """Called when a row of the history is due, with the last episode; returns what is to be in it, by name."""
+        """Called with the last episode when a row of the history is due; returns entries of the row by name."""
         return {}
 
     def record(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        """Called when the history has got a row."""
+        """Called after a row was added to the history."""
 
     def end(self, trainer: Trainer) -> None:
-        """Called however the run ends. The model has its best weights by then."""
+        """Called at the end of the run, also after an error. The model has its best weights by then."""
 
 
 class Validation(Callback):
-    """Validates on held-out episodes, and selects weights.
+    """Validates on held-out episodes and selects the weights to keep.
 
     Arguments:
         episodes: The source of episodes, of held-out classes.
@@ -71,7 +71,6 @@ class Validation(Callback):
         self.episodes, self.select = episodes, select
 
     def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
-        """The terms of the validation, with names that begin with `val_`."""
         trainer.vma.eval()
         with trainer.autocast:
             found = trainer.processes.first(lambda: validate(trainer.vma, self.episodes))
@@ -85,15 +84,15 @@ class Validation(Callback):
 class Checkpoints(Callback):
     """Keeps a run in a folder: `last.safetensors`, `best.safetensors` and `history.csv`.
 
-    A full disk is no reason to lose what was computed: a file that cannot be written is warned of, what was there
-    before stays, and the next record tries again.
+    If a file cannot be written, as on a full disk, there is a warning. The old file stays, and the next record tries
+    again.
 
     Arguments:
-        folder: The folder, which is there.
-        keep: How many of the last checkpoints are kept, at least 1: that before the last is `last-1.safetensors`.
+        folder: An existing folder.
+        keep: The number of last checkpoints to keep, at least 1. The one before the last is `last-1.safetensors`.
 
     Attributes:
-        unwritten: Why the newest state is not in the folder, if it should be; `None` if it is.
+        unwritten: The error that kept the newest state out of the folder; `None` if there was none.
     """
 
     def __init__(self, folder: str | Path, keep: Few = 2) -> None:
@@ -102,10 +101,10 @@ class Checkpoints(Callback):
         self._written: tuple[Any, int] = (None, 0)  # the best weights and the step that are in the folder
 
     def read(self, resume: bool) -> dict[str, Any] | None:
-        """The state to go on from; `None` if the folder holds no run.
+        """Reads the state to continue from; `None` if the folder holds no run.
 
         Raises:
-            ValueError: If it holds a run that is not to be resumed, or cannot be.
+            ValueError: If it holds a run, and `resume` is false or the run cannot be resumed.
         """
         folder = self.folder
         if not holds_run(folder):
@@ -125,7 +124,6 @@ class Checkpoints(Callback):
         return tensors | data
 
     def record(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        """Writes what has changed since the last time."""
         step, state = trainer.result.steps, trainer.state_dict()
         tensors = {name: value for name, value in state.items() if isinstance(value, Tensor)}
         data = {name: value for name, value in state.items() if name not in tensors}
@@ -154,12 +152,12 @@ class Checkpoints(Callback):
             self._written = best, self._written[1]
 
     def write_rest(self, trainer: Trainer) -> None:
-        """Writes the steps since the last record, if there are any and none of them is half done."""
+        """Writes the steps since the last record, unless there are none or a step was interrupted."""
         if trainer.whole and trainer.result.steps and self._written[1] != trainer.result.steps:
             self.record(trainer, {})
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
-        """Takes note of the step that the folder holds; the best weights there may be of steps that were lost."""
+        """Notes the last step in the folder. The best weights there may be of later steps, which were lost."""
         self._written = None, trainer.result.steps
         if not (self.folder / "best.safetensors").exists():  # of a run that was killed before it was written
             self._write_best(trainer)
@@ -175,17 +173,16 @@ class Checkpoints(Callback):
 
 
 class ProgressBar(Callback):
-    """Shows the steps, the time left and the averages of the terms: a bar on a terminal, elsewhere a line now and then.
+    """Shows steps, time left and averages of the terms: as a bar on a terminal, otherwise as a line now and then.
 
     Arguments:
-        seconds: How often a line is written where stderr is no terminal, which would get every frame of a bar.
+        seconds: The time between two lines if stderr is not a terminal.
     """
 
     def __init__(self, seconds: float = 30.0) -> None:
         self.seconds = seconds
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
-        """Shows the bar, and what `"auto"` has chosen."""
         total, steps = None if trainer.config.minutes else trainer.config.steps, trainer.result.steps
         self.bar = tqdm(total=total, initial=steps, desc="training", unit="step", disable=not sys.stderr.isatty())
         self._begun, self._first = time.perf_counter(), steps
@@ -194,7 +191,6 @@ class ProgressBar(Callback):
             self.bar.write(trainer.result.chosen, file=sys.stderr)
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Moves the bar, or writes a line."""
         self.bar.update()
         if self.bar.disable and time.perf_counter() >= self._next:
             self._next = time.perf_counter() + self.seconds
@@ -217,17 +213,17 @@ class ProgressBar(Callback):
         return str(tqdm.format_interval(max(0.0, seconds)))
 
     def end(self, trainer: Trainer) -> None:
-        """Closes the bar."""
         if trainer.stopped:
             self.bar.write(f"Interrupted after {trainer.result.steps} steps; the run is kept.", file=sys.stderr)
         elif trainer.out_of_patience():
-            text = f"{trainer.config.patience} validations without a better bound: ended after"
-            self.bar.write(f"{text} {trainer.result.steps:,} steps.", file=sys.stderr)
+            text = f"Ended after {trainer.result.steps:,} steps by early stopping (patience {trainer.config.patience})."
+            self.bar.write(text, file=sys.stderr)
         self.bar.close()
 
 
 class Log(Callback):
-    """Sends each row of the history to a function. If that fails, it is warned of, and asked no more.
+    """Sends each row of the history to a function. If the function fails, there is a warning, and it is not called
+    again.
 
     Arguments:
         function: Called with the step and the numbers by name.
@@ -241,7 +237,6 @@ class Log(Callback):
         self.function: Callable[[int, dict[str, float]], Any] | None = function
 
     def record(self, trainer: Trainer | None, row: Mapping[str, float]) -> None:
-        """Sends a row."""
         if self.function is None:
             return
         try:
@@ -259,34 +254,31 @@ class Log(Callback):
 class StopAfter(Callback):
     """Ends this call of :func:`fit` after some time, with the schedules where they are.
 
-    Calls with `resume=True` until the run is whole add up to the run that was never stopped.
+    Repeated calls with `resume=True` give the same result as one call without a stop.
 
     Arguments:
-        minutes: After how long, more than 0; the step that is being taken is finished.
+        minutes: The time, more than 0. The current step is finished first.
     """
 
     def __init__(self, minutes: Limit) -> None:
         self.minutes = minutes
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
-        """Starts the clock."""
         self._end = time.perf_counter() + 60 * self.minutes
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Looks at the clock."""
         if time.perf_counter() >= self._end:
             trainer.stop()
 
 
 class RefreshKeys(Callback):
-    """Keeps the keys of indexes fresh that the guide looks in: some slots after each step, in turn, all at the end.
+    """Recomputes the keys of the indexes that the guide searches: some slots after each step, all at the end.
 
-    The history tells how old they had become: `key_overlap`, `key_missed` and `key_drift`, see
+    The history has the columns `key_overlap`, `key_missed` and `key_drift`; see
     :class:`pyro_vmem.model.indexing.Staleness`. A resumed run begins with fresh keys.
 
     Arguments:
-        slots_per_step: How many slots have their keys computed anew after each step: no key is older than slots over
-            `slots_per_step` steps. 0 leaves the keys as they are.
+        slots_per_step: The number of slots whose keys are recomputed after each step, in turn. 0 recomputes none.
     """
 
     everywhere = True
@@ -296,17 +288,16 @@ class RefreshKeys(Callback):
         self._met: dict[AddressIndex, KeyRefresher] = {}
 
     def wants(self, guide: object, memory: Memory) -> bool:
-        """Whether a memory has an index that the guide looks in, and its keys are to be refreshed."""
+        """Whether the guide searches an index of this memory, and keys are refreshed."""
         return memory.index is not None and self.slots_per_step > 0 and looked_up(guide) > 0
 
     def start(self, trainer: Trainer, episode: Episode) -> None:
-        """Forgets what was met in an earlier run, and takes note of the first memory."""
         self._met.clear()
         self._resumed = trainer.result.steps > 0
         self.before_step(trainer, episode)
 
     def before_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Takes note of a memory; the first time in a resumed run, all its keys are refreshed."""
+        """Notes a memory. In a resumed run, a new memory gets fresh keys."""
         memory, index = episode.memory, episode.memory.index
         if index is None or not self.wants(trainer.vma.address_guide, memory):
             return
@@ -318,14 +309,13 @@ class RefreshKeys(Callback):
         self._met[index].memory = memory  # which may have been moved, or have grown
 
     def after_step(self, trainer: Trainer, episode: Episode) -> None:
-        """Refreshes the next slots."""
         index = episode.memory.index
         if index is not None and self.wants(trainer.vma.address_guide, episode.memory):
             with trainer.autocast:
                 self._met[index].step()
 
     def measure(self, trainer: Trainer, episode: Episode) -> dict[str, float]:
-        """How old the keys are for the targets of an episode."""
+        """Measures how stale the keys are for the targets of an episode."""
         if not self.wants(trainer.vma.address_guide, episode.memory):
             return {}
         with trainer.autocast:
@@ -334,7 +324,7 @@ class RefreshKeys(Callback):
         return means | {"key_drift": found.drift}
 
     def end(self, trainer: Trainer) -> None:
-        """Computes all keys anew, those of the best weights, unless the run was stopped."""
+        """Recomputes all keys with the best weights, unless the run was stopped."""
         if not trainer.stopped and trainer.whole:
             with trainer.autocast:
                 for refresher in self._met.values():
@@ -342,7 +332,7 @@ class RefreshKeys(Callback):
 
 
 def looked_up(guide: object) -> int:
-    """How many slots a guide looks up in an index; 0 if it does not."""
+    """The number of slots that a guide looks up in an index; 0 if it uses none."""
     while isinstance(guide, AddressGuide) and not isinstance(guide, IndexedGuide):
         guide = getattr(guide, "inner", None)
     return guide.k if isinstance(guide, IndexedGuide) else 0

@@ -19,7 +19,7 @@ from pyro_vmem._utils.checks import Few
 from pyro_vmem._utils.files import versions_of, write_atomically
 from pyro_vmem._utils.version import __version__
 
-__all__ = ["load_checkpoint", "load_newest", "save_checkpoint"]
+__all__ = ["load_checkpoint", "load_newest", "save_checkpoint", "under"]
 
 # 1: tensors and data. 2: with a checksum of both, and the versions that wrote them.
 FORMAT = 2
@@ -27,16 +27,16 @@ _PICKLES = (b"PK\x03\x04", b"\x80")  # how torch.save and pickle.dump begin a fi
 
 
 def save_checkpoint(path: str | Path, tensors: dict[str, Tensor], data: dict[str, Any], keep: Few = 1) -> None:
-    """Writes a checkpoint beside its place and moves it there, so that a reader never sees half of one.
+    """Writes a checkpoint to a temporary file and moves it, so that a reader never sees half a file.
 
     Arguments:
-        path: Where to write; folders are made, a file that is there is replaced.
+        path: The file. Missing folders are made, and an existing file is replaced.
         tensors: Named tensors, of any shape, on any device.
-        data: Plain data that JSON can hold.
-        keep: How many to keep: with 2, the one that was there before becomes `<name>-1.safetensors`.
+        data: Data that JSON can hold.
+        keep: The number of versions to keep. With 2, the previous file becomes `<name>-1.safetensors`.
 
     Raises:
-        OSError: If it cannot be written, as on a full disk; what was there before is as it was.
+        OSError: If it cannot be written, as on a full disk. The old file stays.
 
     Example:
         >>> import tempfile
@@ -64,12 +64,12 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         path: The file.
 
     Returns:
-        The tensors by name, of the shapes that they had, on the CPU; and the plain data.
+        The tensors by name, on the CPU, and the data.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        OSError: If it cannot be read; this says nothing about its contents.
-        ValueError: If it is truncated, corrupted, not one of ours, or of a later version of this library.
+        OSError: If it cannot be read from the disk.
+        ValueError: If it is truncated, corrupted, not a checkpoint, or of a later version of this library.
     """
     path = Path(path)
     if not path.is_file():
@@ -100,11 +100,11 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def load_newest(path: str | Path, set_aside: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Reads a checkpoint, or the newest one before it that is whole, with a warning for each that is not.
+    """Reads a checkpoint. If it is damaged, reads the newest earlier version that is not, with a warning for each.
 
-    With `set_aside` what cannot be read is renamed to `<name>-damaged.safetensors`, so that the next checkpoint is not
-    written over the one that can. Tensors keep their shapes. Raises a `FileNotFoundError` if there is none, and a
-    `ValueError` if none can be read.
+    With `set_aside` a damaged file is renamed to `<name>-damaged.safetensors`, so that the next checkpoint does not
+    replace a good one. Tensors keep their shapes. Raises a `FileNotFoundError` if no version exists, and a `ValueError`
+    if none can be read.
     """
     candidates = versions_of(Path(path))
     errors: dict[Path, ValueError] = {}
@@ -124,6 +124,11 @@ def load_newest(path: str | Path, set_aside: bool = False) -> tuple[dict[str, Te
         first, *_, last = [*errors.values()] * 2
         raise ValueError(f"{first} None of {tried} can be read. Start again in another folder.") from last
     return load_checkpoint(path)
+
+
+def under(prefix: str, state: dict[str, Any]) -> dict[str, Tensor]:
+    """The tensors, of any shape, whose names begin so, without that."""
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def _check_format(path: Path, metadata: dict[str, str]) -> None:

@@ -21,17 +21,17 @@ class TrainingConfig:
     r"""The settings of a training run.
 
     Arguments:
-        steps: How many steps the run has.
-        minutes: A time budget in place of `steps`: training ends, and the schedules with it, when it is used up. The
-            number of steps then depends on the machine.
+        steps: The number of training steps.
+        minutes: A time budget instead of `steps`. Training and schedules end with it, so the number of steps depends on
+            the machine.
         lr: The learning rate, which `schedule` scales.
         optimizer: Makes the optimizer, called as `optimizer(parameters, lr=lr)`: a class of `torch.optim`, or a
             `functools.partial` of one with other arguments.
         schedule: The factor of the learning rate, a :class:`Schedule`; or a scheduler of torch, made by
             `schedule(optimizer)` and stepped once a training step, such as
             `lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20_000)`.
-        kl_schedule: The weight of :math:`KL(z)`. It starts low, because a latent that is paid for in full from the
-            start is not used.
+        kl_schedule: The weight of :math:`KL(z)`. It starts low, because with the full weight from the start the model
+            does not learn to use the latent.
         clip_norm: The largest norm of the gradient of the loss per datapoint.
         precision: The precision of the networks: `"auto"` takes bfloat16 where the processor has it. Densities are
             always computed in full.

@@ -26,10 +26,10 @@ TIMEOUT = timedelta(minutes=10)
 
 
 class Processes:
-    """The processes of a run, of which this is the one of number `index`. Alone, every method is the identity.
+    """The processes of a run. This process has the number `index`. With one process, every method is the identity.
 
-    Each has the whole model, takes its share of the targets of each episode, and draws random numbers of its own. What
-    depends on a clock, a file or a person, the first decides.
+    Each process has the whole model and a share of the targets of each episode, and draws its own random numbers. The
+    first process makes all decisions that depend on time, files or the user.
     """
 
     def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
@@ -37,7 +37,7 @@ class Processes:
 
     @classmethod
     def join(cls, device: torch.device) -> Processes:
-        """The processes that `torchrun` has started, or those of a process group that is there already."""
+        """Joins the processes that `torchrun` started, or those of an existing process group."""
         if not dist.is_available():
             return cls(device=device)
         if not dist.is_initialized():
@@ -52,7 +52,7 @@ class Processes:
         return cls(dist.get_rank(), dist.get_world_size(), device)
 
     def first(self, work: Callable[[], Any]) -> Any:
-        """What some work gives in the first process; the others wait for it. An error there is one everywhere."""
+        """Runs a function in the first process, and returns its result in all. An error is raised in all."""
         if self.count == 1:
             return work()
         box: list[Any] = [None, None]
@@ -68,7 +68,8 @@ class Processes:
         return box[0]
 
     def agree(self, progress: float, stop: bool) -> tuple[float, bool]:
-        """The share of the run that is over by the first process's clock, and whether any process is to stop."""
+        """Returns the share of the run that is over, by the clock of the first process, and whether any process wants
+        to stop."""
         if self.count == 1:
             return progress, stop
         told = torch.tensor([progress * (self.index == 0), stop], dtype=torch.float64, device=self.device)
@@ -77,14 +78,15 @@ class Processes:
         return float(told[0]), bool(told[1])
 
     def begin_with(self, *modules: nn.Module | None) -> None:
-        """Gives all processes the weights of the first."""
+        """Copies the weights of the first process to all."""
         for module in modules if self.count > 1 else ():
             for tensor in module.state_dict().values() if module is not None else ():
                 with _lost_contact():
                     dist.broadcast(tensor, 0)
 
     def share(self, episode: Episode) -> Episode:
-        """The memory and this process's targets; a `ValueError` if there are fewer targets than processes."""
+        """Returns the memory and the targets of this process; raises a `ValueError` if there are fewer targets than
+        processes."""
         size, memory = len(episode.x), episode.memory
         if self.count == 1:
             return episode
@@ -100,7 +102,7 @@ class Processes:
         return Episode(memory, episode.x[rows], None if episode.labels is None else episode.labels[rows])
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
-        """Adds up the gradients of all processes; what got none in any of them has none still."""
+        """Adds up the gradients of all processes. A parameter without a gradient in all of them keeps none."""
         if self.count == 1:
             return
         pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
@@ -113,7 +115,7 @@ class Processes:
             parameter.grad = gradient.view_as(parameter).to(parameter) if count else None
 
     def mean(self, terms: dict[str, float], share: float) -> dict[str, float]:
-        """Means over all targets, of means over this process's share of them."""
+        """Computes means over all targets from the means of each process over its targets."""
         if self.count == 1:
             return terms
         values = torch.tensor(list(terms.values()), dtype=torch.float64, device=self.device) * share
@@ -123,7 +125,8 @@ class Processes:
 
 
 def own_device(name: str | torch.device = "auto") -> torch.device:
-    """The device of a name, or `"auto"`; with `torchrun`, and where the name has no number, this process's own GPU.
+    """Returns the device of a name or of `"auto"`. Under `torchrun`, a name without a number is the GPU of this
+    process.
 
     Raises:
         ValueError: If there is no such device.

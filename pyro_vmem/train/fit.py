@@ -63,25 +63,24 @@ def fit(
     checkpoint). A run that was killed, at whatever moment, goes on from its last checkpoint as if it had never been
     stopped: on the CPU and with `steps`, to the same weights bit for bit.
 
-    A step whose loss or gradient is not finite moves nothing; it is counted in the result, and ten of them in a row, or
-    more than one in a hundred, stop the run. A checkpoint that cannot be written, as on a full disk, is warned of, and
-    training goes on; if it is the last one, an error says so at the end.
+    A step whose loss or gradient is not finite changes no weight and is counted in the result. Ten such steps in a row,
+    or more than one in a hundred, stop the run. If a checkpoint cannot be written, as on a full disk, there is a
+    warning, and training goes on. If it is the last one, there is an error at the end.
 
-    Started by `torchrun` (or with `torch.distributed` initialised), the processes train one model together, each on its
-    share of the targets of each episode and with random numbers of its own; an episode must then depend on its number
-    alone. The run can be resumed by another number of processes.
+    Started by `torchrun` (or with `torch.distributed` initialised), the processes train one model together, each on a
+    share of the targets of each episode. An episode must then depend on its number only. The run can be resumed with
+    another number of processes.
 
-    Where the memory of the episodes has an index that the guide looks in, its keys are refreshed; see
-    :class:`pyro_vmem.train.RefreshKeys`.
+    If the guide searches an index of the memory, its keys are refreshed; see :class:`pyro_vmem.train.RefreshKeys`.
 
     Arguments:
-        vma: The model and its guide; trained in place, and at the end it holds the weights that `select` names.
-        episodes: Where the training episodes come from: step i takes episode i.
+        vma: The model and its guide, trained in place. At the end it has the weights that `select` names.
+        episodes: The source of training episodes. Step i takes episode i.
         objective: `"vimco"`, `"rws"`, `"iwae"`, `"reinforce"` or `"rao-blackwell"`, each of :mod:`pyro_vmem.infer` and
             with four particles; `"enumerate"` (stock `TraceEnum_ELBO`: all slots are summed, or those a
             :class:`TruncatedGuide` keeps); `"auto"`, which chooses by the number of slots and says what and why; or any
             `pyro.infer.ELBO`, such as `pyro_vmem.infer.VIMCO_ELBO(8, backward=1)`.
-        config: The settings; or give its fields as further arguments, such as `steps=5000, lr=1e-3`.
+        config: The settings. Or give its fields as arguments, such as `steps=5000, lr=1e-3`.
         validation: The source of validation episodes, of held-out classes.
         validate_every: Steps between validations and checkpoints.
         select: Which weights are kept: `"best"`, those of the best bound in a validation, if there is any, or
@@ -89,24 +88,21 @@ def fit(
         out: A folder for `last.safetensors`, `best.safetensors` and `history.csv`.
         resume: Whether to go on from `out/last.safetensors`, if there is a run; where it is damaged, from the one
             before.
-        callbacks: What is to be done between steps, such as :class:`pyro_vmem.train.Log` and
-            :class:`pyro_vmem.train.StopAfter`. One of a kind that this function has itself takes its place.
-        device: Where to train, such as `"cuda"`, or `"auto"` for a GPU if there is one; by default where the model is.
+        callbacks: Callbacks between steps, such as :class:`pyro_vmem.train.Log` and :class:`pyro_vmem.train.StopAfter`.
+            A callback replaces one of the same class that this function would add.
+        device: The device, such as `"cuda"`, or `"auto"` for a GPU if there is one. Default: that of the model.
         workers: How many processes load episodes; by default this one does, for a GPU in a thread ahead of the steps.
         progress: Whether to show a progress bar.
         settings: Fields of :class:`TrainingConfig`, in place of `config`.
-
-    Returns:
-        The steps taken and the history.
 
     Raises:
         ValueError: If an argument is out of range, or `out` already holds a run and `resume` is false, or one that
             does not fit or cannot be resumed.
         FloatingPointError: If too many steps had to be skipped; it names the first term and site that was not finite.
             The model then holds its best weights by validation, or those of the last good step.
-        OSError: At the end, if the last checkpoint could not be written. The model is trained all the same.
-            `ConnectionError` if another process of the run has died, `ChildProcessError` if one that loads episodes
-            has; the run is kept up to its last checkpoint.
+        OSError: At the end, if the last checkpoint could not be written. The model is trained nevertheless. A
+            `ConnectionError` if another process of the run died, and a `ChildProcessError` if a loading process died.
+            The last checkpoint is kept.
 
     Example:
         >>> import pyro_vmem as pv

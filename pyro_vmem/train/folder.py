@@ -18,12 +18,12 @@ RUN_FILES = ("last.safetensors", "best.safetensors", "history.csv")
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether there is anything of a run, which another run would replace."""
+    """Whether a folder holds files of a run, which another run would replace."""
     return bool(versions_of(folder / RUN_FILES[0])) or any((folder / name).exists() for name in RUN_FILES)
 
 
 def make_folder(folder: Path) -> None:
-    """A folder that cannot be made or written to raises a `ValueError` before training, not at the first checkpoint."""
+    """Makes a folder; raises a `ValueError` before training if it cannot be made or written to."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as file:
@@ -34,7 +34,7 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def described(path: Path, write: Callable[[Path], None]) -> Iterator[None]:
-    """Keeps a file beside the run that the block begins; a run that cannot begin leaves nothing behind."""
+    """Writes a description beside the run that the block begins, and removes it if the run cannot begin."""
     folder, new = path.parent, not path.parent.exists()
     make_folder(folder)
     kept = path.exists()
@@ -53,7 +53,7 @@ def described(path: Path, write: Callable[[Path], None]) -> Iterator[None]:
 
 
 def check_spec(vma: VMA) -> None:
-    """A model that no checkpoint can name raises a `ValueError` before it is trained, not when one is written."""
+    """Raises a `ValueError` before training if the spec of a model cannot be written to a checkpoint."""
     try:
         json.dumps(vma.spec())
     except TypeError as error:

@@ -17,20 +17,20 @@ __all__ = ["FitResult", "Meter", "read_result", "summarise", "write_history"]
 
 @dataclass
 class FitResult:
-    """What a training run left behind.
+    """The result of a training run.
 
     Attributes:
-        steps: Steps taken, those before a resume and those skipped included.
-        seconds: Time spent training, likewise.
-        history: One row per record: step, seconds and the terms, in nats per datapoint; those of a validation begin
-            `val_`. `bound` is a bound at every step; while the weight of KL(z) is below one, what is trained is beside
-            it as `tempered_bound`. An objective of Pyro's own tells no more than one number: `tempered_bound` until
-            the weight is one, `bound` from then on.
+        steps: The number of steps, including those before a resume and skipped ones.
+        seconds: Time spent training, over all calls.
+        history: One row per record: step, seconds and the terms in nats per datapoint. Names of validation terms begin
+            with `val_`. While the weight of KL(z) is below one, the trained quantity is `tempered_bound`, and `bound`
+            is the bound with weight one. A Pyro objective gives only one of the two: `tempered_bound` while the weight
+            is below one, `bound` afterwards.
         best_bound: The best validation bound, in nats per datapoint; `-inf` without validation.
         interrupted: Whether the run was stopped before its end, by Ctrl-C or by :class:`StopAfter`.
         chosen: The objective that `"auto"` chose, and why.
-        skipped: Steps whose loss or gradient was not finite; they moved no weight.
-        first_skipped: Which step was the first of them, and what was not finite.
+        skipped: The number of steps whose loss or gradient was not finite. They changed no weight.
+        first_skipped: The first such step, and the term that was not finite.
     """
 
     steps: int = 0
@@ -50,14 +50,14 @@ class FitResult:
 
 
 class Meter:
-    """Running averages of terms: each counts from the first step that has it, and is gone with the first without."""
+    """Running averages of terms. Each starts at the first step that has the term, and ends at the first without it."""
 
     def __init__(self, smoothing: float = 0.98) -> None:
         self.smoothing = smoothing  # what a step keeps of those before; 0 for the plain mean over all
         self.sums: dict[str, tuple[float, float]] = {}  # the sum and its weight, by name
 
     def add(self, terms: dict[str, float]) -> None:
-        """Takes in one step."""
+        """Adds the terms of one step."""
         keep, before = self.smoothing or 1.0, self.sums
         self.sums = {}
         for name, value in terms.items():
@@ -69,14 +69,14 @@ class Meter:
         return {name: total / count for name, (total, count) in self.sums.items()}
 
     def text(self) -> str:
-        """The averages of note, in a line."""
+        """Returns the most important averages as one line of text."""
         names = {"bound": "bound", "reconstruction": "recon", "kl_a": "KL(a)", "kl_z": "KL(z)"}
         row = self.row()
         return "  ".join(f"{shown} {row[name]:.2f}" for name, shown in names.items() if name in row)
 
 
 def summarise(terms: Terms) -> dict[str, float]:
-    """Means over datapoints of an objective's terms, in nats."""
+    """Computes means of an objective's terms over datapoints, in nats."""
     means = {"bound": terms.bound, "reconstruction": terms.reconstruction}
     means |= {f"kl_{name}": value for name, value in terms.kl.items()}
     # In one transfer: each makes a GPU wait.
@@ -93,7 +93,7 @@ def write_history(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def read_result(folder: str | Path) -> FitResult:
-    """What training left in a run's folder, as its history tells.
+    """Reads the result of a run from the history in its folder.
 
     Arguments:
         folder: The run.

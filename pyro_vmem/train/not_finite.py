@@ -17,11 +17,11 @@ __all__ = ["NotFiniteError", "find_not_finite", "first_not_finite"]
 
 
 class NotFiniteError(Exception):
-    """What was not finite in a step, and where; the step has moved nothing."""
+    """Names the term of a step that is not finite, and its site. The step has changed no weight."""
 
 
 def first_not_finite(terms: Terms) -> str:
-    """The first term of an objective, in the order of computation, that is not finite, and the site it belongs to."""
+    """Returns the first term, in the order of computation, that is not finite, and its site."""
     particles = terms.particles
     groups = {"log_guide": particles.log_guide, "log_prior": particles.log_prior}
     values = [(f"{term} of site {site!r}", value) for term, sites in groups.items() for site, value in sites.items()]
@@ -36,7 +36,7 @@ def first_not_finite(terms: Terms) -> str:
 def find_not_finite(model: Any, guide: Any, *args: Any) -> str:
     """The first site of guide and model whose distribution has a parameter that is not finite; `""` if none has.
 
-    Draws once more, without gradients; random state and parameters stay as they are.
+    Draws once more without gradients. Random state and parameters stay unchanged.
 
     Example:
         >>> import pyro.distributions as dist

@@ -42,7 +42,6 @@ class Constant(Schedule):
     value: NonNegative = 1.0
 
     def __call__(self, step: int, progress: float) -> float:
-        """The value."""
         return self.value
 
 
@@ -66,7 +65,6 @@ class WarmupCosine(Schedule):
     warmup: NonNegativeInt = 100
 
     def __call__(self, step: int, progress: float) -> float:
-        """The factor for the next step."""
         return min(1.0, (step + 1) / max(1, self.warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
@@ -88,5 +86,4 @@ class LinearRise(Schedule):
     share: Probability = 0.5
 
     def __call__(self, step: int, progress: float) -> float:
-        """The factor for the next step."""
         return 1.0 if progress >= self.share else self.start + (1 - self.start) * progress / self.share

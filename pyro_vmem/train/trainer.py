@@ -29,14 +29,15 @@ from pyro_vmem.infer import VIMCO_ELBO, ParticleELBO, check_objective, choose
 from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.infer.by_name import NUM_PARTICLES, Objective, named_objective
 from pyro_vmem.infer.elbo import Terms
+from pyro_vmem.memory.encoded import encoded_once
 from pyro_vmem.model import VMA
 from pyro_vmem.model.checks import check_weights
+from pyro_vmem.train.checkpoint import under
 from pyro_vmem.train.config import TrainingConfig
 from pyro_vmem.train.distributed import Processes
 from pyro_vmem.train.history import FitResult, Meter, summarise
 from pyro_vmem.train.not_finite import NotFiniteError, find_not_finite, first_not_finite
 from pyro_vmem.train.schedules import Schedule
-from pyro_vmem.train.shared_encoding import encoded_once
 
 __all__ = ["Trainer"]
 
@@ -139,8 +140,10 @@ class Trainer:
         self.guide = config_enumerate(vma.guide, "parallel", expand=True) if enumerates else vma.guide
         particles = isinstance(self.objective, ParticleELBO)
         self.decodes = self.objective.decodes if particles else self.objective.num_particles
-        if enumerates:
-            self.decodes *= self._values(episode)
+        if enumerates:  # all slots, or those that the guide keeps
+            with torch.no_grad():
+                q_a = vma.address_guide(vma.encode(episode.memory), vma.encode_x(episode.x))
+            self.decodes *= len(q_a.enumerate_support())
         check_objective(self.objective, vma.model, self.guide, episode.memory, episode.x)
         self._start = time.perf_counter() - self.result.seconds
 
@@ -200,10 +203,11 @@ class Trainer:
 
     def out_of_patience(self) -> bool:
         """Whether the last `patience` validations had no better bound than one before them."""
+        if (patience := self.config.patience) is None:
+            return False
         # From the history, which a resumed run has too, and which all processes share.
         bounds = [row["val_bound"] for row in self.result.history if "val_bound" in row]
-        patience = self.config.patience
-        return patience is not None and len(bounds) > patience and max(bounds[-patience:]) <= max(bounds[:-patience])
+        return len(bounds) > patience and max(bounds[-patience:]) <= max(bounds[:-patience])
 
     def stop(self) -> None:
         """Asks the run to stop after the step that it is in."""
@@ -282,14 +286,14 @@ class Trainer:
             for _ in range(self.moves if self.scheduler is not None else 0):
                 self.scheduler.step()  # type: ignore[union-attr]
         saved = {int(index): dict(values) for index, values in state["optimizer"]["state"].items()}
-        for name, tensor in _under("optimizer.", state).items():
+        for name, tensor in under("optimizer.", state).items():
             index, key = name.split(".")
             saved.setdefault(int(index), {})[key] = tensor
         self.optimizer.load_state_dict({"state": saved, "param_groups": state["optimizer"]["param_groups"]})
-        self.vma.load_state_dict(_under("model.", state))
+        self.vma.load_state_dict(under("model.", state))
         if self.module is not None:
-            self.module.load_state_dict(_under("objective.", state))
-        self.best = _under("best.", state) or None
+            self.module.load_state_dict(under("objective.", state))
+        self.best = under("best.", state) or None
         if self.processes.index:  # which draws numbers of its own
             self.seed(self.result.steps)
         else:
@@ -309,12 +313,6 @@ class Trainer:
         if minutes is None:
             return min(1.0, self.result.steps / self.config.steps)
         return 0.0 if self._start is None else min(1.0, (time.perf_counter() - self._start) / (60 * minutes))
-
-    @torch.no_grad()
-    def _values(self, episode: Episode) -> int:
-        """How many slots would be summed: all, or those that the guide keeps."""
-        q_a = self.vma.address_guide(self.vma.encode(episode.memory), self.vma.encode_x(episode.x))
-        return len(q_a.enumerate_support())
 
     def _gradient(self, own: Episode, targets: int, kl_weight: float) -> dict[str, float]:
         """Puts the clipped gradient of the loss per datapoint into every `.grad`; returns this process's terms."""
@@ -415,7 +413,7 @@ class Trainer:
         modules = {"vma": ("model.", self.vma), "objective": ("objective.", self.module)}
         for argument, (prefix, module) in modules.items():
             expected = {} if module is None else {name: _kind(t) for name, t in module.state_dict().items()}
-            found = {name: _kind(tensor) for name, tensor in _under(prefix, state).items()}
+            found = {name: _kind(tensor) for name, tensor in under(prefix, state).items()}
             if expected != found:
                 name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
                 raise ValueError(
@@ -483,7 +481,3 @@ def _kind(tensor: Tensor) -> str:
 def _plain(value: Any) -> Any:
     """A value as it comes back from JSON; what JSON does not know by its text."""
     return json.loads(json.dumps(value, default=repr))
-
-
-def _under(prefix: str, state: dict[str, Any]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -1,4 +1,4 @@
-"""Validation: how good a model is on episodes that it is not trained on, without a trace."""
+"""Validation: how good a model is on held-out episodes, without side effects."""
 
 from __future__ import annotations
 

@@ -230,7 +230,7 @@ def test_train_and_resume(toy, capsys):
     assert "already holds a run" in capsys.readouterr().err
     with pytest.warns(RuntimeWarning, match="resume: the run is over, after 2 steps"):
         assert cli.main(["train", "--out", "run", "--resume", "--steps", "9"]) == 0
-    assert "The run goes on with its own settings; steps as given here have no effect" in capsys.readouterr().err
+    assert "The run keeps its own settings. Without effect: --steps." in capsys.readouterr().err
     assert experiment.Experiment.read("run").width == 4
     assert pv.load("run").likelihood.network.arguments()["width"] == 4
 

@@ -158,7 +158,7 @@ def test_numbers_appear(tmp_path) -> None:
 def test_one_episode_has_no_standard_error(tmp_path) -> None:
     errors = {name: math.nan for name in METRICS if name.endswith("_se")}
     text = page_of(tmp_path, metrics=METRICS | errors | {"num_episodes": 1}).text
-    assert "in 1 episode of classes that were not trained on." in text
+    assert "in 1 episode of held-out classes." in text
     assert "98.3 nats" in text
     assert "nan" not in text
 

@@ -111,7 +111,7 @@ def test_confident_but_wrong() -> None:
 def test_several_shots() -> None:
     text = verdict(METRICS | {"k_shot": 5, "information_gain": 4.0})
     assert text.startswith("With 20 unseen characters in memory, 5 examples each, the right one")
-    assert "gains 4.0 nats, where 3.0 tell the class and 4.6 the slot" in text
+    assert "gains 4.0 nats (the class takes 3.0, the slot 4.6)" in text
 
 
 def test_one_class_has_nothing_to_look_up() -> None:
@@ -129,7 +129,7 @@ def test_rows_name_every_quantity_with_error_unit_and_meaning() -> None:
     assert rows["NLL"][0] == "98.3 ± 0.4 nats"
     assert "from 10 samples of z per slot" in rows["NLL"][1]
     assert rows["Information gain"][0] == "2.41 ± 0.03 nats\n3.48 bits\n80 % of log |M|"
-    assert rows["Hit rate"][0] == "71.2 ± 2.1 %\nchance 5 %"
+    assert rows["Accuracy"][0] == "71.2 ± 2.1 %\nchance 5 %"
 
 
 def test_missing_metrics_are_named() -> None:
@@ -146,7 +146,7 @@ class TestDiagnosticRows:
         rows = {name: (value, meaning) for name, value, meaning in diagnostic_rows(metrics)}
         assert len(rows) == len(DIAGNOSTICS)
         assert rows["KL(z)"][0] == "0.1 ± 0.5 nats"
-        assert rows["Top-5 hit rate"][0] == "12.3 ± 5.0 %"
+        assert rows["Top-5 accuracy"][0] == "12.3 ± 5.0 %"
         assert rows["Calibration error"][0] == "0.123"
         assert rows["Effective samples"][1].endswith("of 400 decoder passes at 40 slots.")
 

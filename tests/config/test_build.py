@@ -19,6 +19,7 @@ import torch
 
 import pyro_vmem as pv
 from pyro_vmem import VMA, AddressGuide, AddressPrior, Memory, Part, over_slots
+from pyro_vmem.app.experiment import Experiment
 from pyro_vmem.train import save_checkpoint
 
 yaml = pytest.importorskip("yaml")
@@ -582,6 +583,20 @@ def test_a_yaml_file_that_costs_more_than_it_holds(lines: list[str], message: st
     path.write_text("\n".join(lines))
     with pytest.raises(ValueError, match=re.escape(message)):
         pv.build(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"settings": {"name": 1, "name": 2}}', "it has the key 'name' twice"),
+        ("[" * 200_000, "it is nested too deeply"),
+    ],
+)
+def test_a_json_file_with_a_key_twice_or_too_deep(text: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "experiment.json").write_text(text)
+    for read in (pv.build, lambda path: Experiment.read(path.parent)):
+        with pytest.raises(ValueError, match=message):
+            read(tmp_path / "experiment.json")
 
 
 def test_numbers_in_a_yaml_file(tmp_path: Path) -> None:

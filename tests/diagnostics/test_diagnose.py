@@ -253,7 +253,7 @@ def test_bad_arguments(monkeypatch):
     with pytest.raises(ValueError, match="labels: the memory has none"):
         diagnose(vma, memory, x, labels=torch.zeros(5).long())
     labelled = pv.Memory(memory.templates, torch.arange(6))
-    with pytest.raises(ValueError, match=r"labels: expected shape \(5,\), one a target, got \(4,\)"):
+    with pytest.raises(ValueError, match=r"labels: expected shape \(5,\), one per target, got \(4,\)"):
         diagnose(vma, labelled, x, labels=torch.zeros(4).long())
     with pytest.raises(TypeError, match="unexpected keyword argument 'per_slots'"):
         diagnose(vma, memory, x, per_slots=3)

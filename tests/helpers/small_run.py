@@ -1,4 +1,4 @@
-"""A run that takes milliseconds a step: a small data set, a small model, and what compares two runs."""
+"""A run that takes milliseconds per step: a small data set, a small model, and what compares two runs."""
 
 import torch
 

@@ -65,7 +65,7 @@ def test_within_the_limits_it_is_stock_enumeration():
 @pytest.mark.parametrize(
     ("limits", "match"),
     [
-        ({"max_gigabytes": 1e-5}, r"enumeration: 40 values, about .* GB a step; the limit is 1e-05 GB\. Sum"),
+        ({"max_gigabytes": 1e-5}, r"enumeration: 40 values, about .* GB per step; the limit is 1e-05 GB\. Sum"),
     ],
 )
 def test_what_is_too_much_is_refused_before_it_is_done(limits, match):
@@ -113,4 +113,4 @@ def test_the_limit_is_positive():
 
 def test_repr_and_text():
     assert repr(EnumGuard(max_gigabytes=2.0)) == "EnumGuard(max_gigabytes=2.0)"
-    assert str(enumeration.EnumerationCost(1000, 1.5)) == "1,000 values, about 1.5 GB a step"
+    assert str(enumeration.EnumerationCost(1000, 1.5)) == "1,000 values, about 1.5 GB per step"

@@ -38,7 +38,7 @@ def amortised(x):
 
 
 def log_likelihood(x):
-    """log p(x) of the mixture, the assignment summed out by hand, in nats a datapoint."""
+    """log p(x) of the mixture, the assignment summed out by hand, in nats per datapoint."""
     weights, locs, scale = (pyro.param(name).detach() for name in ("weights", "locs", "scale"))
     return float((weights.log() + dist.Normal(locs, scale).log_prob(x[:, None])).logsumexp(-1).mean())
 

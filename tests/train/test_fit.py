@@ -266,7 +266,7 @@ def test_a_run_without_a_better_bound_ends_early_and_a_resumed_one_counts_on(tmp
         result = pv.fit(vma, sampler(), **settings, callbacks=callbacks, resume=True)
     assert (result.steps, result.interrupted, result.best_bound) == (4, False, -9.0)
     assert equal(weights(vma), second[0])
-    assert "2 validations without a better bound: ended after 4 steps." in capsys.readouterr().err
+    assert "Ended after 4 steps by early stopping (patience 2)." in capsys.readouterr().err
     with pytest.warns(RuntimeWarning, match="the run is over, after 4 steps"):
         assert pv.fit(small_vma(), sampler(), **settings, resume=True, progress=False).steps == 4
     settings |= {"patience": 3, "callbacks": [pv.train.StopAfter(1e-5)]}  # more patience is a reason to go on
