@@ -206,7 +206,11 @@ class PackedMemory(Memory):
     def open(
         cls, path: str | Path, event_shape: Sequence[int], bits: Literal[1, 8] = 1, labels: Tensor | None = None
     ) -> PackedMemory:
-        """Memory-maps a `.npy` file of :meth:`pack`; arguments, shapes and errors are those of the class."""
+        """Memory-maps a `.npy` file of :meth:`pack`; arguments, shapes and errors are those of the class.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
         # Read-only: a writable map would have to fit into RAM.
         if not Path(path).is_file():
             raise FileNotFoundError(f"path: there is no file {str(path)!r}. Make it with PackedMemory.pack(..., path).")

@@ -154,14 +154,3 @@ def test_methods_take_arrays_and_lists_and_name_what_is_wrong() -> None:
     for wrong, ask in (("slots", packed.remove), ("a", memory.read), ("x", vma.encode_x)):
         with pytest.raises(ValueError, match=f"^{wrong}: expected"):
             ask("none")
-
-
-def test_methods_that_the_library_calls_itself_are_not_checked(monkeypatch: pytest.MonkeyPatch) -> None:
-    vma, memory, x = pv.VMA.for_vectors(3), pv.Memory(torch.rand(4, 3)), torch.rand(2, 3)
-    elbo, asked = pv.infer.VIMCO_ELBO(2), list[str]()
-    elbo.loss(vma.model, vma.guide, memory, x)
-    monkeypatch.setattr(checks, "_fits", lambda value, hint: not asked.append(str(hint)))
-    elbo.loss(vma.model, vma.guide, memory, x)
-    assert not [hint for hint in asked if "Memory" in hint or "Tensor" in hint]
-    vma.model(memory, x)
-    assert asked
