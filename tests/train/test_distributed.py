@@ -216,7 +216,7 @@ def test_torchrun_trains_from_the_command_line(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONFAULTHANDLER": "1"},
         cwd=Path(__file__).parent.parent.parent,
     )
     assert done.returncode == 0, done.stderr
