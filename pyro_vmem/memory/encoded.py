@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from pyro_vmem.memory.memory import Memory, gather
@@ -95,7 +96,7 @@ class EncodedMemory(Memory):
         """One feature vector per slot, with shape `(S, F)` or `(B, S, F)`; raises a `ValueError` if too many."""
         return self._source.features
 
-    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
+    def read(self, a: Integer[Tensor, "..."]) -> Template:  # type: ignore[override]  # the same reading, with features
         r"""Reads :math:`m_a` with its features, with leading shape `(*, B)`; see :meth:`Memory.read`."""
         table, places = (self._source, a) if isinstance(self._source, Template) else self._source.at(a)
         return _Read(table, places, self.per_datapoint)

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 
 from pyro_vmem._utils.checks import checked
@@ -273,9 +274,9 @@ class MilvusIndex(AddressIndex):
         self._ids = self._ids.append(ids)
         self._sorter = None if in_order else self.ids.argsort()
 
-    def remove(self, slots: Tensor) -> None:
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
         slots = self._in_range(slots)
-        for some in self.ids[slots].split(MOST_ROWS):
+        for some in self.ids[slots].split(MOST_ROWS) if len(slots) else ():  # Milvus deletes no empty list
             self.collection("delete", ids=some.tolist())
         super().remove(slots)
 
@@ -497,7 +498,7 @@ class MilvusMemory(PackedMemory):
         index.add_rows(keys, templates, labels)
         return self.store.of(index)
 
-    def remove(self, slots: Tensor) -> None:
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
         super().remove(slots)
         self.store = self.store.of(self.index)
 
