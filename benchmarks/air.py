@@ -80,10 +80,12 @@ def main(
     digit: int = 9,
     hidden: int = 64,
     what: int = 8,
+    noise: float = 0.2,
+    presence: float = 0.01,
     batch: int = 32,
     lr: float = 1e-3,
     anneal: int = 2000,
-    every: int = 1000,
+    every: int = 500,
     test: int = 3000,
     seed: int = 0,
     file: str | None = None,
@@ -98,9 +100,12 @@ def main(
         digit: Those of a digit.
         hidden: The width of the networks.
         what: The numbers that a digit's appearance is made of.
+        noise: The standard deviation of a pixel. At 0.3, which suits digits of 28 pixels, the faintest of 9 pixels add
+            less to the likelihood than an object costs, and the right posterior leaves them out.
+        presence: The prior probability of one more object, when `anneal` is over.
         batch: Canvases in a step; each is new.
         lr: The learning rate of Adam; it falls to zero in the last fifth of the time.
-        anneal: In how many steps the prior probability of one more object falls, from 1 - 1e-6 to 0.01.
+        anneal: In how many steps the prior probability of one more object falls, from 1 - 1e-6 to `presence`.
         every: After how many steps held-out canvases are counted.
         test: How many those are.
         seed: Of weights, canvases and draws.
@@ -110,7 +115,7 @@ def main(
     state: dict[str, Any] = {"step": 0, "seconds": 0.0, "rows": []}
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
         torch.manual_seed(seed)
-        air = AIR(side, digit, what=what, hidden=hidden)
+        air = AIR(side, digit, what=what, hidden=hidden, noise=noise)
         elbo = OBJECTIVES[objective](num_particles)
         optimizer = torch.optim.Adam(air.parameters(), lr=lr)
         images, generator = digits(True, digit), torch.Generator().manual_seed(seed)
@@ -124,7 +129,8 @@ def main(
         start = time.process_time() - state["seconds"]
         while (spent := time.process_time() - start) < budget:
             # At first objects cannot be left out: they have to become of use before the model may go without.
-            air.presence.fill_(torch.tensor(14 - 18.6 * min(1.0, state["step"] / anneal)).sigmoid())
+            share = min(1.0, state["step"] / anneal)
+            air.presence.fill_(torch.lerp(torch.tensor(14.0), torch.tensor(presence).logit(), share).sigmoid())
             optimizer.param_groups[0]["lr"] = lr * min(1.0, 5 * (1 - spent / budget))
             x, _ = canvases(images, side, batch, generator)
             optimizer.zero_grad()
@@ -137,6 +143,7 @@ def main(
                 state["rows"].append(row)
                 keep(state, air, optimizer, generator, time.process_time() - start, path)
     settings = {"objective": objective, "num_particles": num_particles, "batch": batch, "side": side, "digit": digit}
+    settings |= {"noise": noise, "presence": presence, "lr": lr, "test": test}
     return {**settings, "minutes": minutes, "seed": seed, "torch": torch.__version__, "rows": state["rows"]}
 
 

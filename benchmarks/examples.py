@@ -234,11 +234,14 @@ class AIR(nn.Module):
         steps: The most objects on a canvas.
         what: The numbers that an appearance is made of.
         hidden: The width of the networks.
+        noise: The standard deviation of a pixel.
     """
 
-    def __init__(self, side: int, glimpse: int, steps: int = 3, what: int = 20, hidden: int = 128) -> None:
+    def __init__(
+        self, side: int, glimpse: int, steps: int = 3, what: int = 20, hidden: int = 128, noise: float = 0.3
+    ) -> None:
         super().__init__()
-        self.side, self.glimpse, self.steps, self.what = side, glimpse, steps, what
+        self.side, self.glimpse, self.steps, self.what, self.noise = side, glimpse, steps, what, noise
         self.register_buffer("presence", torch.tensor(0.5))  # the prior probability of one more object
         self.register_buffer("loc", torch.tensor([side / glimpse, 0.0, 0.0]))
         self.register_buffer("scale", torch.tensor([0.2, 1.0, 1.0]))
@@ -263,7 +266,7 @@ class AIR(nn.Module):
                     what = pyro.sample(f"what_{t}", dist.Normal(x.new_zeros(self.what), 1.0).to_event(1))
                 drawn = warp(self.decode(what).sigmoid(), where, self.side)
                 mean = mean + here[..., None, None] * drawn
-            pyro.sample("x", dist.Normal(mean, 0.3).to_event(2), obs=x)
+            pyro.sample("x", dist.Normal(mean, self.noise).to_event(2), obs=x)
 
     def guide(self, x: Tensor) -> None:
         """One object after the other, from the image and where the objects before it are."""

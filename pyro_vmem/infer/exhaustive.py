@@ -63,6 +63,8 @@ def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int =
     """
     own = getattr(elbo, "local", elbo)  # several draws of what is outside of the data plate have the same mean
     count = int(own.num_particles) if getattr(own, "weighted", False) else 1
+    unmarked: Any = {"enumerate": None}  # all values are gone through here, not by Pyro
+    model, guide = (poutine.infer_config(fn, lambda site: unmarked) for fn in (model, guide))
     guide = SameData()(guide)  # a mask of a distribution becomes one of its site
     with torch.no_grad(), forked(*args, *kwargs.values()), pyro.get_param_store().scope():
         run, drawn = _traces(model, guide, args, kwargs)

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from exact import Discrete, discrete_case, estimates, exact_bound, exact_elbo, gradients
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, config_enumerate
 from torch import nn
 
 from pyro_vmem.infer import (
@@ -16,6 +16,7 @@ from pyro_vmem.infer import (
     RWS_ELBO,
     VIMCO_ELBO,
     DisARM_ELBO,
+    EnumGuard,
     Reinforce_ELBO,
     StraightThrough_ELBO,
     UnorderedSet_ELBO,
@@ -313,6 +314,11 @@ def test_assertions_on_programs_hold_and_can_fail():
     assert_same_bound(Reinforce_ELBO(2), Trace_ELBO(), toy.model, toy.guide, x, draws=60)
     with pytest.raises(AssertionError, match="standard errors from the exact value 0"):
         assert_same_bound(VIMCO_ELBO(8), Trace_ELBO(), toy.model, toy.guide, x, draws=60)
+
+
+def test_the_assertion_sums_a_guide_that_is_marked_for_enumeration():
+    toy, x, parameters = discrete_case()
+    assert_objective_unbiased(EnumGuard(), toy.model, config_enumerate(toy.guide), x, parameters=parameters, draws=10)
 
 
 def test_values_that_cannot_be_summed_are_refused():
