@@ -182,7 +182,7 @@ def few_shot(protocol: str, rows: list[Row], method: str, published: list[Publis
     if published and not any(row.protocol == protocol for row in published):
         lines += [
             "",
-            "No published figure is of this protocol. Those above are of similar ones, not comparable to the nat.",
+            "No published figure uses this protocol. Those above are from similar ones: compare only roughly.",
         ]
     return "\n".join(lines)
 

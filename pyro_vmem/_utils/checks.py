@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.masked import is_masked_tensor
 from torch.utils.data import Dataset
 
-__all__ = ["check_entries", "checked", "in_words"]  # and the names of ranges
+__all__ = ["check_entries", "checked", "converted", "device_named", "in_words"]  # and the names of ranges
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 _CONF = BeartypeConf(is_pep484_tower=True)  # where a float is meant, a whole number will do
@@ -121,22 +121,23 @@ def checked(function: _F, inside: bool = True) -> _F:
         with jaxtyped("context"):  # in which a dim of one name has one length
             for name in [name for name in given if name not in variadic]:
                 if not _fits(given[name], hints[name]):
-                    converted = _converted(given[name])
-                    if converted is given[name] or not _fits(converted, hints[name]):
+                    taken = converted(given[name])
+                    if taken is given[name] or not _fits(taken, hints[name]):
                         raise ValueError(_message(function, name, given, hints[name]))
-                    given[name] = converted
+                    given[name] = taken
         return function(*bound.args, **bound.kwargs)
 
     vars(entry)["is_checked"] = True
     return typing.cast(_F, entry)
 
 
-def check_entries(package: dict[str, Any], in_steps: Collection[str] = ()) -> None:
+def check_entries(package: dict[str, Any], in_steps: Collection[str] = (), methods: bool = False) -> None:
     """Makes the public functions of a package, and the constructors of its public classes, check their arguments.
 
     Arguments:
         package: Its `globals()`, with `__all__`.
         in_steps: The names of functions that training steps call. They check only calls from outside of the library.
+        methods: Whether the public methods of these classes check calls from outside, too.
     """
     for name in package["__all__"]:
         entry = package[name]
@@ -146,8 +147,16 @@ def check_entries(package: dict[str, Any], in_steps: Collection[str] = ()) -> No
         if inspect.isfunction(entry):
             package[name] = checked(entry, inside)
             setattr(sys.modules[entry.__module__], name, package[name])  # where pickle looks for it
-        elif inspect.isfunction(own := vars(entry).get("__init__")) and "is_checked" not in vars(own):
+            continue
+        if inspect.isfunction(own := vars(entry).get("__init__")) and "is_checked" not in vars(own):
             type.__setattr__(entry, "__init__", checked(entry.__init__, inside))
+        for method, own in list(vars(entry).items()) if methods and inspect.isclass(entry) else ():
+            if method.startswith("_") or method == "forward":  # which only modules call
+                continue
+            if isinstance(own, classmethod | staticmethod) and "is_checked" not in vars(own.__func__):
+                type.__setattr__(entry, method, type(own)(checked(own.__func__, inside=False)))
+            elif inspect.isfunction(own) and "is_checked" not in vars(own):
+                type.__setattr__(entry, method, checked(own, inside=False))
 
 
 def _is_ours(frame: types.FrameType | None) -> bool:
@@ -202,7 +211,7 @@ def _fits(value: Any, hint: Any) -> bool:
     return is_bearable(value, hint, conf=_CONF)
 
 
-def _converted(value: Any) -> Any:
+def converted(value: Any) -> Any:
     """NumPy's numbers as Python's own, and arrays and lists as tensors."""
     if isinstance(value, np.generic):
         return value.item()
@@ -216,11 +225,21 @@ def _converted(value: Any) -> Any:
     return tensor.to(torch.get_default_dtype()) if default else tensor
 
 
+def device_named(name: torch.device | str) -> torch.device:
+    """The device of a name; raises a `ValueError` if no device has it."""
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"device: expected a name such as 'cpu' or 'cuda', got {name!r}.") from error
+
+
 def _message(function: Callable[..., Any], name: str, given: dict[str, Any], hint: Any) -> str:
     value, function = given[name], inspect.unwrap(function)
     said = f"{name}: expected {in_words(function.__annotations__[name], function.__globals__)}, got {_shown(value)}"
     if inspect.isclass(value):
         return f"{said}. Write {value.__name__}(...), with its arguments."
+    if re.search(r"\bMemory\b", str(function.__annotations__[name])) and isinstance(value, Tensor | np.ndarray | list):
+        return f"{said}. Use Memory(templates)."
     if not isinstance(value, Tensor) or value.is_complex():
         plain = isinstance(value, int | float)  # of which what was expected says all
         return f"{said}." if plain else f"{said}. See help({function.__qualname__.removesuffix('.__init__')})."

@@ -33,8 +33,9 @@ if hasattr(os, "register_at_fork"):  # A forked child has only one thread, and n
 def one_thread(trains: bool = False) -> Iterator[None]:
     """Keeps the other threads of this process out of the library until the block ends.
 
-    Two threads with one generator and one stack of handlers would get each other's numbers and sites. Short blocks are
-    waited for. A training run may take hours, so other threads get a `RuntimeError` if the holder `trains`.
+    Two threads with one generator and one stack of handlers would mix their random numbers and sites. A thread waits
+    while another is in a short block. A training run may take hours, so other threads get a `RuntimeError` if the
+    holder `trains`.
 
     Example:
         >>> with one_thread(), one_thread():

@@ -28,7 +28,7 @@ _MODULES: WeakSet[nn.Module] = WeakSet()  # all existing modules that have put s
 
 @contextmanager
 def no_store() -> Iterator[None]:
-    """Turns :func:`register` off, for callers that have the parameters already.
+    """Turns :func:`register` off, for callers that hold the parameters already.
 
     Looking up all parameters in the store takes two milliseconds per step.
     """

@@ -26,7 +26,7 @@ from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.report import Report, write_report
-from pyro_vmem.app.report_content import check, gather
+from pyro_vmem.app.report_content import check, report_fields
 from pyro_vmem.app.report_text import problems, verdict
 from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, Evaluation
 from pyro_vmem.app.sources import Sources
@@ -104,7 +104,7 @@ class Experiment(Sources):
         )
 
     def made_objective(self) -> ELBO | Literal["auto"]:
-        """The objective of its spec; `"auto"` is chosen when there is a model."""
+        """Makes the objective from its spec; returns the name `"auto"` unchanged, because the choice needs a model."""
         if self.objective == "auto":
             return "auto"
         elbo: ELBO = from_spec(self._objective_spec(), ELBO, where="objective")
@@ -285,7 +285,7 @@ class Experiment(Sources):
         evaluation, found, metrics = self._evaluate(vma, episodes, how, progress)
         metrics |= {"steps": result.steps, "training_seconds": round(result.seconds, 1)}
         with autocast(next(vma.parameters()).device, "auto"):
-            fields = gather(vma, episodes, evaluation, found, seed=self.seed)
+            fields = report_fields(vma, episodes, evaluation, found, seed=self.seed)
         report = Report(
             title=f"Variational memory addressing on {self.data}",
             facts=self._facts(vma, episodes, metrics, result),

@@ -35,7 +35,7 @@ def check(vma: VMA, episodes: EpisodeSampler, num_samples: int = 10, seed: int =
 
 
 @torch.no_grad()
-def gather(
+def report_fields(
     vma: VMA,
     episodes: EpisodeSampler,
     evaluation: FewShotEvaluation,

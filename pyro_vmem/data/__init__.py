@@ -37,4 +37,4 @@ __all__ = [
     "protocol",
     "within_alphabet_trials",
 ]
-check_entries(globals(), in_steps=("Episode",))
+check_entries(globals(), in_steps=("Episode",), methods=True)

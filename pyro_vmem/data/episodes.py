@@ -11,7 +11,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.checks import Count, NonNegativeInt, device_named
 from pyro_vmem._utils.defaults import usual_defaults
 from pyro_vmem.data.dataset import FewShotDataset
 from pyro_vmem.memory import Memory
@@ -64,8 +64,8 @@ class Episode:
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Episode:
         """Returns the episode on a device; with `non_blocking`, a copy from pinned memory may overlap computation."""
-        labels = self.x if self.labels is None else self.labels
-        if self.x.device == self.memory.device == labels.device == torch.device(device):  # as of `Tensor.to`
+        labels, device = self.x if self.labels is None else self.labels, device_named(device)
+        if self.x.device == self.memory.device == labels.device == device:  # as of `Tensor.to`
             return self
         return Episode(
             self.memory.to(device, non_blocking=non_blocking),
@@ -163,7 +163,7 @@ class EpisodeSampler(Dataset[Episode]):
         self.dataset, self.seed, self.num_episodes = dataset, seed, num_episodes
         self.n_way, self.k_shot, self.n_query, self.n_absent = n_way, k_shot, n_query, n_absent
         self.rotate, self.flip = rotate, flip
-        self._images = dataset.images if device is None else dataset.images.to(device)
+        self._images = dataset.images if device is None else dataset.images.to(device_named(device))
         self._sizes = sizes
         self._starts = sizes.cumsum(0) - sizes
         self._by_class = dataset.classes.argsort(stable=True)

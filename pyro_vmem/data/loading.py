@@ -82,7 +82,7 @@ def _in_a_thread(episodes: Dataset[Episode], indices: range, pin: bool) -> Itera
 def lost_worker() -> Iterator[None]:
     """Raises a `ChildProcessError` with advice when a worker has died.
 
-    torch notices the death at once, in any line of the block.
+    torch reports the death at once, so the error may be raised at any line of the block.
     """
     try:
         yield

@@ -47,4 +47,4 @@ __all__ = [
     "to_arviz",
     "to_datatree",
 ]
-check_entries(globals())
+check_entries(globals(), methods=True)

@@ -43,7 +43,7 @@ def hit_rate(probabilities: Float[Tensor, "*batch C"], labels: Integer[Tensor, "
 
 @dataclass(frozen=True, eq=False)
 class ReliabilityCurve:
-    """Confidence against accuracy, as :func:`calibration_error` finds them: one value per bin, `(bins,)`.
+    """The accuracy of targets in bins of similar confidence, from :func:`calibration_error`. Shapes are `(bins,)`.
 
     Attributes:
         error: The expected calibration error: the mean distance between confidence and accuracy, in [0, 1].

@@ -10,10 +10,10 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Integer
+from jaxtyping import Float, Integer
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Count, NonNegativeInt
+from pyro_vmem._utils.checks import Count, NonNegativeInt, checked
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem._utils.version import __version__
@@ -157,10 +157,11 @@ def diagnose(
     return dataset
 
 
+@checked
 def measure(
     vma: VMA,
     memory: Memory,
-    x: Tensor,
+    x: Float[Tensor, "B ..."],
     *,
     num_samples: int,
     per_slot: int,

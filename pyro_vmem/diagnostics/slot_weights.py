@@ -57,7 +57,7 @@ def slot_weights(
     max_decodes: Count = 1024,
     progress: bool = False,
 ) -> SlotWeights:
-    """Weighs the same number of samples of z at every slot in use, or at the given ones `(n,)`."""
+    """Computes importance weights of samples of z at every slot in use, or at the given slots `(n,)`."""
     encoded = vma.encode(memory)
     slots = slots_in_use(encoded) if slots is None else slots
     log_prior = log_address_prior(vma, encoded, len(x))

@@ -241,7 +241,7 @@ def mean_and_error(values: Tensor) -> tuple[float, float]:
 
 
 def trust_figures(khat: Tensor, standard_error: Tensor) -> dict[str, float]:
-    """Figures over datapoints of shape `(*)`, whose error is NaN where it is unknown."""
+    """Computes summary figures over datapoints of shape `(*)`, whose unknown errors are NaN."""
     return {
         "monte_carlo_se": float(standard_error.square().sum().sqrt()) / standard_error.numel(),
         "error_unknown": float(standard_error.isnan().double().mean()),

@@ -23,4 +23,4 @@ __all__ = [
     "Template",
     "recall",
 ]
-check_entries(globals(), in_steps=("EncodedMemory", "Hits", "Memory", "Template"))
+check_entries(globals(), in_steps=("EncodedMemory", "Hits", "Memory", "Template"), methods=True)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import NamedTuple, Self
 
 import torch
+from jaxtyping import Integer
 from torch import Tensor, nn
 
 from pyro_vmem.memory.memory import Memory, gather
@@ -42,7 +43,8 @@ class Template:
         return Template(fn(self.raw), fn(self.features), tuple(fn(m) for m in self.maps))
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
-        """Applies `fn`, from templates of any leading shape `(*)` to images `(*, C, H, W)`, once per distinct one."""
+        """Applies `fn` once per distinct template; `fn` maps templates of leading shape `(*)` to images `(*, C, H,
+        W)`."""
         return fn(self)
 
 
@@ -94,7 +96,7 @@ class EncodedMemory(Memory):
         """One feature vector per slot, with shape `(S, F)` or `(B, S, F)`; raises a `ValueError` if too many."""
         return self._source.features
 
-    def read(self, a: Tensor) -> Template:  # type: ignore[override]  # the same reading, with features
+    def read(self, a: Integer[Tensor, "..."]) -> Template:  # type: ignore[override]  # the same reading, with features
         r"""Reads :math:`m_a` with its features, with leading shape `(*, B)`; see :meth:`Memory.read`."""
         table, places = (self._source, a) if isinstance(self._source, Template) else self._source.at(a)
         return _Read(table, places, self.per_datapoint)
@@ -121,10 +123,11 @@ class EncodedMemory(Memory):
 
 @contextmanager
 def encoded_once(memory: EncodedMemory) -> Iterator[EncodedMemory]:
-    """A memory whose encoder is gone backward through once, however often what reads it is.
+    """Yields a memory whose encoder has one backward pass, however many backward passes read the memory.
 
-    Pyro's own objectives may go backward once a particle, and free what they went through. Here gradients stop at what
-    was encoded, add up there, and go on to the encoder when the block ends: the same gradient, for any objective.
+    Pyro's own objectives may have one backward pass per particle, each of which frees its graph. Here gradients are
+    accumulated at the encodings. When the block ends, they are backpropagated through the encoder once. The result is
+    the same gradient for any objective.
     """
     ends: list[tuple[Tensor, Tensor]] = []
 

@@ -11,7 +11,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count
@@ -167,14 +167,14 @@ class AddressIndex(abc.ABC):
         self._changed(slots)
         return slots
 
-    def remove(self, slots: Tensor) -> None:
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
         """Removes slots, integers `(n,)`. They are never found again, and their numbers are not reused."""
         slots = self._in_range(slots).unique()
         self._count -= int(self.present[slots].sum())
         self.present[slots] = False
         self._changed(slots)
 
-    def update(self, slots: Tensor, keys: Tensor) -> None:
+    def update(self, slots: Integer[Tensor, " n"], keys: Float[Tensor, "n E"]) -> None:
         """Replaces the keys of slots, integers `(n,)`, by finite ones `(n, E)`."""
         slots = self._in_range(slots)
         self._replace(slots, checked_keys(keys, self.dim).to(self.present.device, self.dtype))

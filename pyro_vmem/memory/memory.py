@@ -187,7 +187,7 @@ class Memory:
             return torch.full(self.batch_shape, self.num_slots, device=self.device)
         return self.mask.sum(-1)
 
-    def read(self, a: Tensor) -> Tensor:
+    def read(self, a: Integer[Tensor, "..."]) -> Tensor:
         r"""Reads :math:`m_a`.
 
         Arguments:
@@ -201,7 +201,7 @@ class Memory:
         """
         return self.store.read(a)
 
-    def by_class(self, probs: Tensor, slots: Tensor | None = None) -> Tensor:
+    def by_class(self, probs: Float[Tensor, "..."], slots: Integer[Tensor, "..."] | None = None) -> Tensor:
         r"""Adds up the probabilities of the slots of each class: :math:`\sum_{a: c_a = c} p_a`.
 
         Arguments:
@@ -212,11 +212,13 @@ class Memory:
             Probabilities of the classes, `(*, B, C)`. The columns are the sorted classes, `labels.unique()`.
 
         Raises:
-            ValueError: If the memory has no labels.
+            ValueError: If the memory has no labels, or the probabilities are not one per slot.
         """
         if self.labels is None:
             raise ValueError("labels: by_class needs them, got none. Make the memory with Memory(templates, labels).")
         labels, classes = self.labels, self._classes()
+        if probs.shape[-1:] != (slots if slots is not None else labels).shape[-1:]:
+            raise ValueError(f"probs: expected one per slot in the last dim, got shape {tuple(probs.shape)}.")
         if slots is not None:
             labels = labels[slots] if not self.per_datapoint else labels.expand(*slots.shape[:-1], -1).gather(-1, slots)
         index = torch.searchsorted(classes, labels.contiguous())

@@ -15,6 +15,7 @@ from typing import Any, Literal, Self
 
 import numpy as np
 import torch
+from jaxtyping import Integer
 from torch import Tensor
 
 from pyro_vmem._utils.checks import checked
@@ -177,7 +178,7 @@ class Collection:
         return found
 
     def write(self, method: Literal["insert", "upsert"], rows: dict[str, Any], **how: Any) -> None:
-        """Writes rows, columns of equal length by name, some at a time."""
+        """Writes rows in batches, given as columns of equal length by name."""
         for start in range(0, len(rows["id"]), self.rows_at_once):
             some = [column[start : start + self.rows_at_once] for column in rows.values()]
             self(method, data=[dict(zip(rows, row, strict=True)) for row in zip(*some, strict=True)], **how)
@@ -273,9 +274,9 @@ class MilvusIndex(AddressIndex):
         self._ids = self._ids.append(ids)
         self._sorter = None if in_order else self.ids.argsort()
 
-    def remove(self, slots: Tensor) -> None:
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
         slots = self._in_range(slots)
-        for some in self.ids[slots].split(MOST_ROWS):
+        for some in self.ids[slots].split(MOST_ROWS) if len(slots) else ():  # Milvus deletes no empty list
             self.collection("delete", ids=some.tolist())
         super().remove(slots)
 
@@ -497,7 +498,7 @@ class MilvusMemory(PackedMemory):
         index.add_rows(keys, templates, labels)
         return self.store.of(index)
 
-    def remove(self, slots: Tensor) -> None:
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
         super().remove(slots)
         self.store = self.store.of(self.index)
 

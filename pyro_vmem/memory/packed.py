@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Integer, UInt8
 from torch import Tensor
 
-from pyro_vmem._utils.checks import Size, checked
+from pyro_vmem._utils.checks import Size, checked, device_named
 from pyro_vmem.memory.growing import Growing
 from pyro_vmem.memory.index import AddressIndex
 from pyro_vmem.memory.memory import Memory, Store
@@ -48,7 +48,7 @@ class PackedStore(Store):
         device: torch.device | str | None = None,
     ) -> None:
         self.packed, self.event_shape, self.bits, self.dtype = packed, torch.Size(event_shape), bits, dtype
-        self.device = torch.device(device) if device is not None else packed.device
+        self.device = device_named(device) if device is not None else packed.device
         self.added = Growing(packed[:0])  # rows added to what may be a file
         row = self.row_shape
         if tuple(packed.shape[1:]) != row or len(packed) == 0:
@@ -206,8 +206,14 @@ class PackedMemory(Memory):
     def open(
         cls, path: str | Path, event_shape: Sequence[int], bits: Literal[1, 8] = 1, labels: Tensor | None = None
     ) -> PackedMemory:
-        """Memory-maps a `.npy` file of :meth:`pack`; arguments, shapes and errors are those of the class."""
+        """Memory-maps a `.npy` file of :meth:`pack`; arguments, shapes and errors are those of the class.
+
+        Raises:
+            FileNotFoundError: If there is no such file.
+        """
         # Read-only: a writable map would have to fit into RAM.
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"path: there is no file {str(path)!r}. Make it with PackedMemory.pack(..., path).")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "The given NumPy array is not writable")
             packed = torch.from_numpy(np.load(path, mmap_mode="r", allow_pickle=False))
@@ -269,7 +275,7 @@ class PackedMemory(Memory):
             self._own_index().add(keys)
         return self.store.append(rows)
 
-    def remove(self, slots: Tensor) -> None:
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
         """Removes slots, integers `(n,)`; the others keep their numbers.
 
         Raises:

@@ -30,4 +30,4 @@ __all__ = [
     "index_memory",
     "staleness",
 ]
-check_entries(globals())
+check_entries(globals(), methods=True)

@@ -220,7 +220,7 @@ class KeyRefresher:
         index.update(slots, fresh)
         return drift
 
-    def refresh(self, *, batch_size: int = 1024, progress: bool = False) -> float:
+    def refresh(self, *, batch_size: Count = 1024, progress: bool = False) -> float:
         """Refreshes all slots and rebuilds the index; returns their :attr:`Staleness.drift`."""
         index = _index_of(self.memory)
         fresh, drift = self._fresh(index, index.slots.to(self.memory.device), batch_size=batch_size, progress=progress)

@@ -6,6 +6,7 @@ import math
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import Positive, Size
@@ -80,8 +81,9 @@ class LinearGaussianMemory(nn.Module):
 
     # Closed forms
 
-    def slot_log_evidence(self, memory: Memory, x: Tensor) -> Tensor:
+    def slot_log_evidence(self, memory: Memory, x: Float[Tensor, "B X"]) -> Tensor:
         r""":math:`\log p(x | m_a)` of targets `(B, X)` from each slot of a memory, in nats, with shape `(B, S)`."""
+        _check_finite(x=x)
         mean = self.latent_mean(memory.templates) @ self.loading.mT + memory.templates @ self.skip.mT + self.offset
         scaled = self.loading * self.latent_log_scale.exp()
         identity = torch.eye(self.dim, dtype=x.dtype, device=x.device)
@@ -90,21 +92,24 @@ class LinearGaussianMemory(nn.Module):
         log_prob: Tensor = dist.MultivariateNormal(mean, covariance).log_prob(x.unsqueeze(-2))
         return log_prob
 
-    def log_evidence(self, memory: Memory, x: Tensor) -> Tensor:
+    def log_evidence(self, memory: Memory, x: Float[Tensor, "B X"]) -> Tensor:
         r""":math:`\log p(x | M) = \log \sum_a p(a | M)\, p(x | m_a)`, in nats `(B,)`; arguments as above."""
         return self._log_joint(memory, x).logsumexp(-1)
 
-    def address_posterior(self, memory: Memory, x: Tensor) -> dist.Categorical:
+    def address_posterior(self, memory: Memory, x: Float[Tensor, "B X"]) -> dist.Categorical:
         r""":math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`, with batch shape `(B,)`; arguments as above."""
         return over_slots(self._log_joint(memory, x), memory)
 
-    def latent_posterior(self, x: Tensor, template: Tensor) -> dist.MultivariateNormal:
+    def latent_posterior(
+        self, x: Float[Tensor, "*#batch X"], template: Float[Tensor, "*#batch X"]
+    ) -> dist.MultivariateNormal:
         r""":math:`p(z | x, m_a)`, a Gaussian with precision :math:`\mathrm{diag}(\tau^{-2}) + W^\top W / s^2`.
 
         Arguments:
             x: The targets, with shape `(*, X)`.
             template: The templates :math:`m_a`, with shape `(*, X)`; leading dims broadcast.
         """
+        _check_finite(x=x, template=template)
         prior_precision = torch.diag_embed((-2 * self.latent_log_scale).exp())
         noise_precision = (-2 * self.log_noise).exp()
         precision = prior_precision + noise_precision * self.loading.mT @ self.loading
@@ -113,7 +118,7 @@ class LinearGaussianMemory(nn.Module):
         mean = torch.linalg.solve(precision, information.unsqueeze(-1)).squeeze(-1)
         return dist.MultivariateNormal(mean, precision_matrix=precision)
 
-    def latent_mean(self, template: Tensor) -> Tensor:
+    def latent_mean(self, template: Float[Tensor, "*batch X"]) -> Tensor:
         r"""The mean :math:`C m_a + d` of :math:`p(z | m_a)`: `(*, X)` to `(*, D)`."""
         return template @ self.to_latent.mT + self.latent_offset
 
@@ -151,6 +156,12 @@ class LinearGaussianMemory(nn.Module):
             latent_guide or _ExactLatentGuide(self),
             name=name,
         )
+
+
+def _check_finite(**values: Tensor) -> None:
+    for name, value in values.items():
+        if value.numel() == 0 or not bool(value.isfinite().all()):
+            raise ValueError(f"{name}: expected finite numbers, got NaN, infinite values or none.")
 
 
 class _OfReference(Part):

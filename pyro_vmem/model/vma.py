@@ -16,7 +16,7 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor
 from torch.profiler import record_function
 
-from pyro_vmem._utils.checks import Count, NonNegative, NonNegativeInt, Share, Size, checked
+from pyro_vmem._utils.checks import Count, NonNegative, NonNegativeInt, Share, Size, checked, converted
 from pyro_vmem._utils.param_store import ONE_LOSS, register
 from pyro_vmem.distributions import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
@@ -47,6 +47,7 @@ from pyro_vmem.parts import (
     WarpDecoder,
     log_odds,
 )
+from pyro_vmem.parts.layers import check_image_shape
 
 __all__ = ["VMA"]
 
@@ -174,6 +175,7 @@ class VMA(Part):
             >>> VMA.for_images((1, 12, 10), latent_dim=4).generate(Memory(torch.rand(3, 1, 12, 10)), 2).shape
             torch.Size([2, 1, 12, 10])
         """
+        image_shape = check_image_shape(image_shape)
         decoders = {"warp": WarpDecoder, "conv": ConvDecoder}
         likelihoods = {"independent": (BernoulliDecoder, 0), "causal": (CausalBernoulliDecoder, 8)}
         likelihood, more = likelihoods[pixels]
@@ -263,7 +265,7 @@ class VMA(Part):
             ValueError: If memory or x do not have this model's shape, dtype or range of values.
             RuntimeError: If the parameter store holds other parameters under this model's name.
         """
-        memory, batch_size = self._enter(memory, x)
+        memory, x, batch_size = self._enter(memory, x)
         with pyro.plate("data", batch_size, dim=-1):
             a = pyro.sample("a", self.address_prior(memory))
             template = memory.read(a)
@@ -278,7 +280,7 @@ class VMA(Part):
 
         Arguments, shapes and errors are those of :meth:`model`.
         """
-        memory, batch_size = self._enter(memory, x)
+        memory, x, batch_size = self._enter(memory, x)
         target = None if x is None else self.encode_x(x)
         with pyro.plate("data", batch_size, dim=-1):
             q_a = self.address_prior(memory) if target is None else self.address_guide(memory, target)
@@ -314,8 +316,10 @@ class VMA(Part):
                 digest.update(weight.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
         return digest.hexdigest()[:16]
 
-    def encode_x(self, x: Tensor) -> Template:
-        """Targets `(*, *event)` with their features."""
+    def encode_x(self, x: Float[Tensor, "..."]) -> Template:
+        """Targets `(*, *event)` with their features; raises a `ValueError` if they have another shape."""
+        if tuple(x.shape[max(x.dim() - len(self.event_shape), 0) :]) != tuple(self.event_shape):
+            raise ValueError(f"x: expected shape (*, {str(tuple(self.event_shape))[1:-1]}), got {tuple(x.shape)}.")
         with record_function("encode x"):
             features: Template = (self.x_encoder or self.template_encoder)(x)
         return features
@@ -511,22 +515,21 @@ class VMA(Part):
         parts = sparse_parts(self.address_guide(encoded, self.encode_x(x)))
         return sum((encoded.by_class(probs, slots) for probs, slots in parts[1:]), encoded.by_class(*parts[0]))
 
-    def _enter(self, memory: Memory, x: Tensor | None) -> tuple[EncodedMemory, int]:
+    def _enter(self, memory: Memory, x: Tensor | None) -> tuple[EncodedMemory, Tensor | None, int]:
         """Registers the parameters with Pyro, checks the input, encodes the memory and counts the datapoints."""
         register(self.name, self)
+        x = converted(x)  # Pyro's objectives pass on what they are given
         done, this = ONE_LOSS.get(), (id(self), id(memory), id(x))
         if is_validation_enabled() and (done is None or this not in done):
             self.check(memory, x)
             if done is not None:
                 done.add(this)
-        return self.encode(memory), len(x) if x is not None else memory.batch_shape.numel()
+        return self.encode(memory), x, len(x) if x is not None else memory.batch_shape.numel()
 
-    def check(self, memory: Memory, x: Tensor | None) -> None:
+    def check(self, memory: Memory, x: Float[Tensor, "..."] | None) -> None:
         """Raises a `ValueError` if memory or x do not have this model's shape, dtype or range of values."""
         if not isinstance(memory, Memory):
-            raise ValueError(
-                f"memory: expected a pyro_vmem.Memory, got {type(memory).__name__}. Use Memory(templates)."
-            )
+            raise ValueError(f"memory: expected Memory, got {type(memory).__name__}. Use Memory(templates).")
         expected, dtype = tuple(self.event_shape), memory.dtype
         shape = (*memory.batch_shape, memory.num_slots, *memory.event_shape)
         if tuple(memory.event_shape) != expected:

@@ -60,7 +60,7 @@ def draw_image(
 def draw_rows(
     figure: AnyFigure, columns: dict[str, NDArray[np.float64]], name: str, samples: list[NDArray[np.float64]]
 ) -> AnyFigure:
-    """Draws rows of a framed image and further ones, each column by its title, and of samples under a title."""
+    """Draws rows of images: a framed one, one for each titled column, then samples under a common title."""
     height = next(iter(columns.values())).shape[1] / samples[0].shape[2]
     left, step = len(columns) * SPLIT, height + STEP - 1
     ax, font = image_canvas(figure, left + max(len(samples[0]) * STEP, 3.0), 0.5 + len(samples) * step)

@@ -64,7 +64,7 @@ def load_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
         path: The file.
 
     Returns:
-        The tensors by name, on the CPU, and the data.
+        The tensors by name, with their shapes, on the CPU, and the data.
 
     Raises:
         FileNotFoundError: If there is no such file.

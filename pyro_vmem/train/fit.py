@@ -57,11 +57,11 @@ def fit(
 ) -> FitResult:
     r"""Trains a model and its guide on episodes.
 
-    :class:`TrainingConfig` has the settings. Pyro's parameter store and the global random state are left as they were.
+    :class:`TrainingConfig` has the settings. Pyro's parameter store and the global random state stay unchanged.
 
-    Ctrl-C ends the run after the step that it is in, and keeps it (a second one ends it at once, and leaves the last
-    checkpoint). A run that was killed, at whatever moment, goes on from its last checkpoint as if it had never been
-    stopped: on the CPU and with `steps`, to the same weights bit for bit.
+    Ctrl-C ends the run after the current step and keeps it. A second Ctrl-C ends it at once, with the last checkpoint.
+    A killed run continues from its last checkpoint as if it had never stopped. On the CPU and with `steps`, it reaches
+    the same weights bit for bit.
 
     A step whose loss or gradient is not finite changes no weight and is counted in the result. Ten such steps in a row,
     or more than one in a hundred, stop the run. If a checkpoint cannot be written, as on a full disk, there is a
@@ -112,8 +112,6 @@ def fit(
         2
     """
     config = _config(config, settings)
-    if workers > MOST_WORKERS:
-        raise ValueError(f"workers: expected at most {MOST_WORKERS}, got {workers}. Two or four are usual.")
     if config.patience is not None and validation is None:
         raise ValueError(f"patience: got {config.patience}, but there is no validation. Pass validation= as well.")
     if device is not None:
@@ -126,10 +124,10 @@ def fit(
     if checkpoints is not None:
         check_spec(vma)
     with contextlib.ExitStack() as stack:
-        # Whatever the caller is in: in either of these nothing would be trained.
-        for mode in (torch.inference_mode(False), torch.enable_grad()):
-            stack.enter_context(mode)
-        stack.enter_context(set_aside(trainer.device))  # which a source of episodes may draw from
+        # Whatever the caller is in: without these nothing would be trained. A source of episodes may draw from the
+        # generators that are set aside.
+        for outside in (torch.inference_mode(False), torch.enable_grad(), set_aside(trainer.device)):
+            stack.enter_context(outside)
         trainer.seed()  # so that the first episode is the same one when the run is resumed
         episode = first_episode(episodes, "episodes", 1 if config.minutes is not None else config.steps)
         trainer.settings |= {"select": select, "first training episode": _digest(episode)}
@@ -244,6 +242,8 @@ def _check_workers(workers: int, callbacks: Sequence[Callback], vma: VMA, episod
     """Raises a `ValueError` if other processes cannot load such episodes."""
     if not workers:
         return
+    if workers > MOST_WORKERS:
+        raise ValueError(f"workers: expected at most {MOST_WORKERS}, got {workers}. Two or four are usual.")
     if any(isinstance(c, RefreshKeys) and c.wants(vma.address_guide, episode.memory) for c in callbacks):
         raise ValueError(
             f"workers: expected 0, got {workers}: an index whose keys are refreshed has to stay in this process. Load "

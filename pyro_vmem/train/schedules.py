@@ -12,7 +12,7 @@ __all__ = ["Constant", "LinearRise", "Schedule", "WarmupCosine"]
 
 
 class Schedule(abc.ABC):
-    """A factor as a function of how far training has come.
+    """A factor as a function of the progress of training.
 
     A subclass is a frozen dataclass of plain numbers, so that a configuration can name it.
     """
@@ -29,7 +29,7 @@ class Schedule(abc.ABC):
 
 @dataclass(frozen=True)
 class Constant(Schedule):
-    """The same factor all the time.
+    """A constant factor.
 
     Arguments:
         value: The factor, at least 0.
@@ -50,7 +50,7 @@ class WarmupCosine(Schedule):
     r"""A linear rise over the first steps, times a cosine decay from 1 to 0 over the whole run.
 
     Arguments:
-        warmup: How many steps the rise takes. Adam's estimate of the second moment is poor until then.
+        warmup: The number of steps of the rise. Adam's estimate of the second moment is poor until then.
 
     References:
         | SGDR: Stochastic Gradient Descent with Warm Restarts (Loshchilov and Hutter, 2017)
@@ -70,7 +70,7 @@ class WarmupCosine(Schedule):
 
 @dataclass(frozen=True)
 class LinearRise(Schedule):
-    """A linear rise to 1 over the first part of the run; 1 from there on.
+    """A linear rise to 1 over the first part of the run, then 1.
 
     Arguments:
         start: The factor to start from, in [0, 1].

@@ -49,26 +49,26 @@ LEAST_WEIGHT = 1e-6
 
 
 class Trainer:
-    r"""Trains a model and its guide, a step for each episode it is given.
+    r"""Trains a model and its guide, one step per episode.
 
-    :func:`fit` is a loop around it; write your own where that does not fit. Random numbers come from the global
-    generators, which :meth:`state_dict` holds.
+    Use it to write a loop of your own instead of :func:`fit`. Random numbers come from the global generators, which
+    :meth:`state_dict` holds.
 
     Arguments:
         vma: The model and its guide; trained in place.
         objective: The name of an objective, or any `pyro.infer.ELBO`; as of :func:`fit`.
         config: The settings. Default: those of :class:`TrainingConfig`.
-        processes: The processes that take the steps together; by default this one alone.
+        processes: The processes that train together. Default: this one alone.
 
     Attributes:
-        result: Steps, seconds, history and what was skipped.
+        result: Steps, seconds, history and skipped steps.
         meter: Running averages of the terms.
         rates: The learning rate and the weight of :math:`KL(z)` at the last step.
-        best: The weights that were kept by :meth:`keep_weights`; `None` if none were.
+        best: The weights of the last :meth:`keep_weights`, or `None`.
         stopped: Whether the run was stopped before its end.
 
     Raises:
-        ValueError: If the objective is unknown, a weight is not finite, or nothing is to be trained.
+        ValueError: If the objective is unknown, a weight is not finite, or no parameter requires a gradient.
 
     Example:
         >>> import pyro_vmem as pv
@@ -126,10 +126,10 @@ class Trainer:
         self._start: float | None = None
 
     def begin(self, episode: Episode) -> None:
-        """Checks model and objective with an episode, and starts the clock; the first step does it if nobody has.
+        """Checks model and objective with an episode, and starts the clock. The first step calls it if needed.
 
         Raises:
-            ValueError: If the objective does not fit the model, or the model not the episode.
+            ValueError: If the objective does not fit the model, or the model does not fit the episode.
         """
         vma = self.vma
         vma.check(episode.memory, episode.x)
@@ -148,9 +148,9 @@ class Trainer:
         self._start = time.perf_counter() - self.result.seconds
 
     def step(self, episode: Episode) -> dict[str, float]:
-        """Takes one step; returns its terms in nats per datapoint, or nothing if it had to be skipped.
+        """Takes one step; returns its terms in nats per datapoint, or no terms if the step was skipped.
 
-        A step whose loss or gradient is not finite moves nothing; it is counted, and the first is warned of.
+        A step whose loss or gradient is not finite changes no weight. It is counted, and the first gives a warning.
 
         Arguments:
             episode: The memory and the targets.
@@ -189,10 +189,10 @@ class Trainer:
         return terms
 
     def finished(self) -> bool:
-        """Whether the run is over, or somebody has asked it to stop; to be asked between steps.
+        """Whether the run is over, or was asked to stop. Call it between steps.
 
         Raises:
-            FloatingPointError: If it is over and no step has moved anything.
+            FloatingPointError: If the run is over and no step has changed a weight.
         """
         progress, stop = self.processes.agree(self._progress(), self._asked_to_stop)
         over = progress >= 1.0 or self.out_of_patience()
@@ -202,7 +202,7 @@ class Trainer:
         return stop or over
 
     def out_of_patience(self) -> bool:
-        """Whether the last `patience` validations had no better bound than one before them."""
+        """Whether none of the last `patience` validations improved the best bound."""
         if (patience := self.config.patience) is None:
             return False
         # From the history, which a resumed run has too, and which all processes share.
@@ -210,14 +210,14 @@ class Trainer:
         return len(bounds) > patience and max(bounds[-patience:]) <= max(bounds[:-patience])
 
     def stop(self) -> None:
-        """Asks the run to stop after the step that it is in."""
+        """Asks the run to stop after the current step."""
         self._asked_to_stop = True
 
     def row(self, episode: Episode | None = None) -> dict[str, float]:
         """A row of the history: step, seconds, averages of the terms and rates.
 
         Arguments:
-            episode: The parts of the bound are those of this episode where the objective gives its loss alone.
+            episode: If the objective gives only its loss, the terms of the bound are measured on this episode.
         """
         of_bound = dict[str, float]() if episode is None else self._of_bound(episode)
         return {"step": self.result.steps, "seconds": self.result.seconds} | of_bound | self.meter.row() | self.rates
@@ -237,7 +237,7 @@ class Trainer:
         self.best = {name: tensor.clone() for name, tensor in self.vma.state_dict().items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """All that the next steps depend on, tensors and plain data by name: a resumed run is the same bit for bit."""
+        """Returns the full state by name, as tensors and data. A run resumed from it is the same bit for bit."""
         state: dict[str, Any] = {f"model.{name}": tensor for name, tensor in self.vma.state_dict().items()}
         state |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
         if self.module is not None:
@@ -266,11 +266,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from what :meth:`state_dict` gave; the random state too, in the first process.
+        """Restores the state of :meth:`state_dict`; in the first process also the random state.
 
         Raises:
-            ValueError: If it is of another model, of other trained parameters or of another objective. Nothing is
-                changed then. Other settings are warned of by name.
+            ValueError: If model, trained parameters or objective differ. Nothing is changed then. Other settings that
+                differ give a warning.
         """
         self._check_fits(state)
         self._warn_of_changes(state["settings"])

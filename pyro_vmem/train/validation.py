@@ -21,20 +21,20 @@ __all__ = ["first_episode", "validate"]
 def validate(
     vma: VMA, episodes: Dataset[Episode], num_episodes: Count = 8, num_particles: Count = 8, seed: NonNegativeInt = 0
 ) -> dict[str, float]:
-    """The multi-sample bound and its terms on the first episodes of a sampler, in nats per datapoint.
+    """Computes the multi-sample bound and its terms on the first episodes of a sampler, in nats per datapoint.
 
-    Parameters and global random state stay as they are; the same call gives the same numbers.
+    Parameters and global random state stay unchanged. The same call gives the same numbers.
 
     Arguments:
         vma: The model and its guide.
-        episodes: Where the episodes come from.
-        num_episodes: How many episodes; all, if there are fewer.
+        episodes: The source of the episodes.
+        num_episodes: The number of episodes; all if there are fewer.
         num_particles: The particles of the bound.
         seed: Seeds the samples of latents.
 
     Returns:
-        `bound`, `reconstruction`, `kl_a`, `kl_z` and `hit_rate` (of the guide's most probable slot's class; only
-        over episodes with labels).
+        `bound`, `reconstruction`, `kl_a`, `kl_z` and `hit_rate`, the accuracy of the guide's most probable slot, on
+        episodes with labels.
 
     Raises:
         ValueError: If there are no episodes.
@@ -67,7 +67,7 @@ def validate(
 
 
 def first_episode(episodes: Dataset[Episode], name: str, least: int) -> Episode:
-    """The first episode; raises a `ValueError` if there are not enough of them, or they are no episodes."""
+    """Returns the first episode; raises a `ValueError` if there are too few, or one is not an :class:`Episode`."""
     known = getattr(type(episodes), "__len__", None)
     count = least if known is None else len(episodes)  # type: ignore[arg-type]
     if count < least:

@@ -139,3 +139,18 @@ def test_nothing_is_checked_within_a_training_step(name: str, monkeypatch: pytes
     assert looked_at == []
     pv.Memory(memory.templates)
     assert looked_at
+
+
+def test_methods_take_arrays_and_lists_and_name_what_is_wrong() -> None:
+    vma, array = pv.VMA.for_vectors(3), np.random.rand(2, 3)  # of float64
+    memory = pv.Memory(torch.rand(4, 3))
+    assert vma.encode_x(array).features.shape == (2, 64)
+    assert vma.model(memory, array).shape == (2, 3)
+    assert memory.read([0, 3]).shape == (2, 3)
+    assert pv.diagnostics.diagnose(vma, memory, array, num_samples=2, per_slot=1).sizes["datapoint"] == 2
+    assert np.isfinite(pv.infer.VIMCO_ELBO(2).loss(vma.model, vma.guide, memory, array))
+    packed = pv.PackedMemory.pack(torch.ones(4, 3))
+    packed.remove([1])
+    for wrong, ask in (("slots", packed.remove), ("a", memory.read), ("x", vma.encode_x)):
+        with pytest.raises(ValueError, match=f"^{wrong}: expected"):
+            ask("none")

@@ -269,6 +269,9 @@ def test_interrupt_elsewhere_exits_130(toy, capsys, monkeypatch):
         (["train", "--out", "r", "--steps", "0"], 2, "steps: expected a whole number of at least 1, got 0"),
         (["train", "--out", "r", "--n-way", "500"], 2, "n_way"),
         (["demo", "--data", "omniglot", "--data-root", "nowhere"], 2, "nowhere"),
+        (["train", "--out", "r", "--data", "folder", "--data-root", "nowhere"], 2, "train: --data_root: got nowhere"),
+        (["train", "--out", "r", "--resume"], 2, "train: --out: there is no run in 'r'"),
+        (["train", "--out", "r", "--address_guide", "Similar"], 2, "train: --address_guide: expected the name"),
     ],
 )
 def test_errors_of_use_say_what_and_leave_nothing(toy, capsys, words, code, message):
@@ -311,6 +314,7 @@ def test_unknown_words_exit_2_with_one_line(words, capsys):
         (["train", "--steps", "many"], "--steps: expected int, got 'many'."),
         (["train", "--data", "glyhs"], "got 'glyhs'. Did you mean 'glyphs'?"),
         (["evaluate"], "run: expected the folder of a run, got none."),
+        (["train", "--config", "no.yaml"], "train: --config: there is no file"),
     ],
 )
 def test_errors_of_use_say_what_was_meant(words, message, capsys):

@@ -280,7 +280,7 @@ refused(
     {
         "a tensor for memory": (
             lambda _: VECTORS.model(T, X),
-            r"memory: expected a pyro_vmem.Memory, got Tensor\. Use",
+            r"memory: expected Memory, got a tensor .* Use",
         ),
         "other templates": (
             lambda _: VECTORS.model(pv.Memory(torch.rand(4, 5)), X),

@@ -5,6 +5,7 @@ import doctest
 import functools
 import inspect
 import io
+import itertools
 import sys
 import tempfile
 import types
@@ -63,14 +64,28 @@ def entries() -> dict[str, Callable[..., Any]]:
     return found
 
 
+def methods() -> dict[str, Callable[..., Any]]:
+    """All public methods of these classes that check their arguments."""
+    found: dict[str, Callable[..., Any]] = {}
+    for name, entry in entries().items():
+        for method in vars(entry) if inspect.isclass(entry) else ():
+            value = getattr(entry, method)
+            if not method.startswith("_") and getattr(value, "is_checked", False):
+                found[f"{name}.{method}"] = value
+    return found
+
+
 def call_of(name: str) -> Call:
     """The call to change: as in the example, or with arguments made by their annotations."""
     found = recorded(name)
     if found is None:
-        entry: Any = entries()[name]
+        entry: Any = (entries() | methods())[name]
         function = inspect.unwrap(entry.__init__ if inspect.isclass(entry) else entry)
         kinds = inspect.signature(entry).parameters
-        found = Call(entry, {key: _default(function, key, kind) for key, kind in kinds.items()})
+        found = Call(entry, {key: _default(function, key, kind) for key, kind in kinds.items() if key != "self"})
+        if "self" in kinds:
+            of_class = recorded(name.rpartition(".")[0])
+            found.arguments["self"] = None if of_class is None else of_class()
     return found
 
 
@@ -116,7 +131,8 @@ def small_glyphs(**arguments: Any) -> pv.data.FewShotDataset:
 @functools.cache
 def recorded(name: str) -> Call | None:
     """The first call of an entry in its own example; None where there is none."""
-    entry: Any = entries()[name]
+    entry: Any = (entries() | methods())[name]
+    owners = [entry] if name in entries() else [entry, entries()[name.rpartition(".")[0]]]
     function = inspect.unwrap(entry.__init__ if inspect.isclass(entry) else entry)
     code = getattr(function, "__code__", None)
     kinds = inspect.signature(entry).parameters
@@ -129,7 +145,8 @@ def recorded(name: str) -> Call | None:
             calls.append({key: frame.f_locals[key] for key in kinds if key in frame.f_locals})
             raise KeyboardInterrupt  # the only exception that ends a doctest; the call itself need not run
 
-    for test in doctest.DocTestFinder(recurse=False).find(entry, name, module, dict(vars(module))):
+    finder = doctest.DocTestFinder(recurse=False)
+    for test in itertools.chain(*(finder.find(owner, name, module, dict(vars(module))) for owner in owners)):
         aside = (pyro.get_param_store().scope(), mock.patch.object(pv.data, "glyphs", small_glyphs))
         with aside[0], aside[1], tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder):
             runner = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)

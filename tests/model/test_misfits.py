@@ -163,8 +163,9 @@ def test_a_memory_that_is_not_encoded_says_so() -> None:
 
 @pytest.mark.parametrize("memory", [np.zeros((3, X)), [[0.0] * X], torch.zeros(3, X)], ids=["array", "list", "tensor"])
 def test_what_is_no_memory_is_refused(memory: Any) -> None:
-    with pytest.raises(ValueError, match=r"^memory: expected a pyro_vmem\.Memory, got .* Use Memory\(templates\)\."):
-        model_of().model(memory, torch.zeros(2, X))
+    for ask in ("model", "guide", "lookup"):
+        with pytest.raises(ValueError, match=r"^memory: expected Memory, got .* Use Memory\(templates\)\."):
+            getattr(model_of(), ask)(memory, torch.zeros(2, X))
 
 
 def test_a_model_that_is_built_under_autocast_uses_the_weights_that_are_loaded_into_it() -> None:

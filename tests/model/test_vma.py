@@ -622,7 +622,7 @@ def refusals(kind: str) -> list[tuple[Any, Any, str]]:
     shown = ", ".join(map(str, event))
     wrong = (1, 5, 5) if kind == "images" else (3,)
     return [
-        (memory.templates, x, r"memory: expected a pyro_vmem.Memory, got Tensor. Use Memory\(templates\)"),
+        (memory.templates, x, r"memory: expected Memory, got .* Use Memory\(templates\)"),
         (Memory(torch.rand(S, *wrong)), x, r"memory: its templates .* hold events of shape"),
         (Memory(torch.rand(B, S, *event)), x, r"pass Memory\(..., per_datapoint=True\)"),
         (memory.to(torch.float64), x.double(), r"memory: the dtype .* torch.float64.* torch.float32.*memory.to\("),
@@ -631,7 +631,7 @@ def refusals(kind: str) -> list[tuple[Any, Any, str]]:
         (memory, x[None], rf"x: expected shape \(B, {shown}"),
         (memory, x[:0], rf"x: expected shape \(B, {shown}.*got \(0, "),
         (memory, x.double(), r"x: its dtype torch.float64 is not that of the memory's templates, torch.float32"),
-        (memory, x.long(), r"x: its dtype torch.int64"),
+        (memory, x.long(), r"x: (its dtype|expected .* got a tensor of) torch.int64"),
         (each, targets(kind, B + 1), rf"x: got {B + 1} targets, but one memory for each of {B} datapoints"),
         (memory, nan_in(x), r"x: found NaN or infinite"),
         (memory, x / 0, r"x: found NaN or infinite"),

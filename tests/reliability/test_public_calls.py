@@ -1,4 +1,4 @@
-"""Each public function with one argument replaced by something wrong: an error that names an argument, or none.
+"""Each public function or method with one argument replaced by something wrong: an error names an argument, or none.
 
 The calls come from the examples in the docstrings, so a new function is tried without a line here.
 """
@@ -22,7 +22,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from public_calls import Call, call_of, entries
+from public_calls import Call, call_of, entries, methods
 from pyro.infer import ELBO
 from torch import Tensor, nn
 
@@ -101,6 +101,7 @@ def problem(call: Call, name: str, value: Any) -> str:
         return "did not end"
     except Exception as error:
         names = "|".join(map(re.escape, inspect.signature(call.function).parameters))
+        names += "|out" * ("state" in call.arguments)  # of a run, whose states are in checkpoints
         if not re.match(rf"(Expected parameter )?({names})\b", str(error)):  # as torch's distributions say it
             return f"{type(error).__name__}: {error}"
     after = [tensor for module in modules for tensor in module.state_dict().values()]
@@ -108,13 +109,16 @@ def problem(call: Call, name: str, value: Any) -> str:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", sorted(entries()))
+@pytest.mark.parametrize("name", sorted(entries() | methods()))
 def test_a_wrong_argument_is_named(name: str) -> None:
     call = call_of(name)
+    if call.arguments.get("self", call) is None:
+        pytest.skip("only the library makes what it is a method of")
     parameters = inspect.signature(call.function).parameters
     cases = [
         (argument, what, value)
         for argument, valid in call.arguments.items()
+        if argument != "self"
         if parameters[argument].kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         for what, value in wrong(valid, parameters[argument].default is None).items()
     ]
