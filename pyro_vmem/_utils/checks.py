@@ -197,7 +197,7 @@ def _fits(value: Any, hint: Any) -> bool:
             return len(value) == len(parts) and all(map(_fits, value, parts))
         return all(_fits(item, parts[0]) for item in value)
     if origin is Dataset:  # a list of the same will do
-        return hasattr(value, "__getitem__")
+        return hasattr(value, "__getitem__") and not isinstance(value, str | dict)
     if isinstance(hint, str):  # a class that is not imported here is known by its name
         names = {"None" if value is None else cls.__name__ for cls in type(value).__mro__}
         return bool(names & set(re.findall(r"\w+", hint)))

@@ -99,7 +99,7 @@ def verdict(metrics: Mapping[str, float]) -> str:
     gain, ceiling = metrics["information_gain"], math.log(ways)
     wrong = problems(metrics)
     ignores = any("ignores the target" in sentence for sentence in wrong)
-    used, untold, unknown = "", [], metrics.get("error_unknown", 0.0)
+    used, untold, unknown = "", [], metrics.get("error_unknown", 1.0)
     if not any(sentence.startswith("The memory") for sentence in wrong):
         if unknown <= UNKNOWN_SHARE:
             used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float, Integer
@@ -86,7 +86,7 @@ def diagnose(
     program: VMA | tuple[Any, Any],
     *args: Any,
     num_samples: Count = 200,
-    per_slot: NonNegativeInt = 25,
+    per_slot: Count | Literal[0] = 25,
     labels: Integer[Tensor, " B"] | None = None,
     site: str | None = "a",
     seed: NonNegativeInt = 0,

@@ -6,7 +6,7 @@ ArviZ and xarray are optional: a call imports them.
 from __future__ import annotations
 
 import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyro
 import torch
@@ -34,7 +34,7 @@ def to_datatree(
     x: Tensor,
     *,
     num_samples: Count = 200,
-    per_slot: NonNegativeInt = 25,
+    per_slot: Count | Literal[0] = 25,
     labels: Tensor | None = None,
     seed: NonNegativeInt = 0,
     max_decodes: Count = 1024,

@@ -231,7 +231,11 @@ def evaluate(
     bar = tqdm(range(num_episodes), desc="evaluating", unit="episode", disable=not (progress and sys.stderr))
     with seeded(seed):
         for index in bar:
-            episode = episodes[index].to(next(vma.parameters()).device)
+            episode = episodes[index]
+            if not isinstance(episode, Episode):
+                got = type(episode).__name__
+                raise ValueError(f"episodes: expected each to be a pyro_vmem.data.Episode, got {got}. Make it one.")
+            episode = episode.to(next(vma.parameters()).device)
             other = None
             if wrong:
                 if not hasattr(episodes, "distractors"):

@@ -89,7 +89,10 @@ class TruncatedCategorical(SparseCategorical):
     ) -> None:
         self.kept_values = support
         self.kept_logits = logits.log_softmax(-1)
-        self._begin(logits, num_values, logits.shape[:-1], validate_args)
+        try:
+            self._begin(logits, num_values, logits.shape[:-1], validate_args)
+        except ValueError as error:  # of what the arguments became
+            raise ValueError(str(error).replace("kept_", "", 1)) from error
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> TruncatedCategorical:
         new = self._get_checked_instance(TruncatedCategorical, _instance)

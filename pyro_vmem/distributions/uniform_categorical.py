@@ -7,6 +7,7 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 from torch.distributions import register_kl
 from torch.distributions.kl import _kl_categorical_categorical
@@ -39,7 +40,7 @@ class UniformCategorical(dist.Categorical):
     def __init__(
         self,
         num_values: int,
-        allowed: Tensor | None = None,
+        allowed: Bool[Tensor, " S"] | None = None,
         count: int | None = None,
         like: Tensor | None = None,
         validate_args: bool | None = None,

@@ -23,6 +23,7 @@ METRICS = {
     **{"information_gain_exact": 2.74, "information_gain_exact_se": 0.02},
     **{"hit_rate": 0.712, "hit_rate_se": 0.021, "hit_rate_exact": 0.803, "hit_rate_exact_se": 0.018},
     **{"chance": 0.05, "n_way": 20, "k_shot": 1, "num_samples": 10, "num_episodes": 20, "num_targets": 400},
+    "error_unknown": 0.0,
 }
 
 
@@ -40,6 +41,10 @@ def test_evidence_that_cannot_be_relied_on_is_said() -> None:
         "gains 2.4 of 3.0 nats. What the memory is worth is not stated: for 96 % of the pictures the error of the "
         "evidence is unknown."
     )
+
+
+def test_evidence_of_an_error_that_was_not_measured_is_not_relied_on() -> None:
+    assert "is not stated" in verdict({name: value for name, value in METRICS.items() if name != "error_unknown"})
 
 
 def test_guide_ignores_the_target() -> None:

@@ -246,8 +246,15 @@ def test_bad_arguments(monkeypatch):
     for name in ("num_samples", "max_decodes"):
         with pytest.raises(ValueError, match=f"{name}: expected a whole number"):
             diagnose(vma, memory, x, **{name: 0})
-    with pytest.raises(ValueError, match="per_slot: expected a whole number of at least 0, got -1"):
-        diagnose(vma, memory, x, per_slot=-1)
+    for per_slot in (-1, 10**12):
+        with pytest.raises(ValueError, match=rf"per_slot: expected .* \[1, 10,000,000\] or 0, got {per_slot}"):
+            diagnose(vma, memory, x, per_slot=per_slot)
+    for episodes, message in (
+        ([object()], "each to be a .*Episode, got object"),
+        ({}, r"Dataset\[Episode\], got dict"),
+    ):
+        with pytest.raises(ValueError, match=f"episodes: expected {message}"):
+            pv.diagnostics.evaluate(vma, episodes, progress=False)
     with pytest.raises(ValueError, match="x: expected shape"):
         diagnose(vma, memory, x[0])
     with pytest.raises(ValueError, match="labels: the memory has none"):

@@ -14,6 +14,7 @@ METRICS = {
     **{"information_gain_exact": 2.74, "information_gain_exact_se": 0.02},
     **{"hit_rate": 0.712, "hit_rate_se": 0.021, "hit_rate_exact": 0.803, "hit_rate_exact_se": 0.018},
     **{"chance": 0.05, "n_way": 20, "k_shot": 1, "num_samples": 10, "num_episodes": 20, "num_targets": 400},
+    "error_unknown": 0.0,
     **{"training_seconds": 181.7, "steps": 4000},
     **{"evaluation_seconds": 24.6, "decodes": 160_000, "decodes_per_second": 6504.1},
     **{"kl_z": 12.34, "kl_z_se": 0.25, "mutual_information": 2.3, "mutual_information_se": 0.03},
