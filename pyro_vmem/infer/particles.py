@@ -271,8 +271,8 @@ def _check_gaps(sites: list[Any]) -> None:
         for dim in range(max(leftmost, -len(shape)), 0):
             if shape[dim] > 1 and dim not in dims:
                 raise ValueError(
-                    f"site {site['name']!r}: it varies along dim {dim}, which is none of its plates; particles may be there. "
-                    "Keep the dim of a plate that is summed over, as by sum(dim, keepdim=True)."
+                    f"site {site['name']!r}: it varies along dim {dim}, which is none of its plates. "
+                    "Particles may be there: keep the dim of a plate that is summed over, as by sum(dim, keepdim=True)."
                 )
 
 
