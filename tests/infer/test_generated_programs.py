@@ -100,7 +100,7 @@ def several_enumerated(p: Program) -> bool:
 SEVERAL = (several_enumerated, "enumeration: .* depends on .* plate 'inner' has several.*VIMCO_ELBO")
 SAMPLED = (lambda p: any(s.inner for s in p.sites), "enumeration: .* is sampled in plates .*VIMCO_ELBO")
 # Pyro itself keeps no more than some dims apart, and says so.
-CROWDED = (lambda p: len(p.sites) > 2, "Enumeration dim conflict")
+CROWDED = (lambda p: len(p.sites) + sum(s.auxiliary for s in p.sites) > 2, "Enumeration dim conflict")
 LOOPED = (lambda p: bool(p.loop), "")  # Pyro refuses what depends on the steps of a loop that declares it does not
 PATH = (guide_depends_on_a_path, "dreg: the guide of .* Use dreg=False")
 AWAKE = (discrete_depends_on_a_path, "pathwise: the guide of .* Use pathwise=False, or VIMCO_ELBO")
