@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class EnumGuard(TraceEnum_ELBO):
         def kept(limited: _FirstValues) -> int:
             return saved_bytes(lambda: list(probe._get_traces(model, limited(guide), args, kwargs)))
 
-        with forked(*args, *kwargs.values()), pyro.get_param_store().scope(), torch.enable_grad():
+        with forked(*args, *kwargs.values()), pyro.get_param_store().scope(), torch.enable_grad(), _conflicts():
             first, both = kept(one), kept(two)
         values = math.prod(two.sizes.values())
         return EnumerationCost(values, (first + max(0, both - first) * (values - 1)) / 1e9)
@@ -97,8 +98,26 @@ class EnumGuard(TraceEnum_ELBO):
             yield traces
         self._accepted.add(shapes)
 
+    def _get_trace(self, *args: Any, **kwargs: Any) -> Any:
+        with _conflicts():
+            return super()._get_trace(*args, **kwargs)
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}(max_gigabytes={self.max_gigabytes})"
+
+
+@contextmanager
+def _conflicts() -> Iterator[None]:
+    """Says what to do where Pyro has no dim for an enumerated site; its advice, a longer history, is for loops only."""
+    try:
+        yield
+    except ValueError as error:
+        if "Enumeration dim conflict" not in str(error):
+            raise
+        raise ValueError(
+            f"enumeration: {str(error).splitlines()[0]}: model and guide draw latents that depend on one another in "
+            "different orders. Draw them in the model's order, or sample them, by VIMCO_ELBO."
+        ) from error
 
 
 def _check_plates(*traces: Trace) -> None:

@@ -100,7 +100,7 @@ def several_enumerated(p: Program) -> bool:
 SEVERAL = (several_enumerated, "enumeration: .* depends on .* plate 'inner' has several.*VIMCO_ELBO")
 SAMPLED = (lambda p: any(s.inner for s in p.sites), "enumeration: .* is sampled in plates .*VIMCO_ELBO")
 # Pyro itself keeps no more than some dims apart, and says so.
-CROWDED = (lambda p: len(p.sites) + sum(s.auxiliary for s in p.sites) > 2, "Enumeration dim conflict")
+CROWDED = (lambda p: len(p.sites) > 1, "enumeration: .*Enumeration dim conflict.*VIMCO_ELBO")
 LOOPED = (lambda p: bool(p.loop), "")  # Pyro refuses what depends on the steps of a loop that declares it does not
 PATH = (guide_depends_on_a_path, "dreg: the guide of .* Use dreg=False")
 AWAKE = (discrete_depends_on_a_path, "pathwise: the guide of .* Use pathwise=False, or VIMCO_ELBO")
@@ -209,6 +209,7 @@ FOUND = [
     ("vimco-2-dreg", Program((Site("vector"),), mask="distribution")),
     ("rao-blackwell-1", Program((Site("categorical"), Site("categorical", parents=(0,))), loop="plate")),
     ("enumerate", Program((Site("bernoulli", inner=True),), plates=("data", "inner"))),
+    ("enumerate", Program((Site("categorical", guided_by=(1,)), Site("categorical", parents=(0,))), reverse=True)),
     ("enumerate", Program((Site("pair", inner=True), Site("categorical")), plates=("data", "inner"))),
 ]
 
