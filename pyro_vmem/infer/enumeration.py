@@ -93,6 +93,7 @@ class EnumGuard(TraceEnum_ELBO):
             )
         for traces in super()._get_traces(model, guide, args, kwargs):
             _check_plates(*traces)
+            _check_sampled(*traces)
             yield traces
         self._accepted.add(shapes)
 
@@ -118,6 +119,31 @@ def _check_plates(*traces: Trace) -> None:
                     f"{min(frame.name for frame in left)!r} has several, and only values that are all the same would "
                     "be summed. Sample instead, by VIMCO_ELBO or Reinforce_ELBO."
                 )
+
+
+def _check_sampled(model_trace: Trace, guide_trace: Trace) -> None:
+    """Refuses a latent that is sampled in a plate, not enumerated, if a site outside of the plate may depend on it.
+
+    Pyro takes the score function of such a latent times what lies in all plates of the latent, and nothing else. Of
+    dependence only the order of sites is known.
+    """
+    sites: dict[str, Any] = dict(guide_trace.nodes)
+    for name, latent in sites.items():
+        if latent["type"] != "sample" or latent["is_observed"] or latent["infer"].get("enumerate"):
+            continue
+        if not isinstance(latent["score_parts"].score_function, Tensor):
+            continue
+        plates = {frame for frame in latent["cond_indep_stack"] if frame.vectorized}
+        for trace in (model_trace, guide_trace):
+            names = list(trace.nodes)
+            for later in names[names.index(name) + 1 :] if name in names else names:
+                site = trace.nodes[later]
+                if site["type"] == "sample" and "log_prob" in site and plates - set(site["cond_indep_stack"]):
+                    raise ValueError(
+                        f"enumeration: {name!r} is sampled in plates {sorted(frame.name for frame in plates)}, and "
+                        f"{later!r}, outside of one of them, comes after it; its part in the gradient would be left "
+                        "out. Sample all, by VIMCO_ELBO or Reinforce_ELBO."
+                    )
 
 
 class _FirstValues(Messenger):

@@ -150,6 +150,7 @@ def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
     """Makes particles of one pair of traces: K of them if vectorized, else one."""
     guide_sites, model_sites = samples(guide_trace), samples(model_trace)
     _check_sites(model_sites, guide_sites)
+    _check_gaps([*model_sites.values(), *guide_sites.values()])
     layout = Layout(model_sites, guide_sites)
     log_prior, log_likelihood = model_terms(model_sites, layout)
     log_guide, score, kl, relaxed = {}, {}, {}, {}
@@ -255,6 +256,24 @@ def samples(trace: Trace) -> dict[str, Any]:
         for name, site in trace.nodes.items()
         if site["type"] == "sample" and not (site["infer"] or {}).get("_deterministic")
     }
+
+
+def _check_gaps(sites: list[Any]) -> None:
+    """Refuses a site that varies along the dim of a plate that it is not in.
+
+    A sum over an inner plate without `keepdim=True` moves the particles there. Each would be weighed with the
+    densities of all others; Pyro checks no dim that lies between a site's plates.
+    """
+    plates = [{frame.dim for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
+    leftmost = min(set().union(*plates), default=0)
+    for site, dims in zip(sites, plates, strict=True):
+        shape = site["fn"].batch_shape
+        for dim in range(max(leftmost, -len(shape)), 0):
+            if shape[dim] > 1 and dim not in dims:
+                raise ValueError(
+                    f"site {site['name']!r}: it varies along dim {dim}, which is none of its plates. "
+                    "Particles may be there: keep the dim of a plate that is summed over, as by sum(dim, keepdim=True)."
+                )
 
 
 def _power(site: Any, layout: Layout) -> Tensor | float:

@@ -98,8 +98,9 @@ def several_enumerated(p: Program) -> bool:
 
 
 SEVERAL = (several_enumerated, "enumeration: .* depends on .* plate 'inner' has several.*VIMCO_ELBO")
+SAMPLED = (lambda p: any(s.inner for s in p.sites), "enumeration: .* is sampled in plates .*VIMCO_ELBO")
 # Pyro itself keeps no more than some dims apart, and says so.
-CROWDED = (lambda p: len(p.sites) > 2, "Enumeration dim conflict")
+CROWDED = (lambda p: len(p.sites) + sum(s.auxiliary for s in p.sites) > 2, "Enumeration dim conflict")
 LOOPED = (lambda p: bool(p.loop), "")  # Pyro refuses what depends on the steps of a loop that declares it does not
 PATH = (guide_depends_on_a_path, "dreg: the guide of .* Use dreg=False")
 AWAKE = (discrete_depends_on_a_path, "pathwise: the guide of .* Use pathwise=False, or VIMCO_ELBO")
@@ -160,7 +161,7 @@ CASES = {
     "reinforce-1-average": Case(lambda p: Reinforce_ELBO(1, "average"), 1, lambda s: s.elbo()),
     "reinforce-2-looped": Case(lambda p: Reinforce_ELBO(2, "none", vectorize_particles=False), 1, lambda s: s.elbo()),
     "rao-blackwell-1": Case(lambda p: RaoBlackwell_ELBO(1, site=summed(p)), 1, lambda s: s.elbo(), (SUMMED,)),
-    "enumerate": Case(lambda p: EnumGuard(), 1, lambda s: s.elbo(), (SEVERAL, LOOPED, CROWDED)),
+    "enumerate": Case(lambda p: EnumGuard(), 1, lambda s: s.elbo(), (SEVERAL, SAMPLED, LOOPED, CROWDED)),
     "rao-blackwell-2": Case(lambda p: RaoBlackwell_ELBO(2, site=summed(p)), 1, lambda s: s.elbo(), (SUMMED,)),
     "unordered-set-2": Case(lambda p: UnorderedSet_ELBO(2, site=summed(p)), 1, lambda s: s.elbo(), (SUMMED,)),
     "disarm-2": Case(lambda p: DisARM_ELBO(2), 1, lambda s: s.elbo(), (UNPAIRED,)),
@@ -208,6 +209,7 @@ FOUND = [
     ("vimco-2-dreg", Program((Site("vector"),), mask="distribution")),
     ("rao-blackwell-1", Program((Site("categorical"), Site("categorical", parents=(0,))), loop="plate")),
     ("enumerate", Program((Site("bernoulli", inner=True),), plates=("data", "inner"))),
+    ("enumerate", Program((Site("pair", inner=True), Site("categorical")), plates=("data", "inner"))),
 ]
 
 

@@ -10,7 +10,15 @@ from exact import exact_bound
 from pyro.infer import RenyiELBO
 from pyro.infer.autoguide import AutoDiagonalNormal, AutoNormal
 
-from pyro_vmem.infer import IWAE_ELBO, RWS_ELBO, VIMCO_ELBO, RaoBlackwell_ELBO, Reinforce_ELBO
+from pyro_vmem.infer import (
+    IWAE_ELBO,
+    RELAX_ELBO,
+    RWS_ELBO,
+    VIMCO_ELBO,
+    DisARM_ELBO,
+    RaoBlackwell_ELBO,
+    Reinforce_ELBO,
+)
 from pyro_vmem.infer.annealing import scale_sites
 from pyro_vmem.testing import assert_unbiased
 
@@ -228,3 +236,23 @@ def test_model_and_guide_of_other_indices_are_refused():
     Reinforce_ELBO(4).loss(lambda: program([0, 1], False), lambda: program([0, 1], True))
     with pytest.raises(ValueError, match=r"plate 'data' has other indices.*Give both the same"):
         Reinforce_ELBO(4).loss(lambda: program([0, 1], False), lambda: program([2, 3], True))
+
+
+@pytest.mark.parametrize("make", [VIMCO_ELBO, Reinforce_ELBO, RELAX_ELBO, DisARM_ELBO])
+def test_a_sum_that_drops_the_dim_of_a_plate_is_refused(make):
+    """The particles move to that dim: 8.3 for 4.3 nats with two of them."""
+
+    def model(x, keepdim):
+        with pyro.plate("data", len(x), dim=-1):
+            with pyro.plate("inner", 2, dim=-2):
+                b = pyro.sample("b", dist.Bernoulli(0.4))
+            pyro.sample("x", dist.Normal(b.sum(-2, keepdim=keepdim), 1.0), obs=x)
+
+    def guide(x, keepdim):
+        with pyro.plate("data", len(x), dim=-1), pyro.plate("inner", 2, dim=-2):
+            pyro.sample("b", dist.Bernoulli(0.6))
+
+    x = torch.tensor([2.0, -0.5])
+    with pytest.raises(ValueError, match=r"site 'x': it varies along dim -2.*keepdim=True"):
+        make(2).loss(model, guide, x, False)
+    make(2).loss(model, guide, x, True)
