@@ -37,7 +37,7 @@ class Picture:
 PICTURES = (
     Picture(
         "graphical_model",
-        "The sites of a Pyro program, what each depends on, and its plates. What is observed is grey; a square is an "
+        "The sites of a Pyro program, their dependencies, and the plates. Observed sites are grey. A square is an "
         "argument of the program.",
         'plots.graphical_model(ax, relations, ["M"])',
         (3.4, 3.0),
@@ -92,7 +92,7 @@ PICTURES = (
     ),
     Picture(
         "completions",
-        "The lower half of unseen pictures, filled in with the memory at hand.",
+        "The lower half of unseen pictures, completed by the model with its memory.",
         "plots.completions(figure, x[:4], mask, filled)",
         (4.6, 3.2),
         crop=True,
@@ -127,8 +127,8 @@ PICTURES = (
 HEAD = """# Gallery
 
 Figures are functions of arrays and rows. They take the Axes or Figure to draw on and return it. They change no global
-settings and get no model. Text, axes and background follow your matplotlib settings. The pictures here were drawn under
-`plots.ON_ANY_PAGE`, so that one file works on white and on dark pages:
+settings, and they take data, not a model. Text, axes and background follow your matplotlib settings. The pictures here
+were drawn under `plots.ON_ANY_PAGE`, so that one file works on white and on dark pages:
 
 ```python
 import matplotlib

@@ -211,7 +211,7 @@ def measure(
             decodes += 2 * per_slot * draws.candidates.numel()
     if not per_slot:
         values |= sampled.figures()
-    warn_if_not_finite(values["log_evidence"], stacklevel=5)
+    warn_if_not_finite(values["log_evidence"], stacklevel=6)
     values["elbo_gap"] = values["log_evidence"] - values["elbo"]
     if labels is not None:
         assert memory.labels is not None

@@ -73,6 +73,9 @@ class TruncatedCategorical(SparseCategorical):
         support: The kept values, distinct, with shape `(*, k)`.
         num_values: The number of values: 0..S-1.
 
+    Raises:
+        ValueError: If a logit is NaN.
+
     Example:
         >>> TruncatedCategorical(torch.zeros(2), torch.tensor([1, 3]), 4).probs
         tensor([0.0000, 0.5000, 0.0000, 0.5000])

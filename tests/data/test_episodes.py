@@ -238,7 +238,7 @@ def test_to_and_pin_memory_reach_every_part(monkeypatch: pytest.MonkeyPatch) -> 
     episode = Episode(Recorder(), torch.rand(1, 3), torch.tensor([0]))  # type: ignore[arg-type]
     with pyro.validation_enabled(False):  # which refuses tensors without values
         moved = episode.to("meta", non_blocking=True)
-    assert moved.memory.told == ("meta", True)  # type: ignore[attr-defined]
+    assert moved.memory.told == (torch.device("meta"), True)  # type: ignore[attr-defined]
     assert {moved.x.device.type, moved.labels.device.type} == {"meta"}
     pinned: list[torch.Tensor] = []
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: pinned.append(self) or self)

@@ -1202,14 +1202,17 @@ refused(
         "a folder that is not named": (train("--data", "folder"), r"--data_root: --data 'folder' needs the place"),
         "a folder that is missing": (
             train("--data", "folder", "--data-root", "@/none"),
-            r"path: got .*none, expected a",
+            r"--data_root: got .*none, expected a",
         ),
-        "a file that is missing": (train("--data", "npz", "--data-root", "@/x.npz"), r"path: got .*x\.npz, expected"),
+        "a file that is missing": (
+            train("--data", "npz", "--data-root", "@/x.npz"),
+            r"--data_root: got .*x\.npz, expected",
+        ),
         "Omniglot that is missing": (
             train("--data", "omniglot", "--data-root", "@/x"),
             r"root: got .*x, .* Pass download",
         ),
-        "no run to resume": (train("--resume"), r"run: there is no run in '.*out' .* Train one first"),
+        "no run to resume": (train("--resume"), r"--out: there is no run in '.*out' .* Train one first"),
         "no run to evaluate": (command("evaluate", "@/none"), r"run: there is no run in '.*none' .* Train one first"),
         "evaluate what": (command("evaluate"), r"run"),
         "no run to sample": (command("sample", "@/none"), r"path: there is no checkpoint at '.*none'\. Give"),

@@ -220,4 +220,4 @@ def test_a_command_that_fails_says_so_in_a_line(
 
     monkeypatch.setattr(Experiment, "train", fail)
     assert cli.main(["train", "--out", str(tmp_path / "out"), "--steps", "1"]) == code
-    assert capsys.readouterr().err == f"pyro-vmem train: {error}\n"
+    assert capsys.readouterr().err == f"pyro-vmem train: {error}\n".replace("run:", "--out:")
