@@ -176,6 +176,11 @@ class EpisodeSampler(Dataset[Episode]):
             f"n_query={self.n_query}, seed={self.seed}{variants}, num_episodes={self.num_episodes})"
         )
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the episodes."""
+        return self._images.device
+
     def __len__(self) -> int:
         """The number of episodes; :math:`10^9` if endless."""
         return _ENDLESS if self.num_episodes is None else self.num_episodes
