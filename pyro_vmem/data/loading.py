@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -52,7 +53,14 @@ def load_ahead(
                 f"workers: the source of episodes cannot be sent to another process ({error}). Define it at the top of "
                 "a module, without functions or open files in it, or load here: workers=0."
             ) from error
-        yield from (episode.to(device, non_blocking=pin) for episode in loaded)
+        try:
+            yield from (episode.to(device, non_blocking=pin) for episode in loaded)
+        except (ConnectionError, EOFError) as error:
+            if str(error).startswith("Caught"):  # in the worker, by the source
+                raise
+            # A worker dies while it sends an episode. torch raises its own error as soon as the worker is dead.
+            time.sleep(5)
+            raise RuntimeError(f"DataLoader worker: its connection is lost ({error})") from error
     elif device.type == "cpu":
         for index in range(start, stop):
             yield episodes[index].to(device)

@@ -111,6 +111,28 @@ def test_a_killed_worker_is_a_clear_error_and_the_run_goes_on_bit_for_bit(tmp_pa
     assert same_state(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (ConnectionResetError(104, "Connection reset by peer"), ChildProcessError),
+        (EOFError(), ChildProcessError),
+        (ConnectionResetError("Caught ConnectionResetError in DataLoader worker process 0."), ConnectionResetError),
+    ],
+)
+def test_a_worker_that_dies_while_it_sends(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
+) -> None:
+    """The connection may be lost before torch knows of the death; an error of the source in the worker is its own."""
+
+    def lost(self: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(torch.utils.data.dataloader._MultiProcessingDataLoaderIter, "_get_data", lost)
+    monkeypatch.setattr(loading_module.time, "sleep", lambda _: None)
+    with pytest.raises(expected):
+        pv.fit(small_vma(), sampler(), steps=2, workers=1, progress=False)
+
+
 def test_other_errors_of_workers_are_their_own() -> None:
     class Broken:
         def __getitem__(self, index: int) -> Episode:
