@@ -173,23 +173,19 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
             )
 
     def _draw(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Particles:
-        if self.backward is not None and torch.is_grad_enabled():
-            try:
-                return resampled_particles(self, model, guide, *args, **kwargs)
-            except Exception:  # the programs' own too: they may index what they take for a vector, and not K of them
-                if names := sorted(find_globals(model, guide, args, kwargs)):
-                    raise ValueError(
-                        f"backward: not with latents outside of the data plate, {names}. Use none."
-                    ) from None
-                raise
-        if not self.global_names:
+        resampled = self.backward is not None and torch.is_grad_enabled()
+        if resampled or not self.global_names:
             # Most programs have no latents outside of the data plate, so they are looked for where it does not go well.
             try:
-                return draw_particles(self, model, guide, *args, **kwargs)
-            except Exception:  # as above
-                self.global_names = find_globals(model, guide, args, kwargs)
-                if not self.global_names:
+                return (resampled_particles if resampled else draw_particles)(self, model, guide, *args, **kwargs)
+            except Exception:  # the program's own too: it may index what it takes for a vector, and not K of them
+                if not (names := find_globals(model, guide, args, kwargs)):
                     raise
+                if resampled:
+                    raise ValueError(
+                        f"backward: not with latents outside of the data plate, {sorted(names)}. Use none."
+                    ) from None
+                self.global_names = names
         return draw_with_globals(self, model, guide, *args, **kwargs)
 
     def _get_traces(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Iterator[tuple[Trace, Trace]]:

@@ -43,8 +43,7 @@ class Template:
         return Template(fn(self.raw), fn(self.features), tuple(fn(m) for m in self.maps))
 
     def map_unique(self, fn: Callable[[Template], Tensor]) -> Tensor:
-        """Applies `fn` once per distinct template; `fn` maps templates of leading shape `(*)` to images `(*, C, H,
-        W)`."""
+        """Applies `fn` once per distinct template; it maps templates of leading shape `(*)` to `(*, C, H, W)`."""
         return fn(self)
 
 
