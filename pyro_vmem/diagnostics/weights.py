@@ -148,8 +148,8 @@ class StratifiedWeights:
     def degrees_of_freedom(self) -> Tensor:
         r"""The degrees of freedom of the sum's variance, with shape `(B,)` (Welch, 1947).
 
-        :math:`(\sum_g v_g)^2 / \sum_g \frac{v_g^2}{n_g - 1}` for variances :math:`v_g` of the strata's means. They are few
-        if most of the variance is that of a stratum with few samples.
+        :math:`(\sum_g v_g)^2 / \sum_g \frac{v_g^2}{n_g - 1}` for variances :math:`v_g` of the strata's means. They are
+        few if most of the variance is that of a stratum with few samples.
         """
         variances = self._variances
         spread = variances.square() / (self.counts - 1).clamp(min=1)
