@@ -49,6 +49,7 @@ BATCH = 32  # targets that are read and encoded together; each batch has a seed 
 MAX_DECODES = {"cpu": 250, "cuda": 20_000}  # at once: on a CPU what fits into its cache, thousands take twice the time
 BREAKDOWN = ("kl_a", "kl_z", "reconstruction")  # of the bound, of which the guide is a part
 BREAKDOWN_PARTICLES = 8
+POSTERIOR_SAMPLES = 200  # of z and a, for the posterior over addresses: to tell which class is first takes few
 HISTORY = ("step", "seconds", "bound", "kl_a", "kl_z", "val_bound", "val_kl_a", "val_kl_z", "val_hit_rate")
 
 
@@ -277,7 +278,11 @@ def evaluate_cell(
             warn=False,
         )
         seed = recipe.eval_seed * 1_000_003 + number
-        probs = guide.probs if method == "sampled" else posterior(vma, memory, episode.x, recipe.num_samples, seed)
+        probs = (
+            guide.probs
+            if method == "sampled"
+            else posterior(vma, memory, episode.x, min(recipe.num_samples, POSTERIOR_SAMPLES), seed)
+        )
         columns.append((found.nll, found.standard_error, found.khat, *_lookup(episode, memory, probs)))
         parts.append((len(episode.x), *(terms[name] for name in BREAKDOWN)))
         shared = not episode.memory.per_datapoint

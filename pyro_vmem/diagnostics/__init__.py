@@ -18,6 +18,7 @@ from pyro_vmem.diagnostics.export import to_arviz, to_datatree
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
 from pyro_vmem.diagnostics.information import address_entropy, information_gain
 from pyro_vmem.diagnostics.one_shot import OneShotErrors, one_shot_errors
+from pyro_vmem.diagnostics.sample_quality import SampleQuality, sample_quality
 from pyro_vmem.diagnostics.slot_weights import slot_log_evidence
 from pyro_vmem.diagnostics.weights import pareto_k
 
@@ -30,6 +31,7 @@ __all__ = [
     "OneShotErrors",
     "RefineConfig",
     "ReliabilityCurve",
+    "SampleQuality",
     "address_entropy",
     "calibration_error",
     "contribution",
@@ -42,6 +44,7 @@ __all__ = [
     "log_evidence",
     "one_shot_errors",
     "pareto_k",
+    "sample_quality",
     "sbc",
     "slot_log_evidence",
     "to_arviz",
