@@ -261,7 +261,7 @@ def main(
     error: float = 0.1,
     error_slots: int = 200,
     error_targets: int = 1000,
-    error_decodes: int = 32768,
+    error_decodes: int = 8192,
     only_error: bool = False,
 ) -> dict[str, Any]:
     """Measures all of it.
