@@ -88,6 +88,7 @@ def work() -> None:
 def start_up(repeats: int) -> list[dict[str, Any]]:
     """Seconds of commands, and those of what they cannot do without; in turn, of which the fastest count."""
     code = {
+        "import pyro_vmem": "import pyro_vmem",
         "from pyro_vmem import VMA": "from pyro_vmem import VMA",
         "import torch, pyro": "import torch, pyro",
         "python": "pass",

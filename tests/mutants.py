@@ -42,7 +42,7 @@ MUTANTS = [
     ("diagnostics/weights.py", "return self._variances.sum(0).sqrt()", "return self._variances.sum(0)", ""),
     ("diagnostics/weights.py", "(self.counts - 1).clamp(min=1)", "self.counts.clamp(min=1)", ""),
     ("diagnostics/information.py", "(log_q - log_p))", "(log_q + log_p))", "test_information.py"),
-    ("diagnostics/information.py", "logsumexp(0) - math.log(len(log_q))", "logsumexp(0)", "test_information.py"),
+    ("diagnostics/information.py", "return -(log_q.exp()", "return (log_q.exp()", "test_information.py"),
     ("diagnostics/calibration.py", "rank = below + (torch", "rank = 1 + below + (torch", "test_calibration.py"),
     ("diagnostics/calibration.py", "(probs * (probs > own))", "(probs * (probs >= own))", "test_calibration.py"),
     (
