@@ -25,6 +25,8 @@ Kind = Literal["ivf", "hnsw"]
 BLOCK = 1 << 22  # scores per block, 16 MB
 FOLDED_SHARE = 0.05  # the share of new keys at which they are moved into the faiss index
 FOLDED_LEAST = 4096
+CODED_FROM = 1 << 20  # slots from which faiss keeps bytes for numbers, as it reads more than a processor can fetch
+MOST_GROUPS = 64  # that a search visits by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,8 +298,9 @@ def _exact(queries: Tensor, keys: Tensor, present: Tensor, k: int) -> Hits:
 class FaissIndex(KeyTable):
     """Approximate search by faiss on the CPU, which compares a small part of the keys.
 
-    Slots are added, removed and updated in place, at a cost that does not depend on their number. A graph cannot move a
-    node: updated keys of `"hnsw"` are searched exactly until they are 5 % of all keys, when the graph is built again.
+    Slots are added, removed and updated in place, at a cost that does not depend on their number. A graph cannot move
+    a node: updated keys of `"hnsw"` are searched exactly until they are 5 % of all keys, when the graph is built again.
+    From a million slots on, `"ivf"` compares keys of 8-bit numbers; the scores of what it finds are exact.
 
     References:
         | The Faiss library (Douze et al., 2024) https://arxiv.org/abs/2401.08281
@@ -309,7 +312,7 @@ class FaissIndex(KeyTable):
         kind: `"ivf"` groups the keys around centres and searches the groups nearest to the query. `"hnsw"` walks a
             graph of similar keys. It takes longer to build and is faster per query.
         effort: The number of groups (`"ivf"`) or graph nodes (`"hnsw"`) that a search visits. A larger number has a
-            higher recall. Default: two square roots of the number of groups, 128 nodes.
+            higher recall. Default: two square roots of the number of groups, at most 64; 128 nodes.
 
     Raises:
         ImportError: If faiss is not installed.
@@ -340,7 +343,12 @@ class FaissIndex(KeyTable):
             # faiss wants at least 39 keys per group to learn the centres.
             groups = max(1, min(math.isqrt(len(table)), len(table) // 39))
             self._centres = faiss.IndexFlatIP(self.dim)
-            self._index = faiss.IndexIVFFlat(self._centres, self.dim, groups, faiss.METRIC_INNER_PRODUCT)
+            of_keys = (self._centres, self.dim, groups)
+            if len(table) < CODED_FROM:
+                self._index = faiss.IndexIVFFlat(*of_keys, faiss.METRIC_INNER_PRODUCT)
+            else:
+                coded = faiss.ScalarQuantizer.QT_8bit
+                self._index = faiss.IndexIVFScalarQuantizer(*of_keys, coded, faiss.METRIC_INNER_PRODUCT, False)
             self._index.cp.max_points_per_centroid = 64
             self._index.train(table)
             self._index.make_direct_map()  # where the key of a slot is, to replace it
@@ -388,22 +396,27 @@ class FaissIndex(KeyTable):
     def _search(self, queries: Tensor, k: int) -> Hits:
         scores, slots = self._index.search(queries.numpy(), k, params=self._parameters())
         found, beside = Hits(torch.from_numpy(scores), torch.from_numpy(slots)), self._beside
+        if isinstance(self._index, self._faiss.IndexIVFScalarQuantizer):  # whose scores are those of rounded keys
+            exact = (self.keys[found.slots.clamp(min=0)] @ queries.unsqueeze(-1)).squeeze(-1)
+            order = exact.masked_fill(found.slots < 0, -math.inf).argsort(dim=-1, descending=True)
+            found = Hits(exact.gather(-1, order), found.slots.gather(-1, order))
         found = Hits(found.scores.masked_fill(found.slots < 0, -math.inf), found.slots)
         if len(beside):
-            exact = _exact(queries, self.keys[beside], self.present[beside], k)
-            found = _merged([found, Hits(exact.scores, beside[exact.slots])], k)
+            updated = _exact(queries, self.keys[beside], self.present[beside], k)
+            found = _merged([found, Hits(updated.scores, beside[updated.slots])], k)
         none = (found.scores == -math.inf).all(-1)
         if bool(none.any()):  # The graph search fails if most of its nodes were removed.
-            exact = _exact(queries[none], self.keys, self.present, k)
-            found.scores[none, : exact.scores.shape[1]] = exact.scores
-            found.slots[none, : exact.slots.shape[1]] = exact.slots
+            every = _exact(queries[none], self.keys, self.present, k)
+            found.scores[none, : every.scores.shape[1]] = every.scores
+            found.slots[none, : every.slots.shape[1]] = every.slots
         return found
 
     def _parameters(self) -> Any:
         faiss, settings = self._faiss, {} if self._all_valid else {"sel": self._selector}
         if self.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=self.effort or 128, **settings)
-        effort = min(self.effort or math.ceil(2 * math.sqrt(self._index.nlist)), self._index.nlist)
+        usual = min(math.ceil(2 * math.sqrt(self._index.nlist)), MOST_GROUPS)
+        effort = min(self.effort or usual, self._index.nlist)
         return faiss.SearchParametersIVF(nprobe=effort, **settings)
 
     def __repr__(self) -> str:
