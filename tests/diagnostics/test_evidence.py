@@ -23,9 +23,10 @@ from pyro_vmem.diagnostics import (
     slot_log_evidence,
     weights,
 )
+from pyro_vmem.diagnostics.evidence import _not_below
 from pyro_vmem.diagnostics.evidence_refined import log_joint_of_latent
 from pyro_vmem.diagnostics.pathfinder import OptimizationPath, moments
-from pyro_vmem.diagnostics.weights import sample_counts
+from pyro_vmem.diagnostics.weights import Estimate, half_width, sample_counts
 from pyro_vmem.parts import over_slots
 from pyro_vmem.testing import assert_unbiased
 
@@ -670,3 +671,10 @@ def test_without_normal_latents_nothing_is_refined():
     vma.latent_guide = Positive()
     found = estimate_evidence(vma, memory, x, 18, seed=0, warn=False)  # too few to tell
     assert found.decodes == (18 + 4 * 18) * len(x)
+
+
+def test_an_error_is_unknown_where_its_interval_ends_below_what_is_known_to_be_there():
+    log_evidence, error, rest = torch.zeros(3), torch.full((3,), 0.1), torch.zeros(3)
+    reach = float(half_width(error)[0])
+    found = _not_below(Estimate(log_evidence, error, rest, rest), torch.tensor([-1.0, 0.9 * reach, 1.1 * reach]))
+    assert found.standard_error.isnan().tolist() == [False, False, True]
