@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyro_vmem._utils.checks import NonNegative, NonNegativeInt, Several
+from pyro_vmem._utils.checks import Count, NonNegative, NonNegativeInt, Several
 from pyro_vmem._utils.random_state import seeded
 from pyro_vmem.data import Episode
 from pyro_vmem.diagnostics.weights import mean_and_error
@@ -34,7 +34,7 @@ class SampleQuality:
     diversity_real: Tensor
 
     def summary(self) -> dict[str, float]:
-        """The mean of each over episodes, its standard error as `_se`, and draws over real ones as `diversity_ratio`."""
+        """The mean of each over episodes, its standard error as `_se`, and the ratio of both diversities."""
         summary: dict[str, float] = {}
         for name in ("recognised", "recognised_real", "diversity", "diversity_real"):
             summary[name], summary[f"{name}_se"] = mean_and_error(getattr(self, name))
@@ -49,7 +49,7 @@ def sample_quality(
     num_draws: Several = 4,
     *,
     temperature: NonNegative = 1.0,
-    best_of: int = 1,
+    best_of: Count = 1,
     seed: NonNegativeInt = 0,
 ) -> SampleQuality:
     r"""Measures the draws :math:`x \sim p(x | m_a)` of a model from each slot of a memory.
