@@ -316,7 +316,12 @@ def draw_figure(result: dict[str, Any]) -> Figure:
     figure = Figure(figsize=(12, 3.6), layout="constrained")
     noise, variance, race_axes = figure.subplots(1, 3)
     for index, name in enumerate(objectives()):
-        style: dict[str, Any] = {"color": f"C{index}", "marker": "o", "markersize": 4, "label": name}
+        style: dict[str, Any] = {
+            "color": f"C{index}" if index < 10 else "black",
+            "marker": "o",
+            "markersize": 4,
+            "label": name,
+        }
         own = [row for row in result["rows"] if row["objective"] == name and "reference" in row["case"]]
         for axes, trained, key in ((noise, False, "snr"), (variance, True, "variance_ratio")):
             # what is summed has no noise but that of rounding
@@ -336,8 +341,9 @@ def draw_figure(result: dict[str, Any]) -> Figure:
         axes.xaxis.set_major_formatter("{x:g}")
         axes.xaxis.minorticks_off()
         axes.grid(alpha=0.3)
-    noise.yaxis.set_minor_formatter("{x:g}")
+    noise.set_yticks([0.2, 0.5, 1, 2, 5], minor=False)
     noise.yaxis.set_major_formatter("{x:g}")
+    noise.yaxis.minorticks_off()
     figure.legend(*race_axes.get_legend_handles_labels(), loc="outside right center", frameon=False)
     return figure
 

@@ -30,6 +30,7 @@ from tqdm.auto import tqdm
 
 import pyro_vmem as pv
 from benchmarks import command
+from benchmarks.timing import clock
 from pyro_vmem.diagnostics.evidence import Evidence, Method, estimate_evidence, log_evidence
 from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.parts import over_slots
@@ -184,6 +185,35 @@ def at_equal_error(slots: int, guide: str, decodes: int, targets: int, repeats: 
     return rows
 
 
+def for_an_error(slots: int, guide: str, targets: int, error: float, most: int) -> list[dict[str, Any]]:
+    """A row a method: the decoder passes and seconds until the root mean square error over targets is this small.
+
+    Decodes are doubled, up to the most; a row that does not get there has the error and seconds of the last.
+    """
+    vma, memory, x, truth = reference(slots, *GUIDES[guide], targets)
+    now, rows = clock(x.device), []
+    for method, least in (("sampled", 64), ("exact-address", slots), ("top-k", 64), ("refined", 64)):
+        count, rmse = least // 2, float("inf")
+        while rmse > error and 2 * count <= most:
+            count *= 2
+            start = now()
+            found = estimate_evidence(vma, memory, x, count, cast(Method, method), budget=0, seed=1, warn=False)
+            seconds, rmse = now() - start, float((found.log_evidence - truth).square().mean().sqrt())
+        row = {
+            "slots": slots,
+            "targets": targets,
+            "guide": guide,
+            "method": method,
+            "decodes": found.decodes // targets,
+        }
+        rows.append(row | {"seconds": seconds, "rmse": rmse, "reached": rmse <= error})
+    for row in rows:
+        ends = row["reached"] and rows[0]["reached"]
+        for name in ("decodes", "seconds"):
+            row[f"times_fewer_{name}"] = rows[0][name] / row[name] if ends else None
+    return rows
+
+
 def on_letters(
     vma: pv.VMA, memory: pv.Memory, x: Tensor, decodes: int, repeats: int, trained: bool
 ) -> list[dict[str, Any]]:
@@ -228,6 +258,11 @@ def main(
     packaged: list[str] | None = None,
     long: int = 4000,
     only_coverage: bool = False,
+    error: float = 0.1,
+    error_slots: int = 200,
+    error_targets: int = 1000,
+    error_decodes: int = 8192,
+    only_error: bool = False,
 ) -> dict[str, Any]:
     """Measures all of it.
 
@@ -243,11 +278,21 @@ def main(
         packaged: Packaged models whose intervals are compared with long runs too, on `letter_targets` glyphs.
         long: Decodes a target of these long runs.
         only_coverage: Whether to measure nothing but how often intervals hold the truth.
+        error: The root mean square error, in nats, until which decoder passes and seconds are counted,
+        error_slots: with so many slots,
+        error_targets: for so many targets,
+        error_decodes: up to so many decoder passes per target.
+        only_error: Whether to measure nothing but these.
     """
     rows: list[dict[str, Any]] = []
     equal: list[dict[str, Any]] = []
     coverage: list[dict[str, Any]] = []
     with torch.random.fork_rng(devices=[]), pyro.get_param_store().scope():
+        to_error: list[dict[str, Any]] = []
+        for guide in [] if only_coverage else tqdm(GUIDES, desc="to an error", file=sys.stderr):
+            to_error += for_an_error(error_slots, guide, error_targets, error, error_decodes)
+        if only_error:
+            return {"torch": torch.__version__, "error": error, "to_error": to_error}
         for count in tqdm(slots or [16, 64, 256], desc="coverage", file=sys.stderr):
             coverage += coverage_on_reference(count, max(covered_decodes, count), targets)
         for name in packaged or []:
@@ -267,6 +312,8 @@ def main(
         "rows": rows,
         "at_equal_error": equal,
         "coverage": coverage,
+        "error": error,
+        "to_error": to_error,
     }
 
 
@@ -287,8 +334,31 @@ def show_coverage(rows: list[dict[str, Any]]) -> None:
     Console().print(f"In all, {held / max(stated, 1):.1%} of {stated} stated intervals hold the truth.")
 
 
+def show_to_error(rows: list[dict[str, Any]], error: float) -> None:
+    """Decoder passes and seconds until the error is small."""
+    title = f"Decoder passes per target and seconds until the RMSE is {error} nats, {rows[0]['slots']} slots"
+    headings = ("decodes", "seconds", "RMSE", "times fewer decodes", "times faster")
+    table = Table("guide off", "method", *headings, title=title, title_justify="left")
+    for row in rows:
+        ratios = [f"{row[n]:.1f}" if row[n] else "-" for n in ("times_fewer_decodes", "times_fewer_seconds")]
+        over = "" if row["reached"] else "over "
+        table.add_row(
+            row["guide"],
+            row["method"],
+            f"{over}{row['decodes']}",
+            f"{row['seconds']:.2f}",
+            f"{row['rmse']:.3f}",
+            *ratios,
+        )
+    Console().print(table)
+
+
 def show(result: dict[str, Any]) -> None:
     """Coverage, gaps to the truth and speed as one table each."""
+    if "to_error" in result:
+        show_to_error(result["to_error"], result["error"])
+    if "coverage" not in result:
+        return
     show_coverage(result["coverage"])
     if "rows" not in result:
         return

@@ -3,7 +3,8 @@
 Model and minibatch are as small as they get. `svi.step` of Pyro and the step of `fit` are timed beside the same step
 written by hand in PyTorch, with images and with vectors. With a second checkout of this repository, each in a process
 of its own, they take turns, and the ratio of the two is told. Times are processor time, in milliseconds; the fifth
-smallest of a hundred counts, because what other programs do to the caches only adds to it.
+smallest of a hundred counts, because what other programs do to the caches only adds to it. The start of Python, of the
+package and of its command are timed, too.
 
     python -m benchmarks.overhead --before ../other-checkout
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,10 +56,19 @@ def steps() -> dict[str, Callable[[], Any]]:
             torch.nn.utils.clip_grad_norm_(vma.parameters(), CLIP, error_if_nonfinite=True)
             optimizer.step()
 
+        found[f"svi.step, {kind}, without validation"] = lambda svi=svi, vma=vma, memory=memory, x=x: unchecked(
+            svi, vma, memory, x
+        )
         found[f"svi.step, {kind}"] = lambda svi=svi, vma=vma, memory=memory, x=x: svi.step(vma.encode(memory), x)
         found[f"fit, {kind}"] = lambda trainer=trainer, episode=episode: trainer.step(episode)
         found[f"by hand, {kind}"] = plain
     return found
+
+
+def unchecked(svi: pyro.infer.SVI, vma: pv.VMA, memory: pv.Memory, x: torch.Tensor) -> None:
+    """A step with all checks off."""
+    with pyro.validation_enabled(False):
+        svi.step(vma.encode(memory), x)
 
 
 def work() -> None:
@@ -72,6 +83,33 @@ def work() -> None:
             times[name] = 1000 * (now() - start)
         sys.stdout.write(json.dumps(times) + "\n")
         sys.stdout.flush()
+
+
+def start_up(repeats: int) -> list[dict[str, Any]]:
+    """Seconds of commands, and those of what they cannot do without; in turn, of which the fastest count."""
+    code = {
+        "import pyro_vmem": "import pyro_vmem",
+        "from pyro_vmem import VMA": "from pyro_vmem import VMA",
+        "import torch, pyro": "import torch, pyro",
+        "python": "pass",
+    }
+    module = [sys.executable, "-m", "pyro_vmem.app.cli"]
+    calls = {name: [sys.executable, "-c", line] for name, line in code.items()}
+    calls |= {f"pyro-vmem {option}": [*module, option] for option in ("--help", "--version", "--stesp")}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            subprocess.run(call, capture_output=True, check=False, env=os.environ | {"PYTHONPATH": str(HERE)})
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+            times[name].append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    least = {name: min(each) for name, each in times.items()}
+    floors = {name: least["import torch, pyro" if "import" in name else "python"] for name in calls}
+    return [
+        {"command": name, "seconds": least[name], "floor": floors[name]}
+        for name in calls
+        if "pyro_vmem" in name or "-" in name
+    ]
 
 
 def main(before: Path | None = None, repeats: int = 100) -> dict[str, Any]:
@@ -108,7 +146,7 @@ def main(before: Path | None = None, repeats: int = 100) -> dict[str, Any]:
         few = {name: sorted(row[step] for row in all_rows)[min(4, repeats - 1)] for name, all_rows in times.items()}
         row = {"step": step, "milliseconds": few["now"]}
         rows.append(row | ({"ratio_to_before": few["now"] / few["before"]} if "before" in few else {}))
-    return {"torch": torch.__version__, "rows": rows}
+    return {"torch": torch.__version__, "rows": rows, "start_up": start_up(min(5, repeats))}
 
 
 def show(result: dict[str, Any]) -> None:
@@ -116,6 +154,8 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         ratio = f", {row['ratio_to_before']:.2f} of before" if "ratio_to_before" in row else ""
         Console().print(f"{row['step']}: {row['milliseconds']:.1f} ms{ratio}")
+    for row in result["start_up"]:
+        Console().print(f"{row['command']}: {row['seconds']:.2f} s, of which {row['floor']:.2f} s are not ours")
 
 
 if __name__ == "__main__":

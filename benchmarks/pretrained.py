@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from pyro_vmem.train import save_checkpoint
 
 CARD = """# {name}
 
-A VMA of Omniglot characters; load it with `pyro_vmem.VMA.from_pretrained("{name}")`.
+A VMA of Omniglot characters. `pyro_vmem.VMA.from_pretrained("{name}")` loads it.
 
 ```
 {model}
@@ -35,10 +36,11 @@ A VMA of Omniglot characters; load it with `pyro_vmem.VMA.from_pretrained("{name
 
 ## Data
 
-Trained on {train} characters of {alphabets} alphabets of Omniglot (Lake, Salakhutdinov, Tenenbaum, 2015), whole classes
-also turned by 90, 180 and 270 degrees and mirrored; validated on {validation} characters of other alphabets{seen};
-{test} characters of the evaluation alphabets were neither trained nor validated on. Images are {shape}, binary, ink
-is 1, made as protocol `{protocol}` makes them (`pyro_vmem.data.protocol("{protocol}")`).{warped}
+The training set has {train} characters of {alphabets} alphabets of Omniglot (Lake, Salakhutdinov, Tenenbaum, 2015).
+Whole classes were also rotated by 90, 180 and 270 degrees, and mirrored.
+Validation used {validation} characters of other alphabets{seen}.
+The {test} characters of the evaluation alphabets were used for neither. Images are {shape}, binary,
+and ink is 1. `pyro_vmem.data.protocol("{protocol}")` makes them.{warped}
 
 ## Figures
 
@@ -48,26 +50,26 @@ Rounding the weights to half precision changed the bound on validation episodes 
 
 ## Limits
 
-- It knows pen strokes on a blank ground, one pixel to three wide, as the protocol samples them. Other fonts, sizes or
-  ways of scaling an image are outside of what it was trained on; NLL on them says little.
-{pixels}- It was last trained with at most {slots} slots in memory{absent}.
+- All training images are pen strokes on a blank ground, one to three pixels wide. The NLL of images that were drawn or
+  resized in another way says little.
+{pixels}- In the last stage of training, memory had at most {slots} slots{absent}.
 {guide}
 ## File
 
-`{name}.safetensors`, Apache License 2.0 as the package. SHA-256:
+`{name}.safetensors`, Apache License 2.0, as the package. SHA-256:
 `{digest}`.
 """
 CAUSAL = """\
-- Each pixel is drawn given those before it: a draw takes as many steps as there are pixels. Much of a low NLL is owed
-  to that; models whose pixels are independent given the latent do not have it.
+- Each pixel is predicted from the pixels before it. A draw takes as many steps as there are pixels. Much of the low NLL
+  comes from this. Models with independent pixels lack this advantage.
 """
-SEEN = " ({} of which the weights that it began with were trained on)"
-ABSENT = ", always with the target's class among them"
-WARPED = """ In {:.0%} of the episodes
-that it was last trained on they were under random affine maps, of whole classes and of each image
+SEEN = ", {} of which were in the training set of\nan earlier stage"
+ABSENT = ", and the target's class was always among them"
+WARPED = """
+In {:.0%} of the episodes of the last stage, random affine maps changed whole classes and each image
 (`pyro_vmem.data.WarpedEpisodes`)."""
-GUIDE = """- What was trained last was q(a | x, M) alone: the likelihoods above were measured with the guide that
-  the model was first trained with.
+GUIDE = """- The last stage of training changed the address guide q(a | M, x) only. The likelihoods above were measured
+  with the guide of the stage before.
 """
 
 
@@ -91,11 +93,16 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     train, validation, test = experiment.datasets()
     _, held_out = experiment.episodes()
     vma = trained(recipe, Path("no/such/run"), Path(results, "checkpoints", f"{table}-vma"))
-    weights = Path(out, f"{name}.safetensors")
-    halves = {n: t.half() if t.is_floating_point() else t for n, t in vma.state_dict().items()}
-    save_checkpoint(weights, halves, {"spec": vma.spec(), "protocol": protocol})
+    weights, card = Path(out, f"{name}.safetensors"), Path(out, f"{name}.md")
+    is_packaged = not Path(results, "checkpoints", f"{table}-vma.safetensors").exists()  # rounded already
+    if not is_packaged:
+        halves = {n: t.half() if t.is_floating_point() else t for n, t in vma.state_dict().items()}
+        save_checkpoint(weights, halves, {"spec": vma.spec(), "protocol": protocol})
     with autocast(torch.device("cpu"), "auto"):
         bounds = [pv.validate(model, held_out)["bound"] for model in (vma, pv.load(weights))]
+    rounding = bounds[1] - bounds[0]
+    if is_packaged and (before := re.search(r"validation episodes by ([-+.\d]+) nats", card.read_text())):
+        rounding = float(before[1])
     measured = [Path(results, f"{name}.json") for name in tables]
     begun = set(read(began).experiment.datasets()[0].class_names) if began else set()
     seen = len(begun.intersection(validation.class_names))
@@ -111,16 +118,16 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         shape=" x ".join(str(n) for n in vma.event_shape[1:]),
         protocol=protocol,
         figures="\n\n".join(figures(path) for path in measured if path.exists()),
-        rounding=bounds[1] - bounds[0],
+        rounding=rounding,
         slots=max(kind.n_way * kind.k_shot for kind in kinds),
         absent="" if any(kind.n_absent for kind in kinds) else ABSENT,
         guide=GUIDE if experiment.only else "",
         pixels=CAUSAL if experiment.pixels == "causal" else "",
         warped=WARPED.format(sum(warps) / len(warps)) if any(warps) else "",
     )
-    with write_atomically(Path(out, f"{name}.md")) as aside:
+    with write_atomically(card) as aside:
         aside.write_text(text, encoding="utf-8")
-    return {"weights": str(weights), "megabytes": weights.stat().st_size / 1e6, "rounding": bounds[1] - bounds[0]}
+    return {"weights": str(weights), "megabytes": weights.stat().st_size / 1e6, "rounding": rounding}
 
 
 def figures(path: Path) -> str:

@@ -109,7 +109,8 @@ def checked(function: _F, inside: bool = True) -> _F:
 
     @functools.wraps(function)
     def entry(*args: Any, **kwargs: Any) -> Any:
-        if not is_validation_enabled() or (not inside and _is_ours(sys._getframe(1))):
+        # `torch.compile` cannot see through the checks, and what it compiles is called by this library.
+        if torch.compiler.is_compiling() or not is_validation_enabled() or (not inside and _is_ours(sys._getframe(1))):
             return function(*args, **kwargs)
         if not hints:  # at the first call, when all names in the annotations are there
             hints.update({name: _hint(function, name) for name in signature.parameters})

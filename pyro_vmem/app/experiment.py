@@ -208,7 +208,8 @@ class Experiment(Sources):
         """Steps between validations: enough of them for a learning curve, few enough to cost little."""
         if self.validate_every is not None:
             return self.validate_every
-        return min(500, max(25, self.steps // 40)) if self.minutes is None else DEMO_VALIDATES_EVERY
+        fewest, share = (25, self.steps / 40) if self.minutes is None else (DEMO_VALIDATES_EVERY, 7 * self.minutes)
+        return min(500, max(fewest, int(share)))
 
     def _plan(self, vma: VMA, episode: Episode, folder: Path, device: torch.device) -> str:
         """Describes the training in two sentences."""

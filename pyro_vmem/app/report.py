@@ -20,7 +20,7 @@ from torch import Tensor
 from pyro_vmem import plots
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import write_atomically
-from pyro_vmem.app.report_text import diagnostic_rows, problems, result_rows, speed_sentence, verdict
+from pyro_vmem.app.report_text import diagnostic_rows, problems, result_rows, speed_sentence, unreliable, verdict
 
 __all__: list[str] = []
 
@@ -82,6 +82,7 @@ def _page(report: Report) -> str:
         title=report.title,
         verdict=verdict(metrics),
         wrong=bool(problems(metrics)),
+        unreliable=unreliable(metrics),
         speed=speed_sentence(metrics),
         metrics=metrics,
         results=result_rows(metrics),

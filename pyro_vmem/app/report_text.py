@@ -77,6 +77,8 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
         if gain >= IGNORED_SHARE * ceiling:
             reason = "it looks up the same slots whatever the target is"
         found.append(f"The address guide ignores the target: {reason}.")
+    if unreliable(metrics):
+        return found
     worth, error = metrics["memory_worth_nats"], metrics["memory_worth_nats_se"]
     if worth < LEAST_WORTH:
         degree = "hardly" if worth > _ERRORS * error else "not"
@@ -93,21 +95,25 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
     return found
 
 
+def unreliable(metrics: Mapping[str, float]) -> str:
+    """Says why no conclusion may rest on the evidence, such as that on the worth of the memory; empty if one may."""
+    unknown = metrics.get("error_unknown", 1.0)
+    if unknown <= UNKNOWN_SHARE:
+        return ""
+    return f"for {_percent(unknown)} of the pictures the error of the evidence is unknown"
+
+
 def verdict(metrics: Mapping[str, float]) -> str:
     """Says in a few sentences what the metrics mean; the :func:`problems` come first."""
     ways, shots = round(metrics["n_way"]), round(metrics["k_shot"])
     gain, ceiling = metrics["information_gain"], math.log(ways)
     wrong = problems(metrics)
     ignores = any("ignores the target" in sentence for sentence in wrong)
-    used, untold, unknown = "", [], metrics.get("error_unknown", 1.0)
-    if not any(sentence.startswith("The memory") for sentence in wrong):
-        if unknown <= UNKNOWN_SHARE:
-            used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"
-        else:  # the worth is a difference of evidence
-            untold = [
-                f"What the memory is worth is not stated: for {_percent(unknown)} of the pictures the error of the "
-                "evidence is unknown."
-            ]
+    used, untold = "", []
+    if reason := unreliable(metrics):
+        untold = [f"What the memory is worth is not stated: {reason}."]
+    elif not any(sentence.startswith("The memory") for sentence in wrong):
+        used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"
     separately = [f"T{used[1:]}."] if used else untold
     if ways == 1:
         closing = "With one unseen character in memory there is no class to look up."
@@ -136,6 +142,8 @@ def result_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     slots = math.log(metrics["n_way"] * metrics["k_shot"])
     rows = []
     for key, name, value, meaning in _rows(QUANTITIES, metrics):
+        if key == "memory_worth_nats" and (reason := unreliable(metrics)):
+            value, meaning = "not stated", f"{meaning[:-1]}; {reason}."
         if key.startswith("information_gain"):
             share = f"\n{_percent(metrics[key] / slots)} of log |M|" if slots > 0 else ""
             value += f"\n{_signed(metrics[key] / math.log(2), 2)} bits{share}"

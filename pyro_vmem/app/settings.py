@@ -17,7 +17,7 @@ PARTS = (
 )
 SPECS = (*PARTS, "objective", "optimizer", "schedule", "kl_schedule")
 
-DEMO_VALIDATES_EVERY = 50  # steps: some thirty points of a learning curve in three minutes
+DEMO_VALIDATES_EVERY = 10  # steps: at least thirty points of a learning curve in three minutes on a busy core
 
 # A spec as an option holds it. A bare `dict`: in one of `Any`, jsonargparse would import what a class path names.
 Spec = dict | str | None  # type: ignore[type-arg]
@@ -103,8 +103,8 @@ class Settings:
         kl_schedule: The weight of KL(z): the spec of a schedule.
         clip_norm: The largest norm of the gradient of the loss per datapoint.
         precision: The precision of the networks; see :class:`pyro_vmem.TrainingConfig`.
-        validate_every: Steps between validations. Default: a fortieth of `steps`, at least 25 and at most 500; 50 with
-            `minutes`.
+        validate_every: Steps between validations. Default: a fortieth of `steps`, at least 25 and at most 500; with
+            `minutes`, seven times their number, at least 10 and at most 500.
         patience: Early stopping: end after this many validations in a row without a better bound. Default: never.
         select: Which weights are kept, those of the best validation or the last.
         refresh_slots: How many keys of the index to recompute after each step; see

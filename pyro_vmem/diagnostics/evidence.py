@@ -62,8 +62,9 @@ class Evidence:
     Attributes:
         log_evidence: :math:`\log p(x | M)`, in nats; a lower bound in expectation.
         standard_error: The Monte Carlo error by the delta method, in nats. It is NaN where it is unknown: weights with
-            a k-hat above 0.7, an error above 0.5 nats, or too few samples, of this target or of half of all; or a
-            method that may have missed a slot. Such an estimate is likely too low.
+            a k-hat above 0.7, an error above 0.5 nats, or too few samples, of this target or of half of all; a variance
+            that hangs on two or three samples; or a method that may have missed a slot. Such an estimate is likely too
+            low.
         ess: The effective sample size of all weights :math:`p(a | M) w`, in [1, samples]. Samples at slots that hold
             nothing do not count.
         khat: The Pareto tail index of the weights over the mean of their slot, for the slots that make up 99 % of the
@@ -283,9 +284,13 @@ def _with_honest_errors(plan: _Plan, x: Tensor, budget: int, progress: bool) -> 
         if check.decodes > left:
             return found._replace(standard_error=torch.full_like(found.standard_error, math.nan)), decodes
         # A sum over all slots is too low in expectation, so a method that is further below it has missed a slot.
-        least = _estimate(check, x, progress).log_evidence
+        summed = list(_weights(check, x, progress))
+        least = torch.cat([weights.log_sum for weights in summed])
         left, decodes = left - check.decodes, decodes + check.decodes * len(x)
         found = _not_below(found, least)
+        if plan.method == "sampled":
+            posterior = torch.cat([weights.log_means for weights in summed], 1).mT.softmax(-1)
+            found = _not_less(found, _address_error(plan, x, posterior))
     for method, most in _better(plan, x):
         # More samples do not mend an estimate that is not finite: the model is broken, or the target impossible.
         rows = (found.standard_error.isnan() & found.log_evidence.isfinite()).nonzero().squeeze(-1)
@@ -319,6 +324,24 @@ def _not_below(estimate: Estimate, least: Tensor) -> Estimate:
     error = estimate.standard_error
     missed = estimate.log_evidence + half_width(error) < least
     return estimate._replace(standard_error=error.masked_fill(missed, math.nan))
+
+
+def _address_error(plan: _Plan, x: Tensor, posterior: Tensor) -> Tensor:
+    r"""Computes the error `(B,)` that sampled addresses have at least, from the posterior of each slot `(B, S)`.
+
+    :math:`\frac{1}{K} (\sum_a r_a^2 / q_a - 1)` is the relative variance of K weights :math:`r_a / q_a`. The weights do
+    not show it if an overconfident guide hardly ever draws some slots. All that such slots hold counts as missed.
+    """
+    draws = plan.decodes * plan.vma.address_guide(plan.memory, plan.vma.encode_x(x)).probs[..., plan.slots]
+    rare = draws < 1
+    missed = (posterior * rare).sum(-1)
+    variance = (posterior.square() / draws).masked_fill(rare, 0.0).sum(-1) - (1 - missed).square() / plan.decodes
+    return (variance.clamp(min=0.0) + missed.square()).sqrt()
+
+
+def _not_less(estimate: Estimate, error: Tensor) -> Estimate:
+    """Sets the error to at least a known one."""
+    return estimate._replace(standard_error=torch.maximum(estimate.standard_error, error)).honest
 
 
 def _estimate(plan: _Plan, x: Tensor, progress: bool) -> Estimate:

@@ -34,7 +34,7 @@ class SampleQuality:
     diversity_real: Tensor
 
     def summary(self) -> dict[str, float]:
-        """The mean of each over episodes, its standard error as `_se`, and the ratio of both diversities."""
+        """The means over episodes, their standard errors as `_se`, and draws over real ones as `diversity_ratio`."""
         summary: dict[str, float] = {}
         for name in ("recognised", "recognised_real", "diversity", "diversity_real"):
             summary[name], summary[f"{name}_se"] = mean_and_error(getattr(self, name))
@@ -81,16 +81,18 @@ def sample_quality(
     with seeded(seed):
         for episode in episodes:
             labels, slots = episode.labels, episode.memory.labels
-            by_class = None if labels is None or slots is None else [episode.x[labels == label] for label in slots]
-            if by_class is None or len(set(slots.tolist())) < len(slots) or min(map(len, by_class)) < 3:
+            by_class = [] if labels is None or slots is None else [episode.x[labels == label] for label in slots]
+            if slots is None or len(slots.unique()) < len(slots) or min(map(len, by_class), default=0) < 3:
                 raise ValueError(
                     "episodes: expected one slot per class, and at least three targets of each. Make them by "
                     "EpisodeSampler(dataset, n_way=20, k_shot=1, n_query=5)."
                 )
             few = min(map(len, by_class))
             real = _embedded(embed, torch.stack([images[:few] for images in by_class]))
-            options = {"temperature": temperature, "best_of": best_of}
-            drawn = [vma.generate(episode.memory, num_draws, slot, **options) for slot in range(len(slots))]
+            drawn = [
+                vma.generate(episode.memory, num_draws, slot, temperature=temperature, best_of=best_of)
+                for slot in range(len(slots))
+            ]
             references, seen = real[:, 0], [_embedded(embed, torch.stack(drawn)), real[:, 1:]]
             rows.append([*(_recognised(some, references) for some in seen), *map(_diversity, seen)])
     return SampleQuality(*torch.tensor(rows).T)

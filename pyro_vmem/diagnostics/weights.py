@@ -22,6 +22,7 @@ KHAT_LIMIT = 0.7  # above it the mean of weights converges too slowly to be trus
 KHAT_DOUBT = 0.5  # above it weights have no variance, and a target with a smaller k-hat may have been lucky
 ERROR_LIMIT = 0.5  # nats; from there on one weight makes up half of the estimate, and the delta method breaks down
 ROUNDING_ERROR = 1e-4  # nats; weights with so little spread are equal, and few of them suffice
+LEAST_FREEDOM = 3  # degrees; with fewer, a variance is known so poorly that a small one may be luck
 MISSING_SHARE = 0.05  # of a sum; a smaller missing part is ignored
 KHAT_SHARE = 0.99  # k-hat is that of the strata with this share of the estimate
 
@@ -113,6 +114,8 @@ class StratifiedWeights:
     def estimate(self) -> Estimate:
         """The logarithm of the sum with all figures on its reliability."""
         error = self.standard_error
+        few = (self.degrees_of_freedom < LEAST_FREEDOM) & (error > ROUNDING_ERROR)
+        error = error.masked_fill(few, math.nan)
         if self.expected is not None:
             missing = self.expected - self._by_stratum(self._log_shares().softmax(0))[-1]
             error = error.masked_fill(missing > half_width(error).clamp(min=MISSING_SHARE), math.nan)
@@ -139,6 +142,22 @@ class StratifiedWeights:
         Strata vary independently: :math:`\sqrt{\sum_g \mathrm{Var}_g / n_g} / \sum_g \bar w_g`. A stratum of a single
         sample is taken to have the relative spread of the others. The error is NaN if every stratum has one sample.
         """
+        return self._variances.sum(0).sqrt()
+
+    @property
+    def degrees_of_freedom(self) -> Tensor:
+        r"""The degrees of freedom of the sum's variance, with shape `(B,)` (Welch, 1947).
+
+        :math:`(\sum_g v_g)^2 / \sum_g \frac{v_g^2}{n_g - 1}` for variances :math:`v_g` of the strata's means. They are
+        few if most of the variance is that of a stratum with few samples.
+        """
+        variances = self._variances
+        spread = variances.square() / (self.counts - 1).clamp(min=1)
+        return variances.sum(0).square() / spread.sum(0)
+
+    @property
+    def _variances(self) -> Tensor:
+        """The variance of the mean of each stratum over the square of the sum, `(G, B)`."""
         shares, counts = self._log_shares().softmax(0), self.counts.to(self.log_weights.dtype)
         mean = self._by_stratum(shares) / counts
         squares = self._by_stratum((shares - mean.gather(0, self.stratum)).square())
@@ -147,7 +166,7 @@ class StratifiedWeights:
         variances = (squares * counts / (counts - 1).clamp(min=1)).masked_fill(single, 0.0)
         known = totals.masked_fill(single, 0.0)
         relative = (variances * counts).sum(0) / known.square().sum(0)
-        return (variances + torch.where(single, totals.square() * relative, 0.0)).sum(0).sqrt()
+        return variances + torch.where(single, totals.square() * relative, 0.0)
 
     @property
     def ess(self) -> Tensor:

@@ -25,6 +25,8 @@ Kind = Literal["ivf", "hnsw"]
 BLOCK = 1 << 22  # scores per block, 16 MB
 FOLDED_SHARE = 0.05  # the share of new keys at which they are moved into the faiss index
 FOLDED_LEAST = 4096
+CODED_FROM = 1 << 20  # slots from which faiss keeps bytes for numbers, as it reads more than a processor can fetch
+MOST_GROUPS = 64  # that a search visits by default
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +166,6 @@ class AddressIndex(abc.ABC):
         slots = torch.arange(self.num_slots, self.num_slots + count, device=self.present.device)
         self._present = self._present.append(self.present.new_ones(count))
         self._count += count
-        self._changed(slots)
         return slots
 
     def remove(self, slots: Integer[Tensor, " n"]) -> None:
@@ -172,13 +173,11 @@ class AddressIndex(abc.ABC):
         slots = self._in_range(slots).unique()
         self._count -= int(self.present[slots].sum())
         self.present[slots] = False
-        self._changed(slots)
 
     def update(self, slots: Integer[Tensor, " n"], keys: Float[Tensor, "n E"]) -> None:
         """Replaces the keys of slots, integers `(n,)`, by finite ones `(n, E)`."""
         slots = self._in_range(slots)
         self._replace(slots, checked_keys(keys, self.dim).to(self.present.device, self.dtype))
-        self._changed(slots)
 
     @abc.abstractmethod
     def _append(self, keys: Tensor) -> None:
@@ -192,9 +191,6 @@ class AddressIndex(abc.ABC):
         if bool(((slots < 0) | (slots >= self.num_slots)).any()):
             raise IndexError(f"slots: expected 0..{self.num_slots - 1}, got {slots.min()}..{slots.max()}.")
         return slots.to(self.present.device)
-
-    def _changed(self, slots: Tensor) -> None:  # noqa: B027  # an index that looks at the keys has nothing to do
-        """Is called with the slots that have new keys or were removed."""
 
     def rebuild(self, keys: Tensor | None = None) -> None:
         """Rebuilds the search structure, with new keys `(n, E)` of :attr:`slots` or the present ones.
@@ -302,7 +298,9 @@ def _exact(queries: Tensor, keys: Tensor, present: Tensor, k: int) -> Hits:
 class FaissIndex(KeyTable):
     """Approximate search by faiss on the CPU, which compares a small part of the keys.
 
-    New and updated keys are searched exactly. When they are 5 % of all keys, they are moved into the faiss index.
+    Slots are added, removed and updated in place, at a cost that does not depend on their number. A graph cannot move
+    a node: updated keys of `"hnsw"` are searched exactly until they are 5 % of all keys, when the graph is built again.
+    From a million slots on, `"ivf"` compares keys of 8-bit numbers; the scores of what it finds are exact.
 
     References:
         | The Faiss library (Douze et al., 2024) https://arxiv.org/abs/2401.08281
@@ -314,7 +312,7 @@ class FaissIndex(KeyTable):
         kind: `"ivf"` groups the keys around centres and searches the groups nearest to the query. `"hnsw"` walks a
             graph of similar keys. It takes longer to build and is faster per query.
         effort: The number of groups (`"ivf"`) or graph nodes (`"hnsw"`) that a search visits. A larger number has a
-            higher recall. Default: two square roots of the number of groups, 128 nodes.
+            higher recall. Default: two square roots of the number of groups, at most 64; 128 nodes.
 
     Raises:
         ImportError: If faiss is not installed.
@@ -345,61 +343,80 @@ class FaissIndex(KeyTable):
             # faiss wants at least 39 keys per group to learn the centres.
             groups = max(1, min(math.isqrt(len(table)), len(table) // 39))
             self._centres = faiss.IndexFlatIP(self.dim)
-            self._index = faiss.IndexIVFFlat(self._centres, self.dim, groups, faiss.METRIC_INNER_PRODUCT)
+            of_keys = (self._centres, self.dim, groups)
+            if len(table) < CODED_FROM:
+                self._index = faiss.IndexIVFFlat(*of_keys, faiss.METRIC_INNER_PRODUCT)
+            else:
+                coded = faiss.ScalarQuantizer.QT_8bit
+                self._index = faiss.IndexIVFScalarQuantizer(*of_keys, coded, faiss.METRIC_INNER_PRODUCT, False)
             self._index.cp.max_points_per_centroid = 64
             self._index.train(table)
+            self._index.make_direct_map()  # where the key of a slot is, to replace it
         self._index.add(table)
         self._beside = torch.empty(0, dtype=torch.long)
-        self._select(self.present)
+        # One bit per slot that faiss may find. The selector points to these bytes, so a change of few slots changes few
+        # bits. There is space for slots to come.
+        self._bits = np.packbits(self.present.numpy(), bitorder="little")
+        self._all_valid = bool(self.present.all())
+        if (used := len(table) % 8) != 0:
+            self._bits[-1] |= 0xFF << used & 0xFF
+        self._make_room()
 
-    def _select(self, valid: Tensor) -> None:
-        """Marks the slots `(n,)` with a current key in faiss; faiss searches only these."""
-        # One bit per slot. The selector points to these bytes, so a change of few slots changes few bits.
-        self._bits = np.packbits(valid.numpy(), bitorder="little")
-        self._num_known, self._all_valid = len(valid), bool(valid.all())
+    def _make_room(self) -> None:
+        room = np.full(len(self._bits) // 4 + 64, 0xFF, np.uint8)
+        self._bits = np.concatenate([self._bits, room])
         self._selector = self._faiss.IDSelectorBitmap(self._bits)
 
-    def _changed(self, slots: Tensor) -> None:
-        known = slots[slots < self._num_known].numpy()
-        if len(known):  # New slots are not in faiss, so there is nothing to exclude.
-            np.bitwise_and.at(self._bits, known >> 3, ~(1 << (known & 7)).astype(np.uint8))
-            self._all_valid = False
-        beside = torch.cat([self._beside, slots]).unique()
-        self._beside = beside[self.present[beside]]
-        if len(self._beside) > max(FOLDED_LEAST, FOLDED_SHARE * self.num_slots):
-            self._fold()
+    def _hide(self, slots: Tensor) -> None:
+        """Keeps faiss from finding slots."""
+        np.bitwise_and.at(self._bits, slots.numpy() >> 3, ~(1 << (slots.numpy() & 7)).astype(np.uint8))
+        self._all_valid = False
 
-    def _fold(self) -> None:
-        """Moves the new keys into the faiss index."""
-        if self.kind != "ivf":
-            self.rebuild()
+    def _append(self, keys: Tensor) -> None:
+        super()._append(keys)
+        self._index.add(keys.numpy())
+        if len(self.keys) > 8 * len(self._bits):
+            self._make_room()
+
+    def remove(self, slots: Integer[Tensor, " n"]) -> None:
+        super().remove(slots)
+        self._hide(slots.cpu())
+
+    def update(self, slots: Integer[Tensor, " n"], keys: Float[Tensor, "n E"]) -> None:
+        super().update(slots, keys)
+        slots = slots.cpu().unique()
+        if self.kind == "ivf":
+            self._index.update_vectors(slots.numpy(), self.keys[slots].numpy())
             return
-        # The centres stay, because learning them takes most of the time.
-        slots, valid = self._beside, np.unpackbits(self._bits, count=self._num_known, bitorder="little")
-        self._index.remove_ids(self._faiss.IDSelectorBatch((valid == 0).nonzero()[0]))
-        self._index.add_with_ids(self.keys[slots].numpy(), slots.numpy())
-        self._beside = slots[:0]
-        self._select(self.present)
+        self._hide(slots)
+        self._beside = torch.cat([self._beside, slots]).unique()
+        if len(self._beside) > max(FOLDED_LEAST, FOLDED_SHARE * self.num_slots):
+            self.rebuild()
 
     def _search(self, queries: Tensor, k: int) -> Hits:
         scores, slots = self._index.search(queries.numpy(), k, params=self._parameters())
         found, beside = Hits(torch.from_numpy(scores), torch.from_numpy(slots)), self._beside
+        if isinstance(self._index, self._faiss.IndexIVFScalarQuantizer):  # whose scores are those of rounded keys
+            exact = (self.keys[found.slots.clamp(min=0)] @ queries.unsqueeze(-1)).squeeze(-1)
+            order = exact.masked_fill(found.slots < 0, -math.inf).argsort(dim=-1, descending=True)
+            found = Hits(exact.gather(-1, order), found.slots.gather(-1, order))
         found = Hits(found.scores.masked_fill(found.slots < 0, -math.inf), found.slots)
         if len(beside):
-            exact = _exact(queries, self.keys[beside], self.present[beside], k)
-            found = _merged([found, Hits(exact.scores, beside[exact.slots])], k)
+            updated = _exact(queries, self.keys[beside], self.present[beside], k)
+            found = _merged([found, Hits(updated.scores, beside[updated.slots])], k)
         none = (found.scores == -math.inf).all(-1)
         if bool(none.any()):  # The graph search fails if most of its nodes were removed.
-            exact = _exact(queries[none], self.keys, self.present, k)
-            found.scores[none, : exact.scores.shape[1]] = exact.scores
-            found.slots[none, : exact.slots.shape[1]] = exact.slots
+            every = _exact(queries[none], self.keys, self.present, k)
+            found.scores[none, : every.scores.shape[1]] = every.scores
+            found.slots[none, : every.slots.shape[1]] = every.slots
         return found
 
     def _parameters(self) -> Any:
         faiss, settings = self._faiss, {} if self._all_valid else {"sel": self._selector}
         if self.kind == "hnsw":
             return faiss.SearchParametersHNSW(efSearch=self.effort or 128, **settings)
-        effort = min(self.effort or math.ceil(2 * math.sqrt(self._index.nlist)), self._index.nlist)
+        usual = min(math.ceil(2 * math.sqrt(self._index.nlist)), MOST_GROUPS)
+        effort = min(self.effort or usual, self._index.nlist)
         return faiss.SearchParametersIVF(nprobe=effort, **settings)
 
     def __repr__(self) -> str:

@@ -60,7 +60,8 @@ class Part(nn.Module, abc.ABC):
         # sets it again when the parameter is next looked up.
         for parameter in self.parameters():
             vars(parameter).pop("unconstrained", None)
-        return self.__dict__.copy()
+        state: dict[str, Any] = super().__getstate__()  # without what was compiled
+        return state
 
     def arguments(self) -> dict[str, Any]:
         """The arguments of this part, defaults included. A part among them is the one in place now."""

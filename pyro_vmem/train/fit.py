@@ -151,7 +151,12 @@ def fit(
         for callback in called:
             callback.start(trainer, episode)
         if state is not None and trainer.finished():
-            warnings.warn(f"resume: the run is over, after {trainer.result.steps} steps.", RuntimeWarning, stacklevel=3)
+            warnings.warn(
+                f"resume: the run is over, after {trainer.result.steps} steps. To train the model further, load it and "
+                "start a run in another folder.",
+                RuntimeWarning,
+                stacklevel=3,
+            )
         try:
             while True:
                 if trainer.result.steps and trainer.result.steps % validate_every == 0:

@@ -43,6 +43,15 @@ def test_evidence_that_cannot_be_relied_on_is_said() -> None:
     )
 
 
+def test_the_table_states_no_worth_that_the_verdict_does_not_state() -> None:
+    known = dict(row[:2] for row in result_rows(METRICS))
+    unknown = dict(row[:2] for row in result_rows(METRICS | {"error_unknown": 0.06}))
+    assert known["Worth of the memory"] == "17.2 ± 0.5 nats"
+    assert unknown["Worth of the memory"] == "not stated"
+    assert {name: value for name, value in unknown.items() if name != "Worth of the memory"}.items() <= known.items()
+    assert problems(METRICS | {"error_unknown": 0.06, "memory_worth_nats": 0.0}) == []
+
+
 def test_evidence_of_an_error_that_was_not_measured_is_not_relied_on() -> None:
     assert "is not stated" in verdict({name: value for name, value in METRICS.items() if name != "error_unknown"})
 

@@ -606,6 +606,17 @@ def test_stated_intervals_cover_the_truth(method, guide):
     assert covered.mean() > 0.9 - 3 * math.sqrt(0.9 * 0.1 / len(covered))
 
 
+@pytest.mark.long
+def test_sampled_addresses_of_an_overconfident_guide_have_the_error_of_the_slots_they_miss(monkeypatch):
+    monkeypatch.setitem(GUIDES, "far too sure", {"scale": 1.2, "power": 5.0})
+    vma, memory, x, truth = off("far too sure", slots=24, targets=1200)
+    found = estimate_evidence(vma, memory, x, 250, "sampled", seed=0, max_decodes=50_000, warn=False)
+    low, high = found.interval
+    covered = ((low < truth) & (truth < high))[~found.unknown].double()
+    assert len(covered) > 1100
+    assert covered.mean() > 0.9  # without the slots' posterior it is 0.88, two standard errors below
+
+
 def test_with_a_budget_the_right_error_is_found_by_better_methods():
     vma, memory, x, truth = off("latent off")
     alone, found = (

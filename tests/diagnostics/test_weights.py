@@ -214,3 +214,22 @@ def test_weights_of_zero_and_beyond():
     assert weights.log_sum[1] == -math.inf
     assert weights.khat[1:].isnan().all()
     torch.testing.assert_close(weights.standard_error[0], standard_error(parts[0][:, :1])[0])
+
+
+def test_degrees_of_freedom_are_those_of_welch():
+    one = StratifiedWeights.unstratified(torch.randn(40, 3))
+    torch.testing.assert_close(one.degrees_of_freedom, torch.full((3,), 39.0))
+    log_w = torch.randn(6, 2, 3)  # six samples in each of two strata
+    v = log_w.exp().var(0)
+    torch.testing.assert_close(
+        StratifiedWeights.even(log_w).degrees_of_freedom, 5 * v.sum(0).square() / v.square().sum(0)
+    )
+
+
+def test_an_error_that_hangs_on_two_samples_is_unknown_unless_they_are_equal():
+    many, two = torch.randn(100, 1) - 3, torch.tensor([[0.0], [0.1]])
+    for pair, known in ((two, False), (torch.zeros(2, 1), True), (two - 9, True)):
+        counts = torch.tensor([[100], [2]])
+        stratum = torch.tensor([0] * 100 + [1] * 2).unsqueeze(-1)
+        weights = StratifiedWeights(torch.cat([many, pair]), stratum, counts)
+        assert bool(weights.estimate.standard_error.isfinite()) == known

@@ -132,6 +132,24 @@ def test_approximate_search_finds_most(kind: str) -> None:
     assert least < found
 
 
+@needs_faiss
+def test_keys_that_are_rounded_are_scored_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pyro_vmem.memory.index, "CODED_FROM", 0)
+    keys, queries = keys_and_queries()
+    index = FaissIndex(keys, effort=10_000)
+    more = torch.randn(40, 8)
+    index.add(more[:20])
+    index.update(torch.arange(20), more[20:])
+    index.remove(torch.arange(50, 60))
+    keys = torch.cat([torch.cat([more[20:], keys[20:]]), more[:20]])
+    present = torch.ones(320, dtype=torch.bool)
+    present[50:60] = False
+    found, expected = index.search(queries, 9), by_looking_at_all(keys, present, queries, 9)
+    assert float(recall(found, expected).mean()) > 0.9  # where a rounded key is as similar as another
+    torch.testing.assert_close(found.scores, (queries.unsqueeze(1) * keys[found.slots]).sum(-1))
+    assert bool((found.scores.diff(dim=-1) <= 0).all())
+
+
 def test_recall_counts_what_was_found() -> None:
     exact = Hits(torch.zeros(2, 3), torch.tensor([[1, 2, 3], [4, 5, -1]]))
     found = Hits(torch.zeros(2, 3), torch.tensor([[3, 1, 9], [9, -1, -1]]))

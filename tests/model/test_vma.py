@@ -584,6 +584,29 @@ def test_a_loss_checks_its_input_once(objective: Any, times: int, monkeypatch: p
     assert len(checked) == 2 * times
 
 
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at it
+def test_a_compiled_model_takes_the_same_step() -> None:
+    vma, memory, x = model_of("images"), memory_of("images"), targets("images")
+    found = []
+    for compiled in (False, True):
+        if compiled:
+            vma.compile(backend="aot_eager")  # the graphs that other backends compile, run one operation at a time
+        vma.zero_grad()
+        pyro.set_rng_seed(0)
+        loss = VIMCO_ELBO(2, max_plate_nesting=1).loss_and_grads(vma.model, vma.guide, vma.encode(memory), x)
+        found.append((loss, {name: p.grad.clone() for name, p in vma.named_parameters() if p.grad is not None}))
+    parts = [part for part in vma.modules() if part._compiled_call_impl is not None]
+    assert {type(part) for part in parts} == {type(vma.template_encoder), WarpDecoder}
+    (loss, gradient), (compiled_loss, compiled_gradient) = found
+    assert compiled_loss == pytest.approx(loss, rel=1e-6)
+    torch.testing.assert_close(compiled_gradient, gradient)
+    with torch.no_grad():
+        assert vma.reconstruct(memory, x).shape == x.shape
+    copied = pickle.loads(pickle.dumps(vma))  # which is not compiled
+    assert not any(part._compiled_call_impl for part in copied.modules())
+
+
 def test_frozen_weights_stay_frozen() -> None:
     vma, memory, x = model_of("images"), memory_of("images"), targets("images")
     vma.template_encoder.requires_grad_(False)

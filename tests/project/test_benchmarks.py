@@ -22,6 +22,7 @@ SMALL = {
     "evidence": [
         *("--slots", "[3]", "--decodes", "12", "--targets", "4"),
         *("--letter_slots", "3", "--letter_targets", "2", "--letter_steps", "0", "--repeats", "1"),
+        *("--error_slots", "3", "--error_targets", "4", "--error_decodes", "64"),
     ],
     "refined": ["--decodes", "64", "--targets", "2", "--repeats", "2", "--long", "1", "--cases", "1"],
     "estimators": ["--repeats", "3", "--slots", "[4, 8]", "--image_steps", "0", "--race_seconds", "0.01"],
@@ -30,6 +31,8 @@ SMALL = {
         *("--sequences_of_faults", "2", "--thread_runs", "1"),
     ],
     "scaling": ["--slots", "[50, 1100]", "--width", "4", "--batch", "4", "--repeats", "1", "--hnsw_slots", "0"],
+    "growth": ["--slots", "[1100]", "--width", "4", "--batch", "4", "--steps", "1"],
+    "time_to_quality": ["--seconds", "0.1", "--size", "12", "--width", "2", "--validations", "1"],
     "ranks": ["--steps", "2", "--repeats", "1", "--ways", "2", "--queries", "1", "--width", "2"],
     "load": ["--seconds", "0.01", "--repeats", "1", "--width", "2"],
     "gpu": ["--device", "cpu", "--batch", "[16]", "--width", "2", "--steps", "1"],

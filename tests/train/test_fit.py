@@ -544,7 +544,9 @@ def test_what_has_no_text_of_its_own_is_told_apart_too(tmp_path, before, now):
     pv.fit(small_vma(), sampler(), **before, **settings)
     with pytest.warns(RuntimeWarning) as caught:
         pv.fit(small_vma(), sampler(), **before, **settings)
-    assert [str(warning.message) for warning in caught] == ["resume: the run is over, after 1 steps."]
+    assert [str(warning.message) for warning in caught] == [
+        "resume: the run is over, after 1 steps. To train the model further, load it and start a run in another folder."
+    ]
     with pytest.warns(RuntimeWarning) as caught:
         pv.fit(small_vma(), sampler(), **now, **settings)
     assert f"goes on with {min(now)}=" in str(caught[0].message)
