@@ -59,7 +59,7 @@ OBJECTIVES: dict[str, Callable[[str], Any]] = {
     "rao-blackwell": lambda site: RaoBlackwell_ELBO(1, site),
     "unordered set": lambda site: UnorderedSet_ELBO(2, site),
     "disarm": lambda site: DisARM_ELBO(2),
-    "relax": lambda site: RELAX_ELBO(1),
+    "relax": lambda site: RELAX_ELBO(2),
     "straight-through": lambda site: StraightThrough_ELBO(2),
     "enumerate": lambda site: EnumGuard(),
     "global draws": lambda site: GlobalDraws_ELBO(VIMCO_ELBO(2), 2),

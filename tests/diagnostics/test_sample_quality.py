@@ -53,7 +53,8 @@ def test_copies_have_no_diversity_and_other_classes_are_not_recognised():
 
 
 def test_noise_is_recognised_by_chance():
-    found = sample_quality(copying(1e4), episodes(count=10), embed, num_draws=40).summary()
+    found = sample_quality(copying(1e4), episodes(1e4, count=10, n_query=6), embed, num_draws=40).summary()
+    assert found["recognised_real"] == pytest.approx(1 / 6, abs=0.05)  # no drawing is its own reference
     assert found["recognised"] == pytest.approx(1 / 6, abs=0.05)
     assert found["diversity"] == pytest.approx(1, abs=0.05)
 
