@@ -52,8 +52,7 @@ def test_what_was_encoded_as_it_was_read_is_encoded_again_when_the_weights_have_
     memory = pv.EncodedMemory(pv.PackedMemory.pack(binary(S, 6)), encoder)
     before, all_before = memory.read(a).features, memory.features
     with torch.no_grad():
-        for parameter in encoder.parameters():
-            parameter.add_(1.0)
+        [*encoder.parameters()][-1].add_(1.0)  # one of them is enough
     fresh = encoder(memory.memory.templates).features
     assert not torch.equal(before, fresh[a])
     assert not torch.equal(all_before, fresh)
