@@ -28,7 +28,7 @@ from pyro_vmem._utils.files import as_plain, write_atomically
 from pyro_vmem._utils.guess import guess
 from pyro_vmem._utils.plain_yaml import read_yaml, write_yaml
 from pyro_vmem._utils.version import __version__
-from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, SPECS, Evaluation, Settings
+from pyro_vmem.app.settings import DEMO, PARTS, SPECS, Evaluation, Settings
 from pyro_vmem.app.words import split_words, with_changes
 
 __all__ = ["challenge", "demo", "evaluate", "main", "report", "sample", "train_model"]
@@ -72,9 +72,7 @@ def demo(
         require(module, extra)
     processes = Processes.join(own_device())
     budget: dict[str, Any] = {"minutes": minutes} if steps is None else {"steps": steps}
-    experiment = Experiment(
-        data=data, data_root=data_root, seed=seed, pretrained=pretrained, validate_every=DEMO_VALIDATES_EVERY, **budget
-    )
+    experiment = Experiment(data=data, data_root=data_root, seed=seed, pretrained=pretrained, **DEMO, **budget)
     with _new_folder(out, "runs/demo", processes) as folder:
         if pretrained is None:
             result = experiment.train(folder, progress=not quiet)

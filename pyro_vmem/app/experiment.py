@@ -28,7 +28,7 @@ from pyro_vmem._utils.version import __version__
 from pyro_vmem.app.report import Report, write_report
 from pyro_vmem.app.report_content import check, report_fields
 from pyro_vmem.app.report_text import problems, verdict
-from pyro_vmem.app.settings import DEMO_VALIDATES_EVERY, PARTS, Evaluation
+from pyro_vmem.app.settings import DEMO, DEMO_VALIDATES_EVERY, PARTS, Evaluation
 from pyro_vmem.app.sources import Sources
 from pyro_vmem.app.words import quoted
 from pyro_vmem.config import build, from_pretrained, load
@@ -352,8 +352,8 @@ class Experiment(Sources):
         made: dict[str, Any] = {"steps": steps} if steps else {"pretrained": self.pretrained}
         always = {"data": self.data, "data_root": self.data_root, **made, "seed": self.seed}
         evaluation = {name: value for name, value in asdict(how).items() if value != getattr(Evaluation, name)}
-        of_demo = changed.get("validate_every") == DEMO_VALIDATES_EVERY
-        if of_demo and changed.keys() <= {"steps", "validate_every", *always} and self.data in ("glyphs", "omniglot"):
+        of_demo = all(wanted[name] == value for name, value in DEMO.items())
+        if of_demo and changed.keys() <= {"steps", *DEMO, *always} and self.data in ("glyphs", "omniglot"):
             return f"pyro-vmem demo{quoted(always | evaluation)}"
         train = f"pyro-vmem train --out {shlex.quote(str(folder))}{quoted(always | changed)}"
         return f"{train}\npyro-vmem report {shlex.quote(str(folder))}{quoted(evaluation)}"

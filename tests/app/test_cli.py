@@ -238,7 +238,7 @@ def test_interrupted_demo_still_reports(toy, undrawn, capsys, monkeypatch):
     original = pv.data.EpisodeSampler.__getitem__
 
     def stops(self, index):
-        if index == 2 and self.n_way == 16:
+        if index == 2 and self.n_way == 32:
             signal.raise_signal(signal.SIGINT)
         return original(self, index)
 
