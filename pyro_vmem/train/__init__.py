@@ -31,4 +31,4 @@ __all__ = [
     "save_checkpoint",
     "validate",
 ]
-check_entries(globals(), methods=True)
+check_entries(globals())
