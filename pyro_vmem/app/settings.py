@@ -19,8 +19,8 @@ SPECS = (*PARTS, "objective", "optimizer", "schedule", "kl_schedule")
 
 DEMO_VALIDATES_EVERY = 10  # steps: at least thirty points of a learning curve in three minutes on a busy core
 
-# What the demo trains by, beside the defaults of `pyro-vmem train`: many classes of one drawing each teach the guide most,
-# KL(z) at full weight from the start makes the memory matter at once, and one particle of four goes backward.
+# What the demo trains by, beside the defaults of `pyro-vmem train`. Many classes of one drawing each teach the guide
+# most, KL(z) at full weight from the start makes the memory matter at once, and one particle of four goes backward.
 DEMO: dict[str, Any] = {
     "n_way": 32,
     "k_shot": 1,
