@@ -1,6 +1,6 @@
 """Draws the gallery: `python -m docs.gallery` writes docs/gallery/*.png and docs/gallery.md; two minutes, no download.
 
-A small model is trained on letters for half a minute, and the reference model is used where a figure needs known answers.
+A small model is trained on letters for half a minute. The reference model is used where a figure needs known answers.
 Each picture is drawn by the line of code that the page shows under it.
 """
 
