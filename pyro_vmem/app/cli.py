@@ -469,7 +469,7 @@ def _show(metrics: dict[str, Any]) -> None:
     from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
 
     table_module, console_module = require("rich.table", extra="cli"), require("rich.console", extra="cli")
-    table = table_module.Table("", "per picture", "", show_edge=False, show_lines=True)
+    table = table_module.Table("", "per image", "", show_edge=False, show_lines=True)
     table.columns[1].justify, table.columns[1].no_wrap, table.columns[2].style = "right", True, "dim"
     for row in result_rows(metrics):
         table.add_row(*row)
