@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
+from pyro_vmem import infer
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import read_json, write_atomically, write_json
 from pyro_vmem._utils.guess import guess
@@ -121,7 +122,7 @@ class Experiment(Sources):
                 raise ValueError("objective: 'auto' takes no arguments. Name the objective that has them.")
             named = spec_of(named_objective(name))
             given = {**named["init_args"], "max_plate_nesting": 1, **given}
-        elif name not in names and isinstance(name, str) and (hint := guess(name, names)):
+        elif isinstance(name, str) and not hasattr(infer, name) and (hint := guess(name, names)):
             raise ValueError(f"objective: expected the name of an objective, got {name!r}.{hint}")
         # A VMA has one plate. An objective that has to find that out runs the model once more.
         return named | {"init_args": {"max_plate_nesting": 1, **given} if isinstance(given, dict) else given}
