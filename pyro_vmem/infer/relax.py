@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import Size
-from pyro_vmem._utils.param_store import register
+from pyro_vmem._utils.param_store import register_unnamed
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import RELAXED, Particles
@@ -28,9 +28,9 @@ class RELAX_ELBO(ParticleELBO):
 
     where :math:`z = \alpha + \mathrm{Gumbel}` is the relaxed draw whose largest element is the value b, and
     :math:`\tilde z` is another relaxed draw, given b. The gradient is unbiased for any network c. The network is
-    trained to minimise the variance of :math:`\nabla_\alpha`. `SVI` trains it with the rest, under the name
-    `"control"`. It takes no decoder pass of its own. With two or more particles, f also has the mean over the others as
-    a baseline.
+    trained to minimise the variance of :math:`\nabla_\alpha`. `SVI` and `fit` train it with the rest; its parameters in
+    the store begin with `"control"`. In a torch loop, give `elbo.module.parameters()` to the optimizer. It takes no
+    decoder pass of its own. With two or more particles, f also has the mean over the others as a baseline.
 
     It applies to Categorical, OneHotCategorical and Bernoulli sites, also in Independent; each element has a control
     variate of its own.
@@ -68,7 +68,7 @@ class RELAX_ELBO(ParticleELBO):
 
     def proposal(self, guide: Any) -> Any:
         assert self.module is not None
-        register("control", self.module)
+        register_unnamed("control", self.module)
         return _Relaxed(self.module)(super().proposal(guide))
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
