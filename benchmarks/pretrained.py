@@ -139,7 +139,7 @@ def figures(path: Path) -> str:
         tables = [scaling(path.stem, rows, path.with_suffix(".npz"))]
     else:
         methods = dict.fromkeys(row["method"] for row in rows)
-        tables = [few_shot(result["recipe"]["protocol"], rows, method, []) for method in methods]
+        tables = [few_shot(rows, method, []) for method in methods]
     return "\n\n".join([f"{result['recipe']['title']}. {facts(result, rows)}", *tables])
 
 
