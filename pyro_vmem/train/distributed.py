@@ -26,10 +26,11 @@ TIMEOUT = timedelta(minutes=10)
 
 
 class Processes:
-    """The processes of a run. This process has the number `index`. With one process, every method is the identity.
+    """The processes of a run. This process has the number `index`.
 
     Each process has the whole model and a share of the targets of each episode, and draws its own random numbers. The
-    first process makes all decisions that depend on time, files or the user.
+    first process makes all decisions that depend on time, files or the user. A step of one process alone calls nothing
+    here.
     """
 
     def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
@@ -70,8 +71,6 @@ class Processes:
     def agree(self, progress: float, stop: bool) -> tuple[float, bool]:
         """Returns the share of the run that is over, by the clock of the first process, and whether any process wants
         to stop."""
-        if self.count == 1:
-            return progress, stop
         told = torch.tensor([progress * (self.index == 0), stop], dtype=torch.float64, device=self.device)
         with _lost_contact():
             dist.all_reduce(told)
@@ -88,8 +87,6 @@ class Processes:
         """Returns the memory and the targets of this process; raises a `ValueError` if there are fewer targets than
         processes."""
         size, memory = len(episode.x), episode.memory
-        if self.count == 1:
-            return episode
         if size < self.count:
             raise ValueError(
                 f"episodes: got one of {size} targets for {self.count} processes. Give each episode a target for each "
@@ -103,8 +100,6 @@ class Processes:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Adds up the gradients of all processes. A parameter without a gradient in all of them keeps none."""
-        if self.count == 1:
-            return
         pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
         got = torch.tensor([float(p.grad is not None) for p in parameters]).to(pieces[0])
         whole = torch.cat([*pieces, got])  # one message, not one for each parameter
@@ -116,8 +111,6 @@ class Processes:
 
     def mean(self, terms: dict[str, float], share: float) -> dict[str, float]:
         """Computes means over all targets from the means of each process over its targets."""
-        if self.count == 1:
-            return terms
         values = torch.tensor(list(terms.values()), dtype=torch.float64, device=self.device) * share
         with _lost_contact():
             dist.all_reduce(values)
