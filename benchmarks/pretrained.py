@@ -2,7 +2,6 @@
 
 python -m benchmarks.pretrained lookup omniglot28
 python -m benchmarks.pretrained zholus omniglot26
-python -m benchmarks.pretrained vma-45-5 omniglot26-maxpool
 python -m benchmarks.pretrained gmn-distinct-shots omniglot28-independent
 """
 

@@ -11,7 +11,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import Size
-from pyro_vmem._utils.param_store import register
+from pyro_vmem._utils.param_store import register_unnamed
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import RELAXED, Particles
@@ -29,9 +29,9 @@ class RELAX_ELBO(ParticleELBO):
 
     where :math:`z = \alpha + \mathrm{Gumbel}` is the relaxed draw whose largest element is the value b, and
     :math:`\tilde z` is another relaxed draw, given b. The gradient is unbiased for any network c. The network is
-    trained to minimise the variance of :math:`\nabla_\alpha`. `SVI` trains it with the rest, under the name
-    `"control"`. It takes no decoder pass of its own. With two or more particles, f also has the mean over the others as
-    a baseline.
+    trained to minimise the variance of :math:`\nabla_\alpha`. `SVI` and `fit` train it with the rest; its parameters in
+    the store begin with `"control"`. In a torch loop, give `elbo.module.parameters()` to the optimizer. It takes no
+    decoder pass of its own. With two or more particles, f also has the mean over the others as a baseline.
 
     It applies to Categorical, OneHotCategorical and Bernoulli sites, also in Independent; each element has a control
     variate of its own.
@@ -69,7 +69,7 @@ class RELAX_ELBO(ParticleELBO):
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         assert self.module is not None
-        register("control", self.module)
+        register_unnamed("control", self.module)
         return super()._get_trace(model, _Relaxed(self.module)(guide), args, kwargs)
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:

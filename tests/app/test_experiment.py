@@ -113,11 +113,19 @@ def test_a_hostile_file_is_refused_at_once(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(text)
     for words in (["--config", "run.yaml"], ["--config=run.yaml"]):
-        assert cli.main(["train", *words, "--out", "run", "--steps", "1"]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["train", *words, "--out", "run", "--steps", "1"])
         said = capsys.readouterr().err
-        assert "config: 'run.yaml' is not valid YAML" in said
+        assert "train: --config: not valid YAML: " in said
         assert message in said
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_value_whose_aliases_multiply_is_refused_at_once(capsys: Any) -> None:
+    for words in (["--notes", BOMB.removeprefix("notes:\n")], ["--config", BOMB]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["train", *words, "--print_config"])
+        assert len(capsys.readouterr().err) < 5000
 
 
 @pytest.mark.parametrize(
