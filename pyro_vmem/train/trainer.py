@@ -299,7 +299,7 @@ class Trainer:
         if self.module is not None:
             self.module.load_state_dict(under("objective.", state))
         self.best = under("best.", state) or None
-        if self.processes.index:  # which draws numbers of its own
+        if self.processes.rank:  # which draws numbers of its own
             self.seed(self.result.steps)
         else:
             set_random_states(state)
@@ -310,7 +310,7 @@ class Trainer:
 
     def seed(self, step: int = 0) -> None:
         """Seeds the global generators for a step, differently in each process."""
-        seed_all(self.config.seed + self.processes.index * (1_000_003 + step))
+        seed_all(self.config.seed + self.processes.rank * (1_000_003 + step))
 
     def _progress(self) -> float:
         """The share of the run that is behind us, in [0, 1]."""
@@ -451,7 +451,7 @@ class Trainer:
         now = _plain(self.settings)
         names = [*before, *(name for name in now if name not in before)]  # a validation may be new, or gone
         changed = [f"{n}={now.get(n)!r} (was {before.get(n)!r})" for n in names if now.get(n) != before.get(n)]
-        if changed and self.processes.index == 0:
+        if changed and self.processes.rank == 0:
             warnings.warn(
                 f"resume: the run had other settings before; it goes on with {', '.join(changed)}.",
                 RuntimeWarning,
