@@ -185,7 +185,7 @@ class Experiment(Sources):
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin("cpu" if workers else where)
         described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
-        is_first = Processes.join(where).index == 0
+        is_first = Processes.join(where).rank == 0
         if progress and is_first:
             sys.stderr.write(f"{self._plan(vma, episodes[0], folder, where)}\n")
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
@@ -66,10 +67,10 @@ class RELAX_ELBO(ParticleELBO):
         super().__post_init__()
         self.module = Surrogate() if self.control is None else self.control
 
-    def proposal(self, guide: Any) -> Any:
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         assert self.module is not None
         register_unnamed("control", self.module)
-        return _Relaxed(self.module)(super().proposal(guide))
+        return super()._get_trace(model, _Relaxed(self.module)(guide), args, kwargs)
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         f = particles.log_weights
