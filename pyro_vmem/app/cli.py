@@ -135,12 +135,13 @@ def _unmarked(text: str) -> str:
 
 
 def _add_choices(parser: Any) -> None:
-    from pyro_vmem.config.spec import choices
+    from pyro_vmem.config.arguments import annotation, kinds
+    from pyro_vmem.config.names import names_below
     from pyro_vmem.model import VMA
 
     for action in parser._actions:
         if action.dest in PARTS:
-            action.help = f"{action.help} One of {', '.join(choices(VMA, action.dest))}."
+            action.help = f"{action.help} One of {', '.join(names_below(kinds(annotation(VMA, action.dest))))}."
 
 
 def _in_words(message: str, options: Collection[str]) -> str:

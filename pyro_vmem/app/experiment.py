@@ -32,9 +32,10 @@ from pyro_vmem.app.settings import DEMO, DEMO_VALIDATES_EVERY, PARTS, Evaluation
 from pyro_vmem.app.sources import Sources
 from pyro_vmem.app.words import quoted
 from pyro_vmem.config import build, from_pretrained, load
+from pyro_vmem.config.arguments import checked
 from pyro_vmem.config.build import take_weights
 from pyro_vmem.config.pretrained import unpack
-from pyro_vmem.config.spec import checked, from_spec, spec_of
+from pyro_vmem.config.spec import from_spec, spec_of
 from pyro_vmem.data import Episode, EpisodeSampler, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.infer.by_name import Objective, named_objective
