@@ -59,7 +59,7 @@ def check_names(cls: type, given: Mapping[str, Any], where: str) -> None:
 
 
 def converted(cls: type, made: dict[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns arguments in the annotated types, or raises a `ValueError` with the value in `given` they come from."""
+    """Returns arguments in the annotated types, or raises a `ValueError` that shows what they were made of, `given`."""
     parser, known = _parser(cls)
     try:
         parsed = parser.instantiate(parser.parse_object({name: v for name, v in made.items() if name in known}))
