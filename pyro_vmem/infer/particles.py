@@ -39,7 +39,7 @@ PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wr
 
 @dataclass(frozen=True, eq=False)
 class Globals:
-    r"""The terms that one draw g of the global latents adds to the bound, in nats.
+    r"""The terms of one draw g of the global latents in the bound L, in nats: its log-ratio, and its score.
 
     .. math:: L = \sum_b \log \frac{1}{K} \sum_k w_{bk}(g) + \log p(g) - \log q(g)
 

@@ -219,7 +219,7 @@ class Trainer:
         self._asked_to_stop = True
 
     def row(self, episode: Episode | None = None) -> dict[str, float]:
-        """A row of the history: step, seconds, averages of the terms and rates.
+        """A row of the history: the step, the seconds, the average of each term of the bound, and the learning rates.
 
         Arguments:
             episode: If the objective gives only its loss, the terms of the bound are measured on this episode.
