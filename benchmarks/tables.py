@@ -133,10 +133,11 @@ def of_packaged_models() -> str:
     result = json.loads(PACKAGED.read_text())
     judge = f"{100 * result['recogniser']['accuracy']:.1f} ± {100 * result['recogniser']['standard_error']:.1f} %"
     said = (
-        "Memory holds one drawing of each of 20 unseen characters. A one-shot trial has 20 characters of one "
-        "evaluation alphabet, drawn at random; the trials of the published challenge are others. A recogniser that was trained on "
-        f"its own judges draws. It is right for {judge} of real drawings in 20-way 1-shot episodes. The commands are "
-        "`python -m benchmarks.recogniser --out FILE` and `python -m benchmarks.packaged FILE --json`."
+        f"Memory holds one drawing of each of 20 unseen characters. Each slot has {result['samples']} samples of z. A "
+        "one-shot trial has 20 characters of one evaluation alphabet, drawn at random; the trials of the published "
+        "challenge are others. A recogniser that was trained on its own judges draws. It is right for "
+        f"{judge} of real drawings in 20-way 1-shot episodes. The commands are `python -m benchmarks.recogniser --out "
+        "FILE` and `python -m benchmarks.packaged FILE --episodes 10 --samples 20 --json`."
     )
     return "\n\n".join(["## Packaged models", said, worth(result["rows"])]) + "\n"
 
