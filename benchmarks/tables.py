@@ -192,7 +192,12 @@ def _image(text: str, path: Path, page: Path) -> str:
 def published(titles: dict[str, str]) -> str:
     """Every published figure, once, with its protocol and mark; `titles` are those of our tables."""
     shots = sorted({t for row in LIKELIHOODS for t in row.nll})
-    lines = ["## Published figures", "", "NLL in nats per image; columns: items in memory, all classes together.", ""]
+    lines = [
+        "## Published figures",
+        "",
+        "NLL in nats per image; each column is a number of items in memory, of all classes together.",
+        "",
+    ]
     lines += _head(["", "protocol", "mark", "C", *shots])
     for row in LIKELIHOODS:
         values = [f"{row.nll[t]:g}" if t in row.nll else "" for t in shots]
@@ -247,7 +252,11 @@ def few_shot(rows: list[Row], method: str, published: list[Published]) -> str:
     """Ours by one method, and the published rows of the same protocol."""
     ours = [row for row in rows if row["method"] == method]
     shots = sorted({row["shots"] for row in ours})
-    lines = [f"NLL, {METHODS[method]}; columns: items in memory, all classes together.", "", *_head(["", "C", *shots])]
+    lines = [
+        f"NLL, {METHODS[method]}; each column is a number of items in memory, of all classes together.",
+        "",
+        *_head(["", "C", *shots]),
+    ]
     for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in ours}, key=ours_first):
         cells = {row["shots"]: row for row in ours if (row["model"], row["n_classes"]) == (model, n_classes)}
         lines.append(_line([f"**{NAMES[model]}**", n_classes, *(_value(cells.get(t)) for t in shots)]))

@@ -26,7 +26,7 @@ _SHAPES = ("latent_dim", "num_features", "event_shape", "map_channels")
 
 
 def parts_by_kind(vma: VMA) -> dict[type[Part], Part]:
-    """The model, its parts and their inner parts, by the base class that annotates them."""
+    """The model, its parts and their inner parts, by base class."""
     parts: list[Part | None] = [vma.template_encoder, vma.templates, vma.address_prior, vma.latent_prior]
     parts += [vma.likelihood, getattr(vma.likelihood, "network", None), vma.address_guide, vma.latent_guide, vma]
     return {kind: part for part in parts for kind in _KINDS if isinstance(part, kind)}

@@ -97,7 +97,7 @@ class LinearGaussianMemory(nn.Module):
         return self._log_joint(memory, x).logsumexp(-1)
 
     def address_posterior(self, memory: Memory, x: Float[Tensor, "B X"]) -> dist.Categorical:
-        r""":math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`, one categorical per target."""
+        r""":math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`, one categorical per target, with batch shape `(B,)`."""
         return over_slots(self._log_joint(memory, x), memory)
 
     def latent_posterior(
