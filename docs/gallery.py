@@ -232,7 +232,7 @@ def reference() -> dict[str, Any]:
         ranks[name] = pv.diagnostics.sbc(vma, memory, num_simulations=1000, num_draws=99).ranks["z"]
     narrow = model.vma(latent_guide=Off(model, 0.67, 0.0))
     x = narrow.generate(memory, 80)
-    evidence = pv.diagnostics.estimate_evidence(narrow, memory, x, 400, "sampled", seed=0, warn=False)
+    evidence = pv.diagnostics.estimate_evidence(narrow, memory, x, 400, "sampled", budget=0, seed=0, warn=False)
     relations = get_model_relations(narrow.model, (memory, x))
     return {"ranks": ranks, "evidence": evidence, "relations": relations}
 
