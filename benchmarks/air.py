@@ -139,7 +139,11 @@ def main(
             optimizer.step()
             state["step"] += 1
             if state["step"] % every == 0 or time.process_time() - start >= budget:
-                row = {"step": state["step"], "seconds": round(time.process_time() - start), **held_out_figures(air, *held_out)}
+                row = {
+                    "step": state["step"],
+                    "seconds": round(time.process_time() - start),
+                    **held_out_figures(air, *held_out),
+                }
                 state["rows"].append(row)
                 keep(state, air, optimizer, generator, time.process_time() - start, path)
     settings = {"objective": objective, "num_particles": num_particles, "batch": batch, "side": side, "digit": digit}

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.diagnostics import address_entropy, diagnose, information_gain
+from pyro_vmem.diagnostics import diagnose, information_gain
+from pyro_vmem.diagnostics.information import address_entropy
 from pyro_vmem.parts import AddressGuide, LatentGuide, over_slots
 
 xarray = pytest.importorskip("xarray")

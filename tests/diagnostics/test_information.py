@@ -6,8 +6,7 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.diagnostics import address_entropy, information_gain
-from pyro_vmem.diagnostics.information import information_summary
+from pyro_vmem.diagnostics.information import address_entropy, information_gain, information_summary
 
 pytestmark = pytest.mark.usefixtures("float64")
 
