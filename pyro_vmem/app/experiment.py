@@ -43,10 +43,10 @@ from pyro_vmem.infer.by_name import Objective, named_objective
 from pyro_vmem.model import VMA, NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE, index_memory
 from pyro_vmem.parts import LearnedTemplates
 from pyro_vmem.plots import lookups
-from pyro_vmem.train import Callback, RefreshKeys, TrainingConfig, fit, read_result
+from pyro_vmem.train import Callback, RefreshKeys, TrainingConfig, fit
 from pyro_vmem.train.distributed import Processes, own_device
 from pyro_vmem.train.folder import described
-from pyro_vmem.train.history import FitResult
+from pyro_vmem.train.history import FitResult, read_result
 from pyro_vmem.train.schedules import Schedule
 
 __all__ = ["Evaluation", "Experiment", "read_result"]
