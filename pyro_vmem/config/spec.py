@@ -1,14 +1,13 @@
 """From specs to objects and back. A spec is plain data that names a class and its arguments.
 
 A spec may come from anywhere, so it runs nothing but the constructors of existing classes. An object is made after the
-objects inside it; jsonargparse then checks and converts the arguments. It does not make the objects itself, because it
-imports what a class path names, and needs each argument before those that are left out can be filled in.
+objects inside it; jsonargparse then converts the arguments. It does not make the objects itself, because it imports
+what a class path names, and needs each argument before those that are left out can be filled in.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from pyro_vmem.config.arguments import (
     later,
     parameters,
     shown,
-    wrong_type,
 )
 from pyro_vmem.config.fitting import fitting
 from pyro_vmem.config.names import class_named, names_below, with_article
@@ -124,7 +122,4 @@ class _Builder:
             return {key: self.value(v, expected, f"{where}.{key}") for key, v in value.items()}
         if isinstance(value, tuple | list):
             return type(value)(self.value(v, expected, f"{where}[{i}]") for i, v in enumerate(value))
-        # For an annotation of a function or class, jsonargparse would import any dotted name.
-        if isinstance(value, str) and "." in value and not re.search(r"\b(str|Path|Any|Literal)\b|^$", expected):
-            raise wrong_type(value, expected, where)
         return value
