@@ -37,13 +37,13 @@ def from_spec(
     spec: Any,
     base: type | tuple[type, ...],
     trusted_modules: Sequence[str] = (),
-    like: Mapping[type[Part], Part] | None = None,
+    like: Sequence[Part] = (),
     where: str = "spec",
 ) -> Any:
     """Builds the object of a spec, an instance of `base`, or raises a `ValueError` as :func:`pyro_vmem.build` does.
 
-    A class with arguments that only the trainer has becomes a `functools.partial`. `like` maps base classes to parts
-    whose arguments complete the spec. `where` names the spec in error messages.
+    A class with arguments that only the trainer has becomes a `functools.partial`. The parts `like` complete the spec.
+    `where` names it in error messages.
 
     Example:
         >>> from pyro_vmem import LatentPrior
@@ -51,7 +51,7 @@ def from_spec(
         StandardPrior(latent_dim=8)
     """
     try:
-        return _Builder(trusted_modules, like or {}).make(spec, base if isinstance(base, tuple) else (base,), where)
+        return _Builder(trusted_modules, like).make(spec, base if isinstance(base, tuple) else (base,), where)
     except RecursionError:
         raise ValueError(f"{where}: it is nested too deeply, or contains itself. Write it out.") from None
 
@@ -79,7 +79,7 @@ class _Builder:
     """Makes the objects of a spec, the inner ones first; `where` is the place in the spec, for messages."""
 
     trusted_modules: Sequence[str]
-    like: Mapping[type[Part], Part]
+    like: Sequence[Part]
 
     def make(self, spec: Any, bases: tuple[type, ...], where: str) -> Any:
         """The object of a name, or of a name with arguments."""
@@ -87,8 +87,9 @@ class _Builder:
             return spec
         if isinstance(spec, str):
             spec = {"class_path": spec}
-        if isinstance(spec, Mapping) and spec.keys() == {"init_args"} and bases[0] in self.like:
-            spec = {"class_path": public_path(type(self.like[bases[0]])), **spec}
+        there = next((part for part in self.like if isinstance(part, bases)), None)
+        if isinstance(spec, Mapping) and spec.keys() == {"init_args"} and there is not None:
+            spec = {"class_path": public_path(type(there)), **spec}
         name, arguments = (spec.get(key) for key in KEYS) if isinstance(spec, Mapping) else (None, None)
         if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
             raise ValueError(
