@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
+from pyro_vmem import infer
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import read_json, write_atomically, write_json
 from pyro_vmem._utils.guess import guess
@@ -122,7 +123,7 @@ class Experiment(Sources):
                 raise ValueError("objective: 'auto' takes no arguments. Name the objective that has them.")
             named = spec_of(named_objective(name))
             given = {**named["init_args"], "max_plate_nesting": 1, **given}
-        elif name not in names and isinstance(name, str) and (hint := guess(name, names)):
+        elif isinstance(name, str) and not hasattr(infer, name) and (hint := guess(name, names)):
             raise ValueError(f"objective: expected the name of an objective, got {name!r}.{hint}")
         # A VMA has one plate. An objective that has to find that out runs the model once more.
         return named | {"init_args": {"max_plate_nesting": 1, **given} if isinstance(given, dict) else given}
@@ -184,7 +185,7 @@ class Experiment(Sources):
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin("cpu" if workers else where)
         described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
-        is_first = Processes.join(where).index == 0
+        is_first = Processes.join(where).rank == 0
         if progress and is_first:
             sys.stderr.write(f"{self._plan(vma, episodes[0], folder, where)}\n")
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():

@@ -63,6 +63,12 @@ def test_settings_of_training_are_specs() -> None:
     assert scheduler(optimizer).step_size == 3
 
 
+@pytest.mark.parametrize("name", sorted({n for n in pv.infer.__all__ if n.endswith("_ELBO")} - {"GlobalDraws_ELBO"}))
+def test_each_objective_is_known_by_its_class(name: str) -> None:
+    made: Any = Experiment(objective=args(name)).made_objective()
+    assert type(made).__name__ == name
+
+
 @pytest.mark.parametrize("objective", [*NAMES, "auto", args("RWS_ELBO", defensive=0.5), "Trace_ELBO"])
 def test_what_is_written_out_stands_for_the_same(objective: Any) -> None:
     one = Experiment(
