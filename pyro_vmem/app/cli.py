@@ -146,6 +146,7 @@ def _add_choices(parser: Any) -> None:
 
 def _in_words(message: str, options: Collection[str]) -> str:
     """An error of the library in the words of the command line: `--resume`, not `resume=True`."""
+    message = message.partition("\n")[0] if "Trace Shapes:" in message else message  # Pyro appends them
     message = re.sub(r"^spec\.(?=\w)", "", message)
     if "resume" in options:  # the library's words for the places that --data_root and --out name
         message = re.sub(r"^(path|run)(?=:)", lambda m: {"path": "data_root", "run": "out"}[m[1]], message)

@@ -126,7 +126,8 @@ class Experiment(Sources):
         elif isinstance(name, str) and not hasattr(infer, name) and (hint := guess(name, names)):
             raise ValueError(f"objective: expected the name of an objective, got {name!r}.{hint}")
         # A VMA has one plate. An objective that has to find that out runs the model once more.
-        return named | {"init_args": {"max_plate_nesting": 1, **given} if isinstance(given, dict) else given}
+        told = {} if str(name).endswith("GlobalDraws_ELBO") else {"max_plate_nesting": 1}  # it asks its inner one
+        return named | {"init_args": {**told, **given} if isinstance(given, dict) else given}
 
     def written_out(self) -> dict[str, Any]:
         """Returns all settings, with all arguments of objective, optimizer and schedules."""

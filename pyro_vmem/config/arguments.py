@@ -10,6 +10,7 @@ import reprlib
 from collections.abc import Mapping
 from typing import Any
 
+from pyro.infer import ELBO
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -134,6 +135,6 @@ def is_class(annotation: str) -> bool:
 
 
 def kinds(annotation: str) -> tuple[type, ...]:
-    """The classes of parts that an annotation names."""
+    """The classes of parts and objectives that an annotation names."""
     named = {word.rpartition(".")[2] for word in re.findall(r"[\w.]+", annotation)}
-    return tuple(cls for cls in below((Part,)) if cls.__name__ in named)
+    return tuple(cls for cls in below((Part, ELBO)) if cls.__name__ in named)

@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pyro.infer import ELBO
+
 from pyro_vmem._utils.guess import guess
 from pyro_vmem.config.arguments import (
     annotation,
@@ -70,7 +72,9 @@ def spec_of(value: Any) -> dict[str, Any]:
         own |= value.keywords
     else:  # Objects keep their arguments as attributes of the same name.
         own = {name: getattr(value, name) for name in own if hasattr(value, name)}
-    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in own.items()}
+    plain = {
+        name: list(v) if isinstance(v, tuple) else spec_of(v) if isinstance(v, ELBO) else v for name, v in own.items()
+    }
     return {"class_path": public_path(cls), "init_args": plain}
 
 
