@@ -62,7 +62,7 @@ def canvases(images: Tensor, side: int, count: int, generator: torch.Generator) 
 
 
 @torch.no_grad()
-def evaluate(air: AIR, x: Tensor, number: Tensor) -> dict[str, float]:
+def held_out_figures(air: AIR, x: Tensor, number: Tensor) -> dict[str, float]:
     """How often the guide counts right, over all canvases and for each number, and the multi-sample bound."""
     counted = pyro.poutine.trace(air.guide).get_trace(x)
     found = sum(counted.nodes[f"here_{t}"]["value"] for t in range(air.steps))
@@ -139,7 +139,11 @@ def main(
             optimizer.step()
             state["step"] += 1
             if state["step"] % every == 0 or time.process_time() - start >= budget:
-                row = {"step": state["step"], "seconds": round(time.process_time() - start), **evaluate(air, *held_out)}
+                row = {
+                    "step": state["step"],
+                    "seconds": round(time.process_time() - start),
+                    **held_out_figures(air, *held_out),
+                }
                 state["rows"].append(row)
                 keep(state, air, optimizer, generator, time.process_time() - start, path)
     settings = {"objective": objective, "num_particles": num_particles, "batch": batch, "side": side, "digit": digit}

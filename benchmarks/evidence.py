@@ -86,8 +86,8 @@ def letters(steps: int, slots: int) -> tuple[pv.VMA, pv.Memory, Tensor]:
     return vma, episode.memory, episode.x
 
 
-def reliability(evidence: Evidence) -> dict[str, float]:
-    """What an estimate says of itself."""
+def stated_errors(evidence: Evidence) -> dict[str, float]:
+    """The errors that an estimate states of itself."""
     summary = evidence.summary()
     return {
         "standard_error": float(evidence.standard_error.square().nanmean().sqrt()),
@@ -111,7 +111,7 @@ def against_truth(slots: int, guide: str, decodes: int, targets: int) -> list[di
             "covered": float(covered.float().mean()),
         }
         rows.append(
-            {"case": f"reference, |M| = {slots}", "guide": guide, "method": method, **row, **reliability(evidence)}
+            {"case": f"reference, |M| = {slots}", "guide": guide, "method": method, **row, **stated_errors(evidence)}
         )
     return rows
 
@@ -229,8 +229,8 @@ def on_letters(
             seconds[method] = min(seconds.get(method, float("inf")), time.perf_counter() - start)
     rows = []
     for method in methods:
-        row = {"log_evidence": float(found[method].log_evidence.mean()), **reliability(found[method])}
-        worth = (reliability(found["sampled"])["standard_error"] / row["standard_error"]) ** 2
+        row = {"log_evidence": float(found[method].log_evidence.mean()), **stated_errors(found[method])}
+        worth = (stated_errors(found["sampled"])["standard_error"] / row["standard_error"]) ** 2
         rows.append(
             {
                 "case": f"letters, |M| = {memory.num_slots}",

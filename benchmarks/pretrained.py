@@ -2,7 +2,6 @@
 
 python -m benchmarks.pretrained lookup omniglot28
 python -m benchmarks.pretrained zholus omniglot26
-python -m benchmarks.pretrained vma-45-5 omniglot26-maxpool
 python -m benchmarks.pretrained gmn-distinct-shots omniglot28-independent
 """
 
@@ -21,7 +20,7 @@ import pyro_vmem as pv
 from benchmarks import command
 from benchmarks.recipes import read
 from benchmarks.reproduce import trained
-from benchmarks.tables import CLASSIFIED, best, classification, facts, few_shot, scaling
+from benchmarks.tables import CLASSIFIED, PACKAGED, best, classification, facts, few_shot, scaling, worth
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem.train import save_checkpoint
@@ -117,7 +116,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         seen=SEEN.format(seen) if seen else "",
         shape=" x ".join(str(n) for n in vma.event_shape[1:]),
         protocol=protocol,
-        figures="\n\n".join(figures(path) for path in measured if path.exists()),
+        figures="\n\n".join([*(figures(path) for path in measured if path.exists()), *quality(name)]),
         rounding=rounding,
         slots=max(kind.n_way * kind.k_shot for kind in kinds),
         absent="" if any(kind.n_absent for kind in kinds) else ABSENT,
@@ -128,6 +127,13 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     with write_atomically(card) as aside:
         aside.write_text(text, encoding="utf-8")
     return {"weights": str(weights), "megabytes": weights.stat().st_size / 1e6, "rounding": rounding}
+
+
+def quality(name: str) -> list[str]:
+    """What `benchmarks.packaged` measured of a model."""
+    rows = [row for row in json.loads(PACKAGED.read_text())["rows"] if row["model"] == name]
+    said = "One drawing of each of 20 unseen characters in memory (`python -m benchmarks.packaged`)."
+    return [f"{said}\n\n{worth(rows)}"] if rows else []
 
 
 def figures(path: Path) -> str:

@@ -18,7 +18,7 @@ from pyro_vmem import data
 from pyro_vmem._utils.plain_yaml import read_yaml
 from pyro_vmem.app import Experiment
 from pyro_vmem.app.experiment import MODELS
-from pyro_vmem.config.spec import checked
+from pyro_vmem.config.arguments import checked
 from pyro_vmem.data import Episode, FewShotDataset
 
 __all__ = ["CONFIGS", "Recipe", "model_name", "read", "tables"]

@@ -42,6 +42,7 @@ from pyro_vmem.app.settings import ModelName
 from pyro_vmem.data import Episode, merge_episodes
 from pyro_vmem.data.storage import save_npz
 from pyro_vmem.diagnostics import estimate_evidence, slot_log_evidence
+from pyro_vmem.diagnostics.weights import trust_figures
 from pyro_vmem.parts.learned_templates import NO_CLASS
 from pyro_vmem.train.history import summarise
 
@@ -297,10 +298,7 @@ def evaluate_cell(
         "num_targets": len(nll),
         "nll": _short(float(by_episode.mean())),
         "nll_se": _short(_error(by_episode)),
-        # Of those that know their error; where others do not, it is a lower bound.
-        "monte_carlo_se": _short(float(error.square().nansum().sqrt()) / len(nll)),
-        "error_unknown": _short(float(error.isnan().double().mean())),
-        "khat_above": _short(float((khat > 0.7).double().mean())),
+        **{name: _short(value) for name, value in trust_figures(khat, error).items()},
         "copy_rate": _short(float(copy.mean())),
         "class_in_memory": _short(float(present.mean())),
         "nll_in_memory": _short(float(nll[present > 0].mean())),

@@ -49,6 +49,7 @@ METHODS = {
 TERMS = {"KL(a)": "kl_a", "KL(z)": "kl_z", "reconstruction": "reconstruction"}
 CLASSIFIED = ("classification", "lookup")  # tables whose figure is the share of targets whose class is found
 PICTURED = "omniglot28"
+PACKAGED = Path("docs/benchmarks/packaged.json")
 INTRO = (Path(__file__).parent / "findings.md").read_text()
 
 
@@ -63,7 +64,7 @@ def main(results: str = "results", out: str = "docs/results.md", figures: str = 
     found = {path.stem: json.loads(path.read_text()) for path in sorted(Path(results).glob("*.json"))}
     order = [name for name in (*ORDER, *(n for n in found if n not in ORDER)) if name in found and found[name]["rows"]]
     page, rows = Path(out).parent, []
-    parts = [INTRO, drawn_by_a_model(Path(figures), page), "## Tables\n"]
+    parts = [INTRO, drawn_by_a_model(Path(figures), page), of_packaged_models(), "## Tables\n"]
     for name in order:
         parts.append(section(name, found[name], Path(results), Path(figures), page))
         rows += [{"table": name, **row} for row in best(found[name]["rows"])]
@@ -125,6 +126,49 @@ def drawn_by_a_model(figures: Path, page: Path) -> str:
     return "\n\n".join(["## Pictures", f"{said} {how}", *found]) + "\n"
 
 
+def of_packaged_models() -> str:
+    """What the packaged models are worth, and how to measure it again."""
+    if not PACKAGED.exists():
+        return ""
+    result = json.loads(PACKAGED.read_text())
+    judge = f"{100 * result['recogniser']['accuracy']:.1f} ± {100 * result['recogniser']['standard_error']:.1f} %"
+    said = (
+        f"Memory holds one drawing of each of 20 unseen characters. Each slot has {result['samples']} samples of z. A "
+        "one-shot trial has 20 characters of one evaluation alphabet, drawn at random; the trials of the published "
+        "challenge are others. A recogniser that was trained on its own judges draws. It is right for "
+        f"{judge} of real drawings in 20-way 1-shot episodes. The commands are `python -m benchmarks.recogniser --out "
+        "FILE` and `python -m benchmarks.packaged FILE --episodes 10 --samples 20 --json`."
+    )
+    return "\n\n".join(["## Packaged models", said, worth(result["rows"])]) + "\n"
+
+
+def worth(rows: list[Row]) -> str:
+    """Likelihood, lookup, one-shot classification and draws of packaged models, a column each."""
+
+    def line(what: str, name: str, within: str | None = None, scale: float = 1.0, unit: str = "") -> str:
+        found = [row if within is None else row[within] for row in rows]
+        return _line([what, *(f"{scale * r[name]:.2f} ± {scale * r[f'{name}_se']:.2f}{unit}" for r in found)])
+
+    lines = _head(["", *(f"`{row['model']}`" for row in rows)])
+    lines += [
+        line("NLL, nats", "nll"),
+        line("a right memory is worth, nats", "memory_worth_nats"),
+        line("KL(a), at most log 20 = 3.00 nats", "information_gain"),
+        line("KL(z), nats", "kl_z"),
+        line("accuracy of the guide", "hit_rate", None, 100, " %"),
+        line("accuracy of the exact posterior", "hit_rate_exact", None, 100, " %"),
+    ]
+    scores = {"guide": "the guide", "evidence": "the evidence", "two_way": "the evidence both ways"}
+    lines += [line(f"one-shot error by {by}", name, "one_shot", 100, " %") for name, by in scores.items()]
+    for number, of in enumerate(rows[0]["draws"]):
+        found = [row["draws"][number] for row in rows]
+        for what, name in (("recognised", "recognised"), ("diversity, real drawings 1", "diversity_ratio")):
+            shown = [f"{100 * r[name]:.0f} %" if name == "recognised" else f"{r[name]:.2f}" for r in found]
+            lines.append(_line([f"draws {of['how']}: {what}", *shown]))
+    real = [f"{100 * row['draws'][0]['recognised_real']:.0f} %" for row in rows]
+    return "\n".join([*lines, _line(["real drawings: recognised", *real])])
+
+
 def pictures(name: str, kinds: list[str], figures: Path, page: Path) -> list[str]:
     """What `python -m benchmarks.pictures` drew with a model."""
     texts = {
@@ -148,7 +192,12 @@ def _image(text: str, path: Path, page: Path) -> str:
 def published(titles: dict[str, str]) -> str:
     """Every published figure, once, with its protocol and mark; `titles` are those of our tables."""
     shots = sorted({t for row in LIKELIHOODS for t in row.nll})
-    lines = ["## Published figures", "", "NLL in nats per image; columns: items in memory, all classes together.", ""]
+    lines = [
+        "## Published figures",
+        "",
+        "NLL in nats per image; each column is a number of items in memory, of all classes together.",
+        "",
+    ]
     lines += _head(["", "protocol", "mark", "C", *shots])
     for row in LIKELIHOODS:
         values = [f"{row.nll[t]:g}" if t in row.nll else "" for t in shots]
@@ -203,7 +252,11 @@ def few_shot(rows: list[Row], method: str, published: list[Published]) -> str:
     """Ours by one method, and the published rows of the same protocol."""
     ours = [row for row in rows if row["method"] == method]
     shots = sorted({row["shots"] for row in ours})
-    lines = [f"NLL, {METHODS[method]}; columns: items in memory, all classes together.", "", *_head(["", "C", *shots])]
+    lines = [
+        f"NLL, {METHODS[method]}; each column is a number of items in memory, of all classes together.",
+        "",
+        *_head(["", "C", *shots]),
+    ]
     for model, n_classes in sorted({(row["model"], row["n_classes"]) for row in ours}, key=ours_first):
         cells = {row["shots"]: row for row in ours if (row["model"], row["n_classes"]) == (model, n_classes)}
         lines.append(_line([f"**{NAMES[model]}**", n_classes, *(_value(cells.get(t)) for t in shots)]))

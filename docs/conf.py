@@ -46,7 +46,7 @@ exclude_patterns = ["_build", "**.ipynb_checkpoints"]
 nitpicky = True
 nitpick_ignore_regex = [
     ("py:.*", r"(?!pyro_vmem).*"),  # names of other projects, and type variables
-    ("py:class", r"pyro_vmem\..*\._\w+"),  # base classes that are not public
+    ("py:class", r"pyro_vmem\.\w+\.\w+\.\w+"),  # classes that no folder exports
     ("py:class", r"pyro_vmem\..*\.(AnyFigure|Collection)"),  # a type variable, and a class that users do not make
     ("py:mod", r"pyro_vmem\..*"),  # modules without a page of their own
 ]

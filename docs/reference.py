@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import pkgutil
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import pyro_vmem
-
-# The reference: a page for each of these, of all names in its `__all__`. Names of other modules that are exported by
-# none of these are on the last page.
+# The reference: a page for each of these, of all names in its `__all__`. What no folder exports is internal.
 MODULES = {
     "pyro_vmem": "pyro_vmem: what most programs need",
     "pyro_vmem.memory": "pyro_vmem.memory",
@@ -28,16 +24,13 @@ MODULES = {
     "pyro_vmem.app": "pyro_vmem.app",
     "pyro_vmem.testing": "pyro_vmem.testing",
 }
-OTHERS = "others"
 
 
 def public_names() -> dict[str, dict[str, Any]]:
     """What each page documents, by full name; every object once, where it is first exported."""
-    found = pkgutil.walk_packages(pyro_vmem.__path__, "pyro_vmem.")
-    rest = sorted(module.name for module in found if "._" not in module.name)
-    pages: dict[str, dict[str, Any]] = {name: {} for name in [*MODULES, OTHERS]}
+    pages: dict[str, dict[str, Any]] = {name: {} for name in MODULES}
     seen: set[int] = set()
-    for name in [*MODULES, *(other for other in rest if other not in MODULES)]:
+    for name in MODULES:
         module = importlib.import_module(name)
         for public in getattr(module, "__all__", []):
             value = getattr(module, public)
@@ -47,7 +40,7 @@ def public_names() -> dict[str, dict[str, Any]]:
                 seen.add(id(value))
             elif any(full.endswith(f".{public}") for page in pages.values() for full in page):
                 continue  # a constant that was exported before
-            pages[name if name in MODULES else OTHERS][f"{name}.{public}"] = value
+            pages[name][f"{name}.{public}"] = value
     return pages
 
 
@@ -66,13 +59,8 @@ def pages() -> dict[str, str]:
     """The pages of the reference, by file name."""
     written = {}
     for page, names in public_names().items():
-        title = MODULES.get(page, "Other modules")
-        lines = [title, "=" * len(title), ""]
-        if page == OTHERS:
-            lines += ["What the modules above are made of. These names change more freely than the others.", ""]
-        else:
-            doc = inspect.cleandoc(importlib.import_module(page).__doc__ or "")
-            lines += [f".. py:module:: {page}", "", doc, ""]
+        title, doc = MODULES[page], inspect.cleandoc(importlib.import_module(page).__doc__ or "")
+        lines = [title, "=" * len(title), "", f".. py:module:: {page}", "", doc, ""]
         for full, value in names.items():
             if inspect.isclass(value):
                 lines += [f".. autoclass:: {full}", "   :members:"]

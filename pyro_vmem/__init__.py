@@ -118,7 +118,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name in _FOLDERS:
         return import_module(f"pyro_vmem.{name}")
-    folders = (import_module(f"pyro_vmem.{folder}") for folder in ("config", "memory", "model", "parts", "train"))
+    folders = (import_module(f"pyro_vmem.{folder}") for folder in ("memory", "parts", "model", "train", "config"))
     globals()[name] = value = next(getattr(folder, name) for folder in folders if hasattr(folder, name))
     return value
 

@@ -74,13 +74,13 @@ def assert_objective_unbiased(
     """Asserts that loss and gradients of an objective equal, in expectation, the sum over all values of the latents.
 
     Arguments:
-        model: A Pyro model with few and small latents; see :func:`pyro_vmem.infer.exhaustive.exhaustive_bound`.
+        model: A Pyro model with few and small latents, whose joint values are all summed.
         parameters: The parameters of model and guide whose gradients are compared, of any shape.
         draws: The number of losses to draw.
         z: The tolerance in standard errors of the mean.
 
     Raises:
-        ValueError: If the values cannot be summed; see `exhaustive_bound`.
+        ValueError: If the values cannot be summed: there are too many, or a distribution is not supported.
         AssertionError: If the loss or an element of the gradient is further off.
 
     Example:

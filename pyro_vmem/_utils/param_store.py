@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import gc
+import itertools
 from collections.abc import Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import pyro
 import torch
@@ -14,7 +15,7 @@ from pyro.params import param_with_module_name
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-__all__ = ["ONE_LOSS", "no_store", "register"]
+__all__ = ["ONE_LOSS", "no_store", "register", "register_unnamed"]
 
 _SEPARATOR = param_with_module_name("", "")  # between the name of a module and that of a parameter
 # What has been done for the loss that is being computed, by keys of whoever does it; `None` outside of one. Model and
@@ -24,6 +25,7 @@ _STORED: ContextVar[bool] = ContextVar("stored", default=True)
 # By identity, because `==` of tensors compares elements.
 _REGISTERED: WeakTensorKeyDictionary = WeakTensorKeyDictionary()  # all tensors put into the store here
 _MODULES: WeakSet[nn.Module] = WeakSet()  # all existing modules that have put some there
+_NAMES: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # of those that the user cannot name
 
 
 @contextmanager
@@ -66,6 +68,14 @@ def register(name: str, module: nn.Module) -> None:
     _MODULES.add(module)
     for full_name, parameter in own.items():
         pyro.param(full_name, parameter)
+
+
+def register_unnamed(stem: str, module: nn.Module) -> None:
+    """Registers a module that the user cannot name, as `stem`, or with a number if another existing module has it."""
+    if module not in _NAMES:
+        names = itertools.chain([stem], (f"{stem}{number}" for number in itertools.count(2)))
+        _NAMES[module] = next(name for name in names if name not in _NAMES.values())
+    register(_NAMES[module], module)
 
 
 def _make_way(name: str, module: nn.Module, parameters: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:

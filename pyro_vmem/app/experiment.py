@@ -20,6 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import Dataset
 
+from pyro_vmem import infer
 from pyro_vmem._utils.extras import require
 from pyro_vmem._utils.files import read_json, write_atomically, write_json
 from pyro_vmem._utils.guess import guess
@@ -32,19 +33,20 @@ from pyro_vmem.app.settings import DEMO, DEMO_VALIDATES_EVERY, PARTS, Evaluation
 from pyro_vmem.app.sources import Sources
 from pyro_vmem.app.words import quoted
 from pyro_vmem.config import build, from_pretrained, load
+from pyro_vmem.config.arguments import checked
 from pyro_vmem.config.build import take_weights
 from pyro_vmem.config.pretrained import unpack
-from pyro_vmem.config.spec import checked, from_spec, spec_of
+from pyro_vmem.config.spec import from_spec, spec_of
 from pyro_vmem.data import Episode, EpisodeSampler, LibraryEpisodes
 from pyro_vmem.diagnostics import Contribution, FewShotEvaluation, evaluate
 from pyro_vmem.infer.by_name import Objective, named_objective
 from pyro_vmem.model import VMA, NoMemoryVAE, SetStatisticsVAE, SoftAttentionVAE, index_memory
 from pyro_vmem.parts import LearnedTemplates
 from pyro_vmem.plots import lookups
-from pyro_vmem.train import Callback, RefreshKeys, TrainingConfig, fit, read_result
+from pyro_vmem.train import Callback, RefreshKeys, TrainingConfig, fit
 from pyro_vmem.train.distributed import Processes, own_device
 from pyro_vmem.train.folder import described
-from pyro_vmem.train.history import FitResult
+from pyro_vmem.train.history import FitResult, read_result
 from pyro_vmem.train.schedules import Schedule
 
 __all__ = ["Evaluation", "Experiment", "read_result"]
@@ -121,10 +123,11 @@ class Experiment(Sources):
                 raise ValueError("objective: 'auto' takes no arguments. Name the objective that has them.")
             named = spec_of(named_objective(name))
             given = {**named["init_args"], "max_plate_nesting": 1, **given}
-        elif name not in names and isinstance(name, str) and (hint := guess(name, names)):
+        elif isinstance(name, str) and not hasattr(infer, name) and (hint := guess(name, names)):
             raise ValueError(f"objective: expected the name of an objective, got {name!r}.{hint}")
         # A VMA has one plate. An objective that has to find that out runs the model once more.
-        return named | {"init_args": {"max_plate_nesting": 1, **given} if isinstance(given, dict) else given}
+        told = {} if str(name).endswith("GlobalDraws_ELBO") else {"max_plate_nesting": 1}  # it asks its inner one
+        return named | {"init_args": {**told, **given} if isinstance(given, dict) else given}
 
     def written_out(self) -> dict[str, Any]:
         """Returns all settings, with all arguments of objective, optimizer and schedules."""
@@ -183,7 +186,7 @@ class Experiment(Sources):
         folder, where = Path(out), own_device(device)
         vma, episodes, held_out = self.begin("cpu" if workers else where)
         described_as = partial(write_json, values=asdict(self) | {"pyro_vmem": __version__})
-        is_first = Processes.join(where).index == 0
+        is_first = Processes.join(where).rank == 0
         if progress and is_first:
             sys.stderr.write(f"{self._plan(vma, episodes[0], folder, where)}\n")
         with described(folder / "experiment.json", described_as) if is_first else contextlib.nullcontext():

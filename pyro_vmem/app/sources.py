@@ -10,8 +10,8 @@ from torch.utils.data import Dataset
 
 from pyro_vmem import data
 from pyro_vmem.app.settings import Settings
+from pyro_vmem.config.arguments import checked
 from pyro_vmem.config.pretrained import protocol_of
-from pyro_vmem.config.spec import checked
 from pyro_vmem.data import (
     Episode,
     EpisodeSampler,

@@ -13,21 +13,10 @@ from torch import Tensor
 
 from pyro_vmem._utils.files import read_json, versions_of
 from pyro_vmem._utils.plain_yaml import read_yaml
+from pyro_vmem.config.fitting import parts_of
 from pyro_vmem.config.spec import from_spec
 from pyro_vmem.model import VMA
-from pyro_vmem.parts import (
-    AddressGuide,
-    AddressPrior,
-    Decoder,
-    Encoder,
-    EncoderGuide,
-    LatentGuide,
-    LatentPrior,
-    Likelihood,
-    Part,
-    Templates,
-    TruncatedGuide,
-)
+from pyro_vmem.parts import EncoderGuide, TruncatedGuide
 from pyro_vmem.train import load_checkpoint
 from pyro_vmem.train.checkpoint import load_newest, save_checkpoint, under
 from pyro_vmem.train.folder import check_spec
@@ -76,7 +65,7 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
     if like is not None:
         if "class_path" in spec:
             raise ValueError("spec: with like, expected parts by name, got a whole model. Give its init_args.")
-        made = from_spec({"init_args": spec}, VMA, trusted_modules, _by_kind(like))
+        made = from_spec({"init_args": spec}, VMA, trusted_modules, parts_of(like))
         return like.replace(**{name: made.arguments()[name] for name in spec})
     if "class_path" not in spec:
         spec = {"class_path": "pyro_vmem.VMA", "init_args": spec}
@@ -181,14 +170,6 @@ def _check_shapes(spec: dict[str, Any], trusted_modules: Sequence[str], tensors:
     if wrong := sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name)):
         name, shown = wrong[0], [tuple(s[wrong[0]]) if wrong[0] in s else "missing" for s in (shapes, found)]
         raise RuntimeError(f"{len(wrong)} tensors differ, the first is {name}: expected {shown[0]}, found {shown[1]}")
-
-
-def _by_kind(vma: VMA) -> dict[type[Part], Part]:
-    """The model, its parts and their inner parts, by the base class that annotates them."""
-    parts: list[Part | None] = [vma.template_encoder, vma.templates, vma.address_prior, vma.latent_prior]
-    parts += [vma.likelihood, getattr(vma.likelihood, "network", None), vma.address_guide, vma.latent_guide, vma]
-    kinds = (AddressPrior, LatentPrior, Likelihood, AddressGuide, LatentGuide, Encoder, Decoder, Templates, VMA)
-    return {kind: part for part in parts for kind in kinds if isinstance(part, kind)}
 
 
 def _of_run(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

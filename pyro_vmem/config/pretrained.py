@@ -20,7 +20,7 @@ def pretrained_names() -> list[str]:
 
     Example:
         >>> pretrained_names()
-        ['omniglot26', 'omniglot26-maxpool', 'omniglot28', 'omniglot28-independent']
+        ['omniglot26', 'omniglot28', 'omniglot28-independent']
     """
     return sorted(path.stem for path in _WEIGHTS.glob("*.safetensors"))
 

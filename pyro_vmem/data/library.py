@@ -75,7 +75,7 @@ class LibraryEpisodes(Dataset[Episode]):
 
     def _chosen(self, k_shot: int) -> Tensor:
         """The drawings in memory: the first of each class by random keys."""
-        keys = np.random.default_rng(np.random.SeedSequence(self.seed)).random(len(self.classes))
+        keys = np.random.default_rng(self.seed).random(len(self.classes))
         order = torch.from_numpy(np.lexsort((keys, self.classes.numpy())))
         sizes = torch.bincount(self.classes)
         place = torch.empty_like(order)
@@ -90,6 +90,6 @@ class LibraryEpisodes(Dataset[Episode]):
         """Returns the episode of an index, which depends only on the arguments and the index."""
         if index < 0:
             raise IndexError(f"index: got {index}, expected at least 0.")
-        generator = np.random.default_rng(np.random.SeedSequence((self.seed, index)))
+        generator = np.random.default_rng((self.seed, index))
         drawn = self.rest[torch.from_numpy(generator.choice(len(self.rest), self.num_targets, replace=False))]
         return Episode(self.memory, FewShotDataset.to_float(self.images[drawn]), self.classes[drawn])

@@ -146,10 +146,6 @@ class ProtocolEpisodes(Dataset[Episode]):
             yield self[index]
 
 
-def _generator(seed: int, index: int) -> np.random.Generator:
-    return np.random.default_rng(np.random.SeedSequence((seed, index)))
-
-
 def _check_enough(dataset: FewShotDataset, needed: int, what: str) -> None:
     smallest = int(dataset.class_sizes.min())
     if needed > smallest:
@@ -171,7 +167,7 @@ class _Gmn(Protocol):
         """Accepts every number of classes and shots."""
 
     def draw(self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int) -> Indices:
-        generator = _generator(seed, index)
+        generator = np.random.default_rng((seed, index))
         classes = generator.integers(len(drawings), size=n_classes)
         items: list[int] = []
         for _ in range(shots + 1):
@@ -225,7 +221,7 @@ class _Zholus(Protocol):
         # The order of the targets is random, so the first ones represent all.
         place = int(np.random.default_rng(seed).permutation(len(images))[index % len(images)])
         target, own = int(images[place]), int(owner[place])
-        generator = _generator(seed, index)
+        generator = np.random.default_rng((seed, index))
         in_memory = int(generator.integers(1, min(n_classes, shots) + 1))
         of_target = shots if in_memory == 1 else int(generator.integers(1, shots))
         others = [i for i in drawings[own].tolist() if i != target]
@@ -259,7 +255,7 @@ class _Shared(Protocol):
         _check_enough(dataset, each + 1, f"{each} of each class in memory and a target")
 
     def draw(self, drawings: list[Tensor], n_classes: int, shots: int, index: int, seed: int) -> Indices:
-        generator, each = _generator(seed, index), shots // n_classes
+        generator, each = np.random.default_rng((seed, index)), shots // n_classes
         order = generator.permutation(len(drawings))[:n_classes]
         shuffled = [generator.permutation(drawings[c].numpy()) for c in order]
         slots = np.concatenate([row[:each] for row in shuffled])

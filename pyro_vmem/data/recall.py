@@ -53,7 +53,7 @@ class RecallSampler(Dataset[Episode]):
     @usual_defaults()
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index, which depends only on the arguments and the index."""
-        generator = np.random.default_rng(np.random.SeedSequence((self.seed, index)))
+        generator = np.random.default_rng((self.seed, index))
         slots = torch.from_numpy(generator.choice(len(self.dataset), self.memory_size, replace=False))
         labels = torch.from_numpy(generator.choice(self.memory_size, self.n_query, replace=False))
         templates = FewShotDataset.to_float(self.dataset.images[slots])

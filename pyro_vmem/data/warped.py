@@ -83,7 +83,7 @@ class WarpedEpisodes(Dataset[Episode]):
 
     def __getitem__(self, index: int) -> Episode:
         """Returns the episode of an index, which depends only on the arguments and the index."""
-        episode, generator = self.episodes[index], np.random.default_rng(np.random.SeedSequence((self.seed, index)))
+        episode, generator = self.episodes[index], np.random.default_rng((self.seed, index))
         memory = episode.memory
         if memory.labels is None or episode.labels is None:
             raise ValueError(

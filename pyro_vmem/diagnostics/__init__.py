@@ -16,7 +16,7 @@ from pyro_vmem.diagnostics.evidence_bounds import EvidenceBounds, evidence_bound
 from pyro_vmem.diagnostics.evidence_refined import RefineConfig
 from pyro_vmem.diagnostics.export import to_arviz, to_datatree
 from pyro_vmem.diagnostics.few_shot import FewShotEvaluation, evaluate
-from pyro_vmem.diagnostics.information import address_entropy, information_gain
+from pyro_vmem.diagnostics.information import InformationSummary, information_gain
 from pyro_vmem.diagnostics.one_shot import OneShotErrors, one_shot_errors
 from pyro_vmem.diagnostics.sample_quality import SampleQuality, sample_quality
 from pyro_vmem.diagnostics.slot_weights import slot_log_evidence
@@ -28,11 +28,11 @@ __all__ = [
     "Evidence",
     "EvidenceBounds",
     "FewShotEvaluation",
+    "InformationSummary",
     "OneShotErrors",
     "RefineConfig",
     "ReliabilityCurve",
     "SampleQuality",
-    "address_entropy",
     "calibration_error",
     "contribution",
     "diagnose",

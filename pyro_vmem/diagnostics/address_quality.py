@@ -12,7 +12,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count
-from pyro_vmem.distributions import UNUSED_LOGIT
+from pyro_vmem.distributions.masking import UNUSED_LOGIT
 
 __all__ = ["ReliabilityCurve", "calibration_error", "hit_rate"]
 

@@ -8,8 +8,9 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.distributions import Categorical
 
-__all__ = ["InformationSummary", "address_entropy", "information_gain"]
+__all__ = ["InformationSummary", "information_gain"]
 
 
 def information_gain(q_logits: Float[Tensor, "*#batch S"], p_logits: Float[Tensor, "*#batch S"]) -> Tensor:
@@ -38,20 +39,6 @@ def information_gain(q_logits: Float[Tensor, "*#batch S"], p_logits: Float[Tenso
     # 0 log 0 = 0: a slot that the guide excludes adds nothing, whatever the prior says of it.
     terms = (log_q.exp() * (log_q - log_p)).masked_fill(log_q.exp() == 0, 0.0)
     return terms.sum(-1)
-
-
-def address_entropy(logits: Float[Tensor, "... S"]) -> Tensor:
-    r"""Computes the entropy :math:`-\sum_a q_a \log q_a` of addresses, in nats: `(*, S)` to `(*)`.
-
-    Its exponential, the perplexity, is the effective number of slots per lookup.
-
-    Example:
-        >>> import torch
-        >>> address_entropy(torch.zeros(4)).exp()
-        tensor(4.)
-    """
-    log_q = logits.log_softmax(-1)
-    return -(log_q.exp() * log_q).masked_fill(log_q.exp() == 0, 0.0).sum(-1)
 
 
 class InformationSummary(NamedTuple):
@@ -88,6 +75,6 @@ def information_summary(q_logits: Tensor, p_logits: Tensor) -> InformationSummar
         information_gain=float(information_gain(log_q, log_p).mean()),
         mutual_information=float(information_gain(log_q, marginal).mean()),
         marginal_kl=float(information_gain(marginal, log_p)),
-        perplexity=float(address_entropy(log_q).exp().mean()),
+        perplexity=float(Categorical(logits=log_q).entropy().exp().mean()),
         slots_never_first=int((in_memory & ~first).sum()),
     )

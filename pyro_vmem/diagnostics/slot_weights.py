@@ -20,7 +20,7 @@ from torch.distributions import kl_divergence
 from tqdm.auto import tqdm
 
 from pyro_vmem._utils.checks import Count
-from pyro_vmem.diagnostics.information import address_entropy, information_gain
+from pyro_vmem.diagnostics.information import information_gain
 from pyro_vmem.diagnostics.weights import Estimate, StratifiedWeights, strata_of
 from pyro_vmem.distributions import MixedCategorical, TruncatedCategorical
 from pyro_vmem.memory import EncodedMemory, Memory, Template
@@ -230,8 +230,8 @@ def _of_addresses(
     """The figures of address guide and prior; nothing has the size of a memory that is searched by an index."""
     if memory.index is None:
         log_q, log_p = q.logits, p.logits.expand_as(q.logits)
-        gain, entropy = information_gain(log_q, log_p), address_entropy(log_q)
-        return {"information_gain": gain, "address_entropy": entropy, "log_q": log_q, "log_p": log_p}
+        gain = information_gain(log_q, log_p)
+        return {"information_gain": gain, "address_entropy": q.entropy(), "log_q": log_q, "log_p": log_p}
     candidates = found_slots(q)
     return {
         "information_gain": kl_divergence(q, p),

@@ -3,7 +3,7 @@
 from pyro_vmem._utils.checks import check_entries
 from pyro_vmem.infer.by_name import check_objective
 from pyro_vmem.infer.disarm import DisARM_ELBO
-from pyro_vmem.infer.elbo import ParticleELBO
+from pyro_vmem.infer.elbo import ParticleELBO, Terms
 from pyro_vmem.infer.enumeration import EnumGuard
 from pyro_vmem.infer.global_draws import GlobalDraws_ELBO
 from pyro_vmem.infer.iwae import IWAE_ELBO
@@ -31,6 +31,7 @@ __all__ = [
     "RaoBlackwell_ELBO",
     "Reinforce_ELBO",
     "StraightThrough_ELBO",
+    "Terms",
     "UnorderedSet_ELBO",
     "check_objective",
     "choose",

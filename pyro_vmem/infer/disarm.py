@@ -73,8 +73,9 @@ class DisARM_ELBO(ParticleELBO):
         traces: tuple[Trace, Trace] = super()._get_vectorized_trace(model, paired, args, kwargs)
         return traces
 
-    def check_drawn(self, guide_trace: Trace) -> None:
-        paired = [site for site in samples(guide_trace).values() if SCORE in site["infer"]]
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        traces = super()._get_trace(model, guide, args, kwargs)
+        paired = [site for site in samples(traces[1]).values() if SCORE in site["infer"]]
         if not paired:
             raise ValueError(
                 "guide: DisARM_ELBO pairs Bernoulli sites whose guide depends on no other latent, and there is none. "
@@ -85,6 +86,7 @@ class DisARM_ELBO(ParticleELBO):
                 score_function=site["infer"][SCORE].log_prob(site["value"])
             )
         self._paired = {site["name"] for site in paired}
+        return traces
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         f = particles.log_weights

@@ -147,15 +147,6 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
         warn_if_nan(loss, "loss")
         return loss
 
-    def proposal(self, guide: Any) -> Any:
-        """Returns the distribution that particles are drawn from, given the guide; by default the guide itself."""
-        return doubly_reparameterised()(guide) if self.dreg else guide
-
-    def check_drawn(self, guide_trace: Trace) -> None:
-        """Changes the drawn traces before particles are made of them, or refuses them with a `ValueError`."""
-        if self.dreg:
-            through_values_only(guide_trace)
-
     def _check_backward(self, backward: int) -> None:
         if not self.weighted:
             raise ValueError(
@@ -194,10 +185,12 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
         same.check()
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
-        traces: tuple[Trace, Trace] = get_importance_trace(
-            "flat", self.max_plate_nesting, model, self.proposal(guide), args, kwargs
-        )
-        self.check_drawn(traces[1])
+        """Runs the guide, then the model on its values. A subclass draws from another guide, or changes the traces."""
+        if self.dreg:
+            guide = doubly_reparameterised()(guide)
+        traces: tuple[Trace, Trace] = get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
+        if self.dreg:
+            through_values_only(traces[1])
         return traces
 
     def __repr__(self) -> str:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field, replace
 from functools import partial
-from operator import attrgetter
 from typing import Any, NoReturn
 
 import torch
@@ -40,7 +39,7 @@ PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wr
 
 @dataclass(frozen=True, eq=False)
 class Globals:
-    r"""The terms that one draw g of the global latents adds to the bound, in nats.
+    r"""The terms of one draw g of the global latents in the bound L, in nats: its log-ratio, and its score.
 
     .. math:: L = \sum_b \log \frac{1}{K} \sum_k w_{bk}(g) + \log p(g) - \log q(g)
 
@@ -101,14 +100,13 @@ class Particles:
         return log_weights
 
     def weight_paths(self, share: Tensor) -> None:
-        r"""Makes the gradient through the particles' values doubly reparameterised, where it can be weighted.
+        r"""Makes the gradient through the values of the latents doubly reparameterised.
 
-        The gradient of the bound already has the factor :math:`\tilde w_k`. With :math:`q(z)^\beta` in the weight, the
+        The gradient of the bound already has the factor :math:`\tilde w_k`, the normalised weight: `share`, `(K, B)`,
+        without gradient. The weight contains :math:`q(z)^{-\beta}`, where :math:`\beta` is the weight on KL(z). The
         direct gradient, :math:`-\beta \tilde w_k \nabla \log q(z_k)`, is in expectation :math:`-\beta (\tilde w_k -
-        \tilde w_k^2)` times that through the value, which leaves a factor of :math:`1 - \beta + \beta \tilde w_k` for
-        that.
-
-        The shares :math:`\tilde w_k`, the normalised weights, have shape `(K, B)` and no gradient.
+        \tilde w_k^2)` times the gradient through the value. So the gradient through the value gets the factor
+        :math:`1 - \beta + \beta \tilde w_k`, and the direct one is left out.
         """
         for rows, paths in zip(share.split(len(share) // max(1, len(self.paths))), self.paths, strict=False):
             for path, shaped, power in paths:
@@ -150,7 +148,6 @@ def particles_of(model_trace: Trace, guide_trace: Trace) -> Particles:
     """Makes particles of one pair of traces: K of them if vectorized, else one."""
     guide_sites, model_sites = samples(guide_trace), samples(model_trace)
     _check_sites(model_sites, guide_sites)
-    _check_gaps([*model_sites.values(), *guide_sites.values()])
     layout = Layout(model_sites, guide_sites)
     log_prior, log_likelihood = model_terms(model_sites, layout)
     log_guide, score, kl, relaxed = {}, {}, {}, {}
@@ -189,25 +186,27 @@ class Layout:
         programs: The sample sites of a model and of its guide.
 
     Raises:
-        ValueError: If the sites do not all sit in one data plate, a plate in it is subsampled, or no observation varies
-            along it.
+        ValueError: If the sites do not all sit in one data plate, a plate in it is subsampled, a site varies along a
+            dim that is none of its plates, or no observation varies along the data plate.
     """
 
     def __init__(self, *programs: dict[str, Any]) -> None:
         sites = [site for program in programs for site in program.values()]
-        # Told apart by name and dim: to compare frames themselves takes Pyro a tenth of a step.
-        stacks = [{(frame.name, frame.dim): frame for frame in site["cond_indep_stack"]} for site in sites]
-        shared = {plate for plate in set.intersection(*map(set, stacks)) if plate[1] is not None}
-        plates = sorted((stacks[0][plate] for plate in shared), key=attrgetter("dim"))
+        # Told apart by dim and name: to compare frames themselves takes Pyro a tenth of a step.
+        stacks = [{(frame.dim, frame.name): frame for frame in site["cond_indep_stack"]} for site in sites]
+        shared = [plate for plate in set(stacks[0]).intersection(*stacks) if plate[0] is not None]
+        plates = [stacks[0][plate] for plate in sorted(shared)]
         data = [frame for frame in plates if frame.name != PARTICLE_PLATE]
+        _check_gaps(sites, stacks)
         if not data:
             _refuse_loose(sites)
-        for plate, frame in itertools.chain(*(stack.items() for stack in stacks)):
-            if plate not in shared and frame.full_size is not None and frame.full_size != frame.size:
-                raise ValueError(
-                    f"model and guide: plate {frame.name!r} inside the data plate is subsampled, so importance weights "
-                    "of a datapoint are not known. Subsample the data plate only."
-                )
+        for stack in stacks:
+            for plate, frame in stack.items():
+                if plate not in shared and frame.full_size is not None and frame.full_size != frame.size:
+                    raise ValueError(
+                        f"model and guide: plate {frame.name!r} inside the data plate is subsampled, so importance "
+                        "weights of a datapoint are not known. Subsample the data plate only."
+                    )
         observed = [site for site in sites if site["is_observed"] and not site_is_factor(site)]
         shapes = [site["value"].shape[: site["value"].dim() - site["fn"].event_dim] for site in observed]
         for frame in data:
@@ -258,18 +257,18 @@ def samples(trace: Trace) -> dict[str, Any]:
     }
 
 
-def _check_gaps(sites: list[Any]) -> None:
+def _check_gaps(sites: list[Any], stacks: list[dict[tuple[int | None, str], Any]]) -> None:
     """Refuses a site that varies along the dim of a plate that it is not in.
 
     A sum over an inner plate without `keepdim=True` moves the particles there. Each would be weighed with the
     densities of all others; Pyro checks no dim that lies between a site's plates.
     """
-    plates = [{frame.dim for frame in site["cond_indep_stack"] if frame.vectorized} for site in sites]
-    leftmost = min(set().union(*plates), default=0)
-    for site, dims in zip(sites, plates, strict=True):
+    plates = {dim for stack in stacks for dim, _ in stack if dim is not None}
+    leftmost = min(plates, default=0)
+    for site, stack in zip(sites, stacks, strict=True):
         shape = site["fn"].batch_shape
         for dim in range(max(leftmost, -len(shape)), 0):
-            if shape[dim] > 1 and dim not in dims:
+            if shape[dim] > 1 and all(own != dim for own, _ in stack):
                 raise ValueError(
                     f"site {site['name']!r}: it varies along dim {dim}, which is none of its plates. "
                     "Particles may be there: keep the dim of a plate that is summed over, as by sum(dim, keepdim=True)."

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count
-from pyro_vmem.distributions import top_and_rest
+from pyro_vmem.distributions.sparse_categorical import top_and_rest
 from pyro_vmem.infer.one_site import OneSiteELBO
 from pyro_vmem.infer.particles import Particles
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import Fraction
-from pyro_vmem._utils.param_store import register
+from pyro_vmem._utils.param_store import register_unnamed
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import Particles
 
@@ -29,7 +29,8 @@ class Reinforce_ELBO(ParticleELBO):
     - `"average"`: a running mean over all that came before, one number. It does not depend on the minibatch's size,
       and moves with each call that computes a loss with gradients;
     - a `torch.nn.Module`: called as the model is, it returns one number for each datapoint, with shape `(B,)`, and
-      learns to predict :math:`\log w` by squared error. `SVI` trains it with the rest, under the name `"baseline"`;
+      learns to predict :math:`\log w` by squared error. `SVI` and `fit` train it with the rest; its parameters in the
+      store begin with `"baseline"`;
     - `"none"`.
 
     The average or the network is in `module`.
@@ -87,7 +88,7 @@ class Reinforce_ELBO(ParticleELBO):
         return bound, surrogate + particles.score_sum(signal / len(signal))
 
     def _predict(self, network: nn.Module, particles: Particles) -> Tensor:
-        register("baseline", network)
+        register_unnamed("baseline", network)
         arguments, keywords = particles.arguments
         predicted: Tensor = network(*arguments, **keywords)
         batch = particles.log_likelihood.shape[1:]

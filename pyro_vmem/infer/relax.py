@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import Size
-from pyro_vmem._utils.param_store import register
+from pyro_vmem._utils.param_store import register_unnamed
 from pyro_vmem.distributions import SparseCategorical
 from pyro_vmem.infer.elbo import ParticleELBO
 from pyro_vmem.infer.particles import RELAXED, Particles
@@ -28,9 +29,9 @@ class RELAX_ELBO(ParticleELBO):
 
     where :math:`z = \alpha + \mathrm{Gumbel}` is the relaxed draw whose largest element is the value b, and
     :math:`\tilde z` is another relaxed draw, given b. The gradient is unbiased for any network c. The network is
-    trained to minimise the variance of :math:`\nabla_\alpha`. `SVI` trains it with the rest, under the name
-    `"control"`. It takes no decoder pass of its own. With two or more particles, f also has the mean over the others as
-    a baseline.
+    trained to minimise the variance of :math:`\nabla_\alpha`. `SVI` and `fit` train it with the rest; its parameters in
+    the store begin with `"control"`. In a torch loop, give `elbo.module.parameters()` to the optimizer. It takes no
+    decoder pass of its own. With two or more particles, f also has the mean over the others as a baseline.
 
     It applies to Categorical, OneHotCategorical and Bernoulli sites, also in Independent; each element has a control
     variate of its own.
@@ -66,10 +67,10 @@ class RELAX_ELBO(ParticleELBO):
         super().__post_init__()
         self.module = Surrogate() if self.control is None else self.control
 
-    def proposal(self, guide: Any) -> Any:
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         assert self.module is not None
-        register("control", self.module)
-        return _Relaxed(self.module)(super().proposal(guide))
+        register_unnamed("control", self.module)
+        return super()._get_trace(model, _Relaxed(self.module)(guide), args, kwargs)
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         f = particles.log_weights
@@ -85,8 +86,8 @@ class RELAX_ELBO(ParticleELBO):
 class Surrogate(nn.Module):
     r"""The control variate :math:`c(z) = \sum_s r_s\, g(r_s, q_s)` with :math:`r = \mathrm{softmax}(z / \lambda)`.
 
-    It applies to sites with any number of values, in any order. The temperature :math:`\lambda` is learned; c is zero
-    at initialisation.
+    The network g is small and the same for all values; :math:`q_s` is the probability of value s. So c applies to sites
+    with any number of values. The temperature :math:`\lambda` is learned. At initialisation c is zero.
 
     Arguments:
         width: The width of the small network g.

@@ -91,14 +91,17 @@ class RWS_ELBO(ParticleELBO):
             raise ValueError("dreg: no latent is differentiated through. Pass pathwise=True, or dreg=False.")
         super().__post_init__()
 
-    def proposal(self, guide: Any) -> Any:
-        drawn = super().proposal(guide)
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
         if self.defensive:
-            drawn = _Defensive(self.defensive, self.top)(drawn)
-        return drawn if self.pathwise else _Detached()(drawn)
+            guide = _Defensive(self.defensive, self.top)(guide)
+        if not self.pathwise:
+            guide = _Detached()(guide)
+        traces = super()._get_trace(model, guide, args, kwargs)
+        self._train_by_wake_phase(traces[1])
+        return traces
 
-    def check_drawn(self, guide_trace: Trace) -> None:
-        super().check_drawn(guide_trace)
+    def _train_by_wake_phase(self, guide_trace: Trace) -> None:
+        """Makes the score of each site that the wake phase trains its own log q; raises a `ValueError` if it cannot."""
         sites = {name: site for name, site in samples(guide_trace).items() if not site["is_observed"]}
         values = {name: site["value"] for name, site in sites.items() if site["value"].requires_grad}
         for name, site in sites.items():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -50,8 +51,8 @@ class StraightThrough_ELBO(ParticleELBO):
     temperature: Positive = 1.0
     backward: int | None = field(default=None, init=False)
 
-    def proposal(self, guide: Any) -> Any:
-        return _StraightThrough(self.temperature)(super().proposal(guide))
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Trace, Trace]:
+        return super()._get_trace(model, _StraightThrough(self.temperature)(guide), args, kwargs)
 
     def estimate(self, particles: Particles) -> tuple[Tensor, Tensor]:
         bound = particles.log_weights.mean(0)

@@ -5,7 +5,7 @@ from pyro_vmem.memory.encoded import EncodedMemory, Template
 from pyro_vmem.memory.index import AddressIndex, ExactIndex, FaissIndex, Hits, KeyTable, recall
 from pyro_vmem.memory.memory import Memory, Store
 from pyro_vmem.memory.milvus import MilvusIndex, MilvusMemory
-from pyro_vmem.memory.packed import PackedMemory, PackedStore
+from pyro_vmem.memory.packed import PackedMemory
 
 __all__ = [
     "AddressIndex",
@@ -18,7 +18,6 @@ __all__ = [
     "MilvusIndex",
     "MilvusMemory",
     "PackedMemory",
-    "PackedStore",
     "Store",
     "Template",
     "recall",

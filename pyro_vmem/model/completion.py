@@ -8,7 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyro_vmem.distributions import top
+from pyro_vmem.distributions.sparse_categorical import top
 from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.parts import AddressGuide, AddressPrior, LatentGuide, LatentPrior, Likelihood
 

@@ -12,7 +12,7 @@ from torch.distributions import kl_divergence
 
 from pyro_vmem._utils.checks import Count, checked
 from pyro_vmem._utils.extras import require
-from pyro_vmem.distributions import SparseCategorical, top
+from pyro_vmem.distributions.sparse_categorical import SparseCategorical, top
 from pyro_vmem.memory import EncodedMemory
 from pyro_vmem.plots import lookups
 

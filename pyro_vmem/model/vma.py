@@ -18,7 +18,7 @@ from torch.profiler import record_function
 
 from pyro_vmem._utils.checks import Count, NonNegative, NonNegativeInt, Share, Size, checked, converted
 from pyro_vmem._utils.param_store import ONE_LOSS, register
-from pyro_vmem.distributions import sparse_parts
+from pyro_vmem.distributions.sparse_categorical import sparse_parts
 from pyro_vmem.memory import EncodedMemory, Memory, Template
 from pyro_vmem.model.checks import check_parts
 from pyro_vmem.model.completion import complete

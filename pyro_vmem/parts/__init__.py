@@ -30,7 +30,6 @@ from pyro_vmem.parts.latents import (
     StandardPrior,
     TemplatePrior,
 )
-from pyro_vmem.parts.layers import mlp
 from pyro_vmem.parts.learned_templates import ExtraTemplates, LearnedTemplates, Templates
 from pyro_vmem.parts.likelihoods import (
     BernoulliDecoder,
@@ -86,7 +85,6 @@ __all__ = [
     "UniformPrior",
     "WarpDecoder",
     "log_odds",
-    "mlp",
     "over_slots",
 ]
 check_entries(globals(), in_steps=("over_slots",))

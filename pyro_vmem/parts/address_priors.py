@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pyro_vmem._utils.checks import Positive, Size
 from pyro_vmem._utils.precision import full_precision, no_autocast
-from pyro_vmem.distributions import UniformCategorical, excluding
+from pyro_vmem.distributions import UniformCategorical
+from pyro_vmem.distributions.masking import excluding
 from pyro_vmem.memory import EncodedMemory, Memory
 from pyro_vmem.parts.layers import mlp, unit
 from pyro_vmem.parts.part import Part

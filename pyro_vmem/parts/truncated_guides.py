@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from pyro_vmem._utils.checks import Count
-from pyro_vmem.distributions import TruncatedCategorical, excluding, top
+from pyro_vmem.distributions.masking import excluding
+from pyro_vmem.distributions.sparse_categorical import TruncatedCategorical, top
 from pyro_vmem.memory import EncodedMemory, Template
 from pyro_vmem.parts.address_guides import AddressGuide, KeyedGuide
 

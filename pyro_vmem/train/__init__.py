@@ -5,7 +5,7 @@ from pyro_vmem.train.callbacks import Callback, Checkpoints, Log, ProgressBar, R
 from pyro_vmem.train.checkpoint import load_checkpoint, save_checkpoint
 from pyro_vmem.train.config import TrainingConfig
 from pyro_vmem.train.fit import fit
-from pyro_vmem.train.history import FitResult, read_result
+from pyro_vmem.train.history import FitResult
 from pyro_vmem.train.schedules import Constant, LinearRise, Schedule, WarmupCosine
 from pyro_vmem.train.trainer import Trainer
 from pyro_vmem.train.validation import validate
@@ -27,7 +27,6 @@ __all__ = [
     "WarmupCosine",
     "fit",
     "load_checkpoint",
-    "read_result",
     "save_checkpoint",
     "validate",
 ]

@@ -26,14 +26,15 @@ TIMEOUT = timedelta(minutes=10)
 
 
 class Processes:
-    """The processes of a run. This process has the number `index`. With one process, every method is the identity.
+    """The processes of a run. This process is number `rank`.
 
     Each process has the whole model and a share of the targets of each episode, and draws its own random numbers. The
-    first process makes all decisions that depend on time, files or the user.
+    first process makes all decisions that depend on time, files or the user. A step of one process alone calls nothing
+    here.
     """
 
-    def __init__(self, index: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
-        self.index, self.count, self.device = index, count, torch.device(device)
+    def __init__(self, rank: int = 0, count: int = 1, device: torch.device | str = "cpu") -> None:
+        self.rank, self.count, self.device = rank, count, torch.device(device)
 
     @classmethod
     def join(cls, device: torch.device) -> Processes:
@@ -56,7 +57,7 @@ class Processes:
         if self.count == 1:
             return work()
         box: list[Any] = [None, None]
-        if self.index == 0:
+        if self.rank == 0:
             try:
                 box[0] = work()
             except Exception as error:
@@ -70,9 +71,7 @@ class Processes:
     def agree(self, progress: float, stop: bool) -> tuple[float, bool]:
         """Returns the share of the run that is over, by the clock of the first process, and whether any process wants
         to stop."""
-        if self.count == 1:
-            return progress, stop
-        told = torch.tensor([progress * (self.index == 0), stop], dtype=torch.float64, device=self.device)
+        told = torch.tensor([progress * (self.rank == 0), stop], dtype=torch.float64, device=self.device)
         with _lost_contact():
             dist.all_reduce(told)
         return float(told[0]), bool(told[1])
@@ -88,14 +87,12 @@ class Processes:
         """Returns the memory and the targets of this process; raises a `ValueError` if there are fewer targets than
         processes."""
         size, memory = len(episode.x), episode.memory
-        if self.count == 1:
-            return episode
         if size < self.count:
             raise ValueError(
                 f"episodes: got one of {size} targets for {self.count} processes. Give each episode a target for each "
                 "process at least, or start fewer."
             )
-        rows = slice(self.index * size // self.count, (self.index + 1) * size // self.count)
+        rows = slice(self.rank * size // self.count, (self.rank + 1) * size // self.count)
         if memory.per_datapoint:
             labels, mask = (None if t is None else t[rows] for t in (memory.labels, memory.mask))
             memory = Memory(memory.templates[rows], labels, mask, per_datapoint=True)
@@ -103,8 +100,6 @@ class Processes:
 
     def sum_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Adds up the gradients of all processes. A parameter without a gradient in all of them keeps none."""
-        if self.count == 1:
-            return
         pieces = [(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1) for p in parameters]
         got = torch.tensor([float(p.grad is not None) for p in parameters]).to(pieces[0])
         whole = torch.cat([*pieces, got])  # one message, not one for each parameter
@@ -116,8 +111,6 @@ class Processes:
 
     def mean(self, terms: dict[str, float], share: float) -> dict[str, float]:
         """Computes means over all targets from the means of each process over its targets."""
-        if self.count == 1:
-            return terms
         values = torch.tensor(list(terms.values()), dtype=torch.float64, device=self.device) * share
         with _lost_contact():
             dist.all_reduce(values)
@@ -150,9 +143,9 @@ def _lost_contact() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        index = os.environ.get("RANK", "")
+        rank = os.environ.get("RANK", "")
         raise ConnectionError(
-            f"process {index or dist.get_rank()} has lost contact with another one, which was killed or has failed; "
+            f"process {rank or dist.get_rank()} has lost contact with another one, which was killed or has failed; "
             "its own message, or torchrun's, says why. The run is kept up to its last checkpoint: go on from there "
             f"with resume=True (--resume), with as many processes or others. ({str(error).split('. ')[0]})"
         ) from error

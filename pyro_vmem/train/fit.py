@@ -120,7 +120,7 @@ def fit(
     trainer = Trainer(vma, objective, config, processes)
     called = _with_defaults(vma, callbacks, validation, select, out, progress)
     checkpoints = next((one for one in called if isinstance(one, Checkpoints)), None)
-    called = [one for one in called if one.everywhere or processes.index == 0]
+    called = [one for one in called if one.everywhere or processes.rank == 0]
     if checkpoints is not None:
         check_spec(vma)
     with contextlib.ExitStack() as stack:
@@ -146,7 +146,7 @@ def fit(
         loaded = load_ahead(episodes, trainer.result.steps, last, trainer.device, workers)
         for context in (lost_worker(), contextlib.closing(loaded), on_interrupt(trainer.stop)):
             stack.enter_context(context)
-        if processes.index:  # the first says it for all
+        if processes.rank:  # the first says it for all
             stack.enter_context(warnings.catch_warnings(action="ignore"))
         for callback in called:
             callback.start(trainer, episode)
@@ -172,7 +172,7 @@ def fit(
             if not trainer.stopped:
                 _record(trainer, called, episode)
         finally:
-            _end(trainer, called, checkpoints if processes.index == 0 else None)
+            _end(trainer, called, checkpoints if processes.rank == 0 else None)
     if checkpoints is not None:
         checkpoints.check(trainer)
     return trainer.result

@@ -80,7 +80,7 @@ def summarise(terms: Terms) -> dict[str, float]:
     means = {"bound": terms.bound, "reconstruction": terms.reconstruction}
     means |= {f"kl_{name}": value for name, value in terms.kl.items()}
     # In one transfer: each makes a GPU wait.
-    return dict(zip(means, torch.stack([value.mean() for value in means.values()]).tolist(), strict=True))
+    return dict(zip(means, torch.stack(list(means.values())).mean(1).tolist(), strict=True))
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:

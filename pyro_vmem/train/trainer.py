@@ -161,13 +161,15 @@ class Trainer:
         if self._start is None:
             self.begin(episode)
         config, result, terms = self.config, self.result, dict[str, float]()
-        progress, _ = self.processes.agree(self._progress(), False)
+        progress, own = self._progress(), episode
+        if self.processes.count > 1:
+            progress, _ = self.processes.agree(progress, False)
+            own = self.processes.share(episode)
         if isinstance(config.schedule, Schedule):
             for group in self.optimizer.param_groups:
                 group["lr"] = config.lr * config.schedule(result.steps, progress)
         kl_weight = config.kl_schedule(result.steps, progress)
         self.rates = {"lr": float(self.optimizer.param_groups[0]["lr"]), "kl_weight": kl_weight}
-        own = self.processes.share(episode)
         self.whole = False
         try:
             terms = self._gradient(own, len(episode.x), kl_weight)
@@ -178,7 +180,8 @@ class Trainer:
             self.optimizer.step()
             if self.scheduler is not None:
                 self.scheduler.step()
-            terms = self.processes.mean(terms, len(own.x) / len(episode.x))
+            if self.processes.count > 1:
+                terms = self.processes.mean(terms, len(own.x) / len(episode.x))
             self.meter.add(terms)
             result.steps += 1
             self.moves += 1
@@ -194,8 +197,10 @@ class Trainer:
         Raises:
             FloatingPointError: If the run is over and no step has changed a weight.
         """
-        progress, stop = self.processes.agree(self._progress(), self._asked_to_stop)
-        over = progress >= 1.0 or self.out_of_patience()
+        progress, stop = self._progress(), self._asked_to_stop
+        if self.processes.count > 1:
+            progress, stop = self.processes.agree(progress, stop)
+        over = progress >= 1.0 or (self.config.patience is not None and self.out_of_patience())
         self.stopped = stop and not over
         if over and self.result.skipped == self.result.steps > 0:
             raise self._too_many_skipped()
@@ -214,7 +219,7 @@ class Trainer:
         self._asked_to_stop = True
 
     def row(self, episode: Episode | None = None) -> dict[str, float]:
-        """A row of the history: step, seconds, averages of the terms and rates.
+        """A row of the history: the step, the seconds, the average of each term of the bound, and the learning rates.
 
         Arguments:
             episode: If the objective gives only its loss, the terms of the bound are measured on this episode.
@@ -294,7 +299,7 @@ class Trainer:
         if self.module is not None:
             self.module.load_state_dict(under("objective.", state))
         self.best = under("best.", state) or None
-        if self.processes.index:  # which draws numbers of its own
+        if self.processes.rank:  # which draws numbers of its own
             self.seed(self.result.steps)
         else:
             set_random_states(state)
@@ -305,7 +310,7 @@ class Trainer:
 
     def seed(self, step: int = 0) -> None:
         """Seeds the global generators for a step, differently in each process."""
-        seed_all(self.config.seed + self.processes.index * (1_000_003 + step))
+        seed_all(self.config.seed + self.processes.rank * (1_000_003 + step))
 
     def _progress(self) -> float:
         """The share of the run that is behind us, in [0, 1]."""
@@ -326,7 +331,8 @@ class Trainer:
             problem = str(error)
             # The sum over processes is then not finite either, so that all of them skip the step.
             self.parameters[0].grad = torch.full_like(self.parameters[0], math.nan)
-        self.processes.sum_gradients(self.parameters)
+        if self.processes.count > 1:
+            self.processes.sum_gradients(self.parameters)
         torch._foreach_div_([p.grad for p in self.parameters if p.grad is not None], float(targets))
         try:  # which raises before it scales anything
             torch.nn.utils.clip_grad_norm_(self.parameters, self.config.clip_norm, error_if_nonfinite=True)
@@ -445,7 +451,7 @@ class Trainer:
         now = _plain(self.settings)
         names = [*before, *(name for name in now if name not in before)]  # a validation may be new, or gone
         changed = [f"{n}={now.get(n)!r} (was {before.get(n)!r})" for n in names if now.get(n) != before.get(n)]
-        if changed and self.processes.index == 0:
+        if changed and self.processes.rank == 0:
             warnings.warn(
                 f"resume: the run had other settings before; it goes on with {', '.join(changed)}.",
                 RuntimeWarning,

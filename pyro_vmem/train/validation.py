@@ -9,7 +9,7 @@ from torch.utils.data import Dataset
 from pyro_vmem._utils.checks import Count, NonNegativeInt
 from pyro_vmem._utils.random_state import forked
 from pyro_vmem.data import Episode
-from pyro_vmem.distributions import top
+from pyro_vmem.distributions.sparse_categorical import top
 from pyro_vmem.infer import VIMCO_ELBO
 from pyro_vmem.model import VMA
 from pyro_vmem.train.history import Meter, summarise

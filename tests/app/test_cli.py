@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import pyro_vmem as pv
-from pyro_vmem.app import cli, experiment, sources
+from pyro_vmem.app import cli, commands, experiment, sources
 from pyro_vmem.config import pretrained
 from pyro_vmem.data import FewShotDataset
 from pyro_vmem.train import save_checkpoint
@@ -391,9 +391,12 @@ def test_the_module_is_the_command():
 def test_two_commands_that_start_together_get_a_folder_each(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     processes = types.SimpleNamespace(first=lambda decide: decide())
-    with cli._new_folder(None, "runs/train", processes) as one, cli._new_folder(None, "runs/train", processes) as two:
+    with (
+        commands._new_folder(None, "runs/train", processes) as one,
+        commands._new_folder(None, "runs/train", processes) as two,
+    ):
         assert (one.as_posix(), two.as_posix()) == ("runs/train", "runs/train-2")
-    with pytest.raises(ValueError, match="cannot begin"), cli._new_folder(None, "runs/train", processes):
+    with pytest.raises(ValueError, match="cannot begin"), commands._new_folder(None, "runs/train", processes):
         raise ValueError("cannot begin")
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["train", "train-2"]
 

@@ -63,6 +63,15 @@ def test_settings_of_training_are_specs() -> None:
     assert scheduler(optimizer).step_size == 3
 
 
+@pytest.mark.parametrize("name", sorted(n for n in pv.infer.__all__ if n.endswith("_ELBO")))
+def test_each_objective_is_known_by_its_class(name: str) -> None:
+    given = {"local": args("VIMCO_ELBO", num_particles=3)} if name == "GlobalDraws_ELBO" else {}
+    made: Any = Experiment(objective=args(name, **given)).made_objective()
+    again: Any = Experiment(**Experiment(objective=args(name, **given)).written_out()).made_objective()
+    assert type(made).__name__ == name
+    assert repr(made) == repr(again)
+
+
 @pytest.mark.parametrize("objective", [*NAMES, "auto", args("RWS_ELBO", defensive=0.5), "Trace_ELBO"])
 def test_what_is_written_out_stands_for_the_same(objective: Any) -> None:
     one = Experiment(
@@ -107,11 +116,19 @@ def test_a_hostile_file_is_refused_at_once(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run.yaml").write_text(text)
     for words in (["--config", "run.yaml"], ["--config=run.yaml"]):
-        assert cli.main(["train", *words, "--out", "run", "--steps", "1"]) == 2
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["train", *words, "--out", "run", "--steps", "1"])
         said = capsys.readouterr().err
-        assert "config: 'run.yaml' is not valid YAML" in said
+        assert "train: --config: not valid YAML: " in said
         assert message in said
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_a_value_whose_aliases_multiply_is_refused_at_once(capsys: Any) -> None:
+    for words in (["--notes", BOMB.removeprefix("notes:\n")], ["--config", BOMB]):
+        with pytest.raises(SystemExit, match="2"):
+            cli.main(["train", *words, "--print_config"])
+        assert len(capsys.readouterr().err) < 5000
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from torch import Tensor
 import pyro_vmem as pv
 
 STORED = Path(__file__).with_name("pretrained_evidence.json")
-NAMES = ("omniglot26", "omniglot26-maxpool", "omniglot28", "omniglot28-independent")
+NAMES = ("omniglot26", "omniglot28", "omniglot28-independent")
 TOLERANCES = {"at_prior_mean": 1e-5, "evidence": 1e-5, "log_q_a": 1e-4, "z_norm": 1e-5}
 SLOTS, OF_A_SLOT, ABSENT = 10, 4, 10  # letters in memory, targets of each of these, targets of letters that are not
 

@@ -227,8 +227,9 @@ def test_a_hostile_file_runs_nothing(toy: Path, capsys: pytest.CaptureFixture[st
         assert cli.main(["train", *QUICK, "--config", "run.yaml"]) == 2
         assert "address_guide: expected the name of an AddressGuide" in capsys.readouterr().err
     (toy / "run.yaml").write_text("address_guide: !!python/object/apply:os.system ['touch marker']")
-    assert cli.main(["train", "--config", "run.yaml"]) == 2
-    assert "config: 'run.yaml' is not valid YAML" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["train", "--config", "run.yaml"])
+    assert "--config: not valid YAML: could not determine a constructor" in capsys.readouterr().err
     assert {path.name for path in toy.iterdir()} == {"evil_of_test.py", "run.yaml"}
 
 

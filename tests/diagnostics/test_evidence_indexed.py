@@ -150,7 +150,7 @@ def test_diagnose_is_what_all_slots_say(share: float | None, float64: None) -> N
     assert found.sizes == {"datapoint": B, "slot": K}
     whole = pv.diagnostics.information_gain(q.logits, torch.zeros(S))
     torch.testing.assert_close(torch.tensor(found.information_gain.values), whole)
-    torch.testing.assert_close(torch.tensor(found.perplexity.values), pv.diagnostics.address_entropy(q.logits).exp())
+    torch.testing.assert_close(torch.tensor(found.perplexity.values), q.entropy().exp())
     posterior = reference.address_posterior(plain, x)
     truth, gain = reference.log_evidence(plain, x), exact_gain(reference, plain, x)
     error, estimate = torch.tensor(found.log_evidence_se.values), torch.tensor(found.log_evidence.values)

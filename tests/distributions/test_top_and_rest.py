@@ -14,7 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
 import pyro_vmem as pv
-from pyro_vmem.distributions import MixedCategorical, SparseCategorical, TruncatedCategorical, top_and_rest
+from pyro_vmem.distributions import MixedCategorical, SparseCategorical, TruncatedCategorical
+from pyro_vmem.distributions.sparse_categorical import top_and_rest
 from pyro_vmem.infer import RaoBlackwell_ELBO
 from pyro_vmem.memory import Hits
 from pyro_vmem.testing import assert_unbiased

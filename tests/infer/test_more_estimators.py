@@ -234,6 +234,29 @@ def test_the_control_variate_learns_to_take_noise_away():
     assert noise[0] < 0.7 * noise[1]
 
 
+class Flat(torch.nn.Module):
+    """A baseline of Reinforce: one number, whatever the datapoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.value.expand(x.shape)
+
+
+@pytest.mark.parametrize("make", [lambda: RELAX_ELBO(1), lambda: Reinforce_ELBO(1, Flat())], ids=["relax", "baseline"])
+def test_of_two_objectives_each_trains_its_own_network(make):
+    elbos = [make(), make()]
+    for elbo in elbos:
+        toy, before = Switches(), [p.clone() for p in elbo.module.parameters()]
+        svi = pyro.infer.SVI(toy.model, toy.guide, pyro.optim.Adam({"lr": 0.1}), elbo)
+        for _ in range(3):
+            svi.step(X)
+        assert any((now != then).any() for now, then in zip(elbo.module.parameters(), before, strict=True))
+    assert not torch.equal(*(torch.nn.utils.parameters_to_vector(elbo.module.parameters()) for elbo in elbos))
+
+
 # A declared bias
 
 

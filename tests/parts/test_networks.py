@@ -19,10 +19,9 @@ from pyro_vmem.parts import (
     MLPEncoder,
     WarpDecoder,
     log_odds,
-    mlp,
 )
 from pyro_vmem.parts.decoders import _blur, _weighed
-from pyro_vmem.parts.layers import Doubling, Join, Residual, as_images, half_size, in_patches
+from pyro_vmem.parts.layers import Doubling, Join, Residual, as_images, half_size, in_patches, mlp
 
 SIZES = [(1, 28, 28), (1, 26, 26), (1, 7, 5), (1, 1, 1), (3, 8, 8), (3, 5, 9), (2, 1, 12), (1, 2, 3)]
 LEADING = [(), (7,), (5, 7), (3, 1, 7)]
