@@ -126,9 +126,9 @@ PICTURES = (
 
 HEAD = """# Gallery
 
-Figures are functions of arrays and rows. They take the Axes or Figure to draw on and return it. They change no global
-settings, and they take data, not a model. Text, axes and background follow your matplotlib settings. The pictures here
-were drawn under `plots.ON_ANY_PAGE`, so that one file works on white and on dark pages:
+A function draws each figure from arrays, or from the rows of a table. It takes the Axes or Figure to draw on and returns
+it. It changes no global settings, and needs no model. Text, axes and background follow your matplotlib settings. The
+pictures here were drawn under `plots.ON_ANY_PAGE`, so that one file works on white and on dark pages:
 
 ```python
 import matplotlib
