@@ -127,8 +127,8 @@ PICTURES = (
 HEAD = """# Gallery
 
 A function draws each figure from arrays, or from the rows of a table. It takes the Axes or Figure to draw on and
-returns it. It changes no global settings, and needs no model. Text, axes and background follow your matplotlib settings.
-The pictures here were drawn under `plots.ON_ANY_PAGE`, so that one file works on white and on dark pages:
+returns it. It changes no global settings, and needs no model. Text, axes and background follow your matplotlib
+settings. The pictures here were drawn under `plots.ON_ANY_PAGE`, so that one file works on white and on dark pages:
 
 ```python
 import matplotlib
