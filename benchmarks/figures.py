@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from benchmarks.published import Published
 
 Row = dict[str, Any]
+MOST_LETTERS = 55  # of a label in a legend of two columns
 
 NAMES = {
     "vma": "VMA, this library",
@@ -41,8 +42,15 @@ def plot_few_shot(rows: list[Row], protocol: str, published: list[Published]) ->
         _errorbar(axes, cells, "shots", f"{NAMES[model]}, C = {n_classes}")
     for row in published:
         near = row.protocol == "unresolved" and protocol == "gmn-distinct" and row.n_classes == 1
+        of = "" if row.n_classes is None else f", C = {row.n_classes}"
         if row.protocol == protocol or near:
-            axes.plot([*row.nll], [*row.nll.values()], "--", lw=1, label=f"{row.who}, C = {row.n_classes} ({row.mark})")
+            axes.plot(
+                [*row.nll],
+                [*row.nll.values()],
+                "--" if len(row.nll) > 1 else "x",
+                lw=1,
+                label=f"{row.who}{of} ({row.mark})",
+            )
     axes.set_xticks(sorted({row["shots"] for row in rows}))
     axes.set_xlabel("items in memory")
     return _finished(drawn, axes)
@@ -82,6 +90,7 @@ def plot_scaling(rows: list[Row], name: str) -> Figure:
 def plot_recall(rows: list[Row], history: dict[str, list[float]], slots: int) -> Figure:
     """KL(a) and NLL of copies beside log |M|: as training goes on, and by the slots in memory at test."""
     drawn = Figure(figsize=(9, 3.6), layout="constrained")
+    drawn.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]  # it was just given
     training, test = drawn.subplots(1, 2)
     training.plot(history["step"], [-bound for bound in history["val_bound"]], "-", label="-bound, validation")
     training.plot(history["step"], history["val_kl_a"], "-", label="KL(a), validation")
@@ -106,6 +115,7 @@ def plot_recall(rows: list[Row], history: dict[str, list[float]], slots: int) ->
 def plot_breakdown(rows: list[Row]) -> Figure:
     """KL(a), KL(z) and NLL against the examples per class, a line for each model and number of classes."""
     drawn = Figure(figsize=(9, 3.6), layout="constrained")
+    drawn.get_layout_engine().set(wspace=0.06)  # type: ignore[union-attr]  # it was just given
     panels = drawn.subplots(1, 3)
     method = rows[0]["method"]
     lines = sorted({(row["model"], row["n_classes"]) for row in rows}, key=ours_first)
@@ -115,7 +125,7 @@ def plot_breakdown(rows: list[Row]) -> Figure:
         each = [row["shots"] // n_classes for row in cells]
         for axes, key in zip(panels, ("kl_a", "kl_z", "nll"), strict=True):
             (line,) = axes.plot(each, [row[key] for row in cells], "o-", ms=4, label=f"{NAMES[model]}, C = {n_classes}")
-        most = "log |M|, the most there can be" if (model, n_classes) == lines[-1] else None
+        most = "log |M|, the largest possible KL(a)" if (model, n_classes) == lines[-1] else None
         panels[0].plot(each, np.log([row["shots"] for row in cells]), ":", color=line.get_color(), label=most)
     for axes, label in zip(panels, ("KL(a) (nats)", "KL(z) (nats)", "NLL (nats per image)"), strict=True):
         axes.set_ylabel(label)
@@ -136,6 +146,8 @@ def _errorbar(axes: Any, cells: list[Row], by: str, label: str) -> None:
 
 def _finished(drawn: Figure, axes: Any) -> Figure:
     axes.set_ylabel("NLL (nats per image)")
-    axes.legend(fontsize=8, frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.13))  # covers no line
+    columns = 2 if max(len(label) for label in axes.get_legend_handles_labels()[1]) < MOST_LETTERS else 1
+    # below, where it covers no line
+    axes.legend(fontsize=8, frameon=False, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, -0.13))
     axes.spines[["top", "right"]].set_visible(False)
     return drawn

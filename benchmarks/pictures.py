@@ -1,8 +1,7 @@
-"""Pictures of the paper, drawn by a table's model: lookups among unseen characters, and new examples of each.
+"""Pictures of docs/results.md: lookups among unseen characters, draws beside real drawings, completions.
 
-python -m benchmarks.pictures lookup
+python -m benchmarks.pictures omniglot28       # by the packaged model; also docs/lookup.png, the picture of the README
 python -m benchmarks.pictures mnist-learned    # a learned memory: every slot, and samples from it
-python -m benchmarks.pictures omniglot28       # docs/lookup.png, the picture of the README, by the packaged model
 """
 
 from __future__ import annotations
@@ -20,20 +19,21 @@ from matplotlib.patches import Rectangle
 
 import pyro_vmem as pv
 from benchmarks import command
-from benchmarks.recipes import Recipe, read
+from benchmarks.recipes import read
 from benchmarks.reproduce import trained
 from pyro_vmem import plots
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem.config.pretrained import pretrained_names, protocol_of
 from pyro_vmem.data import Episode, EpisodeSampler, FewShotDataset, protocol
-from pyro_vmem.plots._style import GREEN, MID_TONE, ORANGE
+from pyro_vmem.plots._image_rows import SPLIT, STEP, as_colours, draw_image, image_canvas
+from pyro_vmem.plots._style import BLUE, GREEN, MID_TONE, ORANGE
 
 IMAGES = 5000  # whose digits tell what a learned slot is for
 
 
-def lookup_histogram(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
-    """q(a | x, M) over a memory of eight classes with ten examples each, and the templates on top."""
-    episode = EpisodeSampler(recipe.experiment.datasets()[2], n_way=8, k_shot=10, n_query=1, seed=seed)[0]
+def lookup_histogram(vma: pv.VMA, test: FewShotDataset, seed: int) -> Figure:
+    """q(a | M, x) over a memory of eight classes with ten examples each, and the templates on top."""
+    episode = EpisodeSampler(test, n_way=8, k_shot=10, n_query=1, seed=seed)[0]
     memory, probs = looked_up(vma, episode)
     assert memory.labels is not None
     slots = memory.labels.argsort(stable=True)
@@ -53,27 +53,48 @@ def lookup_histogram(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
             plots.images(ax, memory.templates[slot : slot + 1])
             ax.set_title(f"{100 * q[slot]:.0f} %", fontsize=8, color=GREEN if right[slot] else ORANGE, pad=2)
     axes[0, 0].set_title("target x", fontsize=9)
-    axes[0, 1].set_title("q(a | x, M); green: slots of the target's class", fontsize=9)
+    axes[0, 1].set_title("q(a | M, x); green: slots of the target's class", fontsize=9)
     axes[-1, 1].set_xlabel("80 slots, ten of each class", fontsize=9)
     return figure
 
 
-def one_shot(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
-    """Twelve unseen characters, ten new examples of each."""
-    memory = EpisodeSampler(recipe.experiment.datasets()[2], n_way=12, k_shot=1, n_query=1, seed=seed)[0].memory
-    samples = torch.stack([vma.generate(memory, 10, address=slot) for slot in range(memory.num_slots)])
-    figure = Figure(figsize=(6.5, 6.5))
-    return plots.one_shot_generations(figure, memory.templates, samples)
+def draws_beside_real(vma: pv.VMA, test: FewShotDataset, seed: int) -> Figure:
+    """Unseen characters: the one drawing in memory, others by people, and draws of the model from that slot."""
+    rows, shown = 10, 6
+    episode = EpisodeSampler(test, n_way=rows, k_shot=1, n_query=shown, seed=seed)[0]
+    memory = episode.memory
+    assert memory.labels is not None
+    figure, right = Figure((7.6, 5.8)), SPLIT + shown * STEP + SPLIT - STEP
+    ax, font = image_canvas(figure, right + shown * STEP, 0.5 + rows * STEP)
+    titles = {0.5: "memory", SPLIT + shown * STEP / 2: "other people", right + shown * STEP / 2: "the model"}
+    for place, title in titles.items():
+        ax.text(place, 0.3, title, ha="center", fontsize=font)
+    for row, label in enumerate(memory.labels.tolist()):
+        top = 0.5 + row * STEP
+        samples = vma.generate(episode.memory, shown, address=row)
+        draw_image(ax, 0, top, as_colours("templates", memory.templates[row : row + 1])[0], BLUE, font / 4)
+        for left, images in ((SPLIT, episode.x[episode.labels == label]), (right, samples)):
+            for place, image in enumerate(as_colours("images", images)):
+                draw_image(ax, left + place * STEP, top, image)
+    return figure
+
+
+def completed(vma: pv.VMA, test: FewShotDataset, seed: int) -> Figure:
+    """The lower half of unseen characters, filled in with one drawing of each of twelve characters in memory."""
+    episode = EpisodeSampler(test, n_way=12, k_shot=1, n_query=1, seed=seed)[0]
+    x = episode.x[:8]
+    mask = (torch.arange(x.shape[-2]) < x.shape[-2] // 2)[:, None].expand(x.shape[1:])
+    filled = torch.stack([vma.complete(episode.memory, x, mask) for _ in range(6)], 1)
+    return plots.completions(Figure((5.4, 5.2)), x, mask, filled)
 
 
 @torch.no_grad()
-def learned_slots(vma: pv.VMA, recipe: Recipe, seed: int) -> Figure:
+def learned_slots(vma: pv.VMA, test: FewShotDataset, seed: int) -> Figure:
     """Every learned template, by the digit that is looked up there most, and what is drawn from it."""
-    held_out = recipe.experiment.datasets()[2]
-    some = torch.randperm(len(held_out))[:IMAGES]
-    images, digits = held_out.images[some], held_out.classes[some]
+    some = torch.randperm(len(test))[:IMAGES]
+    images, digits = test.images[some], test.classes[some]
     memory = vma.encode(pv.Memory(torch.zeros(1, *vma.event_shape)))
-    targets = map(vma.encode_x, held_out.to_float(images).split(256))
+    targets = map(vma.encode_x, test.to_float(images).split(256))
     found = [vma.address_guide(memory, x).probs.argmax(-1) for x in targets]
     counts = torch.zeros(memory.num_slots, int(digits.max()) + 1).index_put_(
         (torch.cat(found), digits), torch.tensor(1.0), accumulate=True
@@ -138,8 +159,9 @@ def percent(probability: float) -> str:
     return "<1 %" if probability < 0.01 else ">99 %" if probability > 0.99 else f"{100 * probability:.0f} %"
 
 
-PICTURES: dict[str, Callable[[pv.VMA, Recipe, int], Figure]] = {"histogram": lookup_histogram, "one-shot": one_shot}
-OF_LEARNED: dict[str, Callable[[pv.VMA, Recipe, int], Figure]] = {"slots": learned_slots}
+Draw = Callable[[pv.VMA, FewShotDataset, int], Figure]
+PICTURES: dict[str, Draw] = {"lookups": lookup_histogram, "draws": draws_beside_real, "completions": completed}
+OF_LEARNED: dict[str, Draw] = {"slots": learned_slots}
 
 
 @torch.no_grad()
@@ -155,31 +177,29 @@ def main(
     """Draws them.
 
     Args:
-        table: The table whose model it is, or a packaged model, which draws the picture of the README.
+        table: The table whose model it is, or a packaged model, which also draws the picture of the README.
         results: The folder of results.
         run: The folder of the run; by default the weights in the folder of results.
         out: The folder of the pictures.
         seed: Seeds episodes and draws.
     """
+    wanted: dict[Path, Draw] = {}
     if table in pretrained_names():
-        test = protocol(protocol_of(table)).datasets()[2]
-        path = Path(out).parent / "lookup.png"
-        with torch.random.fork_rng(devices=()), matplotlib.rc_context(plots.ON_ANY_PAGE):
-            torch.manual_seed(seed)
-            with write_atomically(path) as aside:
-                readme(pv.VMA.from_pretrained(table), test, seed).savefig(aside, format="png", dpi=150)
-        return {"pictures": [str(path)]}
-    recipe = read(table)
-    vma = trained(recipe, Path(run or "no/such/run"), Path(results, "checkpoints", f"{recipe.run or table}-vma"))
+        vma, test = pv.VMA.from_pretrained(table), protocol(protocol_of(table)).datasets()[2]
+        wanted[Path(out).parent / "lookup.png"] = readme
+    else:
+        recipe = read(table)
+        vma = trained(recipe, Path(run or "no/such/run"), Path(results, "checkpoints", f"{recipe.run or table}-vma"))
+        test = recipe.experiment.datasets()[2]
     is_learned = isinstance(vma.templates, pv.LearnedTemplates)
-    paths = []
-    with torch.random.fork_rng(devices=[]):
-        for name, draw in (OF_LEARNED if is_learned else PICTURES).items():
+    of_model = OF_LEARNED if is_learned else PICTURES
+    wanted |= {Path(out, f"{table}-{name}.png"): draw for name, draw in of_model.items()}
+    for path, draw in wanted.items():
+        style = plots.ON_ANY_PAGE if draw is readme else {}
+        with torch.random.fork_rng(devices=()), matplotlib.rc_context(style), write_atomically(path) as aside:
             torch.manual_seed(seed)
-            paths.append(Path(out, f"{table}-{name}.png"))
-            with write_atomically(paths[-1]) as aside:
-                draw(vma, recipe, seed).savefig(aside, format="png", dpi=130)
-    return {"pictures": [str(path) for path in paths]}
+            draw(vma, test, seed).savefig(aside, format="png", dpi=150 if draw is readme else 130)
+    return {"pictures": [str(path) for path in wanted]}
 
 
 def show(result: dict[str, Any]) -> None:

@@ -20,7 +20,7 @@ import pyro_vmem as pv
 from benchmarks import command
 from benchmarks.recipes import read
 from benchmarks.reproduce import trained
-from benchmarks.tables import CLASSIFIED, best, classification, facts, few_shot, scaling
+from benchmarks.tables import CLASSIFIED, PACKAGED, best, classification, facts, few_shot, scaling, worth
 from pyro_vmem._utils.files import write_atomically
 from pyro_vmem._utils.precision import autocast
 from pyro_vmem.train import save_checkpoint
@@ -116,7 +116,7 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
         seen=SEEN.format(seen) if seen else "",
         shape=" x ".join(str(n) for n in vma.event_shape[1:]),
         protocol=protocol,
-        figures="\n\n".join(figures(path) for path in measured if path.exists()),
+        figures="\n\n".join([*(figures(path) for path in measured if path.exists()), *quality(name)]),
         rounding=rounding,
         slots=max(kind.n_way * kind.k_shot for kind in kinds),
         absent="" if any(kind.n_absent for kind in kinds) else ABSENT,
@@ -129,6 +129,13 @@ def main(table: str, name: str, results: str = "results", out: str = "pyro_vmem/
     return {"weights": str(weights), "megabytes": weights.stat().st_size / 1e6, "rounding": rounding}
 
 
+def quality(name: str) -> list[str]:
+    """What `benchmarks.packaged` measured of a model."""
+    rows = [row for row in json.loads(PACKAGED.read_text())["rows"] if row["model"] == name]
+    said = "One drawing of each of 20 unseen characters in memory (`python -m benchmarks.packaged`)."
+    return [f"{said}\n\n{worth(rows)}"] if rows else []
+
+
 def figures(path: Path) -> str:
     """What was measured of a table's model, and how, by the file of its results."""
     result = json.loads(path.read_text())
@@ -139,7 +146,7 @@ def figures(path: Path) -> str:
         tables = [scaling(path.stem, rows, path.with_suffix(".npz"))]
     else:
         methods = dict.fromkeys(row["method"] for row in rows)
-        tables = [few_shot(result["recipe"]["protocol"], rows, method, []) for method in methods]
+        tables = [few_shot(rows, method, []) for method in methods]
     return "\n\n".join([f"{result['recipe']['title']}. {facts(result, rows)}", *tables])
 
 

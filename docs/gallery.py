@@ -1,6 +1,6 @@
 """Draws the gallery: `python -m docs.gallery` writes docs/gallery/*.png and docs/gallery.md; two minutes, no download.
 
-A small model is trained on letters for half a minute, and the reference model answers where the truth has to be known.
+A small model is trained on letters for half a minute. The reference model is used where a figure needs known answers.
 Each picture is drawn by the line of code that the page shows under it.
 """
 
@@ -92,7 +92,7 @@ PICTURES = (
     ),
     Picture(
         "completions",
-        "The lower half of unseen pictures, completed by the model with its memory.",
+        "The lower half of unseen images, completed by the model with its memory.",
         "plots.completions(figure, x[:4], mask, filled)",
         (4.6, 3.2),
         crop=True,
@@ -142,7 +142,7 @@ with matplotlib.rc_context(plots.ON_ANY_PAGE):
 ```
 
 `python -m docs.gallery` draws this page again. It trains a model for half a minute on letters of many scripts, and uses
-the reference model where the truth has to be known.
+the reference model where a figure needs known answers.
 """
 
 
@@ -232,7 +232,7 @@ def reference() -> dict[str, Any]:
         ranks[name] = pv.diagnostics.sbc(vma, memory, num_simulations=1000, num_draws=99).ranks["z"]
     narrow = model.vma(latent_guide=Off(model, 0.67, 0.0))
     x = narrow.generate(memory, 80)
-    evidence = pv.diagnostics.estimate_evidence(narrow, memory, x, 400, "sampled", seed=0, warn=False)
+    evidence = pv.diagnostics.estimate_evidence(narrow, memory, x, 400, "sampled", budget=0, seed=0, warn=False)
     relations = get_model_relations(narrow.model, (memory, x))
     return {"ranks": ranks, "evidence": evidence, "relations": relations}
 

@@ -69,7 +69,7 @@ def forked(*places: Any) -> Iterator[None]:
 
 @contextmanager
 def set_aside(device: torch.device) -> Iterator[None]:
-    """Restores the generators of torch, Python and NumPy after the block, which is a training run."""
+    """Restores the random generators of torch, Python and NumPy after a training run in the `with` block."""
     with one_thread(trains=True), forked(device):
         states = random_states()
         try:

@@ -46,8 +46,8 @@ def demo(
     Args:
         data: The images: letters of the fonts that matplotlib ships, or Omniglot.
         data_root: Where Omniglot is: the folder with images_background and images_evaluation, or their zip files.
-        minutes: How long to train; evaluation comes on top.
-        steps: Train this many steps instead, for the same numbers on any machine of the kind.
+        minutes: How long to train. The evaluation takes additional time.
+        steps: Train this many steps instead. The numbers are then the same on any machine of this kind.
         out: A new folder for report, metrics and checkpoints. Default: runs/demo, or the next free number.
         seed: Seeds everything.
         pretrained: Show this model of the package, and train nothing.
@@ -154,7 +154,7 @@ def evaluate(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet
 
 
 def report(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet: bool = False) -> dict[str, Any]:
-    """Evaluates the model of a run and writes its report.html again, with all figures and pictures.
+    """Evaluates the model of a run and writes its report.html again, with all figures.
 
     Examples:
         pyro-vmem report runs/glyphs
@@ -163,7 +163,7 @@ def report(run: str, how: Evaluation = EVALUATION, device: str = "auto", quiet: 
     Args:
         run: The folder that train or demo wrote.
         how: How to evaluate.
-        device: Where to evaluate, as of evaluate.
+        device: The device for evaluation, as in evaluate.
     """
     from pyro_vmem.app.experiment import Experiment, read_result
 
@@ -198,10 +198,10 @@ def sample(
         rows: How many templates.
         columns: How many draws of each.
         seed: Seeds the templates and the draws.
-        mean: Draw the mean picture of each latent; if false, binary pixels, each drawn by itself.
+        mean: Show the mean of each image given its latent. If false, draw binary pixels independently.
         temperature: The factor of the distance of z from the mean of its prior; below 1, draws vary less.
-        best_of: The number of candidates per draw, of which the guide chooses the one that it recognises best.
-        device: Where to draw, as of evaluate.
+        best_of: The number of candidates per draw. The guide chooses the one that it recognises best.
+        device: The device for drawing, as in evaluate.
     """
     figure_module = require("matplotlib.figure", "plots")
     import torch
@@ -250,7 +250,7 @@ def challenge(
         ways: Characters per trial, if no trials are given.
         samples: Samples of z per pair of images, in each direction.
         seed: Seeds the samples, and the trials if none are given.
-        device: Where to evaluate, as of evaluate.
+        device: The device for evaluation, as in evaluate.
     """
     from pyro_vmem._utils.precision import autocast
     from pyro_vmem.app.experiment import Experiment
@@ -295,7 +295,7 @@ def _show(metrics: dict[str, Any]) -> None:
     from pyro_vmem.app.report_text import result_rows, speed_sentence, verdict
 
     table_module, console_module = require("rich.table", extra="cli"), require("rich.console", extra="cli")
-    table = table_module.Table("", "per picture", "", show_edge=False, show_lines=True)
+    table = table_module.Table("", "per image", "", show_edge=False, show_lines=True)
     table.columns[1].justify, table.columns[1].no_wrap, table.columns[2].style = "right", True, "dim"
     for row in result_rows(metrics):
         table.add_row(*row)

@@ -17,7 +17,7 @@ UNKNOWN_SHARE = 0.05  # of the targets; if the error of more is unknown, no conc
 _ERRORS = 3.0  # a difference is shown if it is so many standard errors above zero
 
 _GAIN = (
-    "KL from the prior p(a | M) to the guide q(a | M, x). At 0 the guide ignores the picture; identifying the "
+    "KL from the prior p(a | M) to the guide q(a | M, x). At 0 the guide ignores the image; identifying the "
     "class takes log C = $ceiling nats."
 )
 
@@ -27,7 +27,7 @@ Row = tuple[str, str, int, str, str]
 # The rows of the table of results.
 QUANTITIES: tuple[Row, ...] = (
     ("nll", "NLL", 1, "nats", "Negative log-likelihood, lower is better; a bound from $samples samples of z per slot."),
-    ("nll_wrong_memory", "NLL, wrong memory", 1, "nats", "The same pictures, with as many templates of other classes."),
+    ("nll_wrong_memory", "NLL, wrong memory", 1, "nats", "The same images, with as many templates of other classes."),
     ("memory_worth_nats", "Worth of the memory", 1, "nats", "What right templates save over wrong ones."),
     ("information_gain", "Information gain", 2, "nats", _GAIN),
     (
@@ -37,7 +37,7 @@ QUANTITIES: tuple[Row, ...] = (
         "nats",
         "The same for p(a | x, M), the model's own posterior.",
     ),
-    ("hit_rate", "Accuracy", 1, "%", "Share of pictures whose class is the guide's most probable one; the hit rate."),
+    ("hit_rate", "Accuracy", 1, "%", "Share of images whose class is the guide's most probable one; the hit rate."),
     ("hit_rate_exact", "Accuracy, exact", 1, "%", "The same for p(a | x, M)."),
 )
 # The rows of the table of diagnostics; a row is left out where its metric is missing or NaN.
@@ -46,22 +46,34 @@ DIAGNOSTICS: tuple[Row, ...] = (
     ("reconstruction", "Reconstruction", 1, "nats", "E log p(x | z, m_a) over the guide."),
     ("kl_z", "KL(z)", 1, "nats", "What the latent adds to the template; at 0 it is not used."),
     ("mutual_information", "Mutual information", 2, "nats", "The part of the gain that tells targets apart."),
-    ("marginal_kl", "Marginal term", 2, "nats", "The rest of it: slots that are looked up whatever the target is."),
-    ("perplexity", "Slots in play", 1, "", "How many a lookup hesitates between: exp of the entropy of q(a | M, x)."),
-    ("slots_never_first", "Slots never first", 1, "", "Slots, of $slots, that are the first choice for no target."),
+    (
+        "marginal_kl",
+        "Marginal term",
+        2,
+        "nats",
+        "The rest of the gain: slots that are looked up whatever the target is.",
+    ),
+    (
+        "perplexity",
+        "Slots in play",
+        1,
+        "",
+        "The exponential of the entropy of q(a | M, x): how many slots a lookup considers.",
+    ),
+    ("slots_never_first", "Slots never first", 1, "", "Of $slots slots, those that are most probable for no target."),
     ("top5_rate", "Top-5 accuracy", 1, "%", "How often the right class is among the guide's five most probable."),
     ("top5_rate_exact", "Top-5 accuracy, exact", 1, "%", "The same for p(a | x, M)."),
     ("calibration_error", "Calibration error", 3, "", "The guide's class probabilities against how often it is right."),
     ("kl_exact_to_guide", "KL, exact to guide", 2, "nats", "What the guide misses of p(a | x, M)."),
     ("rank_correlation", "Rank correlation", 2, "", "Of the slots by the guide and by p(a | x, M); at most 1."),
     ("monte_carlo_se", "Monte Carlo error", 2, "nats", "The part of the NLL's error that more samples would remove."),
-    ("ess", "Effective samples", 1, "", "What a picture's NLL rests on, of $decodes decoder passes at $slots slots."),
+    ("ess", "Effective samples", 1, "", "What an image's NLL rests on, of $decodes decoder passes at $slots slots."),
     (
         "error_unknown",
         "Error unknown",
         1,
         "%",
-        "Pictures whose NLL hangs on a few large weights: it is likely too high. Above 5 %, no conclusion rests on it.",
+        "Images whose NLL rests on a few large weights and is likely too high. Above 5 %, draw no conclusion from it.",
     ),
 )
 
@@ -83,13 +95,13 @@ def problems(metrics: Mapping[str, float]) -> list[str]:
     if worth < LEAST_WORTH:
         degree = "hardly" if worth > _ERRORS * error else "not"
         found.append(
-            f"The memory is {degree} used: right templates are worth {_signed(worth)} nats per picture over wrong ones."
+            f"The memory is {degree} used: right templates are worth {_signed(worth)} nats per image over wrong ones."
         )
     elif math.isnan(error):
-        found.append(f"The memory seems worth {worth:.1f} nats per picture, but one episode gives no standard error.")
+        found.append(f"The memory seems worth {worth:.1f} nats per image, but one episode gives no standard error.")
     elif worth < _ERRORS * error:
         found.append(
-            f"The memory is not shown to be used: it is worth {worth:.1f} ± {error:.1f} nats per picture, less than "
+            f"The memory is not shown to be used: it is worth {worth:.1f} ± {error:.1f} nats per image, less than "
             f"{_ERRORS:.0f} standard errors above 0."
         )
     return found
@@ -100,7 +112,7 @@ def unreliable(metrics: Mapping[str, float]) -> str:
     unknown = metrics.get("error_unknown", 1.0)
     if unknown <= UNKNOWN_SHARE:
         return ""
-    return f"for {_percent(unknown)} of the pictures the error of the evidence is unknown"
+    return f"for {_percent(unknown)} of the images the error of the evidence is unknown"
 
 
 def verdict(metrics: Mapping[str, float]) -> str:
@@ -113,7 +125,7 @@ def verdict(metrics: Mapping[str, float]) -> str:
     if reason := unreliable(metrics):
         untold = [f"What the memory is worth is not stated: {reason}."]
     elif not any(sentence.startswith("The memory") for sentence in wrong):
-        used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per picture"
+        used = f"the memory is worth {metrics['memory_worth_nats']:.1f} nats per image"
     separately = [f"T{used[1:]}."] if used else untold
     if ways == 1:
         closing = "With one unseen character in memory there is no class to look up."

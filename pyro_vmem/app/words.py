@@ -1,4 +1,8 @@
-"""Specs as words of the command line: `--address_guide TruncatedGuide --address_guide.k 16`."""
+"""Specs as words of the command line: `--address_guide TruncatedGuide --address_guide.k 16`.
+
+jsonargparse takes such words for a class that is imported, and wants all arguments that have no default. Here torch is
+not imported yet, and the model that fills in the other arguments is made later.
+"""
 
 from __future__ import annotations
 

@@ -59,10 +59,11 @@ def check_names(cls: type, given: Mapping[str, Any], where: str) -> None:
 
 
 def converted(cls: type, made: dict[str, Any], given: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Returns arguments in the annotated types, or raises a `ValueError` with the value in `given` they come from."""
+    """Returns arguments in the annotated types, or raises a `ValueError` that shows what they were made of, `given`."""
     parser, known = _parser(cls)
+    seen = {name: _without_texts(value, annotation(cls, name)) for name, value in made.items() if name in known}
     try:
-        parsed = parser.instantiate(parser.parse_object({name: v for name, v in made.items() if name in known}))
+        parsed = parser.instantiate(parser.parse_object(seen))
     except Exception as error:  # One line of the message of jsonargparse.
         key = re.search(r'Parser key "(\w+)', str(error))
         if key is None or key[1] not in made:
@@ -70,7 +71,21 @@ def converted(cls: type, made: dict[str, Any], given: Mapping[str, Any], where: 
         raise wrong_type(given[key[1]], annotation(cls, key[1]), f"{where}.{key[1]}") from error
     # Pyro annotates the number of plates as float, because its default is infinite, but uses it as an index.
     kept = {n for n, v in made.items() if n not in known or (type(v) is int and parser.get_default(n) == math.inf)}
+    kept |= {name for name, value in seen.items() if value is not made[name] and value != made[name]}
     return {name: value if name in kept else parsed[name] for name, value in made.items()}
+
+
+def _without_texts(value: Any, expected: str) -> Any:
+    """Plain data with a word in place of each text that is longer, and is not written in the annotation.
+
+    jsonargparse would read such a text as YAML, or import what it names.
+    """
+    if isinstance(value, Mapping):
+        return {key: _without_texts(v, expected) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_without_texts(v, expected) for v in value)
+    is_text = isinstance(value, str) and not re.fullmatch(r"[\w-]*", value)
+    return "text" if is_text and not re.search(rf"(['\"]){re.escape(value)}\1", expected) else value
 
 
 def wrong_type(value: Any, expected: str, where: str) -> ValueError:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyro_vmem._utils.files import read_json, versions_of
 from pyro_vmem._utils.plain_yaml import read_yaml
-from pyro_vmem.config.fitting import parts_by_kind
+from pyro_vmem.config.fitting import parts_of
 from pyro_vmem.config.spec import from_spec
 from pyro_vmem.model import VMA
 from pyro_vmem.parts import EncoderGuide, TruncatedGuide
@@ -65,7 +65,7 @@ def build(spec: Mapping[str, Any] | str | Path, trusted_modules: Sequence[str] =
     if like is not None:
         if "class_path" in spec:
             raise ValueError("spec: with like, expected parts by name, got a whole model. Give its init_args.")
-        made = from_spec({"init_args": spec}, VMA, trusted_modules, parts_by_kind(like))
+        made = from_spec({"init_args": spec}, VMA, trusted_modules, parts_of(like))
         return like.replace(**{name: made.arguments()[name] for name in spec})
     if "class_path" not in spec:
         spec = {"class_path": "pyro_vmem.VMA", "init_args": spec}

@@ -1,14 +1,13 @@
 """From specs to objects and back. A spec is plain data that names a class and its arguments.
 
 A spec may come from anywhere, so it runs nothing but the constructors of existing classes. An object is made after the
-objects inside it; jsonargparse then checks and converts the arguments. It does not make the objects itself, because it
-imports what a class path names, and needs each argument before those that are left out can be filled in.
+objects inside it; jsonargparse then converts the arguments. It does not make the objects itself, because it imports
+what a class path names, and needs each argument before those that are left out can be filled in.
 """
 
 from __future__ import annotations
 
 import functools
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,6 @@ from pyro_vmem.config.arguments import (
     later,
     parameters,
     shown,
-    wrong_type,
 )
 from pyro_vmem.config.fitting import fitting
 from pyro_vmem.config.names import class_named, names_below, with_article
@@ -39,13 +37,13 @@ def from_spec(
     spec: Any,
     base: type | tuple[type, ...],
     trusted_modules: Sequence[str] = (),
-    like: Mapping[type[Part], Part] | None = None,
+    like: Sequence[Part] = (),
     where: str = "spec",
 ) -> Any:
     """Builds the object of a spec, an instance of `base`, or raises a `ValueError` as :func:`pyro_vmem.build` does.
 
-    A class with arguments that only the trainer has becomes a `functools.partial`. `like` maps base classes to parts
-    whose arguments complete the spec. `where` names the spec in error messages.
+    A class with arguments that only the trainer has becomes a `functools.partial`. The parts `like` complete the spec.
+    `where` names it in error messages.
 
     Example:
         >>> from pyro_vmem import LatentPrior
@@ -53,7 +51,7 @@ def from_spec(
         StandardPrior(latent_dim=8)
     """
     try:
-        return _Builder(trusted_modules, like or {}).make(spec, base if isinstance(base, tuple) else (base,), where)
+        return _Builder(trusted_modules, like).make(spec, base if isinstance(base, tuple) else (base,), where)
     except RecursionError:
         raise ValueError(f"{where}: it is nested too deeply, or contains itself. Write it out.") from None
 
@@ -81,7 +79,7 @@ class _Builder:
     """Makes the objects of a spec, the inner ones first; `where` is the place in the spec, for messages."""
 
     trusted_modules: Sequence[str]
-    like: Mapping[type[Part], Part]
+    like: Sequence[Part]
 
     def make(self, spec: Any, bases: tuple[type, ...], where: str) -> Any:
         """The object of a name, or of a name with arguments."""
@@ -89,8 +87,9 @@ class _Builder:
             return spec
         if isinstance(spec, str):
             spec = {"class_path": spec}
-        if isinstance(spec, Mapping) and spec.keys() == {"init_args"} and bases[0] in self.like:
-            spec = {"class_path": public_path(type(self.like[bases[0]])), **spec}
+        there = next((part for part in self.like if isinstance(part, bases)), None)
+        if isinstance(spec, Mapping) and spec.keys() == {"init_args"} and there is not None:
+            spec = {"class_path": public_path(type(there)), **spec}
         name, arguments = (spec.get(key) for key in KEYS) if isinstance(spec, Mapping) else (None, None)
         if not isinstance(name, str) or not isinstance(arguments, Mapping | None):
             raise ValueError(
@@ -124,7 +123,4 @@ class _Builder:
             return {key: self.value(v, expected, f"{where}.{key}") for key, v in value.items()}
         if isinstance(value, tuple | list):
             return type(value)(self.value(v, expected, f"{where}[{i}]") for i, v in enumerate(value))
-        # For an annotation of a function or class, jsonargparse would import any dotted name.
-        if isinstance(value, str) and "." in value and not re.search(r"\b(str|Path|Any|Literal)\b|^$", expected):
-            raise wrong_type(value, expected, where)
         return value

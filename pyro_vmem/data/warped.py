@@ -87,7 +87,7 @@ class WarpedEpisodes(Dataset[Episode]):
         memory = episode.memory
         if memory.labels is None or episode.labels is None:
             raise ValueError(
-                "episodes: memory or targets have no labels, so classes cannot be told. Use a sampler that labels."
+                "episodes: memory or targets have no labels, so their classes are unknown. Use a sampler with labels."
             )
         labels, images = torch.cat([memory.labels, episode.labels]), torch.cat([memory.templates, episode.x])
         classes, of = np.unique(labels.cpu().numpy(), return_inverse=True)

@@ -46,19 +46,20 @@ def to_datatree(
     group                   variables
     ======================  ==========================================================================================
     `posterior`             `a` (chain, draw, datapoint), `z` (chain, draw, datapoint, z_dim): draws of the guide
-    `prior`                 the same from :math:`p(a | M)\, p(z | m_a)`
-    `posterior_predictive`  `x` (chain, draw, datapoint, x_dim_0, ...): a draw of :math:`p(x | z, m_a)` at each
+    `prior`                 `a` and `z` as above, drawn from :math:`p(a | M)\, p(z | m_a)`
+    `posterior_predictive`  `x` (chain, draw, datapoint, x_dim_0, ...): one draw of :math:`p(x | z, m_a)` per draw
     `sample_stats`          `log_weight` (chain, draw, datapoint): :math:`\log p(x, a, z | M) - \log q(a, z | M, x)`
     `observed_data`         `x` (datapoint, x_dim_0, ...)
     `constant_data`         `template` (slot, x_dim_0, ...), with a datapoint dim if each has its own memory;
                             `slot_label`, `slot_in_use` and `label`, if there are any
-    `vi_diagnostics`        the figures of :func:`~pyro_vmem.diagnostics.diagnose`, from the same draws
+    `vi_diagnostics`        the variables of :func:`~pyro_vmem.diagnostics.diagnose`, from the same draws
     ======================  ==========================================================================================
 
     There is one chain of independent draws. The convergence diagnostics of ArviZ do not apply to it, so call
     `arviz.summary(..., kind="stats")`; k-hat in `vi_diagnostics` says how far the draws can be trusted.
 
-    The draws of the posterior are those of the guide; `log_weight` turns them into draws of the exact posterior.
+    The draws of the posterior are those of the guide. Resampled by the weights `exp(log_weight)`, they are draws of the
+    exact posterior.
 
     Arguments:
         num_samples: The number of draws.

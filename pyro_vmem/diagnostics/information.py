@@ -14,7 +14,7 @@ __all__ = ["InformationSummary", "information_gain"]
 
 
 def information_gain(q_logits: Float[Tensor, "*#batch S"], p_logits: Float[Tensor, "*#batch S"]) -> Tensor:
-    r"""Computes the information that a lookup gains, :math:`KL(q(a | x, M) \| p(a | M))`, in nats.
+    r"""Computes the information that a lookup gains, :math:`KL(q(a | M, x) \| p(a | M))`, in nats.
 
     The guide's logits give the gain that the guide claims. The logits of the exact address posterior give the true one.
     Under a uniform prior the gain is at most :math:`\log |M|`.
@@ -24,7 +24,7 @@ def information_gain(q_logits: Float[Tensor, "*#batch S"], p_logits: Float[Tenso
         | https://arxiv.org/abs/1709.07116
 
     Arguments:
-        q_logits: Unnormalised :math:`\log q(a | x, M)`, with shape `(*, S)`.
+        q_logits: Unnormalised :math:`\log q(a | M, x)`, with shape `(*, S)`.
         p_logits: Unnormalised :math:`\log p(a | M)`; broadcasts with `q_logits`. Slots may have `-inf` in both.
 
     Returns:

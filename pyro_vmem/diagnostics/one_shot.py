@@ -30,7 +30,7 @@ class OneShotErrors:
     r"""The share of test images of each trial that get a wrong class, `(R,)`, by three scores.
 
     Attributes:
-        guide: By :math:`q(a | x, M)`, with one template of each class in memory.
+        guide: By :math:`q(a | M, x)`, with one template of each class in memory.
         evidence: By :math:`\log p(x | m)`.
         two_way: By :math:`\log p(x | m) + \log p(m | x) - \log p(m)`.
     """

@@ -60,7 +60,7 @@ class CausalNetwork(nn.Module):
         return F.pad(images, (self.radius, self.radius, self.radius, 0))
 
     def of_windows(self, windows: Tensor) -> Tensor:
-        """The features of pixels with windows `(*, C * window)`; values at and after the pixel are ignored."""
+        """Features `(*, F)` of pixels, from their neighbourhoods `(*, C * window)`; only pixels before them count."""
         weight = self.first.weight * self.before
         hidden = F.relu(F.linear(windows, weight, self.first.bias))
         hidden = F.relu(hidden + self.second(hidden))

@@ -150,8 +150,8 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
     def _check_backward(self, backward: int) -> None:
         if not self.weighted:
             raise ValueError(
-                f"backward: {type(self).__name__} does not weight its particles, so that drawing some of them would be "
-                "as good as having fewer. Use backward=None, or VIMCO_ELBO, IWAE_ELBO or RWS_ELBO."
+                f"backward: {type(self).__name__} does not weight its particles, so drawing some of them is the same "
+                "as using fewer. Use backward=None, or VIMCO_ELBO, IWAE_ELBO or RWS_ELBO."
             )
         if backward >= self.num_particles:
             raise ValueError(
@@ -174,7 +174,7 @@ class ParticleELBO(DifferentiableELBO, abc.ABC):
                     raise
                 if resampled:
                     raise ValueError(
-                        f"backward: not with latents outside of the data plate, {sorted(names)}. Use none."
+                        f"backward: it does not support latents outside of the data plate, {sorted(names)}. Use none."
                     ) from None
                 self.global_names = names
         return draw_with_globals(self, model, guide, *args, **kwargs)

@@ -134,8 +134,8 @@ def _check_plates(*traces: Trace) -> None:
             shape = site["log_prob"].shape if "log_prob" in site else ()
             if len(shape) >= -dim and shape[dim] > 1 and (left := plates - set(site["cond_indep_stack"])):
                 raise ValueError(
-                    f"enumeration: {site['name']!r} depends on {enumerated['name']!r}, of which plate "
-                    f"{min(frame.name for frame in left)!r} has several, and only values that are all the same would "
+                    f"enumeration: {site['name']!r} depends on {enumerated['name']!r}, which plate "
+                    f"{min(frame.name for frame in left)!r} has several of. Only cases in which these are equal would "
                     "be summed. Sample instead, by VIMCO_ELBO or Reinforce_ELBO."
                 )
 
@@ -160,8 +160,8 @@ def _check_sampled(model_trace: Trace, guide_trace: Trace) -> None:
                 if site["type"] == "sample" and "log_prob" in site and plates - set(site["cond_indep_stack"]):
                     raise ValueError(
                         f"enumeration: {name!r} is sampled in plates {sorted(frame.name for frame in plates)}, and "
-                        f"{later!r}, outside of one of them, comes after it; its part in the gradient would be left "
-                        "out. Sample all, by VIMCO_ELBO or Reinforce_ELBO."
+                        f"{later!r}, outside of one of them, comes after it. The gradient would lack the part of the "
+                        "latter. Sample all, by VIMCO_ELBO or Reinforce_ELBO."
                     )
 
 

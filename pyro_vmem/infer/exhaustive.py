@@ -63,7 +63,7 @@ def exhaustive_bound(elbo: Any, model: Any, guide: Any, *args: Any, nodes: int =
     """
     own = getattr(elbo, "local", elbo)  # several draws of what is outside of the data plate have the same mean
     count = int(own.num_particles) if getattr(own, "weighted", False) else 1
-    unmarked: Any = {"enumerate": None}  # all values are gone through here, not by Pyro
+    unmarked: Any = {"enumerate": None}  # all values are listed here, not by Pyro
     model, guide = (poutine.infer_config(fn, lambda site: unmarked) for fn in (model, guide))
     guide = SameData()(guide)  # a mask of a distribution becomes one of its site
     with torch.no_grad(), forked(*args, *kwargs.values()), pyro.get_param_store().scope():
@@ -152,7 +152,7 @@ def _num_outcomes(name: str, base: Any, nodes: int) -> int:
         return 2 * nodes
     if not base.has_enumerate_support:
         raise ValueError(
-            f"guide: the values of site {name!r}, {type(base).__name__}, cannot be gone through. Take a program whose "
+            f"guide: the values of site {name!r}, {type(base).__name__}, cannot be listed. Take a program whose "
             "latents are Categorical, OneHotCategorical, Bernoulli, Normal, or a Dirichlet over two."
         )
     return len(base.enumerate_support(expand=False))

@@ -39,7 +39,7 @@ PARTICLE_PLATE = "num_particles_vectorized"  # the plate that pyro.infer.ELBO wr
 
 @dataclass(frozen=True, eq=False)
 class Globals:
-    r"""The terms that one draw g of the global latents adds to the bound, in nats.
+    r"""The terms of one draw g of the global latents in the bound L, in nats: its log-ratio, and its score.
 
     .. math:: L = \sum_b \log \frac{1}{K} \sum_k w_{bk}(g) + \log p(g) - \log q(g)
 
@@ -100,14 +100,13 @@ class Particles:
         return log_weights
 
     def weight_paths(self, share: Tensor) -> None:
-        r"""Makes the gradient through the particles' values doubly reparameterised, where it can be weighted.
+        r"""Makes the gradient through the values of the latents doubly reparameterised.
 
-        The gradient of the bound already has the factor :math:`\tilde w_k`. With :math:`q(z)^\beta` in the weight, the
+        The gradient of the bound already has the factor :math:`\tilde w_k`, the normalised weight: `share`, `(K, B)`,
+        without gradient. The weight contains :math:`q(z)^{-\beta}`, where :math:`\beta` is the weight on KL(z). The
         direct gradient, :math:`-\beta \tilde w_k \nabla \log q(z_k)`, is in expectation :math:`-\beta (\tilde w_k -
-        \tilde w_k^2)` times that through the value, which leaves a factor of :math:`1 - \beta + \beta \tilde w_k` for
-        that.
-
-        The shares :math:`\tilde w_k`, the normalised weights, have shape `(K, B)` and no gradient.
+        \tilde w_k^2)` times the gradient through the value. So the gradient through the value gets the factor
+        :math:`1 - \beta + \beta \tilde w_k`, and the direct one is left out.
         """
         for rows, paths in zip(share.split(len(share) // max(1, len(self.paths))), self.paths, strict=False):
             for path, shaped, power in paths:

@@ -86,8 +86,8 @@ class RELAX_ELBO(ParticleELBO):
 class Surrogate(nn.Module):
     r"""The control variate :math:`c(z) = \sum_s r_s\, g(r_s, q_s)` with :math:`r = \mathrm{softmax}(z / \lambda)`.
 
-    It applies to sites with any number of values, in any order. The temperature :math:`\lambda` is learned; c is zero
-    at initialisation.
+    The network g is small and the same for all values; :math:`q_s` is the probability of value s. So c applies to sites
+    with any number of values. The temperature :math:`\lambda` is learned. At initialisation c is zero.
 
     Arguments:
         width: The width of the small network g.

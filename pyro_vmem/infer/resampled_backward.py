@@ -39,7 +39,7 @@ def resampled_particles(elbo: Any, model: Any, guide: Any, *args: Any, **kwargs:
             "Use backward=None, or a guide that is a function of its own."
         )
     if elbo.global_names:
-        raise ValueError("backward: not for programs with latents outside of the data plate. Use backward=None.")
+        raise ValueError("backward: it does not support latents outside of the data plate. Use backward=None.")
     same = SameData()  # also for the run of the few
     [(run, drawn)] = elbo._get_traces(same(_without_gradients(model)), same(guide), args, kwargs)
     particles, latents = particles_of(run, drawn), samples(drawn)

@@ -13,7 +13,7 @@ from pyro_vmem.infer.particles import Particles
 
 __all__ = ["UnorderedSet_ELBO"]
 
-MOST_PARTICLES = 10  # the subsets of the values, 2^K, are gone through
+MOST_PARTICLES = 10  # the subsets of the values, 2^K, are all visited
 
 
 @dataclass(repr=False, eq=False)
@@ -58,7 +58,7 @@ class UnorderedSet_ELBO(OneSiteELBO):
         super().__post_init__()
         if self.num_particles > MOST_PARTICLES:
             raise ValueError(
-                f"num_particles: expected at most {MOST_PARTICLES}, as all subsets are gone through, got "
+                f"num_particles: expected at most {MOST_PARTICLES}, because all subsets are visited, got "
                 f"{self.num_particles}. For more use RaoBlackwell_ELBO or VIMCO_ELBO."
             )
 

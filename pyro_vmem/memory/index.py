@@ -298,9 +298,9 @@ def _exact(queries: Tensor, keys: Tensor, present: Tensor, k: int) -> Hits:
 class FaissIndex(KeyTable):
     """Approximate search by faiss on the CPU, which compares a small part of the keys.
 
-    Slots are added, removed and updated in place, at a cost that does not depend on their number. A graph cannot move
-    a node: updated keys of `"hnsw"` are searched exactly until they are 5 % of all keys, when the graph is built again.
-    From a million slots on, `"ivf"` compares keys of 8-bit numbers; the scores of what it finds are exact.
+    Slots are added, removed and updated in place, at a cost that does not grow with the memory. `"hnsw"` keeps updated
+    keys aside and compares them one by one. When they are 5 % of all keys, it builds its graph again. From a million
+    slots on, `"ivf"` searches rounded keys of 8 bits per number, and scores the slots that it finds by the exact keys.
 
     References:
         | The Faiss library (Douze et al., 2024) https://arxiv.org/abs/2401.08281

@@ -178,7 +178,7 @@ class Collection:
         return found
 
     def write(self, method: Literal["insert", "upsert"], rows: dict[str, Any], **how: Any) -> None:
-        """Writes rows in batches, given as columns of equal length by name."""
+        """Writes rows in batches. `rows` has the columns by name, all of one length."""
         for start in range(0, len(rows["id"]), self.rows_at_once):
             some = [column[start : start + self.rows_at_once] for column in rows.values()]
             self(method, data=[dict(zip(rows, row, strict=True)) for row in zip(*some, strict=True)], **how)
@@ -368,7 +368,7 @@ class MilvusIndex(AddressIndex):
 
 
 class MilvusStore(PackedStore):
-    """Templates in a collection of Milvus, decoded as they are read; see :class:`MilvusMemory`."""
+    """Templates in a collection of Milvus, unpacked when they are read; see :class:`MilvusMemory`."""
 
     def __init__(self, index: MilvusIndex) -> None:
         about = index.collection.about

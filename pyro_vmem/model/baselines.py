@@ -258,7 +258,7 @@ class SoftAttentionDecoder(Decoder):
 
 
 class SoftAttentionGuide(LatentGuide):
-    """A latent guide on a mixture of the templates, with weights from the target."""
+    """A latent guide that sees the weighted average of all templates; the target gives the weights."""
 
     def __init__(self, inner: LatentGuide, num_features: Size) -> None:
         super().__init__()

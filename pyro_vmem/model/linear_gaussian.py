@@ -93,11 +93,11 @@ class LinearGaussianMemory(nn.Module):
         return log_prob
 
     def log_evidence(self, memory: Memory, x: Float[Tensor, "B X"]) -> Tensor:
-        r""":math:`\log p(x | M) = \log \sum_a p(a | M)\, p(x | m_a)`, in nats `(B,)`; arguments as above."""
+        r""":math:`\log p(x | M) = \log \sum_a p(a | M)\, p(x | m_a)` of each target, in nats, `(B,)`."""
         return self._log_joint(memory, x).logsumexp(-1)
 
     def address_posterior(self, memory: Memory, x: Float[Tensor, "B X"]) -> dist.Categorical:
-        r""":math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`, with batch shape `(B,)`; arguments as above."""
+        r""":math:`p(a | x, M) \propto p(a | M)\, p(x | m_a)`, one categorical per target, with batch shape `(B,)`."""
         return over_slots(self._log_joint(memory, x), memory)
 
     def latent_posterior(

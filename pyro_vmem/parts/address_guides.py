@@ -69,8 +69,8 @@ class SimilarityGuide(KeyedGuide):
     .. math:: q(a = s | M, x) \propto \exp(\langle h(m_s), g(x) \rangle / (\|h(m_s)\| \, \tau))
 
     The cost is :math:`O(S B E)` for :math:`S` slots and :math:`B` targets. The guide of the paper is
-    `normalise="memory", temperature=1.0, tied=False`. By default one embedding serves both, so an untrained guide
-    already finds similar templates. Without that, training has no signal to start from.
+    `normalise="memory", temperature=1.0, tied=False`. By default :math:`h` and :math:`g` are one network, so that an
+    untrained guide already finds similar templates. With two networks, training has no signal to start from.
 
     References:
         | Variational Memory Addressing in Generative Models (Bornschein et al., 2017), section 3.2

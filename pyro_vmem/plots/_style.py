@@ -40,7 +40,7 @@ def as_numpy(values: Array) -> NDArray[np.float64]:
 
 
 def text_colour() -> str:
-    """The text colour of the caller, also for lines that belong to text."""
+    """The text colour of the current matplotlib settings, also for frames and rules beside text."""
     colour: str = require("matplotlib", "plots").rcParams["text.color"]
     return colour
 

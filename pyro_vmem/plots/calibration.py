@@ -59,7 +59,7 @@ def khat_scatter(ax: Axes, khat: Array) -> Axes:
     if missing := int(np.isnan(k).sum()):
         ax.plot([], [], " ", label=f"{missing:,} not estimated")
     ax.axhline(_LIMIT, color=text_colour(), linestyle="--", linewidth=1.2)
-    ax.set_ylim(_LEAST - 0.1, top + 0.1)
+    ax.set_ylim(min(height[np.isfinite(height)].min(initial=0.0), 0.0) - 0.1, top + 0.1)
     ax.margins(x=0.02)
     label_axes(ax, "datapoint", "Pareto k-hat of the weights")
     ax.locator_params(axis="x", integer=True)
@@ -100,7 +100,7 @@ def reliability_diagram(ax: Axes, confidence: Array, accuracy: Array, count: Arr
     label = f"calibration error {float((share * abs(x - y)).sum()):.2f}"
     ax.scatter(x, y, s=20 + 300 * share, color=BLUE, alpha=0.8, linewidths=0, label=label, zorder=3)
     ax.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), aspect="equal")
-    label_axes(ax, f"largest class probability by {name}", "share that is right")
+    label_axes(ax, f"largest class probability by {name}", "accuracy")
     legend_below(ax)
     for handle in ax.get_legend().legend_handles[1:]:  # type: ignore[union-attr]  # there is one now
         handle.set_sizes([30])  # type: ignore[union-attr]  # of the scatter

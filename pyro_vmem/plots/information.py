@@ -20,7 +20,7 @@ __all__ = ["evidence_by_memory", "information_gain_against_slots", "information_
 def information_gain_histogram(
     ax: Axes, gain: Array, num_slots: PositiveInt, num_classes: PositiveInt, exact: Array | None = None
 ) -> Axes:
-    r"""Draws a histogram of the information gain of lookups, :math:`KL(q(a|M,x) \| p(a|M))`, in nats.
+    r"""Draws a histogram of the information gain of lookups, :math:`KL(q(a | M, x) \| p(a | M))`, in nats.
 
     Lines mark the gain that identifies the slot, :math:`\log |M|`, and the class, :math:`\log C`.
 
@@ -44,9 +44,9 @@ def information_gain_histogram(
     bins = (low + width * np.arange(1 + max(30, math.ceil((top - low) / width - 1e-3)))).tolist()
     high = bins[-1]
     columns = [column.clip(max=high) for column in columns]
-    ax.hist(columns[0], bins, color=BLUE, alpha=0.75, label=f"guide q(a|M,x), mean {guide.mean():.2f}")
+    ax.hist(columns[0], bins, color=BLUE, alpha=0.75, label=f"guide q(a | M, x), mean {guide.mean():.2f}")
     if exact is not None:
-        label = f"exact p(a|x,M), mean {columns[1].mean():.2f}"
+        label = f"exact p(a | x, M), mean {columns[1].mean():.2f}"
         ax.hist(columns[1], bins, histtype="step", color=ORANGE, linewidth=1.5, label=label)
     marks = [("log |M|", num_slots), ("log C", num_classes)]
     if num_slots == num_classes:
@@ -87,7 +87,7 @@ def information_gain_against_slots(
         >>> from matplotlib.figure import Figure
         >>> ax = information_gain_against_slots(Figure().subplots(), [4, 16, 64], [1.3, 2.5, 3.6], error=[0.1] * 3)
         >>> ax.get_xscale(), [text.get_text() for text in ax.get_legend().get_texts()]
-        ('log', ['log |M|', 'guide q(a|M,x)'])
+        ('log', ['log |M|', 'guide q(a | M, x)'])
     """
     slots = np.asarray(num_slots, dtype=float)
     columns = {"gain": gain, "error": error, "exact": exact}
@@ -102,9 +102,9 @@ def information_gain_against_slots(
     ax.plot(slots, np.log(slots), "--", color=text_colour(), linewidth=1.2, label="log |M|")
     if exact is not None:
         style: dict[str, Any] = {"color": ORANGE, "markerfacecolor": "none", "linewidth": 1.5}
-        ax.plot(slots, values["exact"], "s-", label="exact p(a|x,M)", **style)
+        ax.plot(slots, values["exact"], "s-", label="exact p(a | x, M)", **style)
     bars: dict[str, Any] = {"color": BLUE, "linewidth": 1.5, "capsize": 3}
-    ax.errorbar(slots, values["gain"], values.get("error"), fmt="o-", label="guide q(a|M,x)", **bars)
+    ax.errorbar(slots, values["gain"], values.get("error"), fmt="o-", label="guide q(a | M, x)", **bars)
     ax.set_xscale("log", base=2)
     ax.set_xticks(slots, [f"{slot:,.0f}" for slot in slots], minor=False)
     ax.minorticks_off()

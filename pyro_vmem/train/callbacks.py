@@ -84,8 +84,8 @@ class Validation(Callback):
 class Checkpoints(Callback):
     """Keeps a run in a folder: `last.safetensors`, `best.safetensors` and `history.csv`.
 
-    If a file cannot be written, as on a full disk, there is a warning. The old file stays, and the next record tries
-    again.
+    If a file cannot be written, as on a full disk, there is a warning. The old file stays, and the next checkpoint is
+    written as usual.
 
     Arguments:
         folder: An existing folder.

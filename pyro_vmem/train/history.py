@@ -110,7 +110,7 @@ def read_result(folder: str | Path) -> FitResult:
         last = {"step": 0.0, "seconds": 0.0} | (history[-1] if history else {})
     except (ValueError, TypeError, csv.Error) as error:
         raise ValueError(
-            f"run: {str(path)!r} is not a history ({error}). Go on with the run (resume), which writes it again."
+            f"run: {str(path)!r} is not a history ({error}). Resume the run, which writes it again."
         ) from error
     best = max((row["val_bound"] for row in history if "val_bound" in row), default=-math.inf)
     return FitResult(steps=int(last["step"]), seconds=last["seconds"], history=history, best_bound=best)

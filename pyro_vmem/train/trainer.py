@@ -219,7 +219,7 @@ class Trainer:
         self._asked_to_stop = True
 
     def row(self, episode: Episode | None = None) -> dict[str, float]:
-        """A row of the history: step, seconds, averages of the terms and rates.
+        """A row of the history: the step, the seconds, the average of each term of the bound, and the learning rates.
 
         Arguments:
             episode: If the objective gives only its loss, the terms of the bound are measured on this episode.
@@ -423,7 +423,7 @@ class Trainer:
             if expected != found:
                 name = min(n for n in expected.keys() | found.keys() if expected.get(n) != found.get(n))
                 raise ValueError(
-                    f"{argument}: the run was of another one: {name!r} has shape {found.get(name, 'none')} there and "
+                    f"{argument}: the run had another one: {name!r} has shape {found.get(name, 'none')} there and "
                     f"{expected.get(name, 'none')} here. Build it as it was (pyro_vmem.load gives the model), or start "
                     "in another folder."
                 )
@@ -431,7 +431,7 @@ class Trainer:
             arguments = now.get("init_args", {}), was.get("init_args", {})
             changed = [n for n in sorted({*arguments[0], *arguments[1]}) if arguments[0].get(n) != arguments[1].get(n)]
             raise ValueError(
-                f"vma: the run was of another model, which differs in {', '.join(changed) or 'its class'}. Build it as "
+                f"vma: the run trained another model. It differs in {', '.join(changed) or 'its class'}. Build it as "
                 "it was (pyro_vmem.load gives the model), or start in another folder."
             )
         kind = type(self.optimizer).__qualname__

@@ -100,9 +100,9 @@ def test_what_is_wrong_comes_first(tmp_path) -> None:
 
 def test_nothing_rests_on_evidence_whose_error_is_unknown(tmp_path) -> None:
     known, unknown = (page_of(tmp_path, metrics=METRICS | {"error_unknown": share}).text for share in (0.04, 0.98))
-    assert "the memory is worth 17.2 nats per picture" in known
+    assert "the memory is worth 17.2 nats per image" in known
     assert "is worth 17.2" not in unknown
-    assert "not stated: for 98 % of the pictures the error of the evidence is unknown." in " ".join(unknown.split())
+    assert "not stated: for 98 % of the images the error of the evidence is unknown." in " ".join(unknown.split())
     assert "71 % of the time" in unknown  # what stands
 
 
@@ -179,8 +179,8 @@ def test_numpy_arrays_and_many_rows(tmp_path) -> None:
     generation = {"templates": x, "samples": x[:, None].repeat(30, 1)}
     gain = report.information_gain | {name: report.information_gain[name].numpy() for name in ("gain", "exact")}
     page = page_of(tmp_path, lookup=lookup, generation=generation, information_gain=gain)
-    assert page.all("img")[0]["alt"].startswith("8 target pictures")
-    assert page.all("img")[1]["alt"] == "8 framed templates, each beside 6 pictures that the model draws from it."
+    assert page.all("img")[0]["alt"].startswith("8 target images")
+    assert page.all("img")[1]["alt"] == "8 framed templates, each beside 6 images that the model draws from it."
 
 
 def test_text_is_escaped(tmp_path) -> None:

@@ -30,7 +30,7 @@ METRICS = {
 def test_good() -> None:
     assert verdict(METRICS) == (
         "With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup "
-        "gains 2.4 of 3.0 nats, and the memory is worth 17.2 nats per picture."
+        "gains 2.4 of 3.0 nats, and the memory is worth 17.2 nats per image."
     )
 
 
@@ -38,7 +38,7 @@ def test_evidence_that_cannot_be_relied_on_is_said() -> None:
     assert verdict(METRICS | {"error_unknown": 0.05}) == verdict(METRICS)
     assert verdict(METRICS | {"error_unknown": 0.96}) == (
         "With 20 unseen characters in memory, the right one is found 71 % of the time (chance 5 %); the lookup "
-        "gains 2.4 of 3.0 nats. What the memory is worth is not stated: for 96 % of the pictures the error of the "
+        "gains 2.4 of 3.0 nats. What the memory is worth is not stated: for 96 % of the images the error of the "
         "evidence is unknown."
     )
 
@@ -61,7 +61,7 @@ def test_guide_ignores_the_target() -> None:
     assert text == (
         "The address guide ignores the target: its lookups gain 0.14 of 3.0 nats. With 20 unseen characters "
         "in memory, the right one is found 6 % of the time (chance 5 %), which is not clearly better than "
-        "guessing. The memory is worth 17.2 nats per picture."
+        "guessing. The memory is worth 17.2 nats per image."
     )
 
 
@@ -82,11 +82,11 @@ def test_edge_of_ignoring(name) -> None:
 @pytest.mark.parametrize(
     ("worth", "error", "says"),
     [
-        (-0.4, 0.2, "The memory is not used: right templates are worth \N{MINUS SIGN}0.4 nats per picture"),
-        (0.9, 0.4, "The memory is not used: right templates are worth 0.9 nats per picture"),
-        (0.9, 0.1, "The memory is hardly used: right templates are worth 0.9 nats per picture"),
-        (5.0, 1.7, "The memory is not shown to be used: it is worth 5.0 ± 1.7 nats per picture, less than 3 "),
-        (5.0, math.nan, "The memory seems worth 5.0 nats per picture, but one episode gives no standard error."),
+        (-0.4, 0.2, "The memory is not used: right templates are worth \N{MINUS SIGN}0.4 nats per image"),
+        (0.9, 0.4, "The memory is not used: right templates are worth 0.9 nats per image"),
+        (0.9, 0.1, "The memory is hardly used: right templates are worth 0.9 nats per image"),
+        (5.0, 1.7, "The memory is not shown to be used: it is worth 5.0 ± 1.7 nats per image, less than 3 "),
+        (5.0, math.nan, "The memory seems worth 5.0 nats per image, but one episode gives no standard error."),
     ],
 )
 def test_memory_not_used(worth, error, says) -> None:
@@ -133,7 +133,7 @@ def test_one_class_has_nothing_to_look_up() -> None:
     assert problems(METRICS | one) == []
     text = verdict(METRICS | one)
     assert text == (
-        "With one unseen character in memory there is no class to look up. The memory is worth 17.2 nats per picture."
+        "With one unseen character in memory there is no class to look up. The memory is worth 17.2 nats per image."
     )
 
 

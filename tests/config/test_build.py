@@ -20,6 +20,7 @@ import torch
 import pyro_vmem as pv
 from pyro_vmem import VMA, AddressGuide, AddressPrior, Memory, Part, over_slots
 from pyro_vmem.app.experiment import Experiment
+from pyro_vmem.config.arguments import checked
 from pyro_vmem.train import save_checkpoint
 
 yaml = pytest.importorskip("yaml")
@@ -279,21 +280,82 @@ def test_annotations_that_only_a_type_checker_imports_are_checked_all_the_same(
 class WithFunction(FirstSlots):
     """A part whose argument is a function, which no spec can hold."""
 
-    def __init__(self, rule: Callable[[float], float] = float, kind: type[AddressPrior] | None = None) -> None:
+    def __init__(
+        self,
+        rule: Callable[[float], float] = float,
+        kind: type[AddressPrior] | None = None,
+        either: Callable[[float], float] | str = "",
+        by_name: dict[str, Callable[[float], float]] | None = None,
+        tensor: torch.Tensor | str = "",
+        anything: Any = None,
+        several: list[Any] | None = None,
+        loose=None,
+        version: Literal["1.5", "2 beta"] = "1.5",
+    ) -> None:
         super().__init__()
         self.result = rule(1.0)
 
 
-@pytest.mark.parametrize("arguments", [{"rule": "os.system"}, {"rule": "evil_of_build.f"}, {"kind": "evil_of_build.F"}])
-def test_a_text_is_never_taken_for_a_function_or_a_class_to_import(
-    arguments: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def evil(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The file that a module `evil_of_build` leaves behind when it is imported."""
     marker = tmp_path / "imported"
     (tmp_path / "evil_of_build.py").write_text(f"open({str(marker)!r}, 'w').close()\ndef f(x): pass\nclass F: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
+    yield marker
+    sys.modules.pop("evil_of_build", None)
+
+
+@pytest.mark.parametrize("arguments", [{"rule": "os.system"}, {"rule": "evil_of_build.f"}, {"kind": "evil_of_build.F"}])
+def test_a_text_is_never_taken_for_a_function_or_a_class_to_import(arguments: dict[str, str], evil: Path) -> None:
     with pytest.raises(ValueError, match=r"spec\.address_prior\.(rule|kind): expected"):
         pv.build(spec_with("address_prior", with_args("WithFunction", **arguments)))
-    assert not marker.exists()
+    assert not evil.exists()
+
+
+YAML_OF_A_CLASS = "{class_path: evil_of_build.F}"
+
+
+@pytest.mark.parametrize("text", ["evil_of_build.f", "evil_of_build.F", YAML_OF_A_CLASS, f"[{YAML_OF_A_CLASS}]"])
+@pytest.mark.parametrize("name", ["either", "by_name", "tensor", "anything", "several", "loose"])
+def test_a_text_stays_a_text(name: str, text: str, evil: Path) -> None:
+    value = {"by_name": {"a": text}, "several": [text]}.get(name, text)
+    spec = with_args("WithFunction", **{name: value})
+    if name == "by_name":
+        with pytest.raises(ValueError, match=r"spec\.address_prior\.by_name: expected"):
+            pv.build(spec_with("address_prior", spec))
+    else:
+        assert pv.build(spec_with("address_prior", spec)).address_prior.arguments()[name] == value
+    assert not evil.exists()
+
+
+def test_texts_are_of_the_annotated_type() -> None:
+    for version in ("1.5", "2 beta"):
+        part = pv.build(spec_with("address_prior", with_args("WithFunction", version=version))).address_prior
+        assert part.arguments()["version"] == version
+    for arguments, message in (
+        ({"version": "1.6"}, "version: expected '1.5' or '2 beta', got '1.6' (str). Did you mean '1.5'?"),
+        ({"by_name": "a: b"}, "by_name: expected dict[str, Callable[[a number], a number]] or None, got 'a: b' (str)."),
+    ):
+        with pytest.raises(ValueError, match=re.escape(f"spec.address_prior.{message}")):
+            pv.build(spec_with("address_prior", with_args("WithFunction", **arguments)))
+    notes = {"title": "Two words", "more": ["a.b", {"c": "{d: e}"}]}
+    assert checked(Experiment, {"notes": notes, "data_root": "a/b.c"}, "") == {"notes": notes, "data_root": "a/b.c"}
+    for settings in ({"notes": "a: b"}, {"held_out": ["a b", 1, 2]}, {"steps": "1, 2"}, {"steps": "[1]"}):
+        with pytest.raises(ValueError, match=f"settings.{next(iter(settings))}: expected .*, got"):
+            checked(Experiment, settings, "settings")
+
+
+def test_an_objective_of_a_file_imports_nothing(evil: Path) -> None:
+    """The arguments of Pyro's objectives have no annotations."""
+    Experiment(objective=with_args("Trace_ELBO", strict_enumeration_warning=YAML_OF_A_CLASS))
+    assert not evil.exists()
+
+
+def test_a_number_is_not_read_from_a_text_whose_aliases_multiply() -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 60))
+    with pytest.raises(ValueError, match="num_features: expected a whole number"):
+        pv.build(spec_with("address_guide", with_args("SimilarityGuide", num_features=bomb)))
 
 
 @pytest.mark.parametrize("spec", ["some/file.yaml", ["a"], None])

@@ -1126,7 +1126,7 @@ refused(
                 tensors={f"model.{n}": t for n, t in OTHER.items()} | {"random_state": torch.get_rng_state()},
                 data={"spec": {}, "result": {}, "settings": {}, "optimizer": {}},
             ),
-            r"vma: the run was of another one: '.*' has shape .* Build it as it was",
+            r"vma: the run had another one: '.*' has shape .* Build it as it was",
         ),
         "nothing that can be read": (
             checkpoint(resumed("text"), lambda _: b"hello"),

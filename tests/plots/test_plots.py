@@ -317,7 +317,7 @@ class TestInformationGain:
         assert not outline.get_fill()
         assert outline.get_xy()[:, 1].max() == 10
         legend = [text.get_text() for text in ax.get_legend().get_texts()]
-        assert legend == ["guide q(a|M,x), mean 1.98", "exact p(a|x,M), mean 3.20"]
+        assert legend == ["guide q(a | M, x), mean 1.98", "exact p(a | x, M), mean 3.20"]
 
     def test_no_bar_reaches_over_the_most_that_can_be_told(self) -> None:
         most = torch.full((7,), math.log(100))  # in float32, which rounds up

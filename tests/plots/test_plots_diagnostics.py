@@ -75,7 +75,7 @@ class TestInformationGainAgainstSlots:
         assert exact.get_ydata().tolist() == [1.2, 2.4, 3.5]
         assert guide.get_xydata().tolist() == [[4, 1], [16, 2], [64, 3]]
         assert [label.get_text() for label in ax.get_xticklabels()] == ["4", "16", "64"]
-        assert legend(ax) == ["log |M|", "exact p(a|x,M)", "guide q(a|M,x)"]
+        assert legend(ax) == ["log |M|", "exact p(a | x, M)", "guide q(a | M, x)"]
         assert "nats" in ax.get_ylabel()
 
     def test_bars_are_the_errors(self) -> None:

@@ -196,7 +196,7 @@ def test_settings_that_are_damaged_are_named(tmp_path: Path, content: bytes) -> 
 @pytest.mark.parametrize("content", [b"step,seconds\n1,x\n", b"step\n1,2,3\n", b"\xff\n1\n", b"step\n\0\n"])
 def test_a_history_that_is_damaged_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "history.csv").write_bytes(content)
-    with pytest.raises(ValueError, match=r"^run: '.*history.csv' is not a history \(.*Go on with the run"):
+    with pytest.raises(ValueError, match=r"^run: '.*history.csv' is not a history \(.*Resume the run"):
         read_result(tmp_path)
 
 

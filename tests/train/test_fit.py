@@ -470,7 +470,7 @@ def test_the_best_weights_are_written_again_if_they_were_lost(tmp_path, monkeypa
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"decoder": "conv"}, "vma: the run was of another one: 'likelihood.*' has shape .* there and none here"),
+        ({"decoder": "conv"}, "vma: the run had another one: 'likelihood.*' has shape .* there and none here"),
         ({"x_encoder": pv.parts.ConvEncoder((1, 8, 8), 16, 4)}, "vma: .* 'x_encoder.* has shape none there and"),
     ],
 )
@@ -496,7 +496,7 @@ def test_a_run_that_trained_other_parameters_is_not_resumed(tmp_path):
 def test_another_objectives_network_is_not_resumed(tmp_path):
     elbo = pv.infer.Reinforce_ELBO(1, "average", max_plate_nesting=1)
     pv.fit(small_vma(), sampler(), elbo, steps=1, out=tmp_path, progress=False)
-    match = r"objective: the run was of another one: 'mean' has shape \(\) of torch.float32 there and none here"
+    match = r"objective: the run had another one: 'mean' has shape \(\) of torch.float32 there and none here"
     with pytest.raises(ValueError, match=match):
         pv.fit(small_vma(), sampler(), "vimco", steps=2, out=tmp_path, resume=True, progress=False)
 
@@ -568,7 +568,7 @@ def test_a_model_of_another_kind_with_the_same_weights_is_not_resumed(tmp_path):
     pv.fit(small_vma(), sampler(), steps=1, out=tmp_path, progress=False)
     other = small_vma()
     other = other.replace(address_prior=pv.TemperedPrior(pv.UniformPrior(), 0.5))
-    with pytest.raises(ValueError, match="vma: the run was of another model, which differs in address_prior"):
+    with pytest.raises(ValueError, match=r"vma: the run trained another model\. It differs in address_prior"):
         pv.fit(other, sampler(), steps=1, out=tmp_path, resume=True, progress=False)
 
 
