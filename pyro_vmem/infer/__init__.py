@@ -36,4 +36,4 @@ __all__ = [
     "check_objective",
     "choose",
 ]
-check_entries(globals(), in_steps=("Particles",))
+check_entries(globals(), in_steps=("Particles", "Terms"))

@@ -26,28 +26,27 @@ Objective = Literal["auto", "vimco", "rws", "iwae", "reinforce", "rao-blackwell"
 NUM_PARTICLES = 4  # the decoder passes per datapoint of a named objective; all names cost the same, but for "enumerate"
 
 
-def named_objective(name: Objective, num_particles: int = NUM_PARTICLES) -> ELBO:
-    """The objective of that name for a model with one plate.
+def named_objective(name: Objective) -> ELBO:
+    """The objective of that name for a model with one plate, at four decoder passes per datapoint.
 
     Arguments:
         name: `"vimco"`, `"rws"` (with pathwise latents), `"iwae"`, `"reinforce"`, `"rao-blackwell"`, or `"enumerate"`
-            for Pyro's own enumeration, guarded; its guide has to be marked by `config_enumerate`. `"auto"` is
-            for :func:`choose`.
-        num_particles: The decoder passes per datapoint; `"enumerate"` has as many as there are values.
+            for Pyro's own enumeration, guarded; its guide has to be marked by `config_enumerate`, and it has as many
+            decoder passes as there are values. `"auto"` is for :func:`choose`.
 
     Raises:
-        ValueError: If there is no such objective, or it needs more particles.
+        ValueError: If there is no such objective.
 
     Example:
         >>> named_objective("rao-blackwell")
         RaoBlackwell_ELBO(k=3)
     """
     made: dict[str, Callable[[], ELBO]] = {
-        "vimco": lambda: VIMCO_ELBO(num_particles, max_plate_nesting=1),
-        "rws": lambda: RWS_ELBO(num_particles, pathwise=True, max_plate_nesting=1),
-        "iwae": lambda: IWAE_ELBO(num_particles, max_plate_nesting=1),
-        "reinforce": lambda: Reinforce_ELBO(num_particles, max_plate_nesting=1),
-        "rao-blackwell": lambda: RaoBlackwell_ELBO(num_particles - 1, max_plate_nesting=1),  # and one is sampled
+        "vimco": lambda: VIMCO_ELBO(NUM_PARTICLES, max_plate_nesting=1),
+        "rws": lambda: RWS_ELBO(NUM_PARTICLES, pathwise=True, max_plate_nesting=1),
+        "iwae": lambda: IWAE_ELBO(NUM_PARTICLES, max_plate_nesting=1),
+        "reinforce": lambda: Reinforce_ELBO(NUM_PARTICLES, max_plate_nesting=1),
+        "rao-blackwell": lambda: RaoBlackwell_ELBO(NUM_PARTICLES - 1, max_plate_nesting=1),  # and one is sampled
         "enumerate": lambda: EnumGuard(max_plate_nesting=1),
     }
     if isinstance(name, str) and name in made:
