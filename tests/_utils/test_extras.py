@@ -102,7 +102,7 @@ def test_every_extra_that_a_message_names_exists() -> None:
         pytest.skip("the package is installed without its sources")
     extras = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
     found = list(requirements())
-    assert {path.name for path, _, _ in found} >= {"flows.py", "glyphs.py", "cli.py"}
+    assert {path.name for path, _, _ in found} >= {"flows.py", "glyphs.py", "commands.py"}
     distributions = {"PIL": "pillow", "yaml": "pyyaml", "faiss": "faiss-cpu", "milvus_lite": "milvus-lite"}
     comes_with = {"PIL": "matplotlib", "grpc": "pymilvus"}  # which cannot do without it
     for path, module, extra in found:
