@@ -13,7 +13,7 @@ from pretend import DEVICE, Pretend, There
 from small_run import blobs, rows, sampler, small_vma, weights
 
 import pyro_vmem as pv
-from pyro_vmem.app import Evaluation, Experiment, cli
+from pyro_vmem.app import Evaluation, Experiment, commands
 from pyro_vmem.data.loading import _in_a_thread
 
 pytestmark = pytest.mark.long
@@ -124,7 +124,7 @@ def test_the_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copytree(tmp_path / "cpu", tmp_path / "meta")
     found = [experiment.report(tmp_path / where, how, progress=False, device=where) for where in ("cpu", "meta")]
     found.append(experiment.evaluate(tmp_path / "cpu", how, progress=False, device="meta"))
-    cli.sample(str(tmp_path / "meta"), rows=2, columns=2, device="meta")
+    commands.sample(str(tmp_path / "meta"), rows=2, columns=2, device="meta")
     assert (tmp_path / "meta" / "samples.png").exists()
     for name in ("nll", "information_gain", "hit_rate"):
         assert [metrics[name] for metrics in found] == pytest.approx([found[0][name]] * 3, rel=1e-3, abs=1e-3), name

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import pyro_vmem as pv
+from benchmarks import packaged, recogniser
 from benchmarks.load import over_and_over
 from benchmarks.refined import ratio
 
@@ -57,13 +58,16 @@ READS = {"refined", "belief_network"}
 # Those whose figures no page shows.
 NOT_KEPT = {"profile_step"}
 
+# These go together: the second reads what the first wrote.
+IN_TURN = ("recogniser", "packaged")
+
 # What reproduces published tables is tested in test_reproduce.py.
 REPRODUCTION = {"reproduce", "tables", "figures", "recipes", "checkpoints", "published", "pictures", "pretrained"}
 
 
 def test_every_benchmark_is_listed():
     names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} - NO_COMMANDS
-    assert names == set(SMALL) | REPRODUCTION
+    assert names == set(SMALL) | REPRODUCTION | set(IN_TURN)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -83,6 +87,19 @@ def test_benchmark_prints_json(name):
     if name not in NOT_KEPT:
         kept = ROOT / "docs" / "benchmarks" / f"{name}.json"
         assert result.keys() >= json.loads(kept.read_text()).keys()
+
+
+@pytest.mark.skipif("PYRO_VMEM_DATA" not in os.environ, reason="PYRO_VMEM_DATA is not set, and these read Omniglot")
+def test_packaged_models_are_measured(tmp_path):
+    weights = str(tmp_path / "recogniser.safetensors")
+    judged = recogniser.main(steps=2, out=weights)
+    assert 0.0 < judged["accuracy"] <= 1.0
+    few = {"episodes": 2, "samples": 1, "trials": 2, "drawn_episodes": 2}
+    found = packaged.main(weights, ["omniglot28-independent"], **few)
+    kept = json.loads((ROOT / "docs" / "benchmarks" / "packaged.json").read_text())
+    assert found.keys() == kept.keys()
+    assert found["rows"][0].keys() == kept["rows"][0].keys()
+    packaged.show(found)
 
 
 def test_without_a_gpu_its_benchmark_says_so():
